@@ -1,0 +1,113 @@
+"""The command line: a verb parses, calls one function, prints the summary, maps errors to exit codes.
+
+Each verb lives in a module of its own, `ripple/cli/<verb>.py`, with a click command named `command`; it is
+imported only when asked for, so that `ripple --help` loads neither torch nor lsst.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from typing import Any
+
+import click
+
+from ripple import __version__
+from ripple.errors import Interrupted, RippleError
+
+#: verb -> one line for `ripple --help`, in the order of the chain.
+VERBS: dict[str, str] = {
+    "doctor": "Check the environment, and a repository when given.",
+    "simulate": "Make a mini-survey in a real Butler repository.",
+    "locate": "Sky position to tract, patch and pixel.",
+    "plan": "Dry run of fetch: what exists, how large, how long.",
+    "fetch": "Butler coadds to multi-band cutout shards.",
+    "preprocess": "PSF matching, normalisation, quality control: cutouts to tensors.",
+    "inject": "Paint lensed sources into real cutouts.",
+    "train": "Tensors to a lens finder.",
+    "score": "A lens finder and tensors to ranked candidates.",
+    "explain": "Why a model thinks so: saliency, neighbours, latent space.",
+    "report": "A page a person can judge candidates on.",
+    "run": "The whole chain from one YAML file.",
+    "show": "What is in an artefact.",
+    "verify": "Is every byte of an artefact whole.",
+    "import": "Other people's stamps to cutouts or tensors.",
+    "export": "Tensors to other people's formats.",
+    "import-model": "A checkpoint from elsewhere, plus its contract.",
+    "export-model": "A model to ONNX or TorchScript.",
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a verb when it is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All verbs, in the order of the chain."""
+        return [verb for verb in VERBS if importlib.util.find_spec(_module(verb)) is not None]
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """The verb, imported now."""
+        if name not in self.list_commands(ctx):
+            return None
+        command = importlib.import_module(_module(name)).command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The table of verbs, without importing any of them."""
+        rows = [(verb, VERBS[verb]) for verb in self.list_commands(ctx)]
+        if rows:
+            with formatter.section("Verbs"):
+                formatter.write_dl(rows)
+
+
+def _module(verb: str) -> str:
+    return f"ripple.cli.{verb.replace('-', '_')}" + ("_" if verb == "import" else "")
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Example: ripple simulate sky && ripple fetch --repo sky/repo --collections mini -o cutouts",
+)
+@click.version_option(__version__, prog_name="ripple")
+def group() -> None:
+    """From a patch of Rubin/LSST sky to ranked strong-lens candidates."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of the console script; exits with the codes of DESIGN section 8."""
+    sys.exit(run(argv))
+
+
+def run(argv: list[str] | None = None) -> int:
+    """Run one command line and return its exit code; errors become one line on stderr."""
+    try:
+        # Click turns SIGINT into Abort; verbs that must stop in order install their own handlers.
+        result: Any = group.main(args=argv, prog_name="ripple", standalone_mode=False)
+    except click.exceptions.Exit as err:
+        return err.exit_code
+    except click.ClickException as err:
+        err.show()
+        return 2
+    except Interrupted as err:
+        return _fail(err, err.code)
+    except RippleError as err:
+        return _fail(err, err.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("ripple: interrupted", err=True)
+        return 130
+    except BrokenPipeError:
+        # The reader of our stdout went away (`| head`): not an error, and nothing more can be said there.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    return result if isinstance(result, int) else 0
+
+
+def _fail(err: RippleError, code: int) -> int:
+    from ripple.profile import plain
+
+    click.echo(f"ripple: {plain(str(err))}", err=True)
+    return code

@@ -1,0 +1,132 @@
+"""Click options made from a configuration model, so that flags and YAML keys are the same list.
+
+`@config_options(FetchConfig)` adds one flag per field plus `-c/--config`, and calls the command with a
+validated `config`. A field `psf_fwhm` becomes `--psf-fwhm`; a tuple of strings is given comma-separated; a
+bool becomes `--x/--no-x`.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, Union
+
+import click
+
+from ripple.config import Config, load_yaml, suggest
+from ripple.errors import ConfigError
+
+
+def config_options(
+    model: type[Config], *, short: dict[str, str] | None = None, arguments: tuple[str, ...] = ()
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorate a click callback so that it receives `config: model`.
+
+    Parameters
+    ----------
+    model
+        Fields become flags; `description` becomes the help text.
+    short
+        Field -> short flag, as in `{"output": "-o"}`.
+    arguments
+        Fields that are positional arguments instead of flags.
+    """
+    names = short or {}
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            given = {k: v for k, v in kwargs.items() if k in model.model_fields and not _absent(v)}
+            rest = {k: v for k, v in kwargs.items() if k not in model.model_fields and k != "config_file"}
+            config = model.make({**section(kwargs.get("config_file"), model.verb), **_listed(model, given)})
+            return function(*args, config=config, **rest)
+
+        wrapped: Callable[..., Any] = wrapper
+        for name, info in reversed(model.model_fields.items()):
+            if name in arguments:
+                nargs = -1 if _is_tuple(info.annotation) else 1
+                wrapped = click.argument(name, nargs=nargs, required=False, metavar=name.upper())(wrapped)
+                continue
+            flag = "--" + name.replace("_", "-")
+            kind = _strip_none(info.annotation)
+            decls = [names[name]] if name in names else []
+            shown = info.description or ""
+            if not info.is_required() and info.default not in (None, "", (), False):
+                value = info.default
+                shown += f"  [default: {','.join(map(str, value)) if isinstance(value, tuple) else value}]"
+            if kind is bool:
+                wrapped = click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=shown)(wrapped)
+            else:
+                wrapped = click.option(*decls, flag, name, default=None, type=_click_type(kind), help=shown)(
+                    wrapped
+                )
+        return click.option(
+            "-c",
+            "--config",
+            "config_file",
+            type=click.Path(path_type=Path),
+            help="YAML file; flags win over it.",
+        )(wrapped)
+
+    return decorate
+
+
+def section(path: Path | None, verb: str) -> dict[str, Any]:
+    """The verb's section of a YAML file, empty without a file.
+
+    Raises
+    ------
+    ConfigError
+        A top-level key that is no verb, or a section that is no mapping.
+    """
+    if path is None:
+        return {}
+    from ripple.cli import VERBS
+
+    whole = load_yaml(path)
+    for key in whole:
+        if key not in VERBS:
+            raise ConfigError(f"{path}: unknown key {key!r}" + suggest(key, list(VERBS)))
+    value = whole.get(verb, {})
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: {verb!r} must be a mapping of options")
+    return value
+
+
+def _absent(value: Any) -> bool:
+    return value is None or value == ()
+
+
+def _strip_none(annotation: Any) -> Any:
+    if typing.get_origin(annotation) in (Union, types.UnionType):
+        kinds = [k for k in typing.get_args(annotation) if k is not type(None)]
+        return kinds[0] if len(kinds) == 1 else str
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _strip_none(typing.get_args(annotation)[0])
+    return annotation
+
+
+def _is_tuple(annotation: Any) -> bool:
+    return typing.get_origin(_strip_none(annotation)) is tuple
+
+
+def _click_type(kind: Any) -> Any:
+    if typing.get_origin(kind) is Literal:
+        return click.Choice([str(v) for v in typing.get_args(kind)])
+    return kind if kind in (int, float) else str
+
+
+def _listed(model: type[Config], given: dict[str, Any]) -> dict[str, Any]:
+    """Comma-separated flags to lists where the field is a tuple; bands may be run together (`gri`)."""
+    out = dict(given)
+    for name, value in given.items():
+        if _is_tuple(model.model_fields[name].annotation) and isinstance(value, str):
+            parts = [part.strip() for part in value.split(",") if part.strip()]
+            together = name == "bands" and len(parts) == 1 and set(parts[0]) <= set("ugrizy")
+            out[name] = list(parts[0]) if together else parts
+    return out

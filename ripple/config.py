@@ -1,0 +1,123 @@
+"""Frozen configuration models, one per verb, and the YAML they come from.
+
+A configuration file has one section per verb, named like the verb (`fetch:`, `preprocess:`, ...). The same
+file serves `ripple run` and `-c` of each single verb. Flags win over the file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ripple.errors import ConfigError
+
+MAX_YAML_BYTES = 256 * 1024
+MAX_YAML_NODES = 1000
+
+
+def neutral(default: Any = ..., **kwargs: Any) -> Any:
+    """A field that changes speed or messages but never a byte of the output: kept out of the digest."""
+    return Field(default, json_schema_extra={"neutral": True}, **kwargs)
+
+
+class Config(BaseModel):
+    """Base of the per-verb models: frozen, unknown keys refused, digest over what changes bytes.
+
+    Every field carries a `description`: it is the `--help` text of the flag made from it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    verb: ClassVar[str] = ""
+
+    @classmethod
+    def make(cls, values: dict[str, Any]) -> Self:
+        """Validate `values`; unknown or wrong keys become a `ConfigError` that names them.
+
+        Raises
+        ------
+        ConfigError
+            Names the key, what is wrong with it, and the nearest known key.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as err:
+            raise ConfigError(f"{cls.verb}: " + "; ".join(_explain(cls, e) for e in err.errors())) from None
+
+    def canonical(self) -> dict[str, Any]:
+        """The fields that change bytes, as JSON values."""
+        skip = {k for k, f in type(self).model_fields.items() if _is_neutral(f.json_schema_extra)}
+        return self.model_dump(mode="json", exclude=skip)
+
+    def digest(self) -> str:
+        """SHA-256 of `canonical`, hexadecimal."""
+        return hashlib.sha256(canonical_json(self.canonical())).hexdigest()
+
+
+def canonical_json(value: Any) -> bytes:
+    """JSON with sorted keys and no spaces: the same value gives the same bytes."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _is_neutral(extra: Any) -> bool:
+    return isinstance(extra, dict) and bool(extra.get("neutral"))
+
+
+def _explain(cls: type[Config], error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"]) or "value"
+    if error["type"] == "extra_forbidden":
+        return f"unknown key {key!r}" + suggest(str(error["loc"][-1]), list(cls.model_fields))
+    if error["type"] == "missing":
+        return f"{key!r} is required"
+    return f"{key!r}: {error['msg']}"
+
+
+def suggest(word: str, known: list[str]) -> str:
+    """`; did you mean ...?` when a known word is near, else the empty string."""
+    near = difflib.get_close_matches(word, known, n=2, cutoff=0.5)
+    return f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Read a configuration file: a mapping of verb names to mappings.
+
+    Raises
+    ------
+    ConfigError
+        Not readable, not YAML, too large, tags or aliases that expand beyond the limits.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as err:
+        raise ConfigError(f"{path}: {err.strerror}", hint="give a readable YAML file with -c") from None
+    if len(data) > MAX_YAML_BYTES:
+        raise ConfigError(f"{path}: {len(data)} bytes", hint=f"at most {MAX_YAML_BYTES} are read")
+    try:
+        nodes = sum(1 for _ in _count(yaml.compose(data, Loader=yaml.SafeLoader)))
+        value = yaml.safe_load(data)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as err:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(err).split())[:200]}") from None
+    if nodes > MAX_YAML_NODES:
+        raise ConfigError(f"{path}: more than {MAX_YAML_NODES} values after expansion")
+    if not isinstance(value, dict) or not all(isinstance(k, str) for k in value):
+        raise ConfigError(f"{path}: the top level must map verb names to options")
+    return value
+
+
+def _count(node: Any) -> Any:
+    """Walk composed nodes with aliases expanded, giving up just past the limit."""
+    stack, seen = [node], 0
+    while stack and seen <= MAX_YAML_NODES:
+        item = stack.pop()
+        seen += 1
+        yield item
+        if isinstance(item, yaml.MappingNode):
+            stack.extend(part for pair in item.value for part in pair)
+        elif isinstance(item, yaml.SequenceNode):
+            stack.extend(item.value)

@@ -1,0 +1,116 @@
+"""Cutouts in memory: the batch that flows from reading to preprocessing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ripple.geometry import Tan
+
+#: Mask planes with a fixed bit in every batch, whatever the numbering in the files. DP2 (`lsst.images`) names
+#: first, then those of afw. A plane of another name takes the next free bit, in alphabetical order.
+MASK_PLANES: tuple[str, ...] = (
+    "NO_DATA", "INTERPOLATED", "COSMIC_RAY", "SATURATED", "DETECTION_EDGE", "CLIPPED", "REJECTED", "DETECTED",
+    "INEXACT_PSF", "BAD", "SAT", "INTRP", "CR", "EDGE", "DETECTED_NEGATIVE", "SUSPECT", "VIGNETTED", "STREAK",
+    "CROSSTALK", "NOT_DEBLENDED", "SENSOR_EDGE", "UNMASKEDNAN", "ITL_DIP", "BRIGHT_OBJECT",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class CutoutBatch:
+    """N multi-band cutouts on the pixel grid of their tracts.
+
+    Parameters
+    ----------
+    bands
+        Names of the B bands, in order.
+    image
+        `(N, B, H, W)` float32, nJy; NaN where there is no pixel.
+    variance
+        `(N, B, H, W)` float32, nJy²; NaN where there is no pixel, +inf in missing cells as on disk.
+    mask
+        `(N, B, H, W)` uint32; bit k is `mask_planes[k]`. Pixels outside the data carry NO_DATA.
+    mask_planes
+        Names by bit.
+    psf
+        `(M, K, K)` float32 distinct PSF kernels, K odd, centre pixel `K // 2`, sum 1.
+    psf_index
+        `(N, B)` int32 into `psf`; -1 where there is none.
+    catalog
+        Columns of length N: `index` (int64, position in the target list), `id`, `ra`, `dec` (deg ICRS), `tract`,
+        `patch` (int32), `x0`, `y0` (int32, first pixel, PARENT), `dx`, `dy` (float32, target minus centre of
+        pixel `W // 2`, `H // 2`), `band_mask` (uint32, bit b set when band b has data), then measures
+        and user columns (`label` among them when given).
+    wcs
+        Projection of each tract that occurs, PARENT frame.
+    pixel_scale
+        Arcsec per pixel.
+    """
+
+    bands: tuple[str, ...]
+    image: NDArray[np.float32]
+    variance: NDArray[np.float32]
+    mask: NDArray[np.uint32]
+    mask_planes: tuple[str, ...]
+    psf: NDArray[np.float32]
+    psf_index: NDArray[np.int32]
+    catalog: dict[str, NDArray[np.generic]]
+    wcs: dict[int, Tan] = field(default_factory=dict)
+    pixel_scale: float = 0.2
+
+    def __post_init__(self) -> None:
+        n, b, _, _ = self.image.shape
+        assert self.variance.shape == self.mask.shape == self.image.shape
+        assert b == len(self.bands) and self.psf_index.shape == (n, b)
+        assert all(len(column) == n for column in self.catalog.values())
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def bits(self, *names: str) -> np.uint32:
+        """The mask value with the bits of the named planes set (absent planes contribute nothing)."""
+        value = sum(1 << k for k, plane in enumerate(self.mask_planes) if plane in names)
+        return np.uint32(value)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorBatch:
+    """N preprocessed rows, as the network sees them.
+
+    Parameters
+    ----------
+    bands
+        Names of the B bands, in order.
+    image
+        `(N, B, H, W)` float16 or float32, normalised; finite everywhere.
+    valid
+        `(N, B, H, W)` uint8, 1 where the pixel is a measurement (not filled, not masked bad).
+    catalog
+        Columns of length N: those of the cutout batch, then quality measures (`qc_*`), `accept` (uint8),
+        `qc` (uint64 bitmask of reasons), and normalisation constants (`norm_*`).
+    pixel_scale
+        Arcsec per pixel.
+    psf_fwhm
+        FWHM of the common PSF in arcsec; NaN when not homogenised to one width.
+    normalization
+        Method and data-set-wide constants, JSON values; enough to invert together with the `norm_*` columns.
+    class_map
+        Label value -> class name, empty when unlabelled.
+    unit
+        Unit that `denormalize` returns, `nJy`.
+    """
+
+    bands: tuple[str, ...]
+    image: NDArray[np.float32] | NDArray[np.float16]
+    valid: NDArray[np.uint8]
+    catalog: dict[str, NDArray[np.generic]]
+    pixel_scale: float
+    psf_fwhm: float
+    normalization: dict[str, object]
+    class_map: dict[str, str] = field(default_factory=dict)
+    unit: str = "nJy"
+
+    def __len__(self) -> int:
+        return len(self.image)

@@ -1,0 +1,137 @@
+"""What a run costs and how far it is: timings per operation, progress on the terminal, the closing summary."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+Counts = dict[str, dict[str, float]]
+
+
+def plain(text: str) -> str:
+    """`text` with control characters escaped, so that catalogue strings cannot forge log lines."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+@dataclass(slots=True)
+class Profile:
+    """Calls, seconds and bytes per operation, addable over processes.
+
+    `operations[name]` holds `calls`, `seconds`, `bytes` and any other counter given to `count`.
+    """
+
+    operations: Counts = field(default_factory=dict)
+
+    @contextmanager
+    def time(self, name: str, *, bytes: int = 0) -> Iterator[None]:  # noqa: A002 - the unit is the name
+        """Time a block under `name`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.count(name, calls=1, seconds=time.perf_counter() - start, bytes=bytes)
+
+    def count(self, name: str, **amounts: float) -> None:
+        """Add counters to an operation."""
+        row = self.operations.setdefault(name, {})
+        for key, amount in amounts.items():
+            row[key] = row.get(key, 0) + amount
+
+    def add(self, other: Counts) -> None:
+        """Add the operations of another profile."""
+        for name, row in other.items():
+            self.count(name, **row)
+
+
+def peak_rss() -> int:
+    """Peak resident memory of this process so far, bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a verb did, for the one screen at its end and for `--json`.
+
+    Parameters
+    ----------
+    verb
+        Name of the verb.
+    output
+        Where the result is.
+    facts
+        Label -> value, in print order (`{"targets": 2000, "accepted": 1985, "rate": "812 rows/s"}`).
+    rejections
+        Reason -> number of rows.
+    seconds
+        Wall time.
+    done_before
+        True when the output was already there and nothing was done.
+    notes
+        Lines worth reading.
+    """
+
+    verb: str
+    output: str
+    facts: dict[str, Any]
+    rejections: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    done_before: bool = False
+    notes: tuple[str, ...] = ()
+
+    def print(self, *, as_json: bool = False) -> None:
+        """One screen on stderr, or JSON on stdout."""
+        if as_json:
+            record = {k: getattr(self, k) for k in self.__slots__}
+            sys.stdout.write(json.dumps(record, default=str) + "\n")
+            return
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=f"ripple {self.verb}", show_header=False, title_justify="left", box=None)
+        table.add_column(style="bold")
+        table.add_column()
+        if self.done_before:
+            table.add_row("status", "already finished, nothing to do")
+        for key, value in self.facts.items():
+            table.add_row(key, Text(plain(f"{value:,}" if isinstance(value, int) else str(value))))
+        for reason, count in sorted(self.rejections.items(), key=lambda item: -item[1]):
+            table.add_row("  " + plain(reason), f"{count:,}")
+        if not self.done_before:
+            table.add_row("seconds", f"{self.seconds:.1f}")
+        table.add_row("output", Text(plain(self.output)))
+        console = Console(stderr=True)
+        console.print(table)
+        for note in self.notes:
+            console.print(Text(plain(note)))
+
+
+@contextmanager
+def progress(total: int | None, label: str, unit: str = "rows") -> Iterator[Any]:
+    """A progress line with rate and time left on stderr; yields `advance(n)`.
+
+    Draws nothing when stderr is not a terminal.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,.0f}/{task.total:,.0f} " + unit),
+        TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TimeRemainingColumn(),
+        console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty(),
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task(label, total=total or 0, rate="")
+        start = time.perf_counter()
+
+        def advance(n: float = 1) -> None:
+            done = bar.tasks[0].completed + n
+            bar.update(task, advance=n, rate=f"{done / max(time.perf_counter() - start, 1e-9):,.0f} {unit}/s")
+
+        yield advance

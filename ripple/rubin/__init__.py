@@ -1,0 +1,1 @@
+"""Everything that touches `lsst.*`: repositories and the files in them."""
