@@ -39,8 +39,8 @@ class CutoutBatch:
     psf_index
         `(N, B)` int32 into `psf`; -1 where there is none.
     catalog
-        Columns of length N: `index` (int64, position in the target list), `id`, `ra`, `dec` (deg ICRS), `tract`,
-        `patch` (int32), `x0`, `y0` (int32, first pixel, PARENT), `dx`, `dy` (float32, target minus centre of
+        Columns of length N: `index` (int64, position in the target list), `id`, `ra`, `dec` (deg ICRS),
+        `tract`, `patch` (int32), `x0`, `y0` (int32, first pixel, PARENT), `dx`, `dy` (float32, target minus centre of
         pixel `W // 2`, `H // 2`), `band_mask` (uint32, bit b set when band b has data), then measures
         and user columns (`label` among them when given).
     wcs
@@ -63,7 +63,8 @@ class CutoutBatch:
     def __post_init__(self) -> None:
         n, b, _, _ = self.image.shape
         assert self.variance.shape == self.mask.shape == self.image.shape
-        assert b == len(self.bands) and self.psf_index.shape == (n, b)
+        assert b == len(self.bands)
+        assert self.psf_index.shape == (n, b)
         assert all(len(column) == n for column in self.catalog.values())
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""What a run costs and how far it is: timings per operation, progress on the terminal, the closing summary."""
+"""What a run costs and how far it is: timings per operation, progress, the closing summary."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Profile:
     operations: Counts = field(default_factory=dict)
 
     @contextmanager
-    def time(self, name: str, *, bytes: int = 0) -> Iterator[None]:  # noqa: A002 - the unit is the name
+    def time(self, name: str, *, bytes: int = 0) -> Iterator[None]:
         """Time a block under `name`."""
         start = time.perf_counter()
         try:
@@ -122,7 +122,8 @@ def progress(total: int | None, label: str, unit: str = "rows") -> Iterator[Any]
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,.0f}/{task.total:,.0f} " + unit),
+        TextColumn("{task.description}"), BarColumn(),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f} " + unit),
         TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TimeRemainingColumn(),
         console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty(),
     )  # fmt: skip
