@@ -1,0 +1,261 @@
+"""One open coadd file of one (tract, patch, band), whatever its format.
+
+Readers (`ripple.rubin.coadd` for CellCoadd, `ripple.rubin.exposure` for afw ExposureF) fill a `Coadd` with
+one function per plane; everything above sees boxes of float32 nJy and canonical mask bits only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ripple.cutouts import MASK_PLANES
+from ripple.errors import DataError, UnreadableError
+from ripple.geometry import Box, Tan
+
+
+@dataclass(frozen=True, slots=True)
+class PsfCells:
+    """PSF kernels on a regular grid of cells; a constant PSF is one cell as large as the image.
+
+    Parameters
+    ----------
+    kernels
+        `(cy, cx, K, K)` float32, K odd, centre pixel `K // 2`, sum 1; NaN in cells without a PSF (and in
+        cells that were not asked for when only some were read).
+    x0, y0
+        First pixel of the first cell, PARENT frame.
+    cell_width, cell_height
+        Pixels per cell.
+    """
+
+    kernels: NDArray[np.float32]
+    x0: int
+    y0: int
+    cell_width: int
+    cell_height: int
+
+    def index(self, x: ArrayLike, y: ArrayLike) -> NDArray[np.int32]:
+        """Cells of positions.
+
+        Parameters
+        ----------
+        x, y
+            `(N,)` PARENT pixels; a pixel spans -0.5 to 0.5 around its integer.
+
+        Returns
+        -------
+        index
+            `(N, 2)` int32 `(row, column)` of the cell; `(-1, -1)` outside the grid or without a PSF.
+        """
+        px = np.floor(np.asarray(x, float).reshape(-1) + 0.5)
+        py = np.floor(np.asarray(y, float).reshape(-1) + 0.5)
+        rows, columns = self.kernels.shape[:2]
+        i = (py - self.y0) // self.cell_height
+        j = (px - self.x0) // self.cell_width
+        inside = (i >= 0) & (i < rows) & (j >= 0) & (j < columns)  # False for NaN
+        cells = np.full((len(px), 2), -1, np.int32)
+        cells[inside, 0], cells[inside, 1] = i[inside], j[inside]
+        centre = self.kernels[..., self.kernels.shape[2] // 2, self.kernels.shape[3] // 2]
+        cells[inside & ~np.isfinite(centre[cells[:, 0], cells[:, 1]])] = -1
+        return cells
+
+
+@dataclass(frozen=True, slots=True)
+class NoPsf:
+    """No PSF, and why: `CoaddPsf needs lsst.afw`."""
+
+    reason: str
+
+
+Plane = NDArray[np.generic]
+
+
+@dataclass(frozen=True)
+class Coadd:
+    """One open coadd file.
+
+    Parameters
+    ----------
+    name
+        File, for messages.
+    box
+        Pixels of the image, PARENT frame.
+    projection
+        TAN projection of the tract, PARENT frame.
+    band
+        Band in the file, if it says so.
+    mask_planes
+        Bit of each mask plane in this file.
+    read_image, read_variance
+        Pixels of a box inside `box`: float32 nJy and nJy².
+    read_mask
+        Pixels of a box inside `box`: any integer type, in the bits of this file.
+    read_psf
+        PSF of the cells that overlap any of the boxes, or of all cells (None).
+    read_digest
+        sha256 of the bytes read so far; of the whole file when it was opened whole.
+    missing
+        Boxes of missing cells.
+    notes
+        What a user should know about how this file was read.
+    bytes_read
+        Bytes fetched so far.
+    """
+
+    name: str
+    box: Box
+    projection: Tan
+    band: str | None
+    mask_planes: dict[str, int]
+    read_image: Callable[[Box], NDArray[np.float32]]
+    read_variance: Callable[[Box], NDArray[np.float32]]
+    read_mask: Callable[[Box], Plane]
+    read_psf: Callable[[Iterable[Box] | None], PsfCells | NoPsf]
+    read_digest: Callable[[], str]
+    bytes_read: Callable[[], int]
+    missing: tuple[Box, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+    def image(self, box: Box | None = None) -> NDArray[np.float32]:
+        """Pixels of `box` (all by default), `(H, W)` float32 nJy; NaN and 0 as in the file.
+
+        Raises
+        ------
+        UnreadableError
+            When the bytes are damaged.
+        DataError
+            When `box` is not inside `self.box`.
+        """
+        return self.read_image(self._inside(box))
+
+    def variance(self, box: Box | None = None) -> NDArray[np.float32]:
+        """Variance of `box` (all by default), `(H, W)` float32 nJy²; errors as for `image`."""
+        return self.read_variance(self._inside(box))
+
+    def mask(self, box: Box | None = None, planes: tuple[str, ...] | None = None) -> NDArray[np.uint32]:
+        """Mask of `box` (all by default) in canonical bits.
+
+        Parameters
+        ----------
+        box
+            A box inside `self.box`.
+        planes
+            Names by bit of the result; by default `canonical_planes(self.mask_planes)`. Planes of the file
+            that are not named are dropped.
+
+        Returns
+        -------
+        mask
+            `(H, W)` uint32.
+        """
+        names = canonical_planes(self.mask_planes) if planes is None else planes
+        return renumber(self.read_mask(self._inside(box)), self.mask_planes, names)
+
+    @property
+    def psf(self) -> PsfCells | NoPsf:
+        """PSF of all cells."""
+        return self.read_psf(None)
+
+    def psf_near(self, boxes: Iterable[Box]) -> PsfCells | NoPsf:
+        """PSF of at least the cells that overlap `boxes`; the others may be NaN."""
+        return self.read_psf(boxes)
+
+    @property
+    def digest(self) -> str:
+        """sha256 (hex) of the bytes read."""
+        return self.read_digest()
+
+    def _inside(self, box: Box | None) -> Box:
+        if box is None:
+            return self.box
+        if box.empty or not self.box.contains(box):
+            raise DataError(f"{self.name}: {box} is not inside {self.box}")
+        return box
+
+
+def canonical_planes(*schemas: Iterable[str]) -> tuple[str, ...]:
+    """Mask plane names by bit for files with these planes: `MASK_PLANES`, then the others alphabetically.
+
+    Raises
+    ------
+    DataError
+        When more than 32 planes are needed.
+    """
+    others = sorted({name for schema in schemas for name in schema} - set(MASK_PLANES))
+    names = (*MASK_PLANES, *others)
+    if len(names) > 32:
+        raise DataError(f"{len(names)} mask planes do not fit in 32 bits: {', '.join(others)}")
+    return names
+
+
+def renumber(mask: Plane, schema: dict[str, int], planes: tuple[str, ...]) -> NDArray[np.uint32]:
+    """Move mask bits from the numbering of a file to the numbering `planes`.
+
+    Parameters
+    ----------
+    mask
+        Integer array.
+    schema
+        Bit of each plane in `mask`.
+    planes
+        Names by bit of the result; planes not listed are dropped.
+
+    Returns
+    -------
+    mask
+        uint32, same shape.
+    """
+    target = {name: bit for bit, name in enumerate(planes)}
+    moves = [(bit, target[name]) for name, bit in schema.items() if name in target]
+    bits = mask.view(np.dtype(f"u{mask.dtype.itemsize}"))
+    out: NDArray[np.uint32] = _table(moves, 0)[bits & 0xFFFF if bits.dtype.itemsize > 1 else bits]
+    if any(bit >= 16 for bit, _ in moves):
+        out |= _table(moves, 16)[(bits >> 16) & 0xFFFF]
+    return out
+
+
+def _table(moves: list[tuple[int, int]], first: int) -> NDArray[np.uint32]:
+    """Result of every 16-bit value whose lowest bit is bit `first` of the file."""
+    values = np.arange(1 << 16, dtype=np.uint32)
+    table = np.zeros(1 << 16, np.uint32)
+    for source, target in moves:
+        if first <= source < first + 16:
+            table |= ((values >> np.uint32(source - first)) & np.uint32(1)) << np.uint32(target)
+    return table
+
+
+def open_coadd(data: bytes | memoryview, *, name: str) -> Coadd:
+    """Open a coadd file that lies in memory, choosing the reader by content: the dense path.
+
+    Parameters
+    ----------
+    data
+        The whole file.
+    name
+        File, for messages.
+
+    Raises
+    ------
+    UnreadableError
+        When the bytes are not FITS, are damaged, or are neither CellCoadd nor ExposureF.
+    """
+    from ripple.rubin.fitsfile import walk
+
+    names = {hdu.extname for hdu in walk(data, name=name)}
+    if {"JSON", "INDEX"} <= names:
+        from ripple.rubin.coadd import open_cell_coadd
+
+        return open_cell_coadd(data, name=name)
+    if "ARCHIVE_INDEX" in names or {"IMAGE", "MASK", "VARIANCE"} <= names:
+        from ripple.rubin.exposure import open_exposure
+
+        return open_exposure(data, name=name)
+    found = ", ".join(sorted(n for n in names if n)) or "none"
+    raise UnreadableError(
+        f"{name}: FITS with extensions {found} is neither a CellCoadd nor an ExposureF",
+        hint="give the dataset type of coadds, e.g. deep_coadd",
+    )
