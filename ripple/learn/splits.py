@@ -118,7 +118,7 @@ def split_keys(
         raise ConfigError(f"split fractions {tuple(fractions)}", hint="three non-negative numbers with sum 1")
     values = np.asarray(keys)
     words = values.astype(np.int64).view(np.uint64) if values.dtype.kind in "iu" else _text_words(values)
-    uniform = _hash(words, seed).astype(np.float64) / 2.0**64
+    uniform = mix64(words, seed).astype(np.float64) / 2.0**64
     return np.searchsorted(np.cumsum(parts)[:2], uniform, side="right").astype(np.int8)
 
 
@@ -128,8 +128,18 @@ def _text_words(values: NDArray[np.generic]) -> NDArray[np.uint64]:
     return np.frombuffer(b"".join(digests), "<u8")[inverse].astype(np.uint64)
 
 
-def _hash(words: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:
-    """SplitMix64 finaliser (Steele, Lea & Flood 2014), twice, so that near seeds and near cells part ways."""
+def mix64(words: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:
+    """Hash of (seed, word), the same on every machine and in every version.
+
+    SplitMix64's finaliser (Steele, Lea & Flood 2014), twice, so that near seeds and near words part ways.
+
+    Parameters
+    ----------
+    words
+        Any shape, uint64.
+    seed
+        Any integer; its low 64 bits count.
+    """
     x = words ^ np.uint64((seed * int(_GOLDEN)) & (2**64 - 1))
     for _ in range(2):
         x = x + _GOLDEN

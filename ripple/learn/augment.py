@@ -1,0 +1,184 @@
+"""Augmentation on the device, reproducible row by row.
+
+What happens to a row is a function of (seed, epoch, row) alone: the same on one GPU or eight, in any batch,
+with any number of reading threads. Random numbers come from an integer hash, not from a generator with a state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ripple.errors import ConfigError
+
+_MASK = 0xFFFFFFFF
+# One stream of random numbers per decision.
+_D4, _DX, _DY, _BLUR, _NOISE, _PIXELS = range(6)
+
+
+@dataclass(frozen=True, slots=True)
+class Augment:
+    """What to do to each row, in this order: D4, shift, blur, noise.
+
+    Parameters
+    ----------
+    d4
+        One of the 8 symmetries of the square (4 when images are not square), chosen evenly.
+    shift
+        Largest shift in pixels along each axis, whole pixels, edges mirrored.
+    blur
+        Largest sigma in pixels of a round Gaussian, as a little worse seeing; drawn evenly from 0 to `blur`.
+    noise
+        Largest sigma of added Gaussian noise in the units of the tensor; drawn evenly from 0 to `noise`.
+    """
+
+    d4: bool = True
+    shift: int = 0
+    blur: float = 0.0
+    noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.shift < 0 or self.blur < 0 or self.noise < 0:
+            raise ConfigError(f"{self}: shift, blur and noise are not negative")
+
+    def __call__(self, image: Tensor, row: Tensor, *, seed: int, epoch: int) -> Tensor:
+        """Augmented copy of a batch.
+
+        Parameters
+        ----------
+        image
+            `(n, B, H, W)` floating point.
+        row
+            `(n,)` int64 global row numbers, on the same device.
+        seed, epoch
+            Of the loader.
+
+        Returns
+        -------
+        `(n, B, H, W)`, dtype of `image`.
+        """
+        if len(image) == 0:
+            return image
+        key = _key(row, seed, epoch)
+        if self.d4:
+            image = orient(image, _element(key, image.shape[-2] == image.shape[-1]))
+        if self.shift:
+            dy, dx = (_integer(key, s, -self.shift, self.shift) for s in (_DY, _DX))
+            image = roll_mirrored(image, dy, dx)
+        if self.blur:
+            image = blur(image, self.blur * _uniform(key, _BLUR), self.blur)
+        if self.noise:
+            sigma = (self.noise * _uniform(key, _NOISE)).to(image.dtype)
+            image = image + sigma[:, None, None, None] * _normal(key, image.shape[1:]).to(image.dtype)
+        return image
+
+
+def orient(image: Tensor, element: Tensor) -> Tensor:
+    """Apply element `k` of D4 to each row: `k % 4` quarter turns, after a left-right flip when `k >= 4`.
+
+    Parameters
+    ----------
+    image
+        `(n, B, H, W)`.
+    element
+        `(n,)` int64, 0 to 7; odd ones need H = W.
+    """
+    out = torch.empty_like(image)
+    for k in range(8):
+        rows = torch.nonzero(element == k).squeeze(1)
+        if len(rows):
+            part = image[rows]
+            part = part.flip(-1) if k >= 4 else part
+            out[rows] = torch.rot90(part, k % 4, (-2, -1))
+    return out
+
+
+def roll_mirrored(image: Tensor, dy: Tensor, dx: Tensor) -> Tensor:
+    """Shift each row by whole pixels: `out[y, x] = image[y - dy, x - dx]`, mirrored at the edges.
+
+    Parameters
+    ----------
+    image
+        `(n, B, H, W)`.
+    dy, dx
+        `(n,)` int64, smaller than H and W.
+    """
+    n, b, h, w = image.shape
+    y = _mirror(torch.arange(h, device=image.device)[None] - dy[:, None], h)  # (n, H)
+    x = _mirror(torch.arange(w, device=image.device)[None] - dx[:, None], w)  # (n, W)
+    image = image.gather(2, y[:, None, :, None].expand(n, b, h, w))
+    return image.gather(3, x[:, None, None, :].expand(n, b, h, w))
+
+
+def blur(image: Tensor, sigma: Tensor, largest: float) -> Tensor:
+    """Convolve each row with a round Gaussian of its own width, edges mirrored.
+
+    Parameters
+    ----------
+    image
+        `(n, B, H, W)`.
+    sigma
+        `(n,)` pixels; 0 leaves a row as it is.
+    largest
+        Upper bound of `sigma`; the kernel reaches 4 of these.
+    """
+    reach = min(max(1, int(4 * largest + 0.999)), image.shape[-1] - 1, image.shape[-2] - 1)
+    offsets = torch.arange(-reach, reach + 1, device=image.device, dtype=image.dtype)
+    weight = torch.exp(-0.5 * (offsets / sigma.clamp_min(1e-3).to(image.dtype)[:, None]) ** 2)
+    weight = weight / weight.sum(dim=1, keepdim=True)  # (n, K)
+    for axis, pad in ((-1, (reach, reach, 0, 0)), (-2, (0, 0, reach, reach))):
+        padded = torch.nn.functional.pad(image, pad, mode="reflect")
+        size = image.shape[axis]
+        taps = (weight[:, k, None, None, None] * padded.narrow(axis, k, size) for k in range(2 * reach + 1))
+        total = torch.zeros_like(image)
+        for tap in taps:
+            total += tap
+        image = total
+    return image
+
+
+def _mirror(index: Tensor, size: int) -> Tensor:
+    index = index.abs()
+    return torch.where(index >= size, 2 * (size - 1) - index, index)
+
+
+def _element(key: Tensor, square: bool) -> Tensor:
+    if square:
+        return _integer(key, _D4, 0, 7)
+    return torch.tensor([0, 2, 4, 6], device=key.device)[_integer(key, _D4, 0, 3)]
+
+
+def _mix(x: Tensor) -> Tensor:
+    """32-bit hash in int64 (Ellis, "lowbias32"): both factors are below 2^32, so the low half is exact."""
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & _MASK
+    return x ^ (x >> 16)
+
+
+def _key(row: Tensor, seed: int, epoch: int) -> Tensor:
+    """`(n,)` int64 below 2^32 from (seed, epoch, row)."""
+    base = torch.tensor([seed & _MASK, (seed >> 32) & _MASK, epoch & _MASK], device=row.device)
+    key = _mix(_mix(_mix(base[0]) ^ base[1]) ^ base[2])
+    return _mix(_mix(key ^ (row & _MASK)) ^ ((row >> 32) & _MASK) ^ 0x5BD1E995)
+
+
+def _uniform(key: Tensor, stream: int) -> Tensor:
+    """`(n,)` float32 in [0, 1), 24 bits."""
+    return (_mix(key ^ ((stream + 1) * 0x9E3779B9 & _MASK)) >> 8).to(torch.float32) / 2**24
+
+
+def _integer(key: Tensor, stream: int, low: int, high: int) -> Tensor:
+    """`(n,)` int64 from `low` to `high`, both included."""
+    return low + (_uniform(key, stream) * (high - low + 1)).to(torch.int64)
+
+
+def _normal(key: Tensor, shape: torch.Size) -> Tensor:
+    """`(n, *shape)` float32 standard normal (Box-Muller)."""
+    pixels = torch.arange(shape.numel(), device=key.device)
+    words = _mix(_mix(key ^ ((_PIXELS + 1) * 0x9E3779B9 & _MASK))[:, None] ^ _mix(pixels)[None])
+    first = ((words >> 8).to(torch.float32) + 0.5) / 2**24
+    second = (_mix(words ^ 0x68E31DA4) >> 8).to(torch.float32) / 2**24
+    values = torch.sqrt(-2.0 * torch.log(first)) * torch.cos(2.0 * torch.pi * second)
+    return values.reshape(len(key), *shape)
