@@ -1,0 +1,35 @@
+"""`ripple doctor`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import click
+
+
+@click.command("doctor", epilog="Example: ripple doctor --repo sky/repo --collections mini")
+@click.option("--repo", help="Also check this Butler repository: path, label or URL.")
+@click.option("--collections", help="Collections to look into, comma-separated.")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON on stdout.")
+def command(repo: str | None, collections: str | None, as_json: bool) -> int:
+    """Check the environment, and a repository when given; works on a bare install."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ripple.doctor import environment, repository
+
+    checks = environment()
+    if repo:
+        names = tuple(c.strip() for c in (collections or "").split(",") if c.strip())
+        checks += repository(repo, names)
+    failed = [c for c in checks if c.level == "fail"]
+    if as_json:
+        click.echo(json.dumps([asdict(c) for c in checks]))
+    else:
+        table = Table(show_header=False, box=None)
+        colours = {"ok": "green", "note": "yellow", "fail": "red"}
+        for check in checks:
+            table.add_row(f"[{colours[check.level]}]{check.level}[/]", check.name, check.detail)
+        Console(stderr=True).print(table)
+    return 3 if failed else 0

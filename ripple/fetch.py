@@ -1,0 +1,343 @@
+"""`ripple fetch`: a plan to cutout shards, unit k to shard k."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from ripple.config import neutral
+from ripple.errors import ConfigError, Reason, TooManyRejected, WorkerError
+from ripple.plan import Plan, Selection, Unit, make_plan
+from ripple.profile import Profile, Summary, peak_rss, progress
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from ripple.artefact import ArtefactWriter
+    from ripple.unit import UnitTask
+
+
+class FetchConfig(Selection):
+    """Options of `ripple fetch`: a selection, and how to carry it out."""
+
+    verb: ClassVar[str] = "fetch"
+
+    margin: int = Field(
+        0, ge=0, le=256, description="Pixels added on each side, which preprocess uses and then trims."
+    )
+    output: str = neutral("", description="Directory for the cutout shards.")
+    workers: int = neutral(1, ge=0, description="Worker processes; 0 reads in this process.")
+    dask: str | None = neutral(None, description="Address of a Dask scheduler to use instead of --workers.")
+    memory: str = neutral("4GiB", description="Memory for the whole run.")
+    lost: Literal["stop", "reject"] = neutral(
+        "stop",
+        description="Units whose worker died twice: finish the others and exit 7, resumable; or reject them.",
+    )
+    max_rejected: float = neutral(1.0, ge=0, le=1, description="Exit 8 when a larger share is rejected.")
+
+
+@dataclass(frozen=True, slots=True)
+class UnitResult:
+    """What a worker sends back: the packed shard and the verdict on each row asked for.
+
+    Parameters
+    ----------
+    data
+        The bytes of the shard.
+    record
+        JSON facts for the journal: `kept`, `status`, `reason`, `bands`, `digests`, `notes`, `operations`,
+        `peak_rss`.
+    """
+
+    data: bytes
+    record: dict[str, Any]
+
+
+def fetch(config: FetchConfig) -> Summary:
+    """Cut what the selection asks for and write it as cutout shards.
+
+    Raises
+    ------
+    RippleError
+        As listed in `ripple.errors`; faults of single targets and files are in the index instead.
+    """
+    from ripple.artefact import Finished, create
+
+    if not config.output:
+        raise ConfigError("fetch: no output directory", hint="give one with -o DIR")
+    start = time.perf_counter()
+    plan = make_plan(config)
+    opened = create(
+        Path(config.output),
+        kind="cutouts",
+        config=config,
+        inputs=plan_inputs(plan),
+        units=len(plan.units),
+    )
+    if isinstance(opened, Finished):
+        done = opened.artefact
+        return _summary(config, done.index(), done.manifest["attributes"], 0.0)
+    with opened as writer:
+        profile = _read_units(config, plan, writer)
+        index = _index(config, plan, writer)
+        seconds = time.perf_counter() - start
+        metrics = {"operations": profile.operations, "seconds": seconds, "peak_rss": peak_rss()}
+        attributes = _attributes(config, plan, writer)
+        writer.finish(index, metrics, attributes)
+    return _summary(config, index, attributes, seconds)
+
+
+def plan_inputs(plan: Plan) -> dict[str, Any]:
+    """What the output depends on beside the configuration: targets and datasets, by identity."""
+    datasets = sorted(plan.datasets.values(), key=lambda d: (d.tract, d.patch, d.band))
+    return {
+        "repo": plan.repo,
+        "collections": list(plan.collections),
+        "skymap": plan.skymap,
+        "bands": list(plan.bands),
+        "targets": plan.targets.source,
+        "datasets": {d.uuid: f"{d.run} {d.dataset_type} {d.tract}/{d.patch}/{d.band}" for d in datasets},
+    }
+
+
+def make_shard(task: UnitTask) -> UnitResult:
+    """Read one unit and pack it: what a worker does."""
+    from ripple.shard import pack_cutouts
+    from ripple.unit import read_unit
+
+    rows = read_unit(task)
+    with rows.profile.time("pack"):
+        data = pack_cutouts(rows.batch, {"margin": task.margin})
+    has = _band_names(rows.batch.catalog["band_mask"], task.bands)
+    record = {
+        "kept": rows.kept.tolist(),
+        "status": rows.status.tolist(),
+        "reason": rows.reason.tolist(),
+        "bands": has,
+        "digests": rows.digests,
+        "notes": list(rows.notes),
+        "operations": rows.profile.operations,
+        "peak_rss": peak_rss(),
+    }
+    return UnitResult(data, record)
+
+
+def _band_names(masks: NDArray[Any], bands: tuple[str, ...]) -> list[str]:
+    names = {m: "".join(b for k, b in enumerate(bands) if int(m) >> k & 1) for m in np.unique(masks)}
+    return [names[m] for m in masks]
+
+
+def _read_units(config: FetchConfig, plan: Plan, writer: ArtefactWriter) -> Profile:
+    """Map the units that are not committed yet over the workers, committing each as it comes."""
+    from ripple.pool import WorkerFailure, ordered_map
+
+    todo = [unit for unit in plan.units if writer.done(unit.number) is None]
+    tasks = [unit_task(config, plan, unit) for unit in todo]
+    profile = Profile()
+    lost: list[str] = []
+    total = sum(len(u.rows) for u in plan.units)
+    with progress(total, "fetch") as advance, _executor(config) as executor:
+        advance(total - sum(len(u.rows) for u in todo))
+        for k, result in ordered_map(make_shard, tasks, workers=config.workers, executor=executor):
+            if isinstance(result, WorkerFailure):
+                lost.append(f"shard {todo[k].number} (tract {todo[k].tract}): {result.message}")
+                if config.lost == "stop":
+                    continue
+                result = _lost(tasks[k], result.message)
+            with profile.time("write", bytes=len(result.data)):
+                writer.commit(todo[k].number, result.data, len(result.record["kept"]), result.record)
+            profile.add(result.record["operations"])
+            advance(len(todo[k].rows))
+    if lost and config.lost == "stop":
+        raise WorkerError(
+            f"{len(lost)} of {len(plan.units)} units lost their worker twice: {'; '.join(lost[:3])}",
+            hint="all other units are committed; run again to retry, or reject them with --lost reject",
+        )
+    return profile
+
+
+@contextmanager
+def _executor(config: FetchConfig) -> Iterator[Executor | None]:
+    """A Dask executor when one is asked for, else None: the pool makes its own processes."""
+    if config.dask is None:
+        yield None
+        return
+    from ripple.cluster import dask_executor
+
+    with dask_executor(config.dask) as executor:
+        yield executor
+
+
+def _lost(task: UnitTask, message: str) -> UnitResult:
+    """The result of a unit whose worker died twice: every row rejected, nothing hidden."""
+    from ripple.shard import pack_cutouts
+    from ripple.unit import read_unit
+
+    # Without datasets nothing is read: an empty batch with the right columns.
+    n = len(task.catalog["index"])
+    record: dict[str, Any] = {
+        "kept": [],
+        "status": ["rejected"] * n,
+        "reason": [Reason.WORKER_LOST.value] * n,
+        "bands": [],
+        "digests": {},
+        "notes": [message],
+        "operations": {},
+        "peak_rss": 0,
+    }
+    empty = read_unit(replace(task, datasets=()))
+    return UnitResult(pack_cutouts(empty.batch, {"margin": task.margin}), record)
+
+
+def unit_task(config: FetchConfig, plan: Plan, unit: Unit) -> UnitTask:
+    """What a worker needs to make the shard of one unit."""
+    from ripple.unit import UnitTask
+
+    rows, targets = unit.rows, plan.targets
+    catalog: dict[str, NDArray[Any]] = {
+        "index": rows.astype(np.int64),
+        "id": targets.id[rows],
+        "ra": targets.ra[rows],
+        "dec": targets.dec[rows],
+        "patch": plan.patch[rows],
+        "x": plan.x[rows],
+        "y": plan.y[rows],
+    }
+    for name, values in user_columns(targets.extra.take(rows)).items():
+        catalog.setdefault(name, values)
+    return UnitTask(
+        number=unit.number,
+        bands=plan.bands,
+        size=int(plan.size[rows[0]]) + 2 * config.margin,
+        margin=config.margin,
+        tract=unit.tract,
+        projection=plan.projections[unit.tract],
+        catalog=catalog,
+        datasets=tuple(plan.unit_datasets(unit)),
+        repo=plan.repo,
+        missing_band=config.missing_band,
+        edge=config.edge,
+    )
+
+
+def user_columns(table: pa.Table) -> dict[str, NDArray[Any]]:
+    """Columns of an Arrow table as numpy arrays: numbers (null: NaN or -1), booleans, the rest as text."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    columns: dict[str, NDArray[Any]] = {}
+    for name in table.column_names:
+        column = table.column(name)
+        if pa.types.is_floating(column.type):
+            columns[name] = pc.fill_null(column, float("nan")).to_numpy()
+        elif pa.types.is_integer(column.type):
+            columns[name] = pc.fill_null(column, -1).to_numpy()
+        elif pa.types.is_boolean(column.type):
+            columns[name] = pc.fill_null(column, False).to_numpy().astype(np.uint8)
+        else:
+            text = ["" if v is None else str(v) for v in column.to_pylist()]
+            columns[name] = np.array(text, dtype=np.str_)
+    return columns
+
+
+def _index(config: FetchConfig, plan: Plan, writer: ArtefactWriter) -> pa.Table:
+    """One row per target asked for, in input order."""
+    import pyarrow as pa
+
+    n = len(plan.targets)
+    facts = _verdicts(plan, writer)
+    columns: dict[str, Any] = {
+        "index": np.arange(n, dtype=np.int64),
+        "id": plan.targets.id,
+        "ra": plan.targets.ra,
+        "dec": plan.targets.dec,
+        "tract": plan.tract,
+        "patch": plan.patch,
+        "x": plan.x,
+        "y": plan.y,
+        **facts,
+    }
+    for name, values in user_columns(plan.targets.extra).items():
+        columns.setdefault(name, values)
+    return pa.table({k: pa.array(v) for k, v in columns.items()})
+
+
+def _verdicts(plan: Plan, writer: ArtefactWriter) -> dict[str, NDArray[Any]]:
+    """Status, reason, detail, bands, shard and row of each target, from the plan and the units' records."""
+    n = len(plan.targets)
+    status, reason = np.full(n, "rejected", "U8"), np.full(n, "", "U24")
+    bands, detail = np.full(n, "", f"U{max(1, len(''.join(plan.bands)))}"), np.full(n, "", object)
+    shard, row = np.full(n, -1, np.int32), np.full(n, -1, np.int32)
+    for target, (why, text) in plan.rejected.items():
+        reason[target], detail[target] = why.value, text
+    for unit in plan.units:
+        record = writer.record(unit.number).extra
+        status[unit.rows], reason[unit.rows] = record["status"], record["reason"]
+        kept = unit.rows[np.asarray(record["kept"], np.int64)]
+        bands[kept], shard[kept], row[kept] = record["bands"], unit.number, np.arange(len(kept))
+    for target, (_, text) in plan.partial.items():
+        detail[target] = text
+    return {
+        "status": status,
+        "reason": reason,
+        "detail": detail.astype(np.str_),
+        "bands": bands,
+        "shard": shard,
+        "row": row,
+    }
+
+
+def _attributes(config: FetchConfig, plan: Plan, writer: ArtefactWriter) -> dict[str, Any]:
+    """Facts of the whole artefact for the manifest: enough to use the shards without the repository."""
+    from ripple.cutouts import MASK_PLANES
+
+    digests: dict[str, str] = {}
+    notes: dict[str, None] = dict.fromkeys(plan.notes)
+    for unit in plan.units:
+        record = writer.record(unit.number).extra
+        digests |= record["digests"]
+        notes |= dict.fromkeys(record["notes"])
+    return {
+        "bands": list(plan.bands),
+        "size": config.size,
+        "margin": config.margin,
+        "unit": "nJy",
+        "mask_planes": list(MASK_PLANES),
+        "wcs": {str(t): tan.cards() for t, tan in sorted(plan.projections.items())},
+        "source_sha256": dict(sorted(digests.items())),
+        "notes": list(notes),
+    }
+
+
+def _summary(config: FetchConfig, index: pa.Table, attributes: dict[str, Any], seconds: float) -> Summary:
+    """The closing screen; raises `TooManyRejected` when the user's limit is passed."""
+    status = Counter(index["status"].to_pylist())
+    reasons = Counter(r for r in index["reason"].to_pylist() if r)
+    n, rejected = index.num_rows, status["rejected"]
+    if n and rejected / n > config.max_rejected:
+        raise TooManyRejected(
+            f"{rejected} of {n} targets rejected: " + ", ".join(f"{k} {v}" for k, v in reasons.most_common()),
+            hint=f"the output {config.output} is complete; see its index.parquet",
+        )
+    facts: dict[str, Any] = {
+        "targets": n,
+        "ok": status["ok"],
+        "partial": status["partial"],
+        "rejected": rejected,
+        "bands": ", ".join(attributes["bands"]),
+    }
+    if seconds:
+        facts["rate"] = f"{(n - rejected) / seconds:,.0f} rows/s"
+    return Summary(
+        "fetch", config.output, facts, dict(reasons), seconds, seconds == 0, tuple(attributes["notes"][:5])
+    )

@@ -1,0 +1,121 @@
+"""Boxes cut out of planes: the gather for boxes inside a patch, the stitch for boxes that leave it.
+
+All patches of a tract share one pixel grid, so completing a box from a neighbour is an exact copy. A pixel
+that several patches hold comes from the target's own patch, else from the patch with the lowest id.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from ripple.geometry import Box
+
+Ints = NDArray[np.int64]
+
+
+def inside(box: Box, x0: Ints, y0: Ints, size: int) -> NDArray[np.bool_]:
+    """Which boxes of `size` pixels starting at `(x0, y0)` lie wholly in `box`: `(N,)` bool."""
+    return (x0 >= box.x0) & (y0 >= box.y0) & (x0 + size <= box.x1) & (y0 + size <= box.y1)
+
+
+def touches(box: Box, x0: Ints, y0: Ints, size: int) -> NDArray[np.bool_]:
+    """Which boxes of `size` pixels starting at `(x0, y0)` share a pixel with `box`: `(N,)` bool."""
+    return (x0 < box.x1) & (y0 < box.y1) & (x0 + size > box.x0) & (y0 + size > box.y0)
+
+
+def gather(plane: NDArray[Any], x: Ints, y: Ints, size: int) -> NDArray[Any]:
+    """Boxes of `size` pixels of a plane: `(N, size, size)`.
+
+    Parameters
+    ----------
+    plane
+        `(h, w)` array.
+    x, y
+        `(N,)` first pixels as array indices; the boxes must lie inside the plane.
+    size
+        Pixels per side.
+    """
+    return sliding_window_view(plane, (size, size))[y, x]
+
+
+@dataclass(slots=True)
+class Seams:
+    """Which pixels of boxes that leave their patch are filled, in one band.
+
+    Parameters
+    ----------
+    filled
+        `(E, S, S)` bool, for the E boxes that leave their patch.
+    source
+        `(E, S, S)` int32 patch that each pixel came from; -1 for none.
+    disagreement
+        `(E,)` float32 largest absolute difference in nJy where two patches hold the same pixel.
+    """
+
+    filled: NDArray[np.bool_]
+    source: NDArray[np.int32]
+    disagreement: NDArray[np.float32]
+
+    @classmethod
+    def empty(cls, count: int, size: int) -> Seams:
+        """Nothing filled yet."""
+        return cls(
+            np.zeros((count, size, size), bool),
+            np.full((count, size, size), -1, np.int32),
+            np.zeros(count, np.float32),
+        )
+
+
+def stitch_row(
+    seams: Seams,
+    row: int,
+    stamp: Box,
+    planes: dict[str, NDArray[Any]],
+    plane_box: Box,
+    out: dict[str, NDArray[Any]],
+    *,
+    patch: int,
+    own: bool,
+) -> None:
+    """Copy what one patch holds of one box into the box.
+
+    Parameters
+    ----------
+    seams
+        Updated in place at `row`.
+    row
+        Number of the box among those of `seams`.
+    stamp
+        Pixels of the box.
+    planes
+        `(h, w)` arrays by name (`image` among them).
+    plane_box
+        Pixels that they cover.
+    out
+        `(S, S)` arrays of this box, by name, written in place.
+    patch
+        Id of the patch the planes are from.
+    own
+        Whether it is the target's own patch: then its pixels win.
+    """
+    common = stamp & plane_box
+    if common.empty:
+        return
+    here, there = stamp.slices(common), plane_box.slices(common)
+    before = seams.filled[row][here]
+    if before.any():
+        old = out["image"][here][before].astype(np.float64)
+        new = planes["image"][there][before].astype(np.float64)
+        gap = np.abs(old - new)
+        worst = float(np.nanmax(gap)) if np.isfinite(gap).any() else 0.0
+        seams.disagreement[row] = max(float(seams.disagreement[row]), worst)
+    take = np.ones_like(before) if own else ~before
+    for name, plane in planes.items():
+        out[name][here][take] = plane[there][take]
+    seams.source[row][here][take] = patch
+    seams.filled[row][here] = True
