@@ -37,7 +37,10 @@ class FetchConfig(Selection):
     )
     output: str = neutral("", description="Directory for the cutout shards.")
     workers: int = neutral(1, ge=0, description="Worker processes; 0 reads in this process.")
-    dask: str | None = neutral(None, description="Address of a Dask scheduler to use instead of --workers.")
+    dask: str | None = neutral(
+        None, description="Dask instead of --workers: tcp://HOST:PORT of a scheduler, or slurm."
+    )
+    dask_settings: dict[str, Any] = neutral({}, description="Settings of the batch system for `dask: slurm`.")
     memory: str = neutral("4GiB", description="Memory for the whole run.")
     lost: Literal["stop", "reject"] = neutral(
         "stop",
@@ -174,7 +177,7 @@ def _executor(config: FetchConfig) -> Iterator[Executor | None]:
         return
     from ripple.cluster import dask_executor
 
-    with dask_executor(config.dask) as executor:
+    with dask_executor(config.dask, config.dask_settings) as executor:
         yield executor
 
 

@@ -2,7 +2,7 @@
 
 `@config_options(FetchConfig)` adds one flag per field plus `-c/--config`, and calls the command with a
 validated `config`. A field `psf_fwhm` becomes `--psf-fwhm`; a tuple of strings is given comma-separated; a
-bool becomes `--x/--no-x`.
+bool becomes `--x/--no-x`; a mapping is given in the YAML only.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ def config_options(
 
         wrapped: Callable[..., Any] = wrapper
         for name, info in reversed(model.model_fields.items()):
+            if typing.get_origin(_strip_none(info.annotation)) is dict:
+                continue  # nested settings live in the YAML only
             if name in arguments:
                 nargs = -1 if _is_tuple(info.annotation) else 1
                 wrapped = click.argument(name, nargs=nargs, required=False, metavar=name.upper())(wrapped)
