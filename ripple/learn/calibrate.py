@@ -1,0 +1,156 @@
+"""From scores to probabilities: calibration on held-out sky, and the prior of the survey.
+
+Numpy only. Training with balanced batches makes the network believe in a balanced sky; the offset fitted
+beside the temperature takes that back, and `prior_shift` moves the result to the prevalence of another sky.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from pydantic import BaseModel, ConfigDict
+
+Float = NDArray[np.float64]
+Method = Literal["none", "temperature", "isotonic"]
+
+
+class Calibration(BaseModel):
+    """A fitted map from mean logit to probability, stored in the contract.
+
+    `temperature`: `p = sigmoid(scale * logit + offset)`. `isotonic`: linear between the knots `(x, y)`.
+    `prevalence` is the fraction of lenses in the rows it was fitted to.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    method: Method = "none"
+    scale: float = 1.0
+    offset: float = 0.0
+    x: tuple[float, ...] = ()
+    y: tuple[float, ...] = ()
+    prevalence: float | None = None
+    rows: int = 0
+
+    def probability(self, logit: ArrayLike, *, prevalence: float | None = None) -> Float:
+        """Probability of being a lens.
+
+        Parameters
+        ----------
+        logit
+            `(N,)` mean logit of the network.
+        prevalence
+            Fraction of lenses among the sources to be scored; None keeps that of the calibration rows.
+        """
+        value = np.asarray(logit, np.float64)
+        if self.method == "isotonic":
+            p = np.interp(value, self.x, self.y)
+        else:
+            p = sigmoid(self.scale * value + self.offset)
+        if prevalence is None or self.prevalence is None:
+            return p
+        return prior_shift(p, self.prevalence, prevalence)
+
+
+def sigmoid(x: ArrayLike) -> Float:
+    """`1 / (1 + exp(-x))` without overflow."""
+    return 0.5 * (1.0 + np.tanh(0.5 * np.asarray(x, np.float64)))
+
+
+def logit(p: ArrayLike) -> Float:
+    """Inverse of `sigmoid`, finite at 0 and 1."""
+    q = np.clip(np.asarray(p, np.float64), 1e-12, 1 - 1e-12)
+    return np.asarray(np.log(q) - np.log1p(-q))
+
+
+def prior_shift(probability: ArrayLike, before: float, after: float) -> Float:
+    """Probabilities under another prevalence (Saerens, Latinne & Decaestecker 2002, Neural Comput. 14, 21).
+
+    Parameters
+    ----------
+    probability
+        `(N,)` under prevalence `before`.
+    before, after
+        Fractions of lenses, in (0, 1).
+    """
+    return sigmoid(logit(probability) + float(logit(after) - logit(before)))
+
+
+def fit(method: Method, value: ArrayLike, label: ArrayLike) -> Calibration:
+    """Fit on rows that the network was not trained on.
+
+    Parameters
+    ----------
+    method
+        See `Calibration`.
+    value
+        `(N,)` mean logits.
+    label
+        `(N,)` 1 lens, 0 not; both classes present.
+    """
+    x, y = np.asarray(value, np.float64), np.asarray(label, np.float64)
+    prevalence, rows = float(y.mean()), len(y)
+    match method:
+        case "none":
+            return Calibration(prevalence=prevalence, rows=rows)
+        case "temperature":
+            scale, offset = fit_temperature(x, y)
+            return Calibration(method=method, scale=scale, offset=offset, prevalence=prevalence, rows=rows)
+        case "isotonic":
+            knots, levels = fit_isotonic(x, y)
+            return Calibration(
+                method=method, x=tuple(knots), y=tuple(levels), prevalence=prevalence, rows=rows
+            )
+
+
+def fit_temperature(value: Float, label: Float) -> tuple[float, float]:
+    """Scale (inverse temperature) and offset of least cross-entropy, by Newton steps.
+
+    The targets are smoothed as Platt (1999) does, so that separable rows keep a finite scale.
+    """
+    positives, negatives = label.sum(), len(label) - label.sum()
+    target = np.where(label == 1, (positives + 1) / (positives + 2), 1 / (negatives + 2))
+    design = np.stack([value, np.ones_like(value)], 1)
+    w = np.array([1.0, 0.0])
+
+    def loss(v: Float) -> float:
+        z = design @ v
+        return float(np.mean(np.logaddexp(0, z) - target * z))
+
+    for _ in range(100):
+        p = sigmoid(design @ w)
+        gradient = design.T @ (p - target)
+        hessian = (design * (p * (1 - p))[:, None]).T @ design + 1e-9 * np.eye(2)
+        step = np.linalg.solve(hessian, gradient)
+        size = 1.0
+        while loss(w - size * step) > loss(w) and size > 1e-6:
+            size /= 2
+        w = w - size * step
+        if np.abs(size * step).max() < 1e-10:
+            break
+    # A finder that ranks backwards is not turned around by its calibration.
+    return max(float(w[0]), 1e-3), float(w[1])
+
+
+def fit_isotonic(value: Float, label: Float) -> tuple[Float, Float]:
+    """Knots of the best rising step function, by pooling adjacent violators.
+
+    Returns
+    -------
+    x, y
+        Two knots per pool (its ends), `y` rising, never exactly 0 or 1 (half a row is added to each side).
+    """
+    order = np.argsort(value, kind="stable")
+    x, y = value[order], label[order]
+    pools: list[list[float]] = []  # sum, count, first x, last x
+    for xi, yi in zip(x, y, strict=True):
+        pools.append([float(yi), 1.0, float(xi), float(xi)])
+        while len(pools) > 1 and (
+            pools[-2][3] == pools[-1][2] or pools[-2][0] * pools[-1][1] >= pools[-1][0] * pools[-2][1]
+        ):
+            total, count, _, last = pools.pop()
+            pools[-1] = [pools[-1][0] + total, pools[-1][1] + count, pools[-1][2], last]
+    level = np.array([(p[0] + 0.5 * (p[0] == 0) - 0.5 * (p[0] == p[1])) / p[1] for p in pools])
+    ends = np.array([(p[2], p[3]) for p in pools])
+    return ends.ravel(), np.maximum.accumulate(np.repeat(np.clip(level, 1e-6, 1 - 1e-6), 2))
