@@ -1,0 +1,526 @@
+"""An artefact directory: one writer, units committed atomically, the manifest last.
+
+    DIR/.lock             flock of the writer; its text names the holder
+    DIR/.journal          one line per committed unit while the artefact is unfinished
+    DIR/shard-00000.h5    unit 0, and so on
+    DIR/index.parquet     one row per target asked for
+    DIR/metrics.json      what it cost; not hashed
+    DIR/manifest.json     the commit: no manifest, not finished
+
+Commit of a file: a temporary beside it (`O_EXCL`, `O_NOFOLLOW`), fsync, rename, fsync of the directory. A
+journal line follows the rename, so a unit counts only when a line names it and the file hashes to that line;
+anything else is done again. No clock decides anything.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from ripple.config import Config, canonical_json
+from ripple.errors import ConfigError, InputError, IntegrityError, WriteError
+from ripple.files import (
+    LOCK,
+    TEMPORARY,
+    Staged,
+    hash_file,
+    is_locked,
+    lock,
+    opened,
+    publish,
+    read_whole,
+    remove_temporaries,
+    stage,
+    unlock,
+    write_atomic,
+    write_error,
+)
+from ripple.manifest import (
+    REDO,
+    ShardRecord,
+    check_law,
+    content_digest,
+    first_difference,
+    identity_of,
+    parse_manifest,
+    refuse_other,
+    render,
+    software,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = [
+    "Artefact", "ArtefactWriter", "Finished", "ShardRecord", "Staged", "check_law", "create", "open_artefact",
+    "stage", "verify", "write_atomic",
+]  # fmt: skip
+
+JOURNAL, INDEX, METRICS, MANIFEST = ".journal", "index.parquet", "metrics.json", "manifest.json"
+#: Keys of a unit's `extra` that differ from run to run: kept in the journal, never in the manifest.
+VOLATILE = ("profile",)
+
+
+# Journal ------------------------------------------------------------
+
+
+def _line(value: Mapping[str, Any]) -> bytes:
+    """A journal line that carries its own checksum: a damaged line is no line."""
+    body = canonical_json(value)
+    return hashlib.sha256(body).hexdigest()[:16].encode() + b" " + body + b"\n"
+
+
+def _parse_journal(data: bytes) -> tuple[dict[str, Any] | None, dict[int, ShardRecord]]:
+    """Header and last record of each unit; torn and damaged lines are skipped."""
+    header: dict[str, Any] | None = None
+    records: dict[int, ShardRecord] = {}
+    for number, line in enumerate(data.split(b"\n")[:-1]):
+        mark, _, body = line.partition(b" ")
+        if hashlib.sha256(body).hexdigest()[:16].encode() != mark:
+            continue
+        value = json.loads(body)
+        if number == 0:
+            header = value
+        elif "unit" in value:
+            unit = value.pop("unit")
+            records[unit] = ShardRecord(**value)
+    return (header, records) if header is not None else (None, {})
+
+
+# Writing ------------------------------------------------------------
+
+
+class ArtefactWriter:
+    """The one writer of an unfinished artefact; a context manager made by `create`.
+
+    Leaving the block without `finish` keeps what is committed; the next `create` resumes.
+
+    Attributes
+    ----------
+    directory
+        The artefact.
+    units
+        Number of units that make it whole.
+    """
+
+    def __init__(
+        self, directory: Path, identity: dict[str, Any], units: int, suffix: str, handle: int
+    ) -> None:
+        self.directory, self.units = directory, units
+        self._identity, self._suffix, self._lock = identity, suffix, handle
+        self._records: dict[int, ShardRecord] = {}
+        self._journal = -1
+        self._broken = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the lock."""
+        if self._journal >= 0:
+            os.close(self._journal)
+            self._journal = -1
+        if self._lock >= 0:
+            unlock(self._lock)
+            self._lock = -1
+
+    def name(self, unit: int) -> str:
+        """File name of a unit."""
+        return f"shard-{unit:05d}{self._suffix}"
+
+    def done(self, unit: int) -> ShardRecord | None:
+        """The record of a unit committed by an earlier run whose file still hashes to it, else None."""
+        record = self._records.get(unit)
+        if record is None:
+            return None
+        try:
+            found = hash_file(self.directory / record.name)
+        except IntegrityError:
+            found = (-1, "")
+        if found != (record.bytes, record.sha256):
+            del self._records[unit]
+            return None
+        return record
+
+    def record(self, unit: int) -> ShardRecord:
+        """The record of a unit that is committed, by this run or an earlier one."""
+        return self._records[unit]
+
+    def commit(
+        self, unit: int, data: bytes | memoryview | Staged, rows: int, extra: Mapping[str, Any]
+    ) -> ShardRecord:
+        """Publish a unit: the file first, then its journal line.
+
+        Parameters
+        ----------
+        unit
+            0 <= unit < units.
+        data
+            The file's bytes, or what `stage` returned in a worker on this file system.
+        rows
+            Rows in it.
+        extra
+            Facts as JSON values; `extra["profile"]` stays out of the manifest.
+
+        Raises
+        ------
+        WriteError
+            Disk full, no permission, I/O error; the unit does not count.
+        """
+        if self._broken or self._lock < 0 or not 0 <= unit < self.units:
+            raise WriteError(f"{self.directory}: unit {unit} cannot be committed", hint="run again to resume")
+        path = self.directory / self.name(unit)
+        staged = data if isinstance(data, Staged) else stage(self.directory, path.name, data)
+        record = ShardRecord(path.name, rows, staged.bytes, staged.sha256, json.loads(canonical_json(extra)))
+        line = _line({"unit": unit, **asdict(record)})
+        publish(path, staged)
+        self._append(line)
+        self._records[unit] = record
+        return record
+
+    def _append(self, line: bytes) -> None:
+        # After a failure the end of the journal is unknown: nothing more is committed, a resume rewrites it.
+        self._broken = True
+        try:
+            if os.write(self._journal, line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self._journal)
+        except OSError as err:
+            raise write_error(self.directory / JOURNAL, err, len(line)) from None
+        self._broken = False
+
+    def finish(
+        self,
+        index: pa.Table,
+        metrics: Mapping[str, Any],
+        attributes: Mapping[str, Any],
+        *,
+        asked: int | None = None,
+    ) -> None:
+        """Check the conservation law, then write index, metrics and manifest.
+
+        Parameters
+        ----------
+        index
+            One row per target asked for; see `check_law`.
+        metrics
+            Per operation and per reason; not hashed.
+        attributes
+            Facts of the whole, as JSON values; part of the digest.
+        asked
+            Number of targets asked for, when known independently of `index`.
+
+        Raises
+        ------
+        IntegrityError
+            A unit is missing, or the law does not hold; the message names the first row at fault.
+        WriteError
+            As in `commit`.
+        """
+        missing = [unit for unit in range(self.units) if unit not in self._records]
+        if missing:
+            raise IntegrityError(f"{self.directory}: unit {missing[0]} is not committed", hint="run again")
+        shards = [self._records[unit] for unit in range(self.units)]
+        counts = check_law(index, [shard.rows for shard in shards], asked=asked)
+        data = _parquet(index)
+        write_atomic(self.directory / INDEX, data)
+        write_atomic(
+            self.directory / METRICS, json.dumps(metrics, indent=1, sort_keys=True, default=str).encode()
+        )
+        manifest: dict[str, Any] = {
+            **self._identity, "suffix": self._suffix, "shards": [_stable(shard) for shard in shards],
+            "index": {"rows": index.num_rows, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()},
+            "counts": counts, "attributes": json.loads(canonical_json(attributes)), "software": software(),
+        }  # fmt: skip
+        manifest["digest"] = content_digest(manifest)
+        write_atomic(self.directory / MANIFEST, render(manifest))
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Remove what only an unfinished artefact needs; the lock is held, so no temporary has a writer."""
+        remove_temporaries(self.directory)
+        with suppress(OSError):
+            (self.directory / JOURNAL).unlink()
+
+
+def _stable(shard: ShardRecord) -> dict[str, Any]:
+    record = asdict(shard)
+    record["extra"] = {key: value for key, value in shard.extra.items() if key not in VOLATILE}
+    return record
+
+
+def _parquet(table: pa.Table) -> bytes:
+    import pyarrow.parquet as pq
+
+    sink = io.BytesIO()
+    pq.write_table(table.combine_chunks(), sink, compression="zstd")
+    return sink.getvalue()
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What `create` returns when the same artefact is there already."""
+
+    artefact: Artefact
+
+
+def create(
+    directory: Path, *, kind: str, config: Config, inputs: Mapping[str, Any], units: int, suffix: str = ".h5"
+) -> ArtefactWriter | Finished:
+    """Begin, resume, or find finished.
+
+    Parameters
+    ----------
+    directory
+        Made when missing.
+    kind
+        `cutouts`, `tensors` or `scores`.
+    config
+        Its `canonical` part must equal that of the run which began the directory.
+    inputs
+        What the bytes depend on besides `config`, as JSON values with digests.
+    units
+        Number of units.
+    suffix
+        Of the shard files.
+
+    Raises
+    ------
+    ConfigError
+        Begun with another config, other inputs or other software; names the first difference.
+    LockedError
+        Another process is writing.
+    WriteError
+        The directory cannot be made or written, or holds something else.
+    """
+    identity = {**identity_of(kind, config, inputs), "units": units}
+    _make_directory(directory)
+    handle = lock(directory)
+    writer: ArtefactWriter | None = None
+    try:
+        if (directory / MANIFEST).is_file():
+            artefact = open_artefact(directory)
+            refuse_other(directory, artefact.manifest, identity)
+            remove_temporaries(directory)
+            return Finished(artefact)
+        writer = ArtefactWriter(directory, identity, units, suffix, handle)
+        _begin(writer, identity)
+        return writer
+    finally:
+        if writer is None or writer._journal < 0:
+            unlock(handle)
+
+
+def _begin(writer: ArtefactWriter, identity: dict[str, Any]) -> None:
+    """Clean up after a killed run, take over its records, and open a clean journal."""
+    directory, path = writer.directory, writer.directory / JOURNAL
+    header, records = _parse_journal(read_whole(path)) if path.exists() else (None, {})
+    if header is not None:
+        refuse_other(directory, header, identity)
+        drift = first_difference(header.get("software"), software(), "software")
+        if drift is not None:
+            hint = "finish it with the versions it was begun with, or remove it"
+            raise ConfigError(f"{directory} was begun with other software: {drift}", hint=hint)
+    known = {unit: record for unit, record in records.items() if record.name == writer.name(unit)}
+    remove_temporaries(directory)
+    lines = [_line({"unit": unit, **asdict(record)}) for unit, record in sorted(known.items())]
+    write_atomic(path, b"".join([_line({**identity, "software": software()}), *lines]))
+    writer._records = known
+    try:
+        writer._journal = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as err:
+        raise write_error(path, err, 0) from None
+
+
+def _make_directory(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        names = {entry.name for entry in os.scandir(directory)}
+    except OSError as err:
+        raise write_error(directory, err, 0) from None
+    ours = {LOCK, JOURNAL, MANIFEST}
+    if names and not names & ours and not all(name.startswith(TEMPORARY) for name in names):
+        raise WriteError(f"{directory} holds files that are not ours", hint="give a new or empty directory")
+
+
+# Reading ------------------------------------------------------------
+
+_verified: set[tuple[str, str, int]] = set()
+
+
+@dataclass(frozen=True, slots=True)
+class Artefact:
+    """A finished artefact.
+
+    Parameters
+    ----------
+    directory
+        Where it is.
+    manifest
+        Its manifest, sealed and of known layout.
+    shards
+        The units, in order.
+    """
+
+    directory: Path
+    manifest: dict[str, Any]
+    shards: tuple[ShardRecord, ...]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 that identifies the content: provenance of the next stage."""
+        return str(self.manifest["digest"])
+
+    @property
+    def rows(self) -> int:
+        """Rows in all shards."""
+        return sum(shard.rows for shard in self.shards)
+
+    def index(self) -> pa.Table:
+        """The index, verified.
+
+        Raises
+        ------
+        IntegrityError
+            Its bytes are not those that were written.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        path, entry = self.directory / INDEX, self.manifest["index"]
+        data = read_whole(path)
+        _compare(path, (len(data), hashlib.sha256(data).hexdigest()), (entry["bytes"], entry["sha256"]))
+        return pq.read_table(pa.BufferReader(data))
+
+    def shard_path(self, k: int) -> Path:
+        """Path of shard `k`; not verified, see `verified_path`."""
+        return self.directory / self.shards[k].name
+
+    def verified_path(self, k: int) -> Path:
+        """Path of shard `k` after comparing its SHA-256, once per process and file; for memory-mapping.
+
+        Raises
+        ------
+        IntegrityError
+            Its bytes are not those that were written.
+        """
+        path, shard = self.shard_path(k), self.shards[k]
+        with opened(path) as file:
+            key = (str(path.absolute()), shard.sha256, os.fstat(file.fileno()).st_ino)
+        if key not in _verified:
+            _compare(path, hash_file(path), (shard.bytes, shard.sha256))
+            _verified.add(key)
+        return path
+
+    def read(self, k: int) -> bytes:
+        """The bytes of shard `k`, compared with their SHA-256 on every call.
+
+        Raises
+        ------
+        IntegrityError
+            They are not those that were written.
+        """
+        path, shard = self.shard_path(k), self.shards[k]
+        data = read_whole(path)
+        _compare(path, (len(data), hashlib.sha256(data).hexdigest()), (shard.bytes, shard.sha256))
+        return data
+
+    def metrics(self) -> dict[str, Any]:
+        """What the run cost; empty when the file is gone (it is not part of the content)."""
+        try:
+            value = json.loads((self.directory / METRICS).read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return value if isinstance(value, dict) else {}
+
+
+def _compare(path: Path, found: tuple[int, str], expected: tuple[int, str]) -> None:
+    if found[0] != expected[0]:
+        raise IntegrityError(f"{path}: {found[0]} bytes, {expected[0]} were written", hint=REDO)
+    if found[1] != expected[1]:
+        raise IntegrityError(f"{path}: damaged, its SHA-256 is not the one recorded", hint=REDO)
+
+
+def open_artefact(directory: Path, kind: str | None = None) -> Artefact:
+    """Open a finished artefact: the manifest is verified, the shards are there with their sizes.
+
+    Raises
+    ------
+    InputError
+        No artefact, not finished, of another kind, or written by a newer version.
+    IntegrityError
+        The manifest is damaged, or a shard is missing or of another size.
+    """
+    path = directory / MANIFEST
+    if not path.exists() and not path.is_symlink():
+        raise _unfinished(directory)
+    manifest = parse_manifest(path, read_whole(path))
+    if kind is not None and manifest["kind"] != kind:
+        raise InputError(f"{directory} holds {manifest['kind']}, not {kind}")
+    artefact = Artefact(directory, manifest, tuple(ShardRecord(**shard) for shard in manifest["shards"]))
+    for k, shard in enumerate(artefact.shards):
+        with opened(artefact.shard_path(k)) as file:
+            size = os.fstat(file.fileno()).st_size
+        if size != shard.bytes:
+            raise IntegrityError(
+                f"{artefact.shard_path(k)}: {size} bytes, {shard.bytes} were written", hint=REDO
+            )
+    return artefact
+
+
+def _unfinished(directory: Path) -> InputError:
+    if not directory.is_dir():
+        return InputError(f"{directory}: no such directory")
+    if not (directory / JOURNAL).exists():
+        return InputError(f"{directory}: no artefact, {MANIFEST} is missing")
+    if is_locked(directory):
+        return InputError(f"{directory} is not finished: it is being written", hint="wait for its writer")
+    return InputError(f"{directory} is not finished", hint="run the command that began it again to resume")
+
+
+def verify(directory: Path, advance: Callable[[int], None] | None = None) -> list[str]:
+    """Read every byte and compare; what is wrong, in order, empty when all is whole.
+
+    Parameters
+    ----------
+    directory
+        A finished artefact.
+    advance
+        Called with the number of bytes just read.
+
+    Raises
+    ------
+    InputError
+        No artefact, or not finished.
+    """
+    try:
+        artefact = open_artefact(directory)
+    except IntegrityError as err:
+        return [err.message]
+    problems = []
+    for k, shard in enumerate(artefact.shards):
+        path = artefact.shard_path(k)
+        try:
+            _compare(path, hash_file(path, advance), (shard.bytes, shard.sha256))
+        except IntegrityError as err:
+            problems.append(err.message)
+    try:
+        check_law(artefact.index(), [shard.rows for shard in artefact.shards])
+    except IntegrityError as err:
+        problems.append(err.message)
+    names = {shard.name for shard in artefact.shards}
+    strays = sorted(
+        e.name for e in os.scandir(directory) if e.name.startswith("shard-") and e.name not in names
+    )
+    return problems + [f"{directory / name}: not in the manifest" for name in strays]

@@ -1,0 +1,220 @@
+"""Files that are whole or absent: atomic replacement, verified reading, one writer per directory.
+
+A file is committed by a temporary beside it (`O_EXCL`, `O_NOFOLLOW`), fsync, rename, fsync of the directory.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import io
+import os
+import platform
+import secrets
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from ripple.errors import IntegrityError, LockedError, WriteError
+
+TEMPORARY = ".tmp-"
+LOCK = ".lock"
+_BLOCK = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """Bytes on disk under a temporary name, fsynced: what a worker hands to `ArtefactWriter.commit`."""
+
+    temporary: str
+    bytes: int
+    sha256: str
+
+
+def write_atomic(path: Path, data: bytes | memoryview) -> None:
+    """Replace `path` by `data` so that a reader, or a crash, sees the old file or the new one.
+
+    Raises
+    ------
+    WriteError
+        Disk full (names the bytes needed), no permission, I/O error. Nothing is left behind.
+    """
+    publish(path, stage(path.parent, path.name, data))
+
+
+def stage(directory: Path, name: str, data: bytes | memoryview) -> Staged:
+    """Write `data` to a temporary beside `directory/name` and fsync it; runs in workers.
+
+    Raises
+    ------
+    WriteError
+        As in `write_atomic`; the temporary is removed.
+    """
+    temporary = directory / f"{TEMPORARY}{name}-{os.getpid()}-{secrets.token_hex(8)}"
+    try:
+        handle = os.open(
+            temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644
+        )
+    except OSError as err:
+        raise write_error(directory / name, err, len(data)) from None
+    try:
+        _write_all(handle, data)
+    except BaseException as err:
+        with suppress(OSError):
+            temporary.unlink()
+        if isinstance(err, OSError):
+            raise write_error(directory / name, err, len(data)) from None
+        raise
+    return Staged(temporary.name, len(data), hashlib.sha256(data).hexdigest())
+
+
+def _write_all(handle: int, data: bytes | memoryview) -> None:
+    """Write, fsync, close. A failed fsync is final: the kernel may drop the pages it could not write."""
+    try:
+        view, done = memoryview(data), 0
+        while done < len(view):
+            done += os.write(handle, view[done : done + (1 << 30)])
+        os.fsync(handle)
+    except BaseException:
+        with suppress(OSError):
+            os.close(handle)
+        raise
+    os.close(handle)
+
+
+def publish(path: Path, staged: Staged) -> None:
+    temporary = path.parent / staged.temporary
+    try:
+        temporary.rename(path)
+        _sync_directory(path.parent)
+    except BaseException as err:
+        with suppress(OSError):
+            temporary.unlink()
+        if isinstance(err, OSError):
+            raise write_error(path, err, staged.bytes) from None
+        raise
+
+
+def _sync_directory(directory: Path) -> None:
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_error(path: Path, err: OSError, needed: int) -> WriteError:
+    if err.errno in (errno.ENOSPC, errno.EDQUOT):
+        return WriteError(
+            f"{path}: disk full, {needed} bytes needed{_free(path.parent)}",
+            hint="free space and run the same command again; committed units are kept",
+        )
+    return WriteError(f"{path}: {err.strerror or err}", hint="check permissions and the file system")
+
+
+def _free(directory: Path) -> str:
+    try:
+        room = os.statvfs(directory)
+    except OSError:
+        return ""
+    return f", {room.f_bavail * room.f_frsize} free"
+
+
+def read_whole(path: Path) -> bytes:
+    """The bytes of a regular file; a symbolic link is refused.
+
+    Raises
+    ------
+    IntegrityError
+        Missing, a link, no regular file, or not readable.
+    """
+    with opened(path) as file:
+        return file.read()
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[io.FileIO]:
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with io.FileIO(handle, "r") as file:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise IntegrityError(f"{path}: not a regular file")
+            yield file
+    except OSError as err:
+        what = "is a symbolic link" if err.errno == errno.ELOOP else err.strerror or str(err)
+        raise IntegrityError(f"{path}: {what}") from None
+
+
+def hash_file(path: Path, advance: Callable[[int], None] | None = None) -> tuple[int, str]:
+    """Size and SHA-256 of a file, read in blocks."""
+    digest, size = hashlib.sha256(), 0
+    block = memoryview(bytearray(_BLOCK))
+    with opened(path) as file:
+        while count := file.readinto(block):
+            digest.update(block[:count])
+            size += count
+            if advance is not None:
+                advance(count)
+    return size, digest.hexdigest()
+
+
+def lock(directory: Path) -> int:
+    """Take the writer's lock; the descriptor is not inherited by workers.
+
+    Raises
+    ------
+    LockedError
+        Another process writes here; the message names it.
+    """
+    path = directory / LOCK
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    except OSError as err:
+        raise write_error(path, err, 0) from None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as err:
+        holder = os.pread(handle, 400, 0).decode(errors="replace").strip() or "unknown process"
+        os.close(handle)
+        if err.errno != errno.EWOULDBLOCK:
+            raise write_error(path, err, 0) from None
+        raise LockedError(
+            f"{directory} is being written by {holder}", hint="wait for it, or stop it"
+        ) from None
+    # Informative only: nothing reads the clock back.
+    text = f"pid {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%dT%H:%M:%S%z')}"
+    with suppress(OSError):
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, text.encode(), 0)
+    return handle
+
+
+def unlock(handle: int) -> None:
+    with suppress(OSError):
+        os.ftruncate(handle, 0)
+    os.close(handle)
+
+
+def is_locked(directory: Path) -> bool:
+    try:
+        handle = os.open(directory / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
+def remove_temporaries(directory: Path) -> None:
+    for entry in sorted(os.scandir(directory), key=lambda e: e.name):
+        if entry.name.startswith(TEMPORARY):
+            with suppress(OSError):
+                Path(entry.path).unlink()
