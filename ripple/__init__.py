@@ -1,3 +1,12 @@
 """RIPPLe: Rubin sky to neural-network tensors, and back as ranked strong-lens candidates."""
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    # Lazy: `import ripple` loads neither torch nor lsst.
+    if name == "TensorDataset":
+        from ripple.learn.loader import TensorDataset
+
+        return TensorDataset
+    raise AttributeError(f"module 'ripple' has no attribute {name!r}")

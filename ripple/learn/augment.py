@@ -1,7 +1,7 @@
 """Augmentation on the device, reproducible row by row.
 
 What happens to a row is a function of (seed, epoch, row) alone: the same on one GPU or eight, in any batch,
-with any number of reading threads. Random numbers come from an integer hash, not from a generator with a state.
+with any number of reading threads. Random numbers come from an integer hash, not a generator with a state.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
@@ -78,6 +79,7 @@ class TensorDataset(torch.utils.data.Dataset[Batch]):
             names = ", ".join(str(a.directory) for a in self.artefacts)
             raise DataError(f"{names or 'no artefact'}: no rows to load")
         self._columns: dict[str, NDArray[Any]] = {}
+        self._indexes = [a.index() for a in self.artefacts]
         self._reset()
         first = self._map(int(np.argmax(np.array(counts) > 0)))
         self.bands = first.bands
@@ -89,10 +91,10 @@ class TensorDataset(torch.utils.data.Dataset[Batch]):
 
     def _reset(self) -> None:
         self._maps: dict[int, TensorBatch] = {}
-        self._lock = threading.Lock()
+        self._locks = [threading.Lock() for _ in self._units]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_maps", "_lock")}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_maps", "_locks")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -157,13 +159,29 @@ class TensorDataset(torch.utils.data.Dataset[Batch]):
         Raises
         ------
         DataError
-            No shard has it.
+            Neither the index nor all shards have it.
         """
         if name not in self._columns:
-            self._columns[name] = self._gather_column(name)
+            indexed = all(name in table.column_names for table in self._indexes)
+            self._columns[name] = self._from_indexes(name) if indexed else self._from_shards(name)
         return self._columns[name]
 
-    def _gather_column(self, name: str) -> NDArray[Any]:
+    def _from_indexes(self, name: str) -> NDArray[Any]:
+        """The index has targets in input order: put their values where the rows lie."""
+        parts, first = [], 0
+        for artefact, table in zip(self.artefacts, self._indexes, strict=True):
+            column = table[name]
+            values = column.fill_null(-1) if pa.types.is_integer(column.type) else column
+            shard, row = table["shard"].to_numpy(), table["row"].to_numpy()
+            placed = shard >= 0
+            at = self._offsets[first + shard[placed]] - self._offsets[first] + row[placed]
+            plain = np.asarray(values.to_numpy())[placed]
+            parts.append(plain[np.argsort(at)])
+            first += len(artefact.shards)
+        whole = np.concatenate(parts)
+        return whole.astype(np.int64) if name == "label" else whole
+
+    def _from_shards(self, name: str) -> NDArray[Any]:
         parts = [self._map(k).catalog.get(name) for k in range(len(self._units))]
         have = [p for p in parts if p is not None]
         if name == "label":
@@ -179,18 +197,16 @@ class TensorDataset(torch.utils.data.Dataset[Batch]):
 
     def _select(self, accepted: bool) -> Rows:
         everything = np.arange(self.total, dtype=np.int64)
-        if not accepted or not all("accept" in self._map(k).catalog for k in range(len(self._units))):
-            return everything
-        return everything[self.column("accept") != 0]
+        return everything[self._from_indexes("status") != "rejected"] if accepted else everything
 
     def _map(self, unit: int) -> TensorBatch:
-        """Shard `unit`, verified and mapped."""
-        with self._lock:
+        """Shard `unit`, verified and mapped; threads verify different shards side by side."""
+        with self._locks[unit]:
             if unit not in self._maps:
                 artefact, k = self._units[unit]
-                artefact.read(k)
-                batch = shard.map_tensors(artefact.shard_path(k))
-                self._check(batch, artefact.shard_path(k))
+                path = artefact.verified_path(k)
+                batch = shard.map_tensors(path)
+                self._check(batch, path)
                 self._maps[unit] = batch
             return self._maps[unit]
 
@@ -387,7 +403,7 @@ class Loader:
 
     def _on_cuda(self, host: Iterator[Batch], epoch: int) -> Iterator[Batch]:
         """Copy and augment batch k + 1 on a second stream while the caller works on batch k."""
-        stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        stream = torch.cuda.Stream(self.device)
 
         def send(batch: Batch) -> tuple[Batch, torch.cuda.Event]:
             with torch.cuda.stream(stream):
