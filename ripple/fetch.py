@@ -24,7 +24,25 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from ripple.artefact import ArtefactWriter
-    from ripple.unit import UnitTask
+    from ripple.files import Staged
+    from ripple.unit import UnitRows, UnitTask
+
+
+@dataclass(frozen=True, slots=True)
+class ShardTask:
+    """A unit to read, and where to write its shard.
+
+    Parameters
+    ----------
+    unit
+        What to read.
+    directory, name
+        The shard's directory and file name.
+    """
+
+    unit: UnitTask
+    directory: str
+    name: str
 
 
 class FetchConfig(Selection):
@@ -51,18 +69,21 @@ class FetchConfig(Selection):
 
 @dataclass(frozen=True, slots=True)
 class UnitResult:
-    """What a worker sends back: the packed shard and the verdict on each row asked for.
+    """What a worker sends back: where the packed shard lies, and the verdict on each row asked for.
 
     Parameters
     ----------
-    data
-        The bytes of the shard.
+    staged
+        The shard, written beside its place by the worker.
+    rows
+        Rows in it.
     record
-        JSON facts for the journal: `kept`, `status`, `reason`, `bands`, `digests`, `notes`, `operations`,
-        `peak_rss`.
+        JSON facts for the journal: `verdicts` (row asked for -> status, reason, bands; rows that are `ok`
+        are left out), `digests`, `notes` and `profile`.
     """
 
-    data: bytes
+    staged: Staged
+    rows: int
     record: dict[str, Any]
 
 
@@ -113,31 +134,37 @@ def plan_inputs(plan: Plan) -> dict[str, Any]:
     }
 
 
-def make_shard(task: UnitTask) -> UnitResult:
-    """Read one unit and pack it: what a worker does."""
+def make_shard(task: ShardTask) -> UnitResult:
+    """Read one unit, pack it and write it beside its place: what a worker does."""
+    from ripple.files import stage
     from ripple.shard import pack_cutouts
     from ripple.unit import read_unit
 
-    rows = read_unit(task)
+    rows = read_unit(task.unit)
     with rows.profile.time("pack"):
-        data = pack_cutouts(rows.batch, {"margin": task.margin})
-    has = _band_names(rows.batch.catalog["band_mask"], task.bands)
+        data = pack_cutouts(rows.batch, {"margin": task.unit.margin})
+    with rows.profile.time("write", bytes=len(data)):
+        staged = stage(Path(task.directory), task.name, data)
     record = {
-        "kept": rows.kept.tolist(),
-        "status": rows.status.tolist(),
-        "reason": rows.reason.tolist(),
-        "bands": has,
+        "verdicts": _exceptions(rows, task.unit.bands),
         "digests": rows.digests,
         "notes": list(rows.notes),
-        "operations": rows.profile.operations,
-        "peak_rss": peak_rss(),
+        "profile": {"operations": rows.profile.operations, "peak_rss": peak_rss()},
     }
-    return UnitResult(data, record)
+    return UnitResult(staged, len(rows.kept), record)
 
 
-def _band_names(masks: NDArray[Any], bands: tuple[str, ...]) -> list[str]:
-    names = {m: "".join(b for k, b in enumerate(bands) if int(m) >> k & 1) for m in np.unique(masks)}
-    return [names[m] for m in masks]
+def _exceptions(rows: UnitRows, bands: tuple[str, ...]) -> dict[str, list[str]]:
+    """Status, reason and bands of the rows that are not `ok`, by their number in the unit."""
+    has = dict(zip(rows.kept.tolist(), rows.batch.catalog["band_mask"].tolist(), strict=True))
+    return {
+        str(k): [
+            str(rows.status[k]),
+            str(rows.reason[k]),
+            "".join(b for bit, b in enumerate(bands) if has.get(k, 0) >> bit & 1),
+        ]
+        for k in np.flatnonzero(rows.status != "ok").tolist()
+    }
 
 
 def _read_units(config: FetchConfig, plan: Plan, writer: ArtefactWriter) -> Profile:
@@ -145,7 +172,10 @@ def _read_units(config: FetchConfig, plan: Plan, writer: ArtefactWriter) -> Prof
     from ripple.pool import WorkerFailure, ordered_map
 
     todo = [unit for unit in plan.units if writer.done(unit.number) is None]
-    tasks = [unit_task(config, plan, unit) for unit in todo]
+    tasks = [
+        ShardTask(unit_task(config, plan, unit), str(writer.directory), writer.name(unit.number))
+        for unit in todo
+    ]
     profile = Profile()
     lost: list[str] = []
     total = sum(len(u.rows) for u in plan.units)
@@ -157,9 +187,9 @@ def _read_units(config: FetchConfig, plan: Plan, writer: ArtefactWriter) -> Prof
                 if config.lost == "stop":
                     continue
                 result = _lost(tasks[k], result.message)
-            with profile.time("write", bytes=len(result.data)):
-                writer.commit(todo[k].number, result.data, len(result.record["kept"]), result.record)
-            profile.add(result.record["operations"])
+            with profile.time("commit"):
+                writer.commit(todo[k].number, result.staged, result.rows, result.record)
+            profile.add(result.record["profile"]["operations"])
             advance(len(todo[k].rows))
     if lost and config.lost == "stop":
         raise WorkerError(
@@ -181,25 +211,17 @@ def _executor(config: FetchConfig) -> Iterator[Executor | None]:
         yield executor
 
 
-def _lost(task: UnitTask, message: str) -> UnitResult:
+def _lost(task: ShardTask, message: str) -> UnitResult:
     """The result of a unit whose worker died twice: every row rejected, nothing hidden."""
-    from ripple.shard import pack_cutouts
-    from ripple.unit import read_unit
-
     # Without datasets nothing is read: an empty batch with the right columns.
-    n = len(task.catalog["index"])
-    record: dict[str, Any] = {
-        "kept": [],
-        "status": ["rejected"] * n,
-        "reason": [Reason.WORKER_LOST.value] * n,
-        "bands": [],
-        "digests": {},
+    result = make_shard(replace(task, unit=replace(task.unit, datasets=())))
+    n = len(task.unit.catalog["index"])
+    record = {
+        **result.record,
+        "verdicts": {str(k): ["rejected", Reason.WORKER_LOST.value, ""] for k in range(n)},
         "notes": [message],
-        "operations": {},
-        "peak_rss": 0,
     }
-    empty = read_unit(replace(task, datasets=()))
-    return UnitResult(pack_cutouts(empty.batch, {"margin": task.margin}), record)
+    return replace(result, record=record)
 
 
 def unit_task(config: FetchConfig, plan: Plan, unit: Unit) -> UnitTask:
@@ -284,10 +306,12 @@ def _verdicts(plan: Plan, writer: ArtefactWriter) -> dict[str, NDArray[Any]]:
     for target, (why, text) in plan.rejected.items():
         reason[target], detail[target] = why.value, text
     for unit in plan.units:
-        record = writer.record(unit.number).extra
-        status[unit.rows], reason[unit.rows] = record["status"], record["reason"]
-        kept = unit.rows[np.asarray(record["kept"], np.int64)]
-        bands[kept], shard[kept], row[kept] = record["bands"], unit.number, np.arange(len(kept))
+        status[unit.rows], bands[unit.rows] = "ok", "".join(plan.bands)
+        for k, (verdict, why, has) in writer.record(unit.number).extra["verdicts"].items():
+            target = unit.rows[int(k)]
+            status[target], reason[target], bands[target] = verdict, why, has
+        kept = unit.rows[status[unit.rows] != "rejected"]
+        shard[kept], row[kept] = unit.number, np.arange(len(kept))
     for target, (_, text) in plan.partial.items():
         detail[target] = text
     return {
