@@ -136,7 +136,7 @@ def fwhm(psf: NDArray[np.floating]) -> Float:
 
 def _sample(spline: Float, at: Float) -> Float:
     """Cubic spline values; the first coordinate is a stamp number, so it is not interpolated across."""
-    m, h, w = spline.shape
+    _, h, w = spline.shape
     pad = np.pad(spline, ((0, 0), (3, 3), (3, 3)))
     y, x = np.clip(at[1], -1.0, h) + 3, np.clip(at[2], -1.0, w) + 3
     iy, ix = np.floor(y).astype(np.intp), np.floor(x).astype(np.intp)
@@ -266,7 +266,8 @@ def match_kernels(
     Notes
     -----
     Regularised least squares on a finite support; the circulant approximation of its normal equations is the
-    preconditioner (Chan & Ng 1996, SIAM Review 38, 427). Wiener start as in Boucaud et al. 2016, A&A 596, A63.
+    preconditioner (Chan & Ng 1996, SIAM Review 38, 427). Wiener start as in Boucaud et al. 2016, A&A 596,
+    A63.
     """
     m = len(psf)
     reach = max(psf.shape[1:]) // 2 + max(target.shape[1:]) // 2
@@ -326,7 +327,7 @@ def _solve(psf: NDArray[np.floating], target: NDArray[np.floating], h: int, mu: 
 
 
 def spectra(psf: NDArray[np.floating], size: int) -> NDArray[np.complex128]:
-    """Fourier transforms `(M, size, size // 2 + 1)` of stamps, normalised, their first moments at the origin."""
+    """Fourier transforms `(M, size, size // 2 + 1)` of stamps of sum 1, first moments at the origin."""
     p = np.asarray(psf, np.float64)
     p = p / p.sum(axis=(1, 2), keepdims=True)
     y, x = centroid(p)
@@ -351,7 +352,7 @@ def _conjugate_gradient(power: Float, cross: NDArray[np.complex128], inside: Flo
         return np.asarray(inside * fft.irfft2(spectrum, s=shape))
 
     def dot(a: Float, b: Float) -> Float:
-        return np.einsum("kij,kij->k", a, b)[:, None, None]
+        return np.asarray(np.einsum("kij,kij->k", a, b)[:, None, None])
 
     wiener = 1 / (power + mu)
     rhs = within(cross)
@@ -366,7 +367,7 @@ def _conjugate_gradient(power: Float, cross: NDArray[np.complex128], inside: Flo
         z = within(wiener * fft.rfft2(r))
         rz, old = dot(r, z), rz
         p = z + rz / np.maximum(old, 1e-300) * p
-    return x
+    return np.asarray(x)
 
 
 def _constrain(K: Float, power: Float, inside: Float, mu: float) -> Float:

@@ -85,7 +85,8 @@ def methods() -> dict[str, Any]:
         out[f"pypher {reg:g}"] = pypher(reg)
     for name, arguments in (
         ("SplitCosineBellWindow", (0.4, 0.3)), ("SplitCosineBellWindow", (0.7, 0.3)), ("HanningWindow", ()),
-        ("TukeyWindow", (0.5,)), ("CosineBellWindow", (0.35,)), ("CosineBellWindow", (0.7,)), ("TopHatWindow", (0.35,)),
+        ("TukeyWindow", (0.5,)), ("CosineBellWindow", (0.35,)), ("CosineBellWindow", (0.7,)),
+        ("TopHatWindow", (0.35,)),
     ):  # fmt: skip
         out[f"photutils {name}{arguments}"] = photutils(name, *arguments)
     import photutils.psf_matching as matching
@@ -104,8 +105,8 @@ def main() -> None:
     stamps = np.load(args.zoo)
     todo = pairs(json.loads(args.zoo.with_suffix(".json").read_text()))[:: args.every]
     print(f"{len(todo)} pairs; per cent of the target's light; gain = white noise after / before")
-    print(f"{'method':44s} {'median':>7s} {'p90':>7s} {'worst':>7s} | any: {'median':>6s} {'p90':>6s} {'worst':>6s} |"
-          " max gain  max shift px  max |sum-1|  ms")  # fmt: skip
+    print(f"{'method':44s} {'median':>7s} {'p90':>7s} {'worst':>7s} | any: {'median':>6s} {'p90':>6s}"
+          f" {'worst':>6s} | max gain  max shift px  max |sum-1|  ms")  # fmt: skip
     cases = []
     for a, b in todo:
         half = max(*stamps[a].shape, *stamps[b].shape) // 2
