@@ -114,3 +114,26 @@ def _token() -> Check:
     if found:
         return Check("access token", "ok", f"{found[0]} is set")
     return Check("access token", "note", "none in the environment; needed for remote repositories only")
+
+
+def repository(repo: str, collections: tuple[str, ...]) -> list[Check]:
+    """Checks of one repository: it opens, has coadds, and one of them can be read.
+
+    Faults become findings, so that all checks are printed.
+    """
+    from ripple.errors import RippleError
+    from ripple.rubin.repo import open_repository
+
+    checks: list[Check] = []
+    try:
+        with open_repository(repo, collections) as opened:
+            checks.append(Check("repository", "ok", f"{repo}: collections {', '.join(opened.collections)}"))
+            dataset_type = opened.coadd_type(None)
+            checks.append(Check("coadds", "ok", dataset_type))
+            for skymap in opened.skymap_hashes():
+                bands = "".join(opened.bands(dataset_type, skymap))
+                if bands:
+                    checks.append(Check("sky map", "ok", f"{skymap}: bands {bands}"))
+    except RippleError as err:
+        checks.append(Check("repository", "fail", str(err)))
+    return checks
