@@ -1,0 +1,485 @@
+"""An ordered map of a pure function over units, on processes that may die.
+
+Each slot is one thread of the parent and one worker process at a time. The worker is a fresh interpreter
+(never a fork: HDF5, threads and CUDA do not survive one) that serves one task after another. A worker that
+dies, or is killed because it is stuck, is blamed on the task it held: that task is tried again in a new
+worker a bounded number of times, all others go on. Workers die with the parent and ignore Ctrl-C, which is
+the parent's to handle.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import json
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
+from concurrent.futures import wait as wait_for
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from types import FrameType
+from typing import Any, cast
+
+from ripple.errors import Interrupted, RippleError, WorkerError
+
+#: One thread per worker: the numbers must not depend on the machine, and the workers share its cores.
+PINNED = dict.fromkeys(
+    (
+        "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS",
+        "VECLIB_MAXIMUM_THREADS", "NUMBA_NUM_THREADS",
+    ),
+    "1",
+)  # fmt: skip
+_TICK = 0.2
+_STARTUP_SECONDS = 120.0
+_STOPPED_SECONDS = 30.0
+_STARTUP_TRIES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerFailure:
+    """A task that could not be done: its workers died, hung or ran out of memory, or its function has a bug.
+
+    Parameters
+    ----------
+    task
+        Number of the task.
+    message
+        One line: what happened to the worker.
+    detail
+        Traceback in the worker, empty when it was killed.
+    """
+
+    task: int
+    message: str
+    detail: str = ""
+
+
+def ordered_map[T, R](
+    function: Callable[[T], R],
+    tasks: Sequence[T],
+    *,
+    workers: int,
+    executor: Executor | None = None,
+    memory_bytes: int | None = None,
+    deadline: float | None = None,
+    retries: int = 1,
+) -> Iterator[tuple[int, R | WorkerFailure]]:
+    """Yield `(k, function(tasks[k]))` for k = 0, 1, ..., in this order, computed in parallel.
+
+    Parameters
+    ----------
+    function
+        A module-level function (or a `functools.partial` of one) without side effects that matter: it may run
+        twice for a task. A `RippleError` from it ends the map; any other exception fails its task.
+    tasks
+        Small picklable values. At most a few per worker are in flight or waiting to be yielded.
+    workers
+        Processes; 0 runs in this process, where nothing protects from a crash (tests, debugging).
+    executor
+        Use this instead of own processes (Dask: `Client.get_executor(retries=1)`).
+    memory_bytes
+        Private memory each worker may have (`RLIMIT_DATA`); beyond it the task fails and the parent lives.
+    deadline
+        Seconds a task may take before its worker is killed. A worker that is stopped (SIGSTOP) is killed
+        after 30 s in any case.
+    retries
+        Further workers a task may try after its first one died.
+
+    Raises
+    ------
+    Interrupted
+        SIGINT or SIGTERM arrived; workers are killed. A second signal ends this process at once.
+    WorkerError
+        No worker can be started.
+    """
+    with _signals() as stop:
+        if executor is not None:
+            results = _on_executor(function, tasks, executor, stop, max(64, 4 * workers), deadline)
+        elif workers == 0:
+            results = ((k, function(task)) for k, task in enumerate(tasks) if stop.check())
+        else:
+            pool = _Pool(function, tasks, min(workers, len(tasks)), memory_bytes, deadline, retries)
+            results = pool.results(stop)
+        for k, result in results:
+            if isinstance(result, RippleError):
+                raise result
+            yield k, cast("R | WorkerFailure", result)
+            stop.check()
+
+
+# Signals ------------------------------------------------------------
+
+
+class _Stop:
+    """The first signal is kept for `check`; the second kills this process, and with it its workers."""
+
+    def __init__(self) -> None:
+        self.signum = 0
+
+    def __call__(self, signum: int, _frame: FrameType | None) -> None:
+        if self.signum:
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+        self.signum = signum
+
+    def check(self) -> bool:
+        """True, or `Interrupted` once a signal has come."""
+        if self.signum:
+            raise Interrupted(self.signum)
+        return True
+
+
+@contextmanager
+def _signals() -> Iterator[_Stop]:
+    stop = _Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # only the main thread may install handlers; its own handler ends the process
+        return
+    before = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+# Own processes ------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Slot:
+    """One worker process as seen from the parent."""
+
+    number: int
+    process: subprocess.Popen[bytes] | None = None
+    connection: Connection | None = None
+    since: float = 0.0  # monotonic start of the task, or of the process while it starts
+    stopped_since: float = 0.0
+    task: int | None = None
+    verdict: str = ""  # why the parent killed it
+
+
+@dataclass(slots=True)
+class _Pool:
+    """Slots, the tasks still to do, and the results not yet yielded; `changed` guards all of it."""
+
+    function: Any
+    tasks: Sequence[Any]
+    size: int
+    memory_bytes: int | None
+    deadline: float | None
+    retries: int
+    changed: threading.Condition = field(default_factory=threading.Condition)
+    todo: deque[int] = field(default_factory=deque)
+    finished: dict[int, Any] = field(default_factory=dict)
+    attempts: dict[int, int] = field(default_factory=dict)
+    slots: list[_Slot] = field(default_factory=list)
+    turn: int = 0  # next task to yield
+    closing: bool = False
+    fatal: RippleError | None = None
+
+    def results(self, stop: _Stop) -> Iterator[tuple[int, Any]]:
+        """Run the slots and yield in order; however this ends, no worker survives."""
+        _check_function(self.function)
+        self.todo.extend(range(len(self.tasks)))
+        self.slots = [_Slot(k) for k in range(self.size)]
+        threads = [threading.Thread(target=self._serve, args=(slot,), daemon=True) for slot in self.slots]
+        try:
+            for thread in threads:
+                thread.start()
+            for k in range(len(self.tasks)):
+                yield k, self._await(k, stop)
+        finally:
+            self._close(threads)
+
+    def _await(self, k: int, stop: _Stop) -> Any:
+        while True:
+            with self.changed:
+                self.turn = k
+                self.changed.notify_all()
+                if k not in self.finished and self.fatal is None:
+                    self.changed.wait(_TICK)
+                stop.check()
+                if self.fatal is not None:
+                    raise self.fatal
+                if k in self.finished:
+                    return self.finished.pop(k)
+            self._watch()
+
+    def _watch(self) -> None:
+        """Kill workers that are past the deadline, stopped, or do not come up."""
+        now = time.monotonic()
+        for slot in self.slots:
+            with self.changed:
+                process, task, since = slot.process, slot.task, slot.since
+            if process is None:
+                continue
+            limit = self.deadline if task is not None else _STARTUP_SECONDS
+            if limit is not None and since and now - since > limit:
+                self._kill(slot, process, f"gave no answer within {limit:g} s and was killed")
+            elif not _is_stopped(process.pid):
+                slot.stopped_since = 0.0
+            elif not slot.stopped_since:
+                slot.stopped_since = now
+            elif now - slot.stopped_since > _STOPPED_SECONDS:
+                self._kill(slot, process, f"was stopped for {_STOPPED_SECONDS:g} s and was killed")
+
+    def _kill(self, slot: _Slot, process: subprocess.Popen[bytes], verdict: str) -> None:
+        with self.changed:
+            if slot.process is process and slot.since:
+                slot.verdict, slot.since = verdict, 0.0
+                process.kill()
+
+    def _close(self, threads: list[threading.Thread]) -> None:
+        with self.changed:
+            self.closing = True
+            for slot in self.slots:
+                if slot.process is not None:
+                    slot.process.kill()
+            self.changed.notify_all()
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join(5.0)
+
+    def _serve(self, slot: _Slot) -> None:
+        """The thread of one slot: take a task, hand it to the worker, store what comes back."""
+        failures = 0
+        try:
+            while (task := self._take()) is not None:
+                if slot.connection is None and not self._start(slot):
+                    failures += 1
+                    self._give_back(task)
+                    if failures >= _STARTUP_TRIES:
+                        message = f"worker processes cannot be started: {slot.verdict or 'they exit at once'}"
+                        self._fail(WorkerError(message, hint="see the messages above"))
+                    continue
+                failures = 0
+                self._run(slot, task)
+        except Exception as err:  # noqa: BLE001 - a dead thread would be a hang: the parent must hear of it
+            self._fail(WorkerError(f"worker slot {slot.number}: {type(err).__name__}: {err}"))
+        finally:
+            self._discard(slot)
+
+    def _take(self) -> int | None:
+        """The next task inside the window of in-flight results, or None when there is nothing left to do."""
+        window = 4 * self.size
+        with self.changed:
+            while not self.closing and self.fatal is None:
+                if self.todo and self.todo[0] < self.turn + window:
+                    return self.todo.popleft()
+                if not self.todo:  # a slot whose worker dies takes its task again itself
+                    return None
+                self.changed.wait(1.0)
+        return None
+
+    def _give_back(self, task: int) -> None:
+        with self.changed:
+            self.todo.appendleft(task)
+            self.todo = deque(sorted(self.todo))
+            self.changed.notify_all()
+
+    def _fail(self, error: RippleError) -> None:
+        with self.changed:
+            self.fatal = self.fatal or error
+            self.changed.notify_all()
+
+    def _start(self, slot: _Slot) -> bool:
+        """Start a worker and wait until it says that it is ready."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = _spawn(theirs.fileno())
+        connection = Connection(ours.detach())
+        with self.changed:
+            slot.process, slot.since, slot.verdict = process, time.monotonic(), ""
+            if self.closing:
+                process.kill()
+        try:
+            connection.send((self.function, self.memory_bytes))
+            connection.recv()
+        except (EOFError, OSError):
+            connection.close()
+            self._discard(slot)
+            return False
+        with self.changed:
+            slot.since, slot.connection = 0.0, connection
+        return True
+
+    def _run(self, slot: _Slot, task: int) -> None:
+        connection, process = slot.connection, slot.process
+        if connection is None or process is None:
+            raise RuntimeError("slot without a worker")
+        with self.changed:
+            slot.task, slot.since, slot.verdict = task, time.monotonic(), ""
+        try:
+            connection.send(self.tasks[task])
+            result = connection.recv()
+        except (EOFError, OSError):
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(1.0)  # its own end tells more than our kill
+            self._discard(slot)
+            self._died(slot, task, slot.verdict or _obituary(process.returncode))
+            return
+        if isinstance(result, _Failed):
+            result = WorkerFailure(task, result.message, result.detail)
+        self._store(slot, task, result)
+
+    def _store(self, slot: _Slot, task: int, result: Any) -> None:
+        with self.changed:
+            self.finished[task], slot.task, slot.since = result, None, 0.0
+            self.changed.notify_all()
+
+    def _died(self, slot: _Slot, task: int, message: str) -> None:
+        """Blame the death on the task held: again elsewhere, or failed."""
+        self.attempts[task] = self.attempts.get(task, 0) + 1
+        if self.attempts[task] <= self.retries and not self.closing:
+            with self.changed:
+                slot.task = None
+            self._give_back(task)
+            return
+        times = f", {self.attempts[task]} times" if self.attempts[task] > 1 else ""
+        self._store(slot, task, WorkerFailure(task, f"worker {message}{times}"))
+
+    def _discard(self, slot: _Slot) -> None:
+        """Close and reap the worker of a slot."""
+        with self.changed:
+            process, connection = slot.process, slot.connection
+            slot.process, slot.connection, slot.since, slot.stopped_since = None, None, 0.0, 0.0
+        if connection is not None:
+            connection.close()
+        if process is not None:
+            process.kill()
+            process.wait()
+
+
+def _check_function(function: Any) -> None:
+    inner = getattr(function, "func", function)
+    if getattr(inner, "__module__", "__main__") == "__main__" or "<" in getattr(inner, "__qualname__", ""):
+        raise WorkerError(f"{inner!r} cannot be run in a worker", hint="define it at the top of a module")
+
+
+def _spawn(handle: int) -> subprocess.Popen[bytes]:
+    """A fresh interpreter with our import path that serves tasks on the socket `handle`."""
+    code = "import json, sys; sys.path[:] = json.loads(sys.argv[3]); from ripple.pool import serve; serve()"
+    argv = [sys.executable, "-P", "-c", code, str(handle), str(os.getpid()), json.dumps(sys.path)]
+    # Standard output belongs to the parent's data: what a library prints in a worker goes to standard error.
+    return subprocess.Popen(  # noqa: S603 - our own interpreter and arguments
+        argv, pass_fds=(handle,), stdin=subprocess.DEVNULL, stdout=2, env={**os.environ, **PINNED}
+    )
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether Linux says that the process is stopped (`T`); elsewhere unknown, so False."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123
+            return file.read(512).rpartition(b")")[2].split()[:1] == [b"T"]
+    except OSError:
+        return False
+
+
+def _obituary(code: int | None) -> str:
+    if code is not None and code < 0:
+        name = signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"
+        return f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+    return f"exited with code {code}"
+
+
+# In the worker ------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    """An exception in the worker, as text: no foreign exception class has to unpickle in the parent."""
+
+    message: str
+    detail: str
+
+
+def serve() -> None:
+    """The loop of a worker process: `argv` holds the socket and the parent's pid."""
+    handle, parent = int(sys.argv[1]), int(sys.argv[2])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _die_with_parent(parent)
+    connection = Connection(handle)
+    function, memory_bytes = connection.recv()
+    if memory_bytes is not None:
+        resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
+    connection.send("ready")
+    while True:
+        try:
+            task = connection.recv()
+        except EOFError:
+            return
+        connection.send(_attempt(function, task, memory_bytes))
+
+
+def _attempt(function: Callable[[Any], Any], task: Any, memory_bytes: int | None) -> Any:
+    try:
+        return function(task)
+    except RippleError as err:
+        return err
+    except MemoryError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        limit = f", limit {memory_bytes}" if memory_bytes is not None else ""
+        return _Failed(f"out of memory: peak resident {peak} bytes{limit}", traceback.format_exc())
+    except Exception as err:  # noqa: BLE001 - one odd unit must not end a run of days; the parent reports it
+        text = " ".join(str(err).split())[:300]
+        return _Failed(f"{type(err).__name__}: {text}", traceback.format_exc())
+
+
+def _die_with_parent(parent: int) -> None:
+    if sys.platform == "linux":
+        set_death_signal = 1  # PR_SET_PDEATHSIG, see prctl(2)
+        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it died before we asked
+        os._exit(1)
+
+
+# Somebody else's executor -------------------------------------------
+
+
+def _on_executor(
+    function: Any, tasks: Sequence[Any], executor: Executor, stop: _Stop, window: int, deadline: float | None
+) -> Iterator[tuple[int, Any]]:
+    """Submit a window ahead; lost workers are the executor's to retry, what it gives up on is a failure."""
+    waiting: deque[Future[Any]] = deque()
+    source = iter(tasks)
+    try:
+        for k in range(len(tasks)):
+            for task in itertools.islice(source, window - len(waiting)):
+                waiting.append(executor.submit(function, task))
+            yield k, _outcome(k, waiting.popleft(), stop, deadline)
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def _outcome(k: int, future: Future[Any], stop: _Stop, deadline: float | None) -> Any:
+    start = time.monotonic()
+    while not wait_for([future], timeout=_TICK).done:
+        stop.check()
+        if deadline is not None and time.monotonic() - start > deadline:
+            future.cancel()
+            return WorkerFailure(k, f"no answer within {deadline:g} s")
+    try:
+        return future.result()
+    except RippleError as err:
+        return err
+    except BrokenExecutor as err:
+        return WorkerError(f"the executor broke at unit {k}: {err}", hint="run again to resume")
+    except CancelledError:
+        return WorkerFailure(k, "was cancelled by the executor")
+    except Exception as err:  # noqa: BLE001 - e.g. Dask's KilledWorker; the parent reports it
+        text = " ".join(str(err).split())[:300]
+        return WorkerFailure(k, f"{type(err).__name__}: {text}", "".join(traceback.format_exception(err)))

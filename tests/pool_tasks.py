@@ -1,0 +1,77 @@
+"""Functions that run in worker processes: the well-behaved and the others."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from ripple.errors import DataError
+
+
+def square(x: int) -> int:
+    return x * x
+
+
+def uneven(x: int) -> tuple[int, int]:
+    time.sleep(0.02 * ((x * 7) % 3))
+    return x, os.getpid()
+
+
+def environment(_: int) -> tuple[str, str, int]:
+    return os.environ["OMP_NUM_THREADS"], os.environ["NUMBA_NUM_THREADS"], os.getpid()
+
+
+def large(n: int) -> bytes:
+    return bytes(n)
+
+
+def die(task: tuple[int, str, str]) -> int:
+    """`(k, how, once)`: die in this way; when `once` is a path, only on the first visit."""
+    k, how, once = task
+    if not how:
+        return k
+    if once:
+        try:
+            Path(once).touch(exist_ok=False)
+        except FileExistsError:
+            return k
+    match how:
+        case "SIGSTOP" | "SIGKILL" | "SIGBUS":
+            os.kill(os.getpid(), signal.Signals[how])
+        case "SIGSEGV":
+            ctypes.string_at(0)
+        case "exit":
+            os._exit(3)
+        case "abort":
+            os.abort()
+        case "sleep":
+            time.sleep(600)
+    return k
+
+
+def misbehave(task: tuple[int, str]) -> int:
+    k, how = task
+    if how == "bug":
+        raise ZeroDivisionError("a bug\nin two lines")
+    if how == "named":
+        raise DataError(f"unit {k} is wrong", hint="mend it")
+    if how == "memory":
+        return int(np.ones(1 << 28).sum())
+    if how == "print":
+        sys.stdout.write("noise on standard output\n")
+        sys.stdout.flush()
+    return k
+
+
+def nap(task: tuple[int, float, str]) -> int:
+    """Leave the pid behind, then sleep."""
+    k, seconds, directory = task
+    (Path(directory) / str(os.getpid())).touch()
+    time.sleep(seconds)
+    return k
