@@ -6,8 +6,13 @@ checked against the bytes that are there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import bisect
+import hashlib
+import struct
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from ripple.errors import UnreadableError
 
@@ -15,9 +20,6 @@ from ripple.errors import UnreadableError
 BLOCK = 2880
 
 Value = bool | int | float | str
-
-#: `read(offset, length)` gives exactly `length` bytes of a file.
-Read = Callable[[int, int], memoryview]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,18 +74,146 @@ class Hdu:
         return str(self.header.get(key, default)).rstrip()
 
 
-def from_memory(data: bytes | memoryview, name: str) -> Read:
-    """`Read` on a file that lies in memory; `UnreadableError` beyond its end."""
-    view = memoryview(data).cast("B")
+class Source(Protocol):
+    """Bytes of a file."""
 
-    def read(offset: int, length: int) -> memoryview:
-        if offset < 0 or length < 0 or offset + length > len(view):
+    def __call__(self, offset: int, length: int) -> memoryview:
+        """Exactly `length` bytes; `UnreadableError` when they are not there."""
+        ...
+
+    def many(self, spans: Sequence[tuple[int, int]]) -> list[memoryview]:
+        """Several `(offset, length)` at once."""
+        ...
+
+
+class Memory:
+    """A file that lies in memory.
+
+    Parameters
+    ----------
+    data
+        The whole file.
+    name
+        File, for messages.
+    """
+
+    def __init__(self, data: bytes | memoryview, name: str) -> None:
+        self.view = memoryview(data).cast("B")
+        self.name = name
+
+    def __call__(self, offset: int, length: int) -> memoryview:
+        """`length` bytes from `offset`; `UnreadableError` when the file ends before."""
+        if offset < 0 or length < 0 or offset + length > len(self.view):
             raise UnreadableError(
-                f"{name}: truncated, bytes {offset} to {offset + length} of {len(view)} are missing"
+                f"{self.name}: truncated or damaged, it has {len(self.view)} bytes and points to "
+                f"{offset}..{offset + length}"
             )
-        return view[offset : offset + length]
+        return self.view[offset : offset + length]
 
-    return read
+    def many(self, spans: Sequence[tuple[int, int]]) -> list[memoryview]:
+        """Several `(offset, length)`."""
+        size, view = len(self.view), self.view
+        for offset, length in spans:
+            if offset < 0 or length < 0 or offset + length > size:
+                self(offset, length)  # raises
+        return [view[offset : offset + length] for offset, length in spans]
+
+    def digest(self) -> str:
+        """sha256 (hex) of the file."""
+        return hashlib.sha256(self.view).hexdigest()
+
+    def bytes_read(self) -> int:
+        """Bytes of the file."""
+        return len(self.view)
+
+
+class Ranges:
+    """A file of which only byte ranges are fetched; each byte at most once. Thread-safe.
+
+    Parameters
+    ----------
+    reader
+        `reader(offset, length) -> bytes`; may give fewer bytes only at the end of the file.
+    name
+        File, for messages.
+    ahead
+        Smallest fetch in bytes: a round trip costs more than these.
+    gap
+        Neighbouring ranges with at most this many unwanted bytes between them are fetched as one.
+    """
+
+    def __init__(
+        self, reader: Callable[[int, int], bytes], name: str, *, ahead: int = 8192, gap: int = 16384
+    ) -> None:
+        self.name = name
+        self._reader = reader
+        self._ahead = ahead
+        self._gap = gap
+        self._starts: list[int] = []
+        self._pieces: list[bytes] = []
+        self._lock = threading.Lock()
+
+    def __call__(self, offset: int, length: int) -> memoryview:
+        """`length` bytes from `offset`, fetched unless they are known."""
+        return self.many([(offset, length)])[0]
+
+    def many(self, spans: Sequence[tuple[int, int]]) -> list[memoryview]:
+        """Several `(offset, length)`, in as few fetches as `gap` allows."""
+        with self._lock:
+            missing = sorted(span for span in spans if self._known(*span) is None)
+            for start, stop in _merged(missing, self._gap):
+                self._fetch(start, stop - start)
+            return [self._view(*span) for span in spans]
+
+    def digest(self) -> str:
+        """sha256 (hex) over the ranges fetched so far, in file order: offset, length, bytes."""
+        total = hashlib.sha256()
+        with self._lock:
+            for start, piece in zip(self._starts, self._pieces, strict=True):
+                total.update(struct.pack("<qq", start, len(piece)))
+                total.update(piece)
+        return total.hexdigest()
+
+    def bytes_read(self) -> int:
+        """Bytes fetched so far."""
+        with self._lock:
+            return sum(len(piece) for piece in self._pieces)
+
+    def _view(self, offset: int, length: int) -> memoryview:
+        view = self._known(offset, length)
+        if view is None:
+            raise UnreadableError(
+                f"{self.name}: truncated or damaged, bytes {offset}..{offset + length} are not there"
+            )
+        return view
+
+    def _known(self, offset: int, length: int) -> memoryview | None:
+        k = bisect.bisect_right(self._starts, offset) - 1
+        # Ranges may overlap, so an earlier and longer one can hold what the nearest does not.
+        for i in range(k, max(-1, k - 3), -1):
+            inside = offset - self._starts[i]
+            if length >= 0 and inside + length <= len(self._pieces[i]):
+                return memoryview(self._pieces[i])[inside : inside + length]
+        return None
+
+    def _fetch(self, offset: int, length: int) -> None:
+        if offset < 0 or length < 0:
+            raise UnreadableError(f"{self.name}: damaged, it points to {length} bytes at {offset}")
+        piece = bytes(self._reader(offset, max(length, self._ahead)))
+        k = bisect.bisect_right(self._starts, offset)
+        self._starts.insert(k, offset)
+        self._pieces.insert(k, piece)
+
+
+def _merged(spans: Sequence[tuple[int, int]], gap: int) -> list[tuple[int, int]]:
+    """Sorted `(offset, length)` as `(start, stop)`, neighbours joined."""
+    out: list[tuple[int, int]] = []
+    for offset, length in spans:
+        if out and offset <= out[-1][1] + gap:
+            out[-1] = (out[-1][0], max(out[-1][1], offset + length))
+        else:
+            out.append((offset, offset + length))
+    return out
 
 
 def walk(data: bytes | memoryview, *, name: str) -> tuple[Hdu, ...]:
@@ -101,10 +231,9 @@ def walk(data: bytes | memoryview, *, name: str) -> tuple[Hdu, ...]:
     UnreadableError
         When the bytes are not FITS, or end before the data that a header announces.
     """
-    view = memoryview(data).cast("B")
-    if bytes(view[:9]) != b"SIMPLE  =":
-        raise UnreadableError(f"{name}: not a FITS file, it starts with {bytes(view[:16])!r}")
-    read = from_memory(view, name)
+    read = Memory(data, name)
+    view = read.view
+    check_signature(view, name)
     hdus: list[Hdu] = []
     offset = 0
     while offset < len(view):
@@ -117,7 +246,13 @@ def walk(data: bytes | memoryview, *, name: str) -> tuple[Hdu, ...]:
     return tuple(hdus)
 
 
-def read_hdu(read: Read, offset: int, *, name: str, most: int = 2000) -> Hdu:
+def check_signature(start: memoryview, name: str) -> None:
+    """`UnreadableError` unless a file that starts like this can be FITS."""
+    if bytes(start[:9]) != b"SIMPLE  =":
+        raise UnreadableError(f"{name}: not a FITS file, it starts with {bytes(start[:16])!r}")
+
+
+def read_hdu(read: Source, offset: int, *, name: str, most: int = 2000) -> Hdu:
     """The HDU whose header starts at `offset`; reads at most `most` blocks of header."""
     blocks: list[bytes] = []
     for k in range(most):
