@@ -77,9 +77,6 @@ class Selection(Config):
         "whole",
         description="Boxes that leave their tract: take the tract that holds them whole, or resample.",
     )
-    unpickle_skymap: bool = Field(
-        False, description="Allow unpickling the skyMap dataset (runs code from the repository)."
-    )
 
 
 @dataclass(frozen=True, slots=True)

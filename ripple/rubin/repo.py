@@ -10,7 +10,8 @@ import itertools
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+import uuid
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from ripple.config import suggest
-from ripple.errors import InputError, SkyMapError, SourceError
+from ripple.errors import InputError, SkyMapError, SourceError, UnreadableError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -150,10 +151,11 @@ class Repository:
             return False
         return bool(refs)
 
-    def skymap_hashes(self) -> dict[str, bytes]:
-        """Registered sky maps and the SHA-1 of their configuration."""
+    def skymaps(self) -> dict[str, tuple[bytes, int]]:
+        """Registered sky maps: SHA-1 of their configuration, and number of tracts."""
         records = self.butler.query_dimension_records("skymap", explain=False, limit=None)
-        return {r.name: bytes(r.hash) for r in sorted(records, key=lambda r: str(r.name))}
+        records.sort(key=lambda r: str(r.name))
+        return {str(r.name): (bytes(r.hash or b""), int(r.tract_max or 0)) for r in records}
 
     def skymap_name(self, dataset_type: str, name: str | None) -> str:
         """The sky map of the coadds: `name` when it has any, else the only one there is.
@@ -167,7 +169,7 @@ class Repository:
             joined = query.join_dataset_search(dataset_type, self.collections)
             names = sorted({str(d["skymap"]) for d in joined.data_ids(["skymap"])})
         if name is not None and name not in names:
-            registered = list(self.skymap_hashes())
+            registered = list(self.skymaps())
             why = f"has no {dataset_type}" if name in registered else "is not registered"
             raise SkyMapError(
                 f"{self.name}: sky map {name!r} {why}{suggest(name, names)}",
@@ -179,6 +181,13 @@ class Repository:
                 hint=f"choose one of {', '.join(names)} with --skymap",
             )
         return name if name is not None else names[0]
+
+    def tracts(self, dataset_type: str, skymap: str) -> tuple[int, ...]:
+        """Tracts that have datasets of a type, ascending."""
+        with self.butler.query() as query:
+            joined = query.join_dataset_search(dataset_type, self.collections)
+            found = joined.where("skymap = wanted", bind={"wanted": skymap}).data_ids(["tract"])
+            return tuple(sorted({int(d["tract"]) for d in found}))
 
     def bands(self, dataset_type: str, skymap: str) -> tuple[str, ...]:
         """Bands of the coadds, by wavelength where the names are those of LSST, else by name."""
@@ -246,6 +255,27 @@ class Repository:
                 int(ref.dataId["tract"]), int(ref.dataId["patch"]), str(ref.dataId["band"]),
                 addresses.get(ref.id, ""), size, checksum,
             )  # fmt: skip
+
+    def head(self, dataset: Dataset, size: int) -> bytes:
+        """The first `size` bytes of a dataset's file.
+
+        Raises
+        ------
+        UnreadableError
+            The file is missing or cannot be read.
+        """
+        from lsst.resources import ResourcePath
+
+        try:
+            if dataset.uri:
+                return bytes(ResourcePath(dataset.uri).read(size))
+            ref = self.butler.get_dataset(uuid.UUID(dataset.uuid))
+            if ref is None:
+                raise UnreadableError(f"{dataset.dataset_type} {dataset.uuid} is no longer in {self.name}")
+            return bytes(self.butler.getURI(ref).read(size))
+        except OSError as err:
+            where = f"{dataset.dataset_type} {dataset.tract}/{dataset.patch}/{dataset.band}"
+            raise UnreadableError(f"{where}: {err.strerror or type(err).__name__}") from None
 
     def registered_patches(self, skymap: str, tracts: Iterable[int]) -> set[tuple[int, int]]:
         """(tract, patch) of all registered patches of tracts."""
@@ -464,6 +494,3 @@ def _file_facts(records: Any) -> dict[Any, tuple[int, str]]:
 
 def _chunks(values: list[Any], size: int) -> Iterator[list[Any]]:
     return (list(chunk) for chunk in itertools.batched(values, size))
-
-
-HeaderReader = Callable[[Dataset], bytes]
