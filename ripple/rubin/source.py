@@ -6,7 +6,8 @@ one function per plane; everything above sees boxes of float32 nJy and canonical
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -130,11 +131,13 @@ class Coadd:
         DataError
             When `box` is not inside `self.box`.
         """
-        return self.read_image(self._inside(box))
+        with naming(self.name):
+            return self.read_image(self._inside(box))
 
     def variance(self, box: Box | None = None) -> NDArray[np.float32]:
         """Variance of `box` (all by default), `(H, W)` float32 nJy²; errors as for `image`."""
-        return self.read_variance(self._inside(box))
+        with naming(self.name):
+            return self.read_variance(self._inside(box))
 
     def mask(self, box: Box | None = None, planes: tuple[str, ...] | None = None) -> NDArray[np.uint32]:
         """Mask of `box` (all by default) in canonical bits.
@@ -153,16 +156,19 @@ class Coadd:
             `(H, W)` uint32.
         """
         names = canonical_planes(self.mask_planes) if planes is None else planes
-        return renumber(self.read_mask(self._inside(box)), self.mask_planes, names)
+        with naming(self.name):
+            return renumber(self.read_mask(self._inside(box)), self.mask_planes, names)
 
     @property
     def psf(self) -> PsfCells | NoPsf:
         """PSF of all cells."""
-        return self.read_psf(None)
+        with naming(self.name):
+            return self.read_psf(None)
 
     def psf_near(self, boxes: Iterable[Box]) -> PsfCells | NoPsf:
         """PSF of at least the cells that overlap `boxes`; the others may be NaN."""
-        return self.read_psf(boxes)
+        with naming(self.name):
+            return self.read_psf(boxes)
 
     @property
     def digest(self) -> str:
@@ -228,6 +234,17 @@ def _table(moves: list[tuple[int, int]], first: int) -> NDArray[np.uint32]:
     return table
 
 
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Errors of reading get the file's name, for helpers that know only an HDU."""
+    try:
+        yield
+    except UnreadableError as error:
+        if name in error.message:
+            raise
+        raise UnreadableError(f"{name}: {error.message}", hint=error.hint, reason=error.reason) from error
+
+
 def open_coadd(data: bytes | memoryview, *, name: str) -> Coadd:
     """Open a coadd file that lies in memory, choosing the reader by content: the dense path.
 
@@ -243,6 +260,11 @@ def open_coadd(data: bytes | memoryview, *, name: str) -> Coadd:
     UnreadableError
         When the bytes are not FITS, are damaged, or are neither CellCoadd nor ExposureF.
     """
+    with naming(name):
+        return _open_coadd(data, name)
+
+
+def _open_coadd(data: bytes | memoryview, name: str) -> Coadd:
     from ripple.rubin.fitsfile import walk
 
     names = {hdu.extname for hdu in walk(data, name=name)}
