@@ -1,0 +1,302 @@
+"""`ripple simulate`: a mini-survey in a real Butler repository, with the truth beside it.
+
+    DIR/repo            Butler repository: collection `mini`, dataset types `deep_coadd` (CellCoadd) and
+    `object` DIR/simulate.json   the configuration, written first DIR/truth.parquet   one row per target,
+    written last: with it the survey is finished
+
+Same configuration, same pixels, tables and dataset UUIDs. FITS headers hold the time of writing
+(`lsst.images` puts it there), so whole files differ between runs.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, field_validator
+
+from ripple.config import Config, neutral
+from ripple.errors import ConfigError, WorkerError, WriteError
+from ripple.geometry import Box
+from ripple.profile import Summary, progress
+from ripple.skymap import RingsSkyMap, known
+
+SKYMAP = "ripple_mini_v1"
+BANDS = ("g", "r", "i", "z")
+
+
+class SimulateConfig(Config):
+    """Options of `ripple simulate`."""
+
+    verb: ClassVar[str] = "simulate"
+
+    output: str = neutral("", description="Directory to make: DIR/repo and DIR/truth.parquet.")
+    patches: int = Field(
+        16, ge=1, le=400, description="Patches of 2 x 2 arcmin, in a block as square as can be."
+    )
+    bands: tuple[str, ...] = Field(BANDS, description="Bands out of ugrizy.")
+    seed: int = Field(1, ge=0, description="Same seed, same sky.")
+    targets: int = Field(144, ge=1, le=400, description="Lenses and look-alikes per patch, on a loose grid.")
+    lens_fraction: float = Field(
+        0.15, ge=0.0, le=1.0,
+        description="Share of targets that are lenses: far above nature, where it is a few in 10^5 galaxies.",
+    )  # fmt: skip
+    tract: int = Field(5063, ge=0, description="Tract of the sky map ripple_mini_v1; 5063 holds ECDFS.")
+    defects: bool = Field(
+        True, description="Missing cell, hole, cosmic ray, trail, and a patch without one band."
+    )
+    workers: int = neutral(2, ge=0, le=64, description="Processes that paint; 0 paints in this one.")
+
+    @field_validator("bands")
+    @classmethod
+    def _known_bands(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = [band for band in value if band not in tuple("ugrizy")]
+        if unknown or not value or len(set(value)) != len(value):
+            raise ValueError(f"give different bands out of ugrizy, not {','.join(value) or 'none'}")
+        return value
+
+
+@dataclass(frozen=True)
+class Block:
+    """The patches of the survey: ids, and the pixels of their outer boxes together."""
+
+    skymap: RingsSkyMap
+    tract: int
+    patches: tuple[int, ...]
+    box: Box
+
+
+def simulate(config: SimulateConfig) -> Summary:
+    """Make the survey.
+
+    Parameters
+    ----------
+    config
+        What to make, and where.
+
+    Returns
+    -------
+    summary
+        Counts of targets and coadds; `done_before` when the survey was already there.
+
+    Raises
+    ------
+    ConfigError
+        The directory holds a survey made with other options; or the tract has too few patches.
+    WriteError
+        The directory holds something else.
+    """
+    start = time.perf_counter()
+    directory = _directory(config)
+    if _prepare(directory, config):
+        return _summary(config, _read_truth(directory), time.perf_counter() - start, done_before=True)
+    block = choose_block(config)
+    truth = _make(config, block)
+    _write_truth(directory, truth)
+    return _summary(config, truth, time.perf_counter() - start, done_before=False)
+
+
+def _directory(config: SimulateConfig) -> Path:
+    if not config.output:
+        raise ConfigError("simulate: no directory", hint="ripple simulate DIR")
+    return Path(config.output)
+
+
+def choose_block(config: SimulateConfig) -> Block:
+    """A block of patches around the centre of the tract, as square as can be, row by row.
+
+    Raises
+    ------
+    ConfigError
+        More patches than the tract has.
+    """
+    skymap = known(SKYMAP)
+    tan = skymap.tan(config.tract)
+    columns = int(np.ceil(np.sqrt(config.patches)))
+    rows = -(-config.patches // columns)
+    size = skymap.patches.width
+    left, low = (int(v) // size - n // 2 for v, n in ((tan.x0, columns), (tan.y0, rows)))
+    whole = skymap.tract_box(config.tract)
+    if left < 0 or low < 0 or (left + columns) * size > whole.x1 or (low + rows) * size > whole.y1:
+        raise ConfigError(f"{config.patches} patches do not fit into tract {config.tract}")
+    across = whole.width // size
+    ids = [(low + k // columns) * across + left + k % columns for k in range(config.patches)]
+    outer = [skymap.patch_outer(config.tract, p) for p in ids]
+    box = Box(
+        min(b.x0 for b in outer), min(b.y0 for b in outer), max(b.x1 for b in outer), max(b.y1 for b in outer)
+    )
+    return Block(skymap, config.tract, tuple(ids), box)
+
+
+def missing_band(config: SimulateConfig, block: Block) -> tuple[int, str] | None:
+    """The (patch, band) that is left out on purpose, when there are patches and bands to spare."""
+    if not config.defects or config.patches < 2 or len(config.bands) < 2:
+        return None
+    return block.patches[-1], config.bands[-1]
+
+
+def _make(config: SimulateConfig, block: Block) -> dict[str, NDArray[Any]]:
+    """Draw, paint, observe and write everything but the truth, which is returned."""
+    from ripple.rubin.mini_repo import MiniRepo
+    from ripple.simulation.conditions import draw_conditions
+    from ripple.simulation.defects import Defects, draw_defects
+    from ripple.simulation.population import draw_scene
+    from ripple.simulation.tables import object_ids, object_table, truth_table
+
+    tan = block.skymap.tan(block.tract)
+    inner = [block.skymap.patch_inner(block.tract, p) for p in block.patches]
+    scene = draw_scene(
+        inner, block.box, per_patch=config.targets, lens_fraction=config.lens_fraction, seed=config.seed
+    )
+    conditions = draw_conditions(config.bands, block.box, config.seed)
+    defects = draw_defects(len(config.bands), block.box, config.seed) if config.defects else Defects()
+    x = np.concatenate([scene.targets["x"], scene.field["x"]])
+    y = np.concatenate([scene.targets["y"], scene.field["y"]])
+    patch = block.skymap.find_patch(block.tract, x, y)
+    ids, count = object_ids(block.tract, patch), len(scene.targets["x"])
+    repo = MiniRepo(_directory(config) / "repo", block.skymap, block.tract, block.patches, config.bands)
+    repo.put_objects(object_table(scene, tan, ids, patch, conditions, block.tract, config.seed))
+    light, arcs = _paint(config, scene.painted, conditions)
+    stars = _stars(scene)
+    with progress(len(config.bands) * len(block.patches), "writing", "coadds") as advance:
+        for planes in _coadds(config, block, conditions, defects, light, stars):
+            repo.put_coadd(planes)
+            advance()
+    truth = truth_table(scene, ids[:count], tan, patch[:count], arcs, config.bands)
+    return {"tract": np.full(count, block.tract, np.int32), **truth}
+
+
+def _paint(
+    config: SimulateConfig, painted: Any, conditions: Any
+) -> tuple[NDArray[np.float32], dict[int, Any]]:
+    """Noiseless light `(B, h, w)` of the block, and the tallies of lensed light."""
+    from ripple.pool import WorkerFailure, ordered_map
+    from ripple.simulation.render import StripTask, render_strip
+
+    box = conditions.box
+    light = np.zeros((len(conditions.bands), *box.shape), np.float32)
+    arcs: dict[int, Any] = {}
+    tasks = []
+    for y0 in range(box.y0, box.y1, 300):
+        inside = tuple(
+            p for p in painted if y0 <= np.floor(p.y + 0.5) < y0 + 300 or (y0 == box.y0 and p.y < y0)
+        )
+        tasks.append(StripTask(inside, conditions, y0, min(y0 + 300, box.y1)))
+    with progress(len(tasks), "painting", "strips") as advance:
+        for _, strip in ordered_map(render_strip, tasks, workers=config.workers):
+            if isinstance(strip, WorkerFailure):
+                raise WorkerError(f"painting failed: {strip.message}")
+            light[(slice(None), *box.slices(strip.box))] += strip.image
+            arcs |= strip.arcs
+            advance()
+    return light, arcs
+
+
+def _stars(scene: Any) -> dict[str, NDArray[np.float64]]:
+    """Band -> `(N, 3)` x, y, flux of the stars."""
+    from ripple.simulation.conditions import flux
+    from ripple.simulation.population import UGRIZY
+
+    f = scene.field
+    fluxes = flux(f["mags"])
+    return {
+        band: np.stack([f["x"], f["y"], fluxes[:, k]], axis=1)[f["star"]] for k, band in enumerate(UGRIZY)
+    }
+
+
+def _coadds(
+    config: SimulateConfig, block: Block, conditions: Any, defects: Any, light: NDArray[np.float32],
+    stars: dict[str, NDArray[np.float64]],
+) -> Iterator[Any]:  # fmt: skip
+    """Observe band by band and cut the patches; overlapping patches get identical pixels."""
+    from ripple.rubin.mini_repo import CoaddPlanes
+    from ripple.simulation.defects import PLANES, observe
+
+    absent = missing_band(config, block)
+    for b, band in enumerate(config.bands):
+        planes = observe(light[b], stars[band], conditions, b, defects, config.seed)
+        kernels = _kernels(conditions, b, defects.missing_cell)
+        for patch in block.patches:
+            if (patch, band) == absent:
+                continue
+            box = block.skymap.patch_outer(block.tract, patch)
+            cut = block.box.slices(box)
+            cells = tuple(slice(s.start // 150, s.stop // 150) for s in cut)
+            yield CoaddPlanes(
+                patch, band, np.ascontiguousarray(planes.image[cut]),
+                np.ascontiguousarray(planes.variance[cut]), np.ascontiguousarray(planes.mask[cut]),
+                PLANES, kernels[cells],
+            )  # fmt: skip
+
+
+def _kernels(conditions: Any, band: int, missing: tuple[int, int] | None) -> NDArray[np.float64]:
+    """`(cy, cx, K, K)` kernels of the block, NaN in the missing cell."""
+    cy, cx = conditions.sigma.shape[1:]
+    kernels = np.stack([np.stack([conditions.kernel(band, i, j) for j in range(cx)]) for i in range(cy)])
+    if missing is not None:
+        kernels[missing] = np.nan
+    return np.asarray(kernels)
+
+
+def _prepare(directory: Path, config: SimulateConfig) -> bool:
+    """Claim the directory; True when a finished survey with these options is there."""
+    marker = directory / "simulate.json"
+    wanted = config.canonical()
+    if marker.exists():
+        found = json.loads(marker.read_text())
+        for key in sorted({*wanted, *found}):
+            if wanted.get(key) != found.get(key):
+                raise ConfigError(
+                    f"{directory}: made with {key} = {found.get(key)}, not {wanted.get(key)}",
+                    hint="choose another directory, or remove this one",
+                )
+        if (directory / "truth.parquet").exists():
+            return True
+        # An interrupted survey of ours: start it again.
+        shutil.rmtree(directory / "repo", ignore_errors=True)
+    elif directory.exists() and any(directory.iterdir()):
+        raise WriteError(f"{directory}: not empty and no survey of ours", hint="choose another directory")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        marker.write_text(json.dumps(wanted, sort_keys=True) + "\n")
+    except OSError as err:
+        raise WriteError(f"{directory}: {err.strerror}") from None
+    return False
+
+
+def _write_truth(directory: Path, truth: dict[str, NDArray[Any]]) -> None:
+    import io
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from ripple.files import write_atomic
+
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(truth), buffer)
+    write_atomic(directory / "truth.parquet", buffer.getvalue())
+
+
+def _read_truth(directory: Path) -> dict[str, NDArray[Any]]:
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(directory / "truth.parquet", columns=["label", "class", "arc_snr"])
+    return {name: table[name].to_numpy() for name in table.column_names}
+
+
+def _summary(config: SimulateConfig, truth: dict[str, Any], seconds: float, *, done_before: bool) -> Summary:
+    label = np.asarray(truth["label"])
+    coadds = config.patches * len(config.bands) - (missing_band(config, choose_block(config)) is not None)
+    facts = {
+        "targets": len(label), "lenses": int(label.sum()), "look-alikes": int((label == 0).sum()),
+        "coadds": coadds, "tract": config.tract, "bands": "".join(config.bands),
+        "repository": f"{_directory(config) / 'repo'} (collection mini)",
+    }  # fmt: skip
+    return Summary("simulate", config.output, facts, seconds=seconds, done_before=done_before)
