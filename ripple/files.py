@@ -14,10 +14,11 @@ import platform
 import secrets
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ripple.errors import IntegrityError, LockedError, WriteError
 
@@ -54,36 +55,61 @@ def stage(directory: Path, name: str, data: bytes | memoryview) -> Staged:
     WriteError
         As in `write_atomic`; the temporary is removed.
     """
+    return stage_chunks(directory, name, (data,), len(data))
+
+
+def stage_chunks(directory: Path, name: str, chunks: Iterable[Any], size: int) -> Staged:
+    """Write buffers one after the other to a temporary beside `directory/name` and fsync it.
+
+    Parameters
+    ----------
+    directory, name
+        Where the file will be published.
+    chunks
+        Buffers; what their iterator raises is raised here, after the temporary is removed.
+    size
+        Bytes in all, for the message when they do not fit.
+
+    Raises
+    ------
+    WriteError
+        As in `write_atomic`; the temporary is removed.
+    """
     temporary = directory / f"{TEMPORARY}{name}-{os.getpid()}-{secrets.token_hex(8)}"
     try:
         handle = os.open(
             temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644
         )
     except OSError as err:
-        raise write_error(directory / name, err, len(data)) from None
+        raise write_error(directory / name, err, size) from None
     try:
-        _write_all(handle, data)
+        written, digest = _write_all(handle, chunks)
     except BaseException as err:
         with suppress(OSError):
             temporary.unlink()
         if isinstance(err, OSError):
-            raise write_error(directory / name, err, len(data)) from None
+            raise write_error(directory / name, err, size) from None
         raise
-    return Staged(temporary.name, len(data), hashlib.sha256(data).hexdigest())
+    return Staged(temporary.name, written, digest)
 
 
-def _write_all(handle: int, data: bytes | memoryview) -> None:
+def _write_all(handle: int, chunks: Iterable[Any]) -> tuple[int, str]:
     """Write, fsync, close. A failed fsync is final: the kernel may drop the pages it could not write."""
+    digest, written = hashlib.sha256(), 0
     try:
-        view, done = memoryview(data), 0
-        while done < len(view):
-            done += os.write(handle, view[done : done + (1 << 30)])
+        for chunk in chunks:
+            view, done = memoryview(chunk).cast("B"), 0
+            digest.update(view)
+            while done < len(view):
+                done += os.write(handle, view[done : done + (1 << 30)])
+            written += done
         os.fsync(handle)
     except BaseException:
         with suppress(OSError):
             os.close(handle)
         raise
     os.close(handle)
+    return written, digest.hexdigest()
 
 
 def publish(path: Path, staged: Staged) -> None:
