@@ -166,12 +166,16 @@ class TensorDataset(torch.utils.data.Dataset[Batch]):
             self._columns[name] = self._from_indexes(name) if indexed else self._from_shards(name)
         return self._columns[name]
 
+    def column_names(self) -> tuple[str, ...]:
+        """Names that `column` takes: those of the shards."""
+        return tuple(sorted(self._map(int(np.argmax(np.diff(self._offsets) > 0))).catalog))
+
     def _from_indexes(self, name: str) -> NDArray[Any]:
         """The index has targets in input order: put their values where the rows lie."""
         parts, first = [], 0
         for artefact, table in zip(self.artefacts, self._indexes, strict=True):
             column = table[name]
-            values = column.fill_null(-1) if pa.types.is_integer(column.type) else column
+            values = column.fill_null(-1) if pa.types.is_signed_integer(column.type) else column
             shard, row = table["shard"].to_numpy(), table["row"].to_numpy()
             placed = shard >= 0
             at = self._offsets[first + shard[placed]] - self._offsets[first] + row[placed]

@@ -1,0 +1,82 @@
+"""Curves as PNG: training, ROC, precision-recall, completeness, reliability."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+
+def training_curves(histories: list[list[dict[str, float]]], evaluation: dict[str, Any]) -> bytes:
+    """Loss and validation metrics by epoch, and the evaluation when there is one, as PNG.
+
+    Parameters
+    ----------
+    histories
+        Per member, one record per epoch.
+    evaluation
+        From `evaluate.evaluate`; without "curves" only the training is drawn.
+    """
+    figure, axes = _figure(2 if "curves" in evaluation else 1)
+    for history in histories:
+        epoch = [r["epoch"] for r in history]
+        axes[0].plot(epoch, [r["loss"] for r in history], color="C0")
+        axes[0].plot(epoch, [r["val_loss"] for r in history], color="C1")
+        if "val_pr_auc" in history[0]:
+            axes[1].plot(epoch, [r["val_pr_auc"] for r in history], color="C2")
+            axes[1].plot(epoch, [r["val_auroc"] for r in history], color="C3")
+    _label(axes[0], "epoch", "loss: training (blue), validation (orange)")
+    _label(axes[1], "epoch", "validation PR-AUC (green), AUROC (red)")
+    if "curves" in evaluation:
+        _ranking(axes[2:], evaluation)
+    return _png(figure)
+
+
+def evaluation_curves(evaluation: dict[str, Any], slices: list[dict[str, Any]]) -> bytes:
+    """ROC, precision-recall, reliability and completeness by slice as PNG."""
+    figure, axes = _figure(2)
+    _ranking((axes[0], axes[1]), evaluation)
+    rows = evaluation["reliability"]
+    axes[2].plot([0, 1], [0, 1], color="0.7")
+    axes[2].plot([r["probability"] for r in rows], [r["fraction"] for r in rows], "o-")
+    _label(axes[2], "probability", "fraction of lenses")
+    for name in dict.fromkeys(s["column"] for s in slices if "completeness" in s):
+        part = [s for s in slices if s["column"] == name and "completeness" in s]
+        axes[3].plot(range(len(part)), [s["completeness"]["value"] for s in part], "o-", label=name)
+    if axes[3].lines:
+        axes[3].legend(fontsize=7)
+    _label(axes[3], "bin, low to high", "completeness at the operating point")
+    return _png(figure)
+
+
+def _ranking(axes: Any, evaluation: dict[str, Any]) -> None:
+    points = evaluation["curves"]
+    floor = 0.5 / max(evaluation["nonlenses"], 1)
+    axes[0].plot([max(f, floor) for f in points["fpr"]], points["tpr"])
+    axes[0].set_xscale("log")
+    auroc = evaluation["metrics"]["auroc"]["value"]
+    _label(axes[0], f"false positive rate (AUROC {auroc:.4f})", "true positive rate")
+    axes[1].plot(points["tpr"], points["precision"])
+    pr_auc = evaluation["metrics"]["pr_auc"]["value"]
+    _label(axes[1], f"completeness (PR-AUC {pr_auc:.4f})", "purity in this set")
+
+
+def _figure(rows: int) -> tuple[Any, Any]:
+    # The object interface: no global state, no window system.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, 2).ravel()
+
+
+def _label(axes: Any, x: str, y: str) -> None:
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(alpha=0.3)
+
+
+def _png(figure: Any) -> bytes:
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=100, metadata={"Software": None})
+    return out.getvalue()

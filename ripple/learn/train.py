@@ -1,0 +1,342 @@
+"""`ripple train`: tensors to a lens finder whose numbers hold on sky it has not seen.
+
+Rows are divided by block of sky, shortcuts are tried first, every member of the ensemble is trained and keeps
+its best epoch, then scores are calibrated on the validation sky and judged on the test sky, once.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ripple.errors import ConfigError, DataError, WriteError
+from ripple.files import lock, remove_temporaries, unlock, write_atomic
+from ripple.learn import calibrate, evaluate, gates
+from ripple.learn.checkpoint import (
+    CONTRACT,
+    ArchitectureRecord,
+    Contract,
+    Member,
+    load_contract,
+    member_file,
+    save_model,
+)
+from ripple.learn.fit import Fitted, Ranks, Stop, fit, predict, process_group, standardisation, stoppable
+from ripple.learn.network import Architecture, Net, build
+from ripple.learn.rows import TrainingSet, training_set
+from ripple.learn.splits import TEST, VALIDATION
+from ripple.learn.train_config import TrainConfig
+from ripple.manifest import first_difference, software
+from ripple.profile import Summary
+
+WORK = ".train"
+
+
+def train(config: TrainConfig) -> Summary:
+    """Train, or resume, or find finished.
+
+    Raises
+    ------
+    ConfigError
+        The output was made with another configuration or other tensors; names the first difference. With
+        `strict`: a shortcut came too near.
+    DataError
+        Rows that cannot be learnt from.
+    ContractError
+        Tensor artefacts that disagree.
+    Interrupted
+        By a signal; the same command resumes.
+    """
+    began = time.perf_counter()
+    device = choose_device(config.device)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    data = training_set(config)
+    identity = {"config": config.canonical(), "inputs": list(data.digests)}
+    if (config.output / CONTRACT).exists():
+        return _finished(config, load_contract(config.output), identity)
+    _claim(config.output)
+    handle = lock(config.output)
+    try:
+        remove_temporaries(config.output)
+        with process_group(device) as ranks, stoppable() as stop:
+            contract = _train(config, data, identity, device, ranks, stop)
+    finally:
+        unlock(handle)
+    return _summary(config, contract, time.perf_counter() - began)
+
+
+def _train(
+    config: TrainConfig,
+    data: TrainingSet,
+    identity: dict[str, Any],
+    device: torch.device,
+    ranks: Ranks,
+    stop: Stop,
+) -> Contract:
+    work = config.output / WORK
+    work.mkdir(exist_ok=True)
+    _same_run(work / "run.json", identity)
+    arch = architecture(config, data)
+    report = _gates(config, data, work) if config.task == "lens" and ranks.first else {}
+    members = [
+        fit(data, config, arch, work, seed=config.seed + k, device=device, ranks=ranks, stop=stop)
+        for k in range(config.seeds)
+    ]
+    if not ranks.first:
+        return _contract(config, data, arch, members, identity)
+    nets = [_net(arch, member, device) for member in members]
+    contract = _contract(config, data, arch, members, identity)
+    outputs = {k: mean_output(nets, data, data.rows(k), device) for k in (VALIDATION, TEST)}
+    contract, evaluation = judge(contract.model_copy(update={"gates": report}), data, outputs, config)
+    _write(config, contract, members, evaluation)
+    shutil.rmtree(work)
+    return contract
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a name; `auto` takes CUDA when there is some.
+
+    Raises
+    ------
+    ConfigError
+        Unknown, or not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise ConfigError(f"device {name!r}", hint="cpu, cuda or cuda:0")
+    device = torch.device(name)
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ConfigError(f"device {name!r}: no CUDA device here", hint="--device cpu")
+        if ":" not in name:
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    return device
+
+
+def architecture(config: TrainConfig, data: TrainingSet) -> Architecture:
+    """The network that config and data ask for.
+
+    Raises
+    ------
+    DataError
+        Images that are not square, or classes without names.
+    """
+    h, w = data.facts.size
+    if h != w:
+        raise DataError(f"images of {h}x{w} pixels", hint="networks take square stamps")
+    outputs = {"lens": 1, "classes": len(data.class_map), "regression": len(config.targets)}[config.task]
+    if outputs == 0 or (config.task == "classes" and int(data.labels.max()) >= outputs):
+        raise DataError(
+            f"labels up to {int(data.labels.max())} and a class map {data.class_map}", hint="name every class"
+        )
+    record = ArchitectureRecord(
+        name=config.network, bands=len(data.facts.bands), size=h, outputs=outputs, stem=config.stem,
+        width=config.width,
+    )  # fmt: skip
+    return record.architecture()
+
+
+def _claim(directory: Path) -> None:
+    """Make the output directory, or refuse one that holds other things."""
+    directory.mkdir(parents=True, exist_ok=True)
+    strangers = [p.name for p in sorted(directory.iterdir()) if not p.name.startswith(".")]
+    known = {"model.safetensors", "history.csv", "evaluation.json", "curves.png"}
+    if strangers and not (directory / WORK).is_dir() and not set(strangers) <= known:
+        raise WriteError(f"{directory} holds {strangers[0]}, which is not ours", hint="give a new directory")
+
+
+def _same_run(path: Path, identity: dict[str, Any]) -> None:
+    """Refuse to resume with another config, other tensors or other software."""
+    run = json.loads(json.dumps({**identity, "software": software()}))
+    if path.exists():
+        found = first_difference(json.loads(path.read_bytes()), run, "train")
+        if found:
+            raise ConfigError(
+                f"{path.parent.parent} was begun otherwise: {found}", hint="give another output"
+            )
+    write_atomic(path, json.dumps(run, sort_keys=True).encode())
+
+
+def _finished(config: TrainConfig, contract: Contract, identity: dict[str, Any]) -> Summary:
+    old = {key: contract.training.get(key) for key in identity}
+    found = first_difference(old, json.loads(json.dumps(identity)), "train")
+    if found:
+        raise ConfigError(f"{config.output} was made otherwise: {found}", hint="give another output")
+    return _summary(config, contract, 0.0, done=True)
+
+
+def _gates(config: TrainConfig, data: TrainingSet, work: Path) -> dict[str, Any]:
+    """The gates' report, kept over a resume."""
+    path = work / "gates.json"
+    if not path.exists():
+        report = gates.run_gates(
+            data,
+            limit=config.gate_limit,
+            rows=config.gate_rows,
+            draws=min(config.draws, 200),
+            seed=config.seed,
+        )
+        write_atomic(path, json.dumps(report).encode())
+    report = json.loads(path.read_bytes())
+    for name, gate in report["shortcuts"].items():
+        verdict = "ok" if gate["passed"] else "TOO GOOD"
+        print(f"gate {name}: AUROC {gate['auroc']['value']:.3f} {verdict}", file=sys.stderr, flush=True)
+    return dict(report)
+
+
+def _net(arch: Architecture, member: Fitted, device: torch.device) -> Net:
+    net = build(arch)
+    net.load_state_dict(member.state)
+    return net.to(device).eval()
+
+
+def mean_output(
+    nets: list[Net], data: TrainingSet, rows: NDArray[np.int64], device: torch.device
+) -> NDArray[np.float64]:
+    """Mean outputs `(n, outputs)` of the members, in fp32."""
+    return np.mean([predict(net, data, rows, device).astype(np.float64) for net in nets], axis=0)
+
+
+def _contract(
+    config: TrainConfig,
+    data: TrainingSet,
+    arch: Architecture,
+    members: list[Fitted],
+    identity: dict[str, Any],
+) -> Contract:
+    """The contract before it was judged."""
+    facts = data.facts
+    record = ArchitectureRecord(**{name: getattr(arch, name) for name in ArchitectureRecord.model_fields})
+    mean, std = standardisation(data, config.targets)
+    return Contract(
+        architecture=record, bands=facts.bands, size=facts.size[0], pixel_scale=facts.pixel_scale,
+        unit=facts.unit, psf_fwhm=None if np.isnan(facts.psf_fwhm) else facts.psf_fwhm,
+        normalization=facts.normalization,
+        class_map=data.class_map, output=config.task, targets=config.targets, target_mean=tuple(mean),
+        target_std=tuple(std), split=data.sky, licence=config.licence,
+        members=tuple(
+            Member(file=member_file(k), bytes=0, sha256="", seed=config.seed + k, epoch=m.progress.best_epoch)
+            for k, m in enumerate(members)
+        ),
+        training={**identity, "rows": data.counts(), "notes": list(data.notes), "software": software()},
+    )  # fmt: skip
+
+
+def judge(
+    contract: Contract, data: TrainingSet, outputs: dict[int, NDArray[np.float64]], config: TrainConfig
+) -> tuple[Contract, dict[str, Any]]:
+    """Calibrate on validation sky and evaluate on test sky.
+
+    Returns
+    -------
+    The contract with calibration, threshold and metrics, and the full evaluation.
+    """
+    if config.task != "lens":
+        evaluation = _judge_other(contract, data, outputs[TEST], config)
+        return contract.model_copy(update={"metrics": evaluation["metrics"]}), evaluation
+    known, unseen = data.labels[data.rows(VALIDATION)], data.labels[data.rows(TEST)]
+    logits, test = outputs[VALIDATION][:, 0], outputs[TEST][:, 0]
+    calibration = calibrate.fit(config.calibration, logits, known)
+    threshold = evaluate.threshold_at_fpr(
+        evaluate.curve(known, calibrate.sigmoid(logits)), config.operating_fpr
+    )
+    evaluation = evaluate.evaluate(
+        unseen, calibrate.sigmoid(test), calibration.probability(test), threshold=threshold,
+        draws=config.draws, seed=config.seed,
+    )  # fmt: skip
+    update = {"calibration": calibration, "threshold": threshold, "metrics": evaluation["metrics"]}
+    return contract.model_copy(update=update), evaluation
+
+
+def _judge_other(
+    contract: Contract, data: TrainingSet, outputs: NDArray[np.float64], config: TrainConfig
+) -> dict[str, Any]:
+    rows = data.rows(TEST)
+    if config.task == "classes":
+        odds = np.exp(outputs - outputs.max(1, keepdims=True))
+        probability = odds / odds.sum(1, keepdims=True)
+        return evaluate.evaluate_classes(data.labels[rows], probability, draws=min(config.draws, 200))
+    metrics = {}
+    for k, name in enumerate(config.targets):
+        truth = np.asarray(data.dataset.column(name), np.float64)[rows]
+        guess = outputs[:, k] * contract.target_std[k] + contract.target_mean[k]
+        metrics[name] = evaluate.evaluate_regression(truth, guess)
+    return {"rows": len(rows), "metrics": metrics}
+
+
+def _write(
+    config: TrainConfig, contract: Contract, members: list[Fitted], evaluation: dict[str, Any]
+) -> None:
+    from ripple.learn.curves import training_curves
+
+    directory = config.output
+    write_atomic(directory / "history.csv", history_csv(config, members))
+    text = json.dumps(evaluation, indent=1, sort_keys=True, allow_nan=False)
+    write_atomic(directory / "evaluation.json", text.encode())
+    write_atomic(directory / "curves.png", training_curves([m.progress.history for m in members], evaluation))
+    if config.tensorboard:
+        _tensorboard(directory / "tensorboard", members)
+    save_model(directory, contract, [m.state for m in members])
+
+
+def history_csv(config: TrainConfig, members: list[Fitted]) -> bytes:
+    """One line per member and epoch."""
+    out = io.StringIO()
+    names = list(members[0].progress.history[0])
+    writer = csv.DictWriter(out, ["seed", *names, "best"], lineterminator="\n")
+    writer.writeheader()
+    for k, member in enumerate(members):
+        for record in member.progress.history:
+            best = int(record["epoch"] == member.progress.best_epoch)
+            numbers = {name: round(value, 8) for name, value in record.items()}
+            writer.writerow({"seed": config.seed + k, **numbers, "best": best})
+    return out.getvalue().encode()
+
+
+def _tensorboard(directory: Path, members: list[Fitted]) -> None:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ConfigError(
+            "--tensorboard needs the package", hint="install ripple-lsst[tensorboard]"
+        ) from None
+    for k, member in enumerate(members):
+        with SummaryWriter(str(directory / f"member-{k}")) as writer:
+            for record in member.progress.history:
+                for name, value in record.items():
+                    writer.add_scalar(name, value, int(record["epoch"]))
+
+
+def _summary(config: TrainConfig, contract: Contract, seconds: float, *, done: bool = False) -> Summary:
+    facts: dict[str, Any] = {"network": f"{contract.architecture.name} x {len(contract.members)}"}
+    for name, counts in contract.training.get("rows", {}).items():
+        facts[f"{name} rows"] = ", ".join(f"label {k}: {v}" for k, v in counts.items())
+    notes = list(contract.training.get("notes", []))
+    if contract.output == "lens" and contract.metrics:
+        for name in ("auroc", "pr_auc", "tpr_at_fpr_1e-2", "ece"):
+            entry = contract.metrics[name]
+            facts[f"{name} (test sky)"] = f"{entry['value']:.4f} [{entry['low']:.4f}, {entry['high']:.4f}]"
+        for name, gate in contract.gates.get("shortcuts", {}).items():
+            facts[f"gate {name}"] = f"AUROC {gate['auroc']['value']:.3f}"
+        lines = gates.too_near(contract.gates, contract.metrics["auroc"]["value"], config.gate_distance)
+        if lines and config.strict:
+            raise ConfigError(f"{config.output}: " + "; ".join(lines), hint="make the data fairer")
+        notes += ["shortcut: " + line for line in lines]
+    elif contract.metrics:
+        facts["metrics (test sky)"] = json.dumps(contract.metrics)
+    return Summary("train", str(config.output), facts, seconds=seconds, done_before=done, notes=tuple(notes))

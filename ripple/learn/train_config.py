@@ -1,0 +1,105 @@
+"""Options of `ripple train`; no torch here, so that its help is quick."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from ripple.config import Config, neutral
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class TrainConfig(Config):
+    """Options of `ripple train`."""
+
+    verb: ClassVar[str] = "train"
+
+    tensors: tuple[Path, ...] = Field(min_length=1, description="Tensor artefacts to learn from.")
+    output: Path = neutral(description="Model directory to write.")
+
+    task: Literal["lens", "classes", "regression"] = Field(
+        "lens",
+        description="lens: is it one; classes: which of class_map; regression: the columns of --targets.",
+    )
+    targets: tuple[str, ...] = Field((), description="Catalogue columns to regress, for example theta_E.")
+    network: str = Field("d4cnn", description="Network by name: d4cnn, resnet18, convnextv2_atto, ...")
+    stem: Literal["small", "standard"] = Field(
+        "small", description="First layers for stamps of about 64 px, or as published for 224 px."
+    )
+    width: Count = Field(8, description="Fields of the first layer of d4cnn.")
+    pretrained: bool = Field(False, description="Start timm networks from ImageNet weights (a download).")
+    init: Path | None = Field(None, description="Fine-tune from this model directory.")
+    freeze: Literal["none", "stem", "backbone"] = Field("none", description="Layers that stay as they are.")
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="Factor on the learning rate per layer towards the input."
+    )
+
+    epochs: Count = Field(30, description="Epochs at most.")
+    batch_size: Annotated[int, Field(ge=2)] = Field(64, description="Rows per batch and process.")
+    lr: Positive = Field(3e-3, description="Largest learning rate of the head.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.05, description="Weight decay of AdamW.")
+    warmup: Annotated[float, Field(ge=0)] = Field(1.0, description="Epochs of linear warm-up.")
+    clip: Annotated[float, Field(ge=0)] = Field(1.0, description="Largest gradient norm; 0 for no limit.")
+    ema: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.98, description="Decay of the moving average of the weights; 0 for none."
+    )
+    patience: Count = Field(10, description="Epochs without a better validation metric before it stops.")
+    select: Literal["pr_auc", "tpr_at_fpr", "auroc"] = Field(
+        "pr_auc", description="Validation metric that chooses the best epoch."
+    )
+    loss: Literal["bce", "focal"] = Field("bce", description="Cross-entropy, or focal loss.")
+    focal_gamma: Annotated[float, Field(ge=0)] = Field(2.0, description="Exponent of the focal loss.")
+    balance: Literal["sampler", "weights", "none"] = Field(
+        "sampler", description="Against imbalance: draw classes evenly, weight the loss, or neither."
+    )
+    augment: bool = Field(True, description="Random quarter turns and flips.")
+    shift: Annotated[int, Field(ge=0, le=16)] = Field(2, description="Random shifts up to so many pixels.")
+    noise: Annotated[float, Field(ge=0)] = Field(0.0, description="Added noise up to this, tensor units.")
+    blur: Annotated[float, Field(ge=0)] = Field(0.0, description="Added blur up to this sigma, pixels.")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="Of weights, order and augmentation.")
+    seeds: Annotated[int, Field(ge=1, le=100)] = Field(1, description="Members of the ensemble.")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: bf16 where a CUDA device has it, else fp32."
+    )
+
+    fractions: tuple[Fraction, Fraction, Fraction] = Field(
+        (0.7, 0.15, 0.15), description="Shares of the sky for training, validation, test."
+    )
+    nside: Count = Field(2048, description="HEALPix side of the blocks of sky that stay together.")
+    split_seed: Annotated[int, Field(ge=0)] = Field(0, description="Of the choice of blocks.")
+    split_column: str | None = Field(
+        None, description="Column with train, validation or test, for sets with a published split."
+    )
+    guard: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="Arcsec between rows of different splits; default: side of a stamp."
+    )
+    operating_fpr: Fraction = Field(0.01, description="FPR of the operating point, on validation sky.")
+    calibration: Literal["none", "temperature", "isotonic"] = Field(
+        "temperature", description="Score to probability, fitted on validation sky."
+    )
+    gate_limit: Fraction = Field(0.65, description="AUROC that no shortcut may reach.")
+    gate_distance: Fraction = Field(0.1, description="A shortcut must stay so far below the network.")
+    gate_rows: Count = Field(20000, description="Rows at most that the gates look at.")
+    draws: Count = Field(500, description="Bootstrap replicates of the intervals.")
+    licence: str = Field("", description="Licence of the weights, written into the contract.")
+
+    strict: bool = neutral(False, description="Fail when a shortcut comes too near.")
+    device: str = neutral("auto", description="cpu, cuda, cuda:1; auto takes CUDA when there is some.")
+    threads: Annotated[int, Field(ge=0)] = neutral(0, description="CPU threads; 0 for all cores.")
+    compile: bool = neutral(False, description="torch.compile the network (pays on GPUs and long runs).")
+    tensorboard: bool = neutral(False, description="Also write TensorBoard events (extra `tensorboard`).")
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if abs(sum(self.fractions) - 1) > 1e-6:
+            raise ValueError(f"fractions {self.fractions} do not sum to 1")
+        if (self.task == "regression") != bool(self.targets):
+            raise ValueError("targets belong to --task regression, and that needs them")
+        if self.freeze != "none" and self.init is None and not self.pretrained:
+            raise ValueError("freeze needs weights to start from: --init or --pretrained")
+        return self
