@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from functools import cached_property
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from ripple.config import Config
-from ripple.errors import Reason
+from ripple.coverage import boxes_around
+from ripple.errors import ConfigError, Reason
 from ripple.geometry import Box, Tan
 from ripple.rubin.repo import Dataset
 from ripple.targets import Targets
 
-__all__ = ["Dataset", "Plan", "Selection", "Unit", "make_plan"]
-
-#: Rows that a unit (one shard) holds at most, unless one patch alone has more.
-UNIT_ROWS = 2000
-
-Positive = Annotated[int, Field(ge=1, le=65536)]
+__all__ = ["Dataset", "Plan", "Selection", "Unit", "check_selection", "make_plan", "side_of"]
 
 
 class Selection(Config):
@@ -37,7 +36,7 @@ class Selection(Config):
     )
     skymap: str | None = Field(None, description="Sky map; needed when the repository has several.")
     bands: tuple[str, ...] = Field((), description="Bands in order (gri or g,r,i); by default all there are.")
-    size: Positive = Field(64, description="Side of a cutout, pixels.")
+    size: int | str = Field(64, description="Side of a cutout: pixels, or arcsec as in 12.8arcsec.")
     size_column: str | None = Field(None, description="Column of the targets with the side in pixels.")
     region: str | None = Field(
         None, description="Piece of sky: 'CIRCLE ra dec r', 'POLYGON ra dec ...', 'RANGE ra0 ra1 dec0 dec1'."
@@ -55,7 +54,7 @@ class Selection(Config):
         None, description="Unit of right ascension when the table does not say it."
     )
     object_type: str | None = Field(
-        None, description="Dataset type of the object table used when no --targets are given."
+        None, description="Dataset type of the object table used without --targets; recognised by default."
     )
     select: str | None = Field(
         None, description="Condition on columns of the targets: 'i_cModelMag < 22 and extendedness == 1'."
@@ -67,6 +66,7 @@ class Selection(Config):
     duplicate_radius: float = Field(
         0.2, ge=0, description="Arcsec within which two targets count as the same object; 0: only equal ids."
     )
+    margin: int = Field(0, ge=0, le=256, description="Pixels read beyond each side of a cutout.")
     missing_band: Literal["partial", "reject"] = Field(
         "partial", description="What to do with targets that lack some bands."
     )
@@ -88,9 +88,10 @@ class Unit:
     number
         Position among the units; shard number.
     tract
-        The tract of all its rows.
+        The tract of all its rows; they have one size, too.
     patches
-        Inner patches of its rows, ascending; no other unit has them.
+        Inner patches of its rows, ascending. Other units have them only when one patch holds more rows than a
+        unit may.
     rows
         `(n,)` int64 positions in the targets, sorted by (patch, row).
     """
@@ -118,7 +119,7 @@ class Plan:
     x, y
         `(N,)` float64 PARENT pixels; NaN where there is no tract.
     size
-        `(N,)` int32 pixels.
+        `(N,)` int32 pixels, without margins.
     projections
         Tract -> projection, for the tracts of the units (and of neighbours to resample from).
     patch_boxes
@@ -131,8 +132,14 @@ class Plan:
         Row -> reason and text; these rows are in no unit.
     partial
         Row -> reason and text; these rows are in a unit and lack something.
+    margin
+        Pixels that are read beyond each side of a cutout.
+    cross
+        Row -> (tract, patch) in other tracts that its box reaches into, when those are to be resampled.
     skymap_source
-        `known`, `repository` or `dataset`: where the geometry came from.
+        `known`, `hash` or `repository`: where the geometry came from (`ripple.rubin.geometry`).
+    gaps
+        (tract, inner patch of a target) -> bands without dataset there.
     notes
         Lines worth reading.
     """
@@ -154,18 +161,99 @@ class Plan:
     units: tuple[Unit, ...]
     rejected: dict[int, tuple[Reason, str]]
     partial: dict[int, tuple[Reason, str]] = field(default_factory=dict)
+    margin: int = 0
+    cross: dict[int, tuple[tuple[int, int], ...]] = field(default_factory=dict)
     skymap_source: str = "known"
+    gaps: dict[tuple[int, int], tuple[str, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
-    def unit_datasets(self, unit: Unit) -> list[Dataset]:
-        """Datasets whose pixels the boxes of a unit may need, sorted by (patch, band order)."""
-        raise NotImplementedError
+    @cached_property
+    def _patches(self) -> dict[int, list[tuple[int, Box]]]:
+        """Tract -> (patch, outer box) of the patches that have datasets."""
+        out: dict[int, list[tuple[int, Box]]] = {}
+        for (tract, patch), box in sorted(self.patch_boxes.items()):
+            out.setdefault(tract, []).append((patch, box))
+        return out
 
-    def summary(self) -> dict[str, Any]:
-        """Counts and sizes as JSON values."""
-        raise NotImplementedError
+    def unit_datasets(self, unit: Unit) -> list[Dataset]:
+        """Datasets whose pixels the boxes of a unit may need, by patch and then band."""
+        found = []
+        boxes = boxes_around(self.x[unit.rows], self.y[unit.rows], self.reach[unit.rows])
+        for patch, box in self._patches.get(unit.tract, []):
+            edge = np.array([box.x0, box.y0, box.x1, box.y1])
+            if ((boxes[:, :2] < edge[2:]) & (boxes[:, 2:] > edge[:2])).all(axis=1).any():
+                keys = ((unit.tract, patch, band) for band in self.bands)
+                found += [self.datasets[key] for key in keys if key in self.datasets]
+        return found
+
+    @property
+    def reach(self) -> NDArray[np.int32]:
+        """`(N,)` int32 sides of the boxes that are read: cutouts with their margins."""
+        return self.size + np.int32(2 * self.margin)
 
 
 def make_plan(selection: Selection) -> Plan:
-    """Find targets, their patches and what exists for them, and group them into units."""
-    raise NotImplementedError
+    """Find targets, their patches and what exists for them, and group them into units.
+
+    Parameters
+    ----------
+    selection
+        What the user asked for.
+
+    Raises
+    ------
+    ConfigError, InputError, SourceError
+        The selection contradicts itself, names things that do not exist, or the repository is out of reach.
+        What is wrong with single targets is in `Plan.rejected` instead.
+    """
+    from ripple.planning import Planner
+    from ripple.rubin.repo import open_repository
+
+    check_selection(selection)
+    with open_repository(selection.repo, selection.collections) as repository:
+        return Planner(selection, repository).plan()
+
+
+def check_selection(selection: Selection) -> None:
+    """Refuse combinations that cannot be meant.
+
+    Raises
+    ------
+    ConfigError
+        Names the options.
+    """
+    if selection.patch and len(selection.tract) != 1:
+        raise ConfigError("plan: --patch needs exactly one --tract", hint="patch ids repeat in every tract")
+    if selection.grid is not None and selection.targets is not None:
+        raise ConfigError("plan: --grid and --targets exclude each other")
+    if selection.grid is not None and not (selection.region or selection.tract):
+        raise ConfigError("plan: --grid needs --region or --tract")
+    if selection.grid is not None and (selection.select or selection.label_column or selection.size_column):
+        raise ConfigError(
+            "plan: a --grid has no columns: --select, --label-column and --size-column need targets"
+        )
+    if len(set(selection.bands)) != len(selection.bands):
+        raise ConfigError(f"plan: a band occurs twice in {','.join(selection.bands)}")
+
+
+def side_of(size: int | str, pixel_scale: float) -> int:
+    """Pixels of a side given in pixels (`64`, `64px`) or arcsec (`12.8arcsec`), rounded up to even.
+
+    Raises
+    ------
+    ConfigError
+        Not such a size, or not between 1 and 65536 pixels.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*(px|arcsec|\"|)\s*", str(size))
+    if match is None:
+        raise ConfigError(f"plan: size {size!r}", hint="pixels, or arcsec as in 12.8arcsec")
+    value, unit = float(match[1]), match[2]
+    if unit in ("arcsec", '"'):
+        pixels = 2 * math.ceil(round(value / pixel_scale / 2, 6))
+    elif value.is_integer():
+        pixels = int(value)
+    else:
+        raise ConfigError(f"plan: size {size!r} is no whole number of pixels")
+    if not 1 <= pixels <= 65536:
+        raise ConfigError(f"plan: a side of {pixels} pixels", hint="between 1 and 65536")
+    return pixels

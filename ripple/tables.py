@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -35,6 +35,12 @@ class UserTable:
     units: dict[str, str]
     sha256: str
     notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, table: pa.Table) -> Self:
+        """An Arrow table that is in memory already, with its columns without scalar values left out."""
+        clean, notes = _scalars(table)
+        return cls(clean, {}, "", notes)
 
 
 def read_table(path: Path, *, cone: tuple[float, float, float] | None = None) -> UserTable:
@@ -140,8 +146,7 @@ def _read_hats(path: Path, cone: tuple[float, float, float] | None) -> UserTable
     catalogue = lsdb.open_catalog(path, columns="all", search_filter=search)
     frame = catalogue.compute()
     table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
-    clean, notes = _scalars(table)
-    return UserTable(clean, {}, "", notes)
+    return UserTable.of(table)
 
 
 def _scalars(table: pa.Table) -> tuple[pa.Table, tuple[str, ...]]:

@@ -11,7 +11,7 @@ import sqlite3
 import sys
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -308,9 +308,11 @@ class Repository:
         ]
 
     def object_tables(
-        self, dataset_type: str, skymap: str, tracts: Iterable[int], columns: list[str] | None
+        self, dataset_type: str, skymap: str, tracts: Iterable[int], wanted: Callable[[list[str]], list[str]]
     ) -> Iterator[tuple[str, pa.Table]]:
-        """(dataset id, Arrow table) of the object tables of tracts, in order; `columns` as far as they exist.
+        """(dataset id, Arrow table) of the object tables of tracts, in order.
+
+        `wanted` chooses from the names of all columns those to read.
 
         Raises
         ------
@@ -331,17 +333,18 @@ class Repository:
             )
         refs.sort(key=lambda r: tuple(int(r.dataId[k]) for k in ("tract", "patch") if k in r.dataId))
         for ref in refs:
-            yield str(ref.id), self._object_table(ref, columns)
+            yield str(ref.id), self._object_table(ref, wanted)
 
-    def _object_table(self, ref: DatasetRef, columns: list[str] | None) -> pa.Table:
+    def _object_table(self, ref: DatasetRef, wanted: Callable[[list[str]], list[str]]) -> pa.Table:
+        import pyarrow as pa
+
         try:
-            if columns is None:
-                return self.butler.get(ref, storageClass="ArrowTable")
-            there = list(self.butler.get(ref.makeComponentRef("columns")))
-            wanted = [c for c in columns if c in there]
-            return self.butler.get(ref, storageClass="ArrowTable", parameters={"columns": wanted})
-        except (OSError, ValueError, RuntimeError, LookupError) as err:
-            raise SourceError(f"{self.name}: {ref.datasetType.name} {ref.dataId}: {err}") from None
+            names = list(self.butler.get(ref.makeComponentRef("columns")))
+            parameters = {"columns": wanted([str(n) for n in names])}
+            return self.butler.get(ref, storageClass="ArrowTable", parameters=parameters)
+        except (OSError, ValueError, RuntimeError, LookupError, pa.ArrowException) as err:
+            where = f"{ref.datasetType.name} {ref.dataId}"
+            raise SourceError(f"{self.name}: {where}: {' '.join(str(err).split())[:300]}") from None
 
 
 @contextmanager

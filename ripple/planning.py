@@ -1,0 +1,440 @@
+"""How a plan is made: targets, tracts and patches, what exists, units. See `ripple.plan.make_plan`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ripple.conditions import columns_of
+from ripple.config import suggest
+from ripple.coverage import Coverage, boxes_around, cover, touched
+from ripple.errors import InputError, Reason, RegionError
+from ripple.geometry import Box
+from ripple.plan import Plan, Selection, Unit, side_of
+from ripple.regions import Region, grid, parse_region, tracts_near
+from ripple.rubin.geometry import resolve_skymap
+from ripple.rubin.repo import Dataset, Repository
+from ripple.skymap import Float, Int, ObservedSkyMap
+from ripple.tables import UserTable, read_table
+from ripple.targets import DEC_NAMES, ID_NAMES, LABEL_NAMES, RA_NAMES, Columns, Targets, from_table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+#: A unit (one shard) holds at most this many rows, and this many bytes of image, variance and mask.
+UNIT_ROWS, UNIT_BYTES = 2000, 600_000_000
+#: Object tables with more columns than this lose those that nobody asked for.
+WIDE_TABLE = 64
+#: Bytes per pixel and band of a cutout: image, variance, mask.
+PIXEL_BYTES = 12
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where N targets lie.
+
+    Parameters
+    ----------
+    tract, patch
+        `(N,)` int64; -1 where there is none.
+    x, y
+        `(N,)` PARENT pixels; NaN where there is no tract.
+    """
+
+    tract: Int
+    patch: Int
+    x: Float
+    y: Float
+
+
+class Planner:
+    """The making of one plan.
+
+    Parameters
+    ----------
+    selection
+        What the user asked for.
+    repository
+        Open repository.
+    """
+
+    def __init__(self, selection: Selection, repository: Repository) -> None:
+        self.selection, self.repository = selection, repository
+        self.notes: list[str] = []
+        self.region: Region | None = parse_region(selection.region) if selection.region else None
+        self.dataset_type = repository.coadd_type(selection.dataset_type)
+        self.skymap_name = repository.skymap_name(self.dataset_type, selection.skymap)
+        self.bands = self._bands()
+        self.skymap, self.skymap_source = resolve_skymap(
+            repository, self.skymap_name, self.dataset_type, selection.tract or None
+        )
+        for tract in selection.tract:
+            self.skymap.patch_xy(tract, selection.patch or (0,))  # refuses ids that do not exist
+
+    def plan(self) -> Plan:
+        """The plan."""
+        targets = self._targets()
+        self.notes += targets.notes
+        scale = self.skymap.tan(int(self.skymap.table.ids[0])).pixel_scale
+        side = side_of(self.selection.size, scale)
+        size = np.full(len(targets), side, np.int32) if targets.size is None else targets.size
+        reach = size + np.int32(2 * self.selection.margin)
+        place = self._place(targets.ra, targets.dec)
+        other = self._elsewhere(targets, place, reach)
+        tracts = {int(t) for t in np.unique(np.concatenate([place.tract, other.tract]))} - {-1}
+        datasets = {(d.tract, d.patch, d.band): d for d in self._datasets(tracts)}
+        have = self._have(datasets)
+        covered = self._cover(place, reach, have)
+        place, covered = self._moved(place, other, covered, reach, have)
+        rejected, partial = self._verdicts(targets, place, covered)
+        cross = self._cross(targets, place, reach, rejected)
+        datasets = self._needed(datasets, place, reach, rejected, cross)
+        projections = sorted(
+            {t for t, _, _ in datasets} | set(np.unique(place.tract[place.tract >= 0]).tolist())
+        )
+        return Plan(
+            bands=self.bands, skymap=self.skymap_name, repo=self.selection.repo,
+            collections=self.repository.collections, dataset_type=self.dataset_type, targets=targets,
+            tract=place.tract.astype(np.int32), patch=place.patch.astype(np.int32), x=place.x, y=place.y,
+            size=size, projections={int(t): self.skymap.tan(int(t)) for t in projections},
+            patch_boxes={(t, p): self.skymap.patch_outer(t, p) for t, p, _ in datasets}, datasets=datasets,
+            units=self._units(place, size, reach, rejected), rejected=rejected, partial=partial,
+            margin=self.selection.margin, cross=cross, skymap_source=self.skymap_source,
+            gaps=self._gaps(place, have, targets), notes=tuple(dict.fromkeys(self.notes)),
+        )  # fmt: skip
+
+    def _bands(self) -> tuple[str, ...]:
+        there = self.repository.bands(self.dataset_type, self.skymap_name)
+        unknown = [b for b in self.selection.bands if b not in there]
+        if unknown:
+            raise InputError(
+                f"{self.repository.name}: no {self.dataset_type} of {self.skymap_name} has band"
+                f" {unknown[0]!r}{suggest(unknown[0], list(there))}",
+                hint=f"there are {', '.join(there)}",
+            )
+        return self.selection.bands or there
+
+    # ---- targets
+
+    def _targets(self) -> Targets:
+        selection = self.selection
+        if selection.grid is not None:
+            return self._grid(selection.grid)
+        columns = Columns(
+            selection.id_column, selection.ra_column, selection.dec_column, selection.label_column,
+            selection.size_column, selection.ra_unit,
+        )  # fmt: skip
+        if selection.targets is not None:
+            path = Path(selection.targets)
+            table = read_table(path, cone=self.region.circle() if self.region else None)
+            source = {"name": path.name, "sha256": table.sha256}
+        else:
+            table, source = self._objects()
+            columns = replace(columns, ra_unit=columns.ra_unit or "deg")
+        restricted = self.region is not None or bool(selection.tract)
+        return from_table(
+            table, columns, source=source, select=selection.select,
+            keep=self._inside if restricted else None, duplicate_radius=selection.duplicate_radius,
+        )  # fmt: skip
+
+    def _inside(self, ra: Float, dec: Float) -> NDArray[np.bool_]:
+        """Which positions the region, tracts and patches of the selection hold."""
+        keep = np.ones(len(ra), bool) if self.region is None else self.region.contains(ra, dec)
+        if self.selection.tract:
+            place = self._place(ra, dec)
+            keep &= np.isin(place.tract, self.selection.tract)
+            if self.selection.patch:
+                keep &= np.isin(place.patch, self.selection.patch)
+        return keep
+
+    def _grid(self, step: float) -> Targets:
+        """Blind windows as targets; the id packs tract, row and column."""
+        import pyarrow as pa
+
+        tracts = np.array(self.selection.tract, np.int64) if self.selection.tract else None
+        patches = np.array(self.selection.patch, np.int64) if self.selection.patch else None
+        if tracts is None and isinstance(self.skymap, ObservedSkyMap) and self.region is not None:
+            tracts = tracts_near(self.skymap, self.region)
+        tract, column, row, ra, dec = grid(
+            self.skymap, step, region=self.region, tracts=tracts, patches=patches
+        )
+        extra = pa.table({"grid_column": column.astype(np.int32), "grid_row": row.astype(np.int32)})
+        source = {"name": "grid", "step": step, "windows": len(ra)}
+        return Targets((tract << 40) | (row << 20) | column, ra, dec, extra, source=source)
+
+    def _objects(self) -> tuple[UserTable, dict[str, Any]]:
+        """The Butler's own object tables of the selected tracts."""
+        import pyarrow as pa
+
+        kind = self.repository.object_type(self.selection.object_type)
+        there = self.repository.tracts(kind, self.skymap_name)
+        tracts: Any = self.selection.tract or there
+        if self.region is not None and not self.selection.tract:
+            tracts = set(tracts_near(self.skymap, self.region).tolist()) & set(there)
+            if not tracts:
+                raise RegionError(
+                    f"region {self.region.text!r}: no {kind} of {self.repository.name} lies there",
+                    hint=f"there are {len(there)} tracts, {there[0]} to {there[-1]}",
+                )
+        found: list[pa.Table] = []
+        digests: list[str] = []
+        for digest, table in self.repository.object_tables(kind, self.skymap_name, tracts, self._wanted):
+            digests.append(digest)
+            found.append(table)
+        whole = pa.concat_tables(found, promote_options="default")
+        clean = UserTable.of(whole)
+        return clean, {"name": kind, "datasets": digests}
+
+    def _wanted(self, there: list[str]) -> list[str]:
+        """Columns of an object table to read."""
+        if len(there) <= WIDE_TABLE:
+            return there
+        s = self.selection
+        names = {s.id_column, s.ra_column, s.dec_column, s.label_column, s.size_column}
+        names |= set(columns_of(s.select)) if s.select else set()
+        known = {n.lower() for n in (*ID_NAMES, *RA_NAMES, *DEC_NAMES, *LABEL_NAMES)}
+        return [n for n in there if n in names or n.lower() in known]
+
+    # ---- places
+
+    def _place(self, ra: Float, dec: Float) -> Place:
+        tract = np.asarray(self.skymap.find_tract(ra, dec), np.int64)
+        x, y = self.skymap.sky_to_pixel(tract, ra, dec)
+        patch = self.skymap.find_patch(tract, x, y)
+        nowhere = patch < 0
+        return Place(
+            np.where(nowhere, -1, tract), patch, np.where(nowhere, np.nan, x), np.where(nowhere, np.nan, y)
+        )
+
+    def _elsewhere(self, targets: Targets, place: Place, reach: NDArray[np.int32]) -> Place:
+        """For boxes that leave their tract: the first other tract that holds them whole; -1 elsewhere."""
+        n = len(targets)
+        none = Place(np.full(n, -1), np.full(n, -1), np.full(n, np.nan), np.full(n, np.nan))
+        leaving = self._leaving(place, reach)
+        if self.selection.cross_tract != "whole" or not len(leaving):
+            return none
+        row, tract = self.skymap.all_tracts(targets.ra[leaving], targets.dec[leaving])
+        row = leaving[row]
+        x, y = self.skymap.sky_to_pixel(tract, targets.ra[row], targets.dec[row])
+        fits = (tract != place.tract[row]) & self._within(tract, boxes_around(x, y, reach[row]))
+        row, tract, x, y = row[fits][::-1], tract[fits][::-1], x[fits][::-1], y[fits][::-1]
+        none.tract[row], none.x[row], none.y[row] = tract, x, y  # the lowest tract id comes last and stays
+        none.patch[row] = self.skymap.find_patch(tract, x, y)
+        return none
+
+    def _within(self, tract: Int, boxes: Int) -> NDArray[np.bool_]:
+        """Whether boxes lie within the pixels of a tract."""
+        t, p = self.skymap.table, self.skymap.patches
+        k, grown = t.rows(tract, self.skymap.name), 0 if p.clip else p.border
+        top = np.stack([t.nx[k] * p.width, t.ny[k] * p.height], axis=1) + grown
+        return np.asarray((boxes[:, :2] >= -grown).all(axis=1) & (boxes[:, 2:] <= top).all(axis=1))
+
+    def _leaving(self, place: Place, reach: NDArray[np.int32]) -> Int:
+        """Rows whose box leaves their tract."""
+        rows = np.flatnonzero(place.tract >= 0)
+        boxes = boxes_around(place.x[rows], place.y[rows], reach[rows])
+        left: Int = rows[~self._within(place.tract[rows], boxes)]
+        return left
+
+    def _moved(
+        self, place: Place, other: Place, covered: Coverage, reach: NDArray[np.int32],
+        have: dict[tuple[int, int], int],
+    ) -> tuple[Place, Coverage]:  # fmt: skip
+        """Rows taken to another tract where that has the whole box in all bands that the own one has."""
+        rows = np.flatnonzero(other.tract >= 0)
+        if not len(rows):
+            return place, covered
+        there = self._cover(other, reach, have)
+        better = rows[(there.whole[rows] & covered.centre[rows]) == covered.centre[rows]]
+        better = better[there.whole[better] > 0]
+        take = np.zeros(len(reach), bool)
+        take[better] = True
+        if len(better):
+            self.notes.append(
+                f"{len(better)} targets are cut from a neighbouring tract that holds them whole"
+            )
+        moved = Place(
+            *(np.where(take, getattr(other, n), getattr(place, n)) for n in ("tract", "patch", "x", "y"))
+        )
+        return moved, Coverage(
+            np.where(take, there.centre, covered.centre), np.where(take, there.whole, covered.whole)
+        )
+
+    # ---- what exists
+
+    def _datasets(self, tracts: set[int]) -> list[Dataset]:
+        return self.repository.datasets(
+            self.dataset_type, self.skymap_name, tracts, self.bands, self.selection.where
+        )
+
+    def _have(self, datasets: dict[tuple[int, int, str], Dataset]) -> dict[tuple[int, int], int]:
+        have: dict[tuple[int, int], int] = {}
+        for tract, patch, band in datasets:
+            have[tract, patch] = have.get((tract, patch), 0) | 1 << self.bands.index(band)
+        return have
+
+    def _cover(self, place: Place, reach: NDArray[np.int32], have: dict[tuple[int, int], int]) -> Coverage:
+        n = len(place.tract)
+        covered = Coverage(np.zeros(n, np.uint64), np.zeros(n, np.uint64))
+        rows = np.flatnonzero(place.tract >= 0)
+        if len(rows):
+            x, y = place.x[rows], place.y[rows]
+            part = cover(
+                self.skymap, place.tract[rows], boxes_around(x, y, reach[rows]), x, y, have,
+                (1 << len(self.bands)) - 1,
+            )  # fmt: skip
+            covered.centre[rows], covered.whole[rows] = part.centre, part.whole
+        return covered
+
+    def _verdicts(
+        self, targets: Targets, place: Place, covered: Coverage
+    ) -> tuple[dict[int, tuple[Reason, str]], dict[int, tuple[Reason, str]]]:
+        """Rows to reject, and rows that lack something, with reasons."""
+        full = np.uint64((1 << len(self.bands)) - 1)
+        rejected = dict(targets.rejected)
+        partial: dict[int, tuple[Reason, str]] = {}
+        nowhere = (Reason.NO_TRACT, f"no tract of {self.skymap_name} that has coadds holds the position")
+        for k in np.flatnonzero(place.tract < 0).tolist():
+            rejected.setdefault(k, nowhere)
+        empty = np.flatnonzero((covered.centre == 0) & (place.tract >= 0))
+        for k, verdict in self._empty(place, empty):
+            rejected.setdefault(k, verdict)
+        short = np.flatnonzero((covered.centre != 0) & (covered.centre != full))
+        for k, bits in zip(short.tolist(), covered.centre[short].tolist(), strict=True):
+            verdict = (Reason.MISSING_BAND, self._lacking(bits))
+            (rejected if self.selection.missing_band == "reject" else partial).setdefault(k, verdict)
+        cut = np.flatnonzero((covered.centre != 0) & (covered.whole != covered.centre))
+        part = (covered.centre & ~covered.whole)[cut]
+        for k, bits in zip(cut.tolist(), part.tolist(), strict=True):
+            outside = (Reason.OUTSIDE, f"part of the box has {self._lacking(~bits)}")
+            (rejected if self.selection.edge == "reject" else partial).setdefault(k, outside)
+        for k in rejected:
+            partial.pop(k, None)
+        return dict(sorted(rejected.items())), dict(sorted(partial.items()))
+
+    def _lacking(self, bits: int) -> str:
+        return "no " + ", ".join(b for k, b in enumerate(self.bands) if not bits >> k & 1)
+
+    def _empty(self, place: Place, rows: Int) -> Iterator[tuple[int, tuple[Reason, str]]]:
+        """Verdicts on rows whose position no dataset covers."""
+        if not len(rows):
+            return
+        registered = self.repository.registered_patches(self.skymap_name, set(place.tract[rows].tolist()))
+        verdicts: dict[tuple[int, int], tuple[Reason, str]] = {}
+        for k in rows.tolist():
+            key = (int(place.tract[k]), int(place.patch[k]))
+            if key not in verdicts:
+                where = f"tract {key[0]} patch {key[1]}"
+                verdicts[key] = (
+                    (Reason.NO_DATASET, f"no {self.dataset_type} of {where}")
+                    if key in registered
+                    else (Reason.NO_PATCH, f"{where} is not registered")
+                )
+            yield k, verdicts[key]
+
+    def _gaps(
+        self, place: Place, have: dict[tuple[int, int], int], targets: Targets
+    ) -> dict[tuple[int, int], tuple[str, ...]]:
+        """Bands that the inner patches of targets lack."""
+        keys = np.unique(np.stack([place.tract, place.patch], axis=1)[place.tract >= 0], axis=0)
+        gaps = {}
+        for tract, patch in keys.tolist():
+            bits = have.get((tract, patch), 0)
+            missing = tuple(b for k, b in enumerate(self.bands) if not bits >> k & 1)
+            if missing:
+                gaps[tract, patch] = missing
+        return gaps
+
+    def _cross(
+        self, targets: Targets, place: Place, reach: NDArray[np.int32], rejected: dict[int, Any]
+    ) -> dict[int, tuple[tuple[int, int], ...]]:
+        """Patches of other tracts under the boxes of rows that are to be completed by resampling."""
+        if self.selection.cross_tract != "resample":
+            return {}
+        out: dict[int, tuple[tuple[int, int], ...]] = {}
+        for k in self._leaving(place, reach).tolist():
+            if k in rejected:
+                continue
+            tan, own = self.skymap.tan(int(place.tract[k])), int(place.tract[k])
+            box = Box.around(place.x[k], place.y[k], int(reach[k]))
+            px, py = np.meshgrid(np.linspace(box.x0, box.x1 - 1, 9), np.linspace(box.y0, box.y1 - 1, 9))
+            ra, dec = tan.pixel_to_sky(px.ravel(), py.ravel())
+            row, tract = self.skymap.all_tracts(ra, dec)
+            x, y = self.skymap.sky_to_pixel(tract, ra[row], dec[row])
+            pixels = boxes_around(x, y, np.full(len(x), 3, np.int32))  # a pixel more for the kernel
+            at, patch = touched(self.skymap, tract, pixels)
+            pairs = set(zip(tract[at].tolist(), patch.tolist(), strict=True))
+            out[k] = tuple(sorted(p for p in pairs if p[0] != own))
+        return out
+
+    def _needed(
+        self, datasets: dict[tuple[int, int, str], Dataset], place: Place, reach: NDArray[np.int32],
+        rejected: dict[int, Any], cross: dict[int, tuple[tuple[int, int], ...]],
+    ) -> dict[tuple[int, int, str], Dataset]:  # fmt: skip
+        """The datasets that some box reaches into."""
+        rows = _accepted(place, rejected)
+        row, patch = touched(
+            self.skymap, place.tract[rows], boxes_around(place.x[rows], place.y[rows], reach[rows])
+        )
+        pairs = np.unique(np.stack([place.tract[rows][row], patch], axis=1), axis=0)
+        wanted = {(int(t), int(p)) for t, p in pairs}
+        others = {pair for patches in cross.values() for pair in patches}
+        extra = {d[0] for d in others} - {t for t, _, _ in datasets}
+        more = {(d.tract, d.patch, d.band): d for d in self._datasets(extra)} if extra else {}
+        wanted |= others
+        return {k: v for k, v in sorted((datasets | more).items()) if k[:2] in wanted}
+
+    # ---- units
+
+    def _units(
+        self, place: Place, size: NDArray[np.int32], reach: NDArray[np.int32], rejected: dict[int, Any]
+    ) -> tuple[Unit, ...]:
+        """Whole patches of one tract and size together, up to the limits; a patch too large is divided."""
+        rows = _accepted(place, rejected)
+        if not len(rows):
+            return ()
+        rows = rows[np.lexsort((rows, place.patch[rows], size[rows], place.tract[rows]))]
+        tract, patch, side = place.tract[rows], place.patch[rows], reach[rows]
+        change = np.flatnonzero((np.diff(tract) != 0) | (np.diff(patch) != 0) | (np.diff(side) != 0)) + 1
+        groups = np.split(rows, change)
+        units: list[Unit] = []
+        held: list[Int] = []
+        for group in groups:
+            limit = self._limit(int(reach[group[0]]))
+            same = (
+                held
+                and place.tract[held[0][0]] == place.tract[group[0]]
+                and size[held[0][0]] == size[group[0]]
+            )
+            if held and (not same or sum(map(len, held)) + len(group) > limit):
+                units.append(_unit(len(units), held, place))
+                held = []
+            held.append(group)
+            while len(held) == 1 and len(held[0]) > limit:
+                units.append(_unit(len(units), [held[0][:limit]], place))
+                held = [held[0][limit:]]
+        if held:
+            units.append(_unit(len(units), held, place))
+        return tuple(units)
+
+    def _limit(self, side: int) -> int:
+        return max(1, min(UNIT_ROWS, UNIT_BYTES // (PIXEL_BYTES * len(self.bands) * side * side)))
+
+
+def _accepted(place: Place, rejected: dict[int, Any]) -> Int:
+    """Rows that are not rejected, ascending."""
+    keep = np.ones(len(place.tract), bool)
+    keep[list(rejected)] = False
+    rows: Int = np.flatnonzero(keep)
+    return rows
+
+
+def _unit(number: int, groups: list[Int], place: Place) -> Unit:
+    rows = np.concatenate(groups)
+    patches = tuple(sorted({int(p) for p in place.patch[rows]}))
+    return Unit(number, int(place.tract[rows[0]]), patches, rows)
