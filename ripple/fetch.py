@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from ripple.artefact import ArtefactWriter
     from ripple.files import Staged
-    from ripple.unit import UnitRows, UnitTask
+    from ripple.unit import UnitReader, UnitTask
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,35 +136,40 @@ def plan_inputs(plan: Plan) -> dict[str, Any]:
 
 
 def make_shard(task: ShardTask) -> UnitResult:
-    """Read one unit, pack it and write it beside its place: what a worker does."""
-    from ripple.files import stage
-    from ripple.shard import pack_cutouts
-    from ripple.unit import read_unit
+    """Read one unit and write its shard beside its place: what a worker does."""
+    from ripple.files import stage_chunks
+    from ripple.rubin.read import open_dataset
+    from ripple.unit import PLANES, read_attempts
 
-    rows = read_unit(task.unit)
-    with rows.profile.time("pack"):
-        data = pack_cutouts(rows.batch, {"margin": task.unit.margin})
-    with rows.profile.time("write", bytes=len(data)):
-        staged = stage(Path(task.directory), task.name, data)
+    def consume(reader: UnitReader) -> Staged:
+        draft = reader.draft()
+        chunks = draft.chunks({name: reader.chunks(name) for name in PLANES})
+        return stage_chunks(Path(task.directory), task.name, chunks, draft.size)
+
+    opener = partial(open_dataset, repo=task.unit.repo, size=task.unit.size)
+    start = time.perf_counter()
+    reader, staged = read_attempts(task.unit, opener, consume)
+    digests = reader.digests()
+    reader.profile.count("unit", calls=1, seconds=time.perf_counter() - start, bytes=staged.bytes)
     record = {
-        "verdicts": _exceptions(rows, task.unit.bands),
-        "digests": rows.digests,
-        "notes": list(rows.notes),
-        "profile": {"operations": rows.profile.operations, "peak_rss": peak_rss()},
+        "verdicts": _exceptions(reader),
+        "digests": digests,
+        "notes": list(reader.notes),
+        "profile": {"operations": reader.profile.operations, "peak_rss": peak_rss()},
     }
-    return UnitResult(staged, len(rows.kept), record)
+    return UnitResult(staged, len(reader.kept), record)
 
 
-def _exceptions(rows: UnitRows, bands: tuple[str, ...]) -> dict[str, list[str]]:
+def _exceptions(reader: UnitReader) -> dict[str, list[str]]:
     """Status, reason and bands of the rows that are not `ok`, by their number in the unit."""
-    has = dict(zip(rows.kept.tolist(), rows.batch.catalog["band_mask"].tolist(), strict=True))
+    has = reader.coverage > 0
     return {
         str(k): [
-            str(rows.status[k]),
-            str(rows.reason[k]),
-            "".join(b for bit, b in enumerate(bands) if has.get(k, 0) >> bit & 1),
+            str(reader.status[k]),
+            str(reader.reason[k]),
+            "".join(b for bit, b in enumerate(reader.task.bands) if has[k, bit]),
         ]
-        for k in np.flatnonzero(rows.status != "ok").tolist()
+        for k in np.flatnonzero(reader.status != "ok").tolist()
     }
 
 

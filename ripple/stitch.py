@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from ripple.geometry import Box
@@ -28,8 +27,8 @@ def touches(box: Box, x0: Ints, y0: Ints, size: int) -> NDArray[np.bool_]:
     return (x0 < box.x1) & (y0 < box.y1) & (x0 + size > box.x0) & (y0 + size > box.y0)
 
 
-def gather(plane: NDArray[Any], x: Ints, y: Ints, size: int) -> NDArray[Any]:
-    """Boxes of `size` pixels of a plane: `(N, size, size)`.
+def cut(plane: NDArray[Any], x: Ints, y: Ints, out: NDArray[Any]) -> None:
+    """Copy boxes of a plane into `out`.
 
     Parameters
     ----------
@@ -37,10 +36,12 @@ def gather(plane: NDArray[Any], x: Ints, y: Ints, size: int) -> NDArray[Any]:
         `(h, w)` array.
     x, y
         `(N,)` first pixels as array indices; the boxes must lie inside the plane.
-    size
-        Pixels per side.
+    out
+        `(N, S, S)` array, written in place.
     """
-    return sliding_window_view(plane, (size, size))[y, x]
+    size = out.shape[-1]
+    for i, (a, b) in enumerate(zip(x.tolist(), y.tolist(), strict=True)):
+        out[i] = plane[b : b + size, a : a + size]
 
 
 @dataclass(slots=True)

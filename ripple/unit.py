@@ -1,13 +1,13 @@
-"""One unit of a fetch: its rows cut from all bands of a few patches, ready to be packed.
+"""One unit of a fetch: its rows cut from all bands of a few patches, streamed in the order of the shard.
 
 A unit is read, cut and packed by one worker and depends on nothing but its task, so its bytes are the same
-whoever does it and whenever.
+whoever does it and whenever. Only one plane per band is in memory at a time, however many rows there are.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,13 +19,18 @@ from ripple.errors import Reason, UnreadableError
 from ripple.geometry import Box, Tan
 from ripple.plan import Dataset
 from ripple.profile import Profile
-from ripple.rubin.read import open_dataset
 from ripple.rubin.source import Coadd, PsfCells
-from ripple.stitch import Seams, gather, inside, stitch_row, touches
+from ripple.shard import Draft, draft_cutouts
+from ripple.stitch import Seams, cut, inside, stitch_row, touches
 
 #: Projections of one row must agree to this many pixels (a milli-pixel).
 WCS_TOLERANCE = 1e-3
 NO_DATA = np.uint32(1 << MASK_PLANES.index("NO_DATA"))
+#: Rows per chunk of a shard: a chunk stays in the processor's cache from the cut to the disk.
+CHUNK_BYTES = 1 << 22
+PLANES = ("image", "variance", "mask")
+
+Opener = Callable[[Dataset, tuple[Box, ...]], Coadd]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,7 @@ class UnitTask:
     projection
         Projection of the tract.
     catalog
-        Columns of the N rows: `index`, `id`, `ra`, `dec`, `patch`, `x`, `y`, and user columns.
+        Columns of the N rows, sorted by patch: `index`, `id`, `ra`, `dec`, `patch`, `x`, `y`, user columns.
     datasets
         What exists for the patches that the boxes touch.
     repo
@@ -68,129 +73,274 @@ class UnitTask:
     missing_band: Literal["partial", "reject"] = "partial"
     edge: Literal["pad", "reject"] = "pad"
 
+    @property
+    def rows(self) -> int:
+        """Number of rows asked for."""
+        return len(self.catalog["index"])
+
 
 @dataclass(slots=True)
-class UnitRows:
-    """What reading a unit gave: the batch of kept rows, and a verdict for each row asked for.
+class _Band:
+    """One band: its open files, and the boxes that leave their patch, already stitched."""
+
+    coadds: dict[int, Coadd]
+    whole: NDArray[np.bool_]
+    edge: NDArray[np.int64]
+    stamps: dict[str, NDArray[Any]]
+
+
+@dataclass(slots=True)
+class UnitReader:
+    """A unit with everything known but the pixels of boxes inside their patch, which are streamed.
 
     Parameters
     ----------
-    batch
-        Rows that are `ok` or `partial`, in task order.
+    task
+        What was asked for.
     status, reason
         `(N,)` per row asked for: `ok`, `partial` or `rejected`, and a `Reason` or the empty string.
     kept
-        Row numbers of the batch's rows among those asked for.
-    digests
-        Dataset UUID -> SHA-256 of the bytes read.
+        Row numbers of the rows that are delivered.
     notes
         Remarks of the readers, each once.
     """
 
-    batch: CutoutBatch
-    status: NDArray[np.str_]
-    reason: NDArray[np.str_]
-    kept: NDArray[np.int64]
-    digests: dict[str, str]
-    notes: tuple[str, ...]
-    profile: Profile
-
-
-@dataclass(slots=True)
-class _Work:
-    """Arrays being filled: `(N, B, S, S)` planes and `(N, B)` facts."""
-
+    task: UnitTask
+    bands: list[_Band]
     x0: NDArray[np.int64]
     y0: NDArray[np.int64]
-    planes: dict[str, NDArray[Any]]
     coverage: NDArray[np.float32]
     missing: NDArray[np.float32]
     disagreement: NDArray[np.float32]
     psf_jump: NDArray[np.float32]
-    patches: list[set[int]]
+    n_patches: NDArray[np.int16]
     psf_key: NDArray[np.int32]
+    failures: dict[tuple[int, int], Reason]
     kernels: list[NDArray[np.float32]] = field(default_factory=list)
-    failures: dict[tuple[int, int], Reason] = field(default_factory=dict)
-    digests: dict[str, str] = field(default_factory=dict)
     notes: dict[str, None] = field(default_factory=dict)
     profile: Profile = field(default_factory=Profile)
+    status: NDArray[Any] = field(default_factory=lambda: np.empty(0, "U8"))
+    reason: NDArray[Any] = field(default_factory=lambda: np.empty(0, "U24"))
+    kept: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+
+    def draft(self) -> Draft:
+        """The shard without its planes."""
+        shape = (len(self.kept), len(self.task.bands), self.task.size, self.task.size)
+        return draft_cutouts(shape, self.batch(), {"margin": self.task.margin})
+
+    def batch(self) -> CutoutBatch:
+        """Everything but the planes, which have no rows here: only for `draft`."""
+        b, s = len(self.task.bands), self.task.size
+        psf, index = _pack_kernels(self.kernels, self.psf_key[self.kept])
+        return CutoutBatch(
+            bands=self.task.bands,
+            image=np.broadcast_to(np.float32(0), (len(self.kept), b, s, s)),
+            variance=np.broadcast_to(np.float32(0), (len(self.kept), b, s, s)),
+            mask=np.broadcast_to(np.uint32(0), (len(self.kept), b, s, s)),
+            mask_planes=MASK_PLANES,
+            psf=psf,
+            psf_index=index,
+            catalog=_catalog(self),
+            wcs={self.task.tract: self.task.projection},
+            pixel_scale=self.task.projection.pixel_scale,
+        )
+
+    def digests(self) -> dict[str, str]:
+        """Dataset UUID -> SHA-256 of the bytes read so far."""
+        found = {}
+        for d in self.task.datasets:
+            coadd = self.bands[self.task.bands.index(d.band)].coadds.get(d.patch)
+            if coadd is not None:
+                with self.profile.time("digest", bytes=coadd.bytes_read()):
+                    found[d.uuid] = coadd.digest
+        return found
+
+    def chunks(self, name: str) -> Iterator[NDArray[Any]]:
+        """One plane of all delivered rows in order, `(n, B, S, S)` at a time.
+
+        Raises
+        ------
+        DamagedError
+            A file turned out to be damaged: begin again without it.
+        """
+        own = self.task.catalog["patch"][self.kept]
+        b, s = len(self.task.bands), self.task.size
+        step = max(1, CHUNK_BYTES // (b * s * s * 4))
+        dtype = np.dtype(np.uint32 if name == "mask" else np.float32)
+        for first, last in _runs(own):
+            rows = self.kept[first:last]
+            layers = [self._layer(k, int(own[first]), name, rows) for k in range(b)]
+            for start in range(0, len(rows), step):
+                part = rows[start : start + step]
+                out = np.empty((len(part), b, s, s), dtype)
+                with self.profile.time("gather", bytes=out.nbytes):
+                    for k, layer in enumerate(layers):
+                        self._fill(out[:, k], k, name, part, layer)
+                yield out
+
+    def _layer(self, k: int, patch: int, name: str, rows: NDArray[np.int64]) -> _Layer | None:
+        """The plane of a patch that rows of it are cut from; None when no row lies wholly inside it."""
+        band = self.bands[k]
+        coadd = band.coadds.get(patch)
+        if coadd is None or not band.whole[rows].any():
+            return None
+        boxes = [_stamp(self, row) for row in rows[band.whole[rows]]]
+        if is_sparse(len(boxes), self.task.size, coadd.box):
+            pieces = [self._read(k, patch, coadd, name, box) for box in boxes]
+            return _Layer(None, dict(zip(rows[band.whole[rows]].tolist(), pieces, strict=True)), coadd.box)
+        return _Layer(self._read(k, patch, coadd, name, coadd.box), {}, coadd.box)
+
+    def _read(self, k: int, patch: int, coadd: Coadd, name: str, box: Box) -> NDArray[Any]:
+        with self.profile.time("decode", bytes=4 * box.width * box.height):
+            return _read_plane(coadd, name, box, (patch, k))
+
+    def _fill(
+        self, out: NDArray[Any], k: int, name: str, rows: NDArray[np.int64], layer: _Layer | None
+    ) -> None:
+        band = self.bands[k]
+        blank = NO_DATA if name == "mask" else np.float32(np.nan)
+        if layer is not None and layer.plane is not None and band.whole[rows].all():
+            cut(layer.plane, self.x0[rows] - layer.box.x0, self.y0[rows] - layer.box.y0, out)
+            return
+        at = np.searchsorted(band.edge, rows)
+        for i, row in enumerate(rows):
+            if band.whole[row] and layer is not None:
+                x, y = self.x0[row] - layer.box.x0, self.y0[row] - layer.box.y0
+                if layer.plane is None:
+                    out[i] = layer.pieces[int(row)]
+                else:
+                    cut(layer.plane, np.array([x]), np.array([y]), out[i : i + 1])
+            elif name in band.stamps:
+                out[i] = band.stamps[name][at[i]]
+            else:
+                out[i] = blank
 
 
-def read_unit(task: UnitTask) -> UnitRows:
-    """Read, cut and judge the rows of one unit.
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """A decoded plane, or the boxes of single rows when there are few."""
 
-    Faults of a source file reject or reduce the rows that need it and leave all others as they are.
+    plane: NDArray[Any] | None
+    pieces: dict[int, NDArray[Any]]
+    box: Box
+
+
+class DamagedError(Exception):
+    """A file is damaged; `(patch, band number)` in `key`. Never leaves this module's callers."""
+
+    def __init__(self, key: tuple[int, int], error: UnreadableError) -> None:
+        super().__init__(str(error))
+        self.key, self.error = key, error
+
+
+def is_sparse(rows: int, size: int, box: Box, tile: int = 150) -> bool:
+    """Whether reading the tiles under `rows` boxes costs less than decoding the plane once.
+
+    A box of `size` pixels touches about `(1 + size / tile)**2` tiles. Reading by tile costs a seek and a call
+    per box, which the factor 4 covers.
     """
-    work = _allocate(task)
-    for b in range(len(task.bands)):
-        _read_band(task, work, b)
-    return _finish(task, work)
+    touched = rows * (1 + size / tile) ** 2
+    return 4 * touched < (box.width / tile) * (box.height / tile)
 
 
-def _allocate(task: UnitTask) -> _Work:
-    n, b, s = len(task.catalog["index"]), len(task.bands), task.size
+def open_unit(task: UnitTask, opener: Opener, excluded: dict[tuple[int, int], DamagedError]) -> UnitReader:
+    """Open the files of a unit, stitch the boxes that leave their patch, look up PSFs, judge the rows.
+
+    Parameters
+    ----------
+    task
+        What to read.
+    opener
+        Opens a dataset; given the boxes that will be read when they are few, none when all will be.
+    excluded
+        Files found damaged by an earlier attempt.
+
+    Raises
+    ------
+    DamagedError
+        A file turned out to be damaged: call again with it excluded.
+    """
+    reader = _new(task)
+    for key, damaged in excluded.items():
+        _fail(reader, key, damaged.error)
+    for k in range(len(task.bands)):
+        reader.bands.append(_open_band(reader, k, opener, excluded))
+    _judge(reader)
+    return reader
+
+
+def _new(task: UnitTask) -> UnitReader:
+    n, b, s = task.rows, len(task.bands), task.size
     x = np.floor(task.catalog["x"].astype(np.float64) + 0.5).astype(np.int64) - s // 2
     y = np.floor(task.catalog["y"].astype(np.float64) + 0.5).astype(np.int64) - s // 2
-    planes: dict[str, NDArray[Any]] = {
-        "image": np.empty((n, b, s, s), np.float32),
-        "mask": np.empty((n, b, s, s), np.uint32),
-        "variance": np.empty((n, b, s, s), np.float32),
-    }
     coverage, missing, disagreement, jump = (np.zeros((n, b), np.float32) for _ in range(4))
-    patches: list[set[int]] = [set() for _ in range(n)]
     key = np.full((n, b), -1, np.int32)
-    return _Work(x, y, planes, coverage, missing, disagreement, jump, patches, key)
+    return UnitReader(
+        task, [], x, y, coverage, missing, disagreement, jump, np.ones(n, np.int16), key, failures={}
+    )
 
 
-def _read_band(task: UnitTask, work: _Work, b: int) -> None:
-    """Fill band b of all rows, patch by patch in the order of their ids."""
-    here = {d.patch: d for d in task.datasets if d.band == task.bands[b]}
-    own = task.catalog["patch"].astype(np.int64)
-    whole = np.zeros(len(own), bool)
-    opened: dict[int, Coadd] = {}
-    for patch in sorted(here):
-        coadd = _open(task, work, b, here[patch])
-        if coadd is not None:
-            opened[patch] = coadd
-            whole |= (own == patch) & inside(coadd.box, work.x0, work.y0, task.size)
-    _blank(work, b, ~whole)
-    rows = np.flatnonzero(~whole)
-    edge = {int(row): e for e, row in enumerate(rows)}
-    seams = Seams.empty(len(rows), task.size)
-    for patch, coadd in opened.items():
-        mine = whole & (own == patch)
-        near = ~whole & touches(coadd.box, work.x0, work.y0, task.size)
-        near &= ~np.isin(own, [p for (p, band) in work.failures if band == b and p != patch])
-        if not (mine.any() or near.any()):
-            continue
-        try:
-            _cut(task, work, b, patch, coadd, mine, near, seams, edge)
-        except UnreadableError as err:
-            _fail(work, b, patch, err)
-            _blank(work, b, mine | near)
-            work.coverage[mine | near, b] = 0
-        work.digests[here[patch].uuid] = coadd.digest
-    for row, e in edge.items():
-        work.coverage[row, b] = seams.filled[e].mean()
-        work.disagreement[row, b] = seams.disagreement[e]
+def _fail(reader: UnitReader, key: tuple[int, int], error: UnreadableError) -> None:
+    reader.failures[key] = error.reason
+    reader.notes[str(error)] = None
 
 
-def _blank(work: _Work, b: int, rows: NDArray[np.bool_]) -> None:
-    work.planes["image"][rows, b] = np.float32(np.nan)
-    work.planes["variance"][rows, b] = np.float32(np.nan)
-    work.planes["mask"][rows, b] = NO_DATA
+def _stamp(reader: UnitReader, row: Any) -> Box:
+    x, y, s = int(reader.x0[row]), int(reader.y0[row]), reader.task.size
+    return Box(x, y, x + s, y + s)
 
 
-def _fail(work: _Work, b: int, patch: int, err: UnreadableError) -> None:
-    work.failures[patch, b] = err.reason
-    work.notes[str(err)] = None
+def _runs(values: NDArray[Any]) -> Iterator[tuple[int, int]]:
+    """Bounds of the runs of equal values."""
+    if len(values):
+        cuts = np.flatnonzero(values[1:] != values[:-1]) + 1
+        yield from zip([0, *cuts.tolist()], [*cuts.tolist(), len(values)], strict=True)
 
 
-def _open(task: UnitTask, work: _Work, b: int, dataset: Dataset) -> Coadd | None:
-    """The open file, or None with the reason noted: a fault here concerns one patch and band only."""
+def _read_plane(coadd: Coadd, name: str, box: Box, key: tuple[int, int]) -> NDArray[Any]:
     try:
-        with work.profile.time("open"):
-            coadd = open_dataset(dataset, repo=task.repo)
+        if name == "mask":
+            return coadd.mask(box, MASK_PLANES)
+        return coadd.image(box) if name == "image" else coadd.variance(box)
+    except UnreadableError as err:
+        raise DamagedError(key, err) from None
+
+
+def _open_band(
+    reader: UnitReader, k: int, opener: Opener, excluded: dict[tuple[int, int], DamagedError]
+) -> _Band:
+    task = reader.task
+    own = task.catalog["patch"].astype(np.int64)
+    here = {d.patch: d for d in task.datasets if d.band == task.bands[k] and (d.patch, k) not in excluded}
+    coadds: dict[int, Coadd] = {}
+    whole = np.zeros(task.rows, bool)
+    for patch in sorted(here):
+        coadd = _open(reader, k, here[patch], opener, own == patch)
+        if coadd is not None:
+            coadds[patch] = coadd
+            whole |= (own == patch) & inside(coadd.box, reader.x0, reader.y0, task.size)
+    # A row whose own file cannot be used is not patched together from its neighbours.
+    failed = np.isin(own, [patch for patch, band in reader.failures if band == k])
+    edge = np.flatnonzero(~whole & ~failed)
+    band = _Band(coadds, whole, edge, {})
+    reader.coverage[whole, k] = 1
+    _stitch(reader, k, band)
+    for patch, coadd in coadds.items():
+        with reader.profile.time("psf"):
+            _psf(reader, k, coadd, patch, band)
+        _missing_cells(reader, k, coadd, own == patch)
+    return band
+
+
+def _open(
+    reader: UnitReader, k: int, dataset: Dataset, opener: Opener, mine: NDArray[np.bool_]
+) -> Coadd | None:
+    """The open file, or None with the reason noted: a fault here concerns one patch and band only."""
+    task = reader.task
+    boxes = tuple(_stamp(reader, row) for row in np.flatnonzero(mine))
+    try:
+        with reader.profile.time("open"):
+            coadd = opener(dataset, boxes)
         gap = task.projection.separation(coadd.projection, coadd.box)
         if gap > WCS_TOLERANCE:
             raise UnreadableError(
@@ -199,179 +349,154 @@ def _open(task: UnitTask, work: _Work, b: int, dataset: Dataset) -> Coadd | None
                 reason=Reason.WRONG_WCS,
             )
     except UnreadableError as err:
-        _fail(work, b, dataset.patch, err)
+        _fail(reader, (dataset.patch, k), err)
         return None
-    for note in coadd.notes:
-        work.notes[note] = None
+    reader.notes |= dict.fromkeys(coadd.notes)
     return coadd
 
 
-def _cut(
-    task: UnitTask,
-    work: _Work,
-    b: int,
-    patch: int,
-    coadd: Coadd,
-    mine: NDArray[np.bool_],
-    near: NDArray[np.bool_],
-    seams: Seams,
-    edge: dict[int, int],
-) -> None:
-    """Slice the rows inside the patch, stitch those at its edge, look up their PSF."""
-    readers: dict[str, Callable[[], NDArray[Any]]] = {
-        "image": coadd.image,
-        "mask": lambda: coadd.mask(planes=MASK_PLANES),
-        "variance": coadd.variance,
-    }
-    kept: dict[str, NDArray[Any]] = {}
-    rows = np.flatnonzero(mine)
-    for name, read in readers.items():
-        with work.profile.time("decode"):
-            plane = read()
-        with work.profile.time("gather"):
-            work.planes[name][rows, b] = gather(
-                plane, work.x0[rows] - coadd.box.x0, work.y0[rows] - coadd.box.y0, task.size
-            )
-        if near.any():
-            kept[name] = plane
-    work.profile.count("decode", bytes=3 * 4 * coadd.box.width * coadd.box.height)
-    work.coverage[rows, b] = 1
+def _stitch(reader: UnitReader, k: int, band: _Band) -> None:
+    """Complete the boxes that leave their patch from all patches that hold a part of them."""
+    task, edge = reader.task, band.edge
     own = task.catalog["patch"]
-    with work.profile.time("stitch"):
-        for row in np.flatnonzero(near):
-            out = {name: work.planes[name][row, b] for name in kept}
-            stitch_row(
-                seams, edge[int(row)], _stamp(work, row, task.size), kept, coadd.box, out,
-                patch=patch, own=own[row] == patch,
-            )  # fmt: skip
-            work.patches[row].add(patch)
-    for row in rows:
-        work.patches[row].add(patch)
-    with work.profile.time("psf"):
-        _psf(task, work, b, coadd, np.flatnonzero(mine | near), own == patch)
-    _missing_cells(task, work, b, coadd, mine | (near & (own == patch)))
-
-
-def _stamp(work: _Work, row: Any, size: int) -> Box:
-    x, y = int(work.x0[row]), int(work.y0[row])
-    return Box(x, y, x + size, y + size)
-
-
-def _psf(
-    task: UnitTask,
-    work: _Work,
-    b: int,
-    coadd: Coadd,
-    rows: NDArray[np.int64],
-    own: NDArray[np.bool_],
-) -> None:
-    """Kernel at the cutout centre, and how much it changes over the cells under the cutout."""
-    psf = coadd.psf
-    if not isinstance(psf, PsfCells):
-        work.notes[f"{coadd.name}: no PSF: {psf.reason}"] = None
+    near = {
+        p: edge[touches(c.box, reader.x0[edge], reader.y0[edge], task.size)] for p, c in band.coadds.items()
+    }
+    if not any(len(rows) for rows in near.values()):
         return
+    shape = (len(edge), task.size, task.size)
+    band.stamps = {
+        "image": np.full(shape, np.nan, np.float32),
+        "variance": np.full(shape, np.nan, np.float32),
+        "mask": np.full(shape, NO_DATA, np.uint32),
+    }
+    seams = Seams.empty(len(edge), task.size)
+    parts = np.zeros(len(edge), np.int16)
+    for patch, rows in near.items():
+        coadd = band.coadds[patch]
+        commons = [_stamp(reader, row) & coadd.box for row in rows]
+        whole = _union(commons) if rows.size else coadd.box
+        dense = not is_sparse(len(rows), task.size, whole)
+        planes = {n: reader._read(k, patch, coadd, n, whole) for n in PLANES} if dense and rows.size else {}
+        for row, common in zip(rows, commons, strict=True):
+            source, box = planes, whole
+            if not dense:
+                source, box = {n: reader._read(k, patch, coadd, n, common) for n in PLANES}, common
+            e = int(np.searchsorted(edge, row))
+            out = {n: band.stamps[n][e] for n in PLANES}
+            with reader.profile.time("stitch"):
+                stitch_row(
+                    seams, e, _stamp(reader, row), source, box, out, patch=patch, own=own[row] == patch
+                )
+            parts[e] += 1
+    reader.coverage[edge, k] = seams.filled.mean(axis=(1, 2))
+    reader.disagreement[edge, k] = seams.disagreement
+    reader.n_patches[edge] = np.maximum(reader.n_patches[edge], parts)
+
+
+def _union(boxes: list[Box]) -> Box:
+    return Box(
+        min(b.x0 for b in boxes),
+        min(b.y0 for b in boxes),
+        max(b.x1 for b in boxes),
+        max(b.y1 for b in boxes),
+    )
+
+
+def _psf(reader: UnitReader, k: int, coadd: Coadd, patch: int, band: _Band) -> None:
+    """Kernel at the cutout centre, and how much it changes over the cells under the cutout."""
+    task = reader.task
     half = task.size // 2
-    cells = psf.index(work.x0[rows] + half, work.y0[rows] + half)
-    first = len(work.kernels)
+    mine = task.catalog["patch"] == patch
+    usable = reader.coverage[:, k] > 0
+    # A neighbour's PSF serves only where the own patch gave none.
+    other = usable & ~mine & ~band.whole & (reader.psf_key[:, k] < 0)
+    rows = np.flatnonzero((mine & usable) | other)
+    if not rows.size:
+        return
+    try:
+        psf = coadd.psf_near([_stamp(reader, row) for row in rows]) if len(rows) < 64 else coadd.psf
+    except UnreadableError as err:
+        raise DamagedError((patch, k), err) from None
+    if not isinstance(psf, PsfCells):
+        reader.notes[f"{coadd.name}: no PSF: {psf.reason}"] = None
+        return
+    cells = psf.index(reader.x0[rows] + half, reader.y0[rows] + half)
     columns = psf.kernels.shape[1]
     flat = np.where(cells[:, 0] < 0, -1, cells[:, 0] * columns + cells[:, 1])
-    # A neighbour's PSF serves only where the own patch gave none.
-    take = (flat >= 0) & (own[rows] | (work.psf_key[rows, b] < 0))
-    used = np.unique(flat[take])
-    work.kernels.extend(psf.kernels[c // columns, c % columns] for c in used)
-    work.psf_key[rows[take], b] = first + np.searchsorted(used, flat[take])
-    jumps: dict[tuple[int, ...], float] = {}
-    for row, cell, ok in zip(rows, flat, take, strict=True):
-        if ok:
-            key = (int(cell), *_cell_span(psf, _stamp(work, row, task.size)))
-            if key not in jumps:
-                jumps[key] = _jump(psf, key)
-            work.psf_jump[row, b] = jumps[key]
+    good = flat >= 0
+    used = np.unique(flat[good])
+    reader.psf_key[rows[good], k] = len(reader.kernels) + np.searchsorted(used, flat[good])
+    reader.kernels.extend(psf.kernels[c // columns, c % columns] for c in used)
+    reader.psf_jump[rows[good], k] = _jumps(reader, psf, rows[good], flat[good])
 
 
-def _cell_span(psf: PsfCells, stamp: Box) -> tuple[int, int, int, int]:
-    rows, columns = psf.kernels.shape[:2]
-    i0, i1 = (stamp.y0 - psf.y0) // psf.cell_height, (stamp.y1 - 1 - psf.y0) // psf.cell_height
-    j0, j1 = (stamp.x0 - psf.x0) // psf.cell_width, (stamp.x1 - 1 - psf.x0) // psf.cell_width
-    return max(i0, 0), min(i1, rows - 1), max(j0, 0), min(j1, columns - 1)
+def _jumps(
+    reader: UnitReader, psf: PsfCells, rows: NDArray[np.int64], cells: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Largest sum|K_cell - K_centre| over the cells under each stamp, computed once per distinct case."""
+    size, (ny, nx) = reader.task.size, psf.kernels.shape[:2]
+    span = np.stack([
+        cells,
+        np.clip((reader.y0[rows] - psf.y0) // psf.cell_height, 0, ny - 1),
+        np.clip((reader.y0[rows] + size - 1 - psf.y0) // psf.cell_height, 0, ny - 1),
+        np.clip((reader.x0[rows] - psf.x0) // psf.cell_width, 0, nx - 1),
+        np.clip((reader.x0[rows] + size - 1 - psf.x0) // psf.cell_width, 0, nx - 1),
+    ], axis=1)  # fmt: skip
+    cases, place = np.unique(span, axis=0, return_inverse=True)
+    values = np.zeros(len(cases), np.float32)
+    for c, (cell, i0, i1, j0, j1) in enumerate(cases.tolist()):
+        if (i0, j0) == (i1, j1):
+            continue
+        centre = psf.kernels[cell // nx, cell % nx]
+        gaps = np.abs(psf.kernels[i0 : i1 + 1, j0 : j1 + 1] - centre).sum(axis=(2, 3))
+        values[c] = np.nanmax(gaps)  # the centre's own cell is there: never all NaN
+    return values[place.reshape(-1)]
 
 
-def _jump(psf: PsfCells, key: tuple[int, ...]) -> float:
-    """Largest sum|K_cell - K_centre| over the cells under a stamp; 0 for one cell."""
-    cell, i0, i1, j0, j1 = key
-    columns = psf.kernels.shape[1]
-    centre = psf.kernels[cell // columns, cell % columns]
-    gaps = np.abs(psf.kernels[i0 : i1 + 1, j0 : j1 + 1] - centre).sum(axis=(2, 3))
-    return float(np.nanmax(gaps)) if np.isfinite(gaps).any() else 0.0
-
-
-def _missing_cells(task: UnitTask, work: _Work, b: int, coadd: Coadd, rows: NDArray[np.bool_]) -> None:
+def _missing_cells(reader: UnitReader, k: int, coadd: Coadd, rows: NDArray[np.bool_]) -> None:
+    size = reader.task.size
     for cell in coadd.missing:
-        for row in np.flatnonzero(rows & touches(cell, work.x0, work.y0, task.size)):
-            common = _stamp(work, row, task.size) & cell
-            work.missing[row, b] += common.width * common.height / task.size**2
+        for row in np.flatnonzero(rows & touches(cell, reader.x0, reader.y0, size)):
+            common = _stamp(reader, row) & cell
+            reader.missing[row, k] += common.width * common.height / size**2
 
 
-def _finish(task: UnitTask, work: _Work) -> UnitRows:
-    status, reason = _judge(task, work)
-    kept = np.flatnonzero(status != "rejected")
-    batch = _batch(task, work, kept)
-    return UnitRows(batch, status, reason, kept, work.digests, tuple(work.notes), work.profile)
-
-
-def _judge(task: UnitTask, work: _Work) -> tuple[NDArray[np.str_], NDArray[np.str_]]:
+def _judge(reader: UnitReader) -> None:
     """Status and reason of each row; the first reason that applies, gravest first."""
-    n = len(work.x0)
-    has = work.coverage > 0
-    failed = _failed(task, work)
-    status = np.full(n, "ok", "U8")
-    reason = np.full(n, "", "U24")
-
-    def verdict(rows: NDArray[np.bool_], level: str, why: Reason) -> None:
-        rows = rows & ((status == "ok") | ((status == "partial") & (level == "rejected")))
-        status[rows], reason[rows] = level, why.value
-
-    lost = ~has.any(axis=1)
-    for why in (Reason.WRONG_WCS, Reason.WRONG_UNIT, Reason.BAD_PSF, Reason.UNREADABLE_SOURCE):
-        verdict(lost & (failed == why.value).any(axis=1), "rejected", why)
-    verdict(lost, "rejected", Reason.NO_DATASET)
-    empty = np.where(has, work.missing >= 1 - 1e-6, True).all(axis=1)
-    verdict(empty, "rejected", Reason.MISSING_CELL)
+    task, n = reader.task, reader.task.rows
+    has = reader.coverage > 0
+    failed = _failed(reader)
+    reader.status, reader.reason = np.full(n, "ok", "U8"), np.full(n, "", "U24")
     level = "rejected" if task.missing_band == "reject" else "partial"
-    for why in (Reason.WRONG_WCS, Reason.WRONG_UNIT, Reason.BAD_PSF, Reason.UNREADABLE_SOURCE):
-        verdict((failed == why.value).any(axis=1), level, why)
-    verdict(~has.all(axis=1), level, Reason.MISSING_BAND)
-    outside = np.where(has, work.coverage < 1, False).any(axis=1)
-    verdict(outside, "rejected" if task.edge == "reject" else "partial", Reason.OUTSIDE)
-    return status, reason
+    lost = ~has.any(axis=1)
+    faults = (Reason.WRONG_WCS, Reason.WRONG_UNIT, Reason.BAD_PSF, Reason.UNREADABLE_SOURCE)
+    for why in faults:
+        _verdict(reader, lost & (failed == why.value).any(axis=1), "rejected", why)
+    _verdict(reader, lost, "rejected", Reason.NO_DATASET)
+    empty = np.where(has, reader.missing >= 1 - 1e-6, True).all(axis=1)
+    _verdict(reader, empty, "rejected", Reason.MISSING_CELL)
+    for why in faults:
+        _verdict(reader, (failed == why.value).any(axis=1), level, why)
+    _verdict(reader, ~has.all(axis=1), level, Reason.MISSING_BAND)
+    outside = np.where(has, reader.coverage < 1, False).any(axis=1)
+    _verdict(reader, outside, "rejected" if task.edge == "reject" else "partial", Reason.OUTSIDE)
+    reader.kept = np.flatnonzero(reader.status != "rejected")
 
 
-def _failed(task: UnitTask, work: _Work) -> NDArray[np.str_]:
+def _verdict(reader: UnitReader, rows: NDArray[np.bool_], level: str, why: Reason) -> None:
+    """Give rows that are still `ok` a status; a rejection also overrides `partial`."""
+    open_ = (reader.status == "ok") | ((reader.status == "partial") & (level == "rejected"))
+    reader.status[rows & open_], reader.reason[rows & open_] = level, why.value
+
+
+def _failed(reader: UnitReader) -> NDArray[np.str_]:
     """`(N, B)` reason for which the own patch's file of a band could not be used."""
-    failed = np.full(work.coverage.shape, "", "U24")
-    own = task.catalog["patch"]
-    for (patch, b), why in work.failures.items():
-        failed[(own == patch) & (work.coverage[:, b] == 0), b] = why.value
+    failed = np.full(reader.coverage.shape, "", "U24")
+    own = reader.task.catalog["patch"]
+    for (patch, k), why in reader.failures.items():
+        failed[(own == patch) & (reader.coverage[:, k] == 0), k] = why.value
     return failed
-
-
-def _batch(task: UnitTask, work: _Work, kept: NDArray[np.int64]) -> CutoutBatch:
-    planes = work.planes
-    if len(kept) < len(work.x0):
-        planes = {name: plane[kept] for name, plane in planes.items()}
-    psf, index = _pack_kernels(work.kernels, work.psf_key[kept])
-    return CutoutBatch(
-        bands=task.bands,
-        image=planes["image"],
-        variance=planes["variance"],
-        mask=planes["mask"],
-        mask_planes=MASK_PLANES,
-        psf=psf,
-        psf_index=index,
-        catalog=_catalog(task, work, kept),
-        wcs={task.tract: task.projection},
-        pixel_scale=task.projection.pixel_scale,
-    )
 
 
 def _pack_kernels(
@@ -383,54 +508,65 @@ def _pack_kernels(
     for k in np.unique(index[index >= 0]):
         name = hashlib.sha256(np.ascontiguousarray(kernels[k]).tobytes()).hexdigest()
         place[k] = seen.setdefault(f"{kernels[k].shape} {name}", len(seen))
-    side = max((k.shape[0] for k in kernels), default=1)
+    side = max((s for k in kernels for s in k.shape), default=1)
     packed = np.zeros((len(seen), side, side), np.float32)
     for k, slot in enumerate(place[:-1]):
         if slot >= 0:
-            pad = (side - kernels[k].shape[0]) // 2
-            packed[slot, pad : side - pad, pad : side - pad] = kernels[k]
+            h, w = kernels[k].shape
+            y, x = (side - h) // 2, (side - w) // 2
+            packed[slot, y : y + h, x : x + w] = kernels[k]
     return packed, place[index]
 
 
-def _catalog(task: UnitTask, work: _Work, kept: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-    half = task.size // 2
-    b = np.arange(len(task.bands), dtype=np.uint32)
-    has = work.coverage > 0
-    own = {
-        "tract": np.full(len(work.x0), task.tract, np.int32),
-        "x0": work.x0.astype(np.int32),
-        "y0": work.y0.astype(np.int32),
-        "dx": (task.catalog["x"] - (work.x0 + half)).astype(np.float32),
-        "dy": (task.catalog["y"] - (work.y0 + half)).astype(np.float32),
-        "band_mask": np.left_shift(has.astype(np.uint32), b).sum(axis=1).astype(np.uint32),
-        "coverage": np.where(has, work.coverage, np.inf).min(axis=1).astype(np.float32),
-        "missing_cell": work.missing.max(axis=1),
-        "n_patches": np.array([len(p) for p in work.patches], np.int16),
-        "seam_difference": work.disagreement.max(axis=1),
-        "psf_jump": work.psf_jump.max(axis=1),
+def _catalog(reader: UnitReader) -> dict[str, NDArray[Any]]:
+    task, half = reader.task, reader.task.size // 2
+    bits = np.arange(len(task.bands), dtype=np.uint32)
+    has = reader.coverage > 0
+    own: dict[str, NDArray[Any]] = {
+        "tract": np.full(task.rows, task.tract, np.int32),
+        "x0": reader.x0.astype(np.int32),
+        "y0": reader.y0.astype(np.int32),
+        "dx": (task.catalog["x"] - (reader.x0 + half)).astype(np.float32),
+        "dy": (task.catalog["y"] - (reader.y0 + half)).astype(np.float32),
+        "band_mask": np.left_shift(has.astype(np.uint32), bits).sum(axis=1).astype(np.uint32),
+        "coverage": np.where(has, reader.coverage, np.inf).min(axis=1).astype(np.float32),
+        "missing_cell": reader.missing.max(axis=1),
+        "n_patches": reader.n_patches,
+        "seam_difference": reader.disagreement.max(axis=1),
+        "psf_jump": reader.psf_jump.max(axis=1),
     }
     first = ("index", "id", "ra", "dec")
-    columns = {k: task.catalog[k] for k in first} | {"patch": task.catalog["patch"].astype(np.int32)} | own
-    columns |= {k: v for k, v in task.catalog.items() if k not in columns and k not in ("x", "y")}
-    return {k: v[kept] for k, v in columns.items()}
+    columns = {c: task.catalog[c] for c in first} | {"patch": task.catalog["patch"].astype(np.int32)} | own
+    columns |= {c: v for c, v in task.catalog.items() if c not in columns and c not in ("x", "y")}
+    return {c: v[reader.kept] for c, v in columns.items()}
 
 
-def seam_map(stamp: Box, own: int, boxes: dict[int, Box]) -> NDArray[np.int32]:
-    """Patch that each pixel of a cutout came from: `(H, W)` int32, -1 where no patch holds it.
+def read_attempts[T](
+    task: UnitTask, opener: Opener, consume: Callable[[UnitReader], T]
+) -> tuple[UnitReader, T]:
+    """Open a unit and hand it to `consume`, again without a file each time one turns out to be damaged.
 
-    Parameters
-    ----------
-    stamp
-        Pixels of the cutout, PARENT frame.
-    own
-        Patch of the target.
-    boxes
-        Outer box of each patch that had data.
+    Returns
+    -------
+    reader, result
+        Of the attempt that went through.
     """
-    out = np.full(stamp.shape, -1, np.int32)
-    for patch in [*sorted((p for p in boxes if p != own), reverse=True), own]:
-        if patch in boxes:
-            common = stamp & boxes[patch]
-            if not common.empty:
-                out[stamp.slices(common)] = patch
-    return out
+    excluded: dict[tuple[int, int], DamagedError] = {}
+    while True:
+        try:
+            reader = open_unit(task, opener, excluded)
+            return reader, consume(reader)
+        except DamagedError as err:
+            # Each round excludes one more file, so this ends.
+            excluded[err.key] = err
+
+
+def read_batch(task: UnitTask, opener: Opener) -> tuple[UnitReader, CutoutBatch]:
+    """A unit in memory: what its shard would hold."""
+    from ripple.shard import unpack_cutouts
+
+    def consume(reader: UnitReader) -> bytes:
+        return b"".join(reader.draft().chunks({name: reader.chunks(name) for name in PLANES}))
+
+    reader, data = read_attempts(task, opener, consume)
+    return reader, unpack_cutouts(data)

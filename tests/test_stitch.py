@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ripple.geometry import Box
-from ripple.stitch import Seams, gather, inside, stitch_row, touches
+from ripple.stitch import Seams, cut, inside, stitch_row, touches
 
 MOSAIC = Box(-100, 50, 300, 450)
 PIXELS = np.random.default_rng(3).normal(size=MOSAIC.shape).astype(np.float32)
@@ -64,7 +64,7 @@ def test_patches_that_disagree_are_measured() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(-150, 320), st.integers(0, 460)), min_size=1, max_size=20))
-def test_gather_inside_and_touches_agree_with_boxes(corners: list[tuple[int, int]]) -> None:
+def test_cut_inside_and_touches_agree_with_boxes(corners: list[tuple[int, int]]) -> None:
     size = 32
     x, y = (np.array(v) for v in zip(*corners, strict=True))
     boxes = [Box(int(a), int(b), int(a) + size, int(b) + size) for a, b in corners]
@@ -73,6 +73,7 @@ def test_gather_inside_and_touches_agree_with_boxes(corners: list[tuple[int, int
     assert whole.tolist() == [patch.contains(b) for b in boxes]
     assert touches(patch, x, y, size).tolist() == [not (patch & b).empty for b in boxes]
     plane = PIXELS[MOSAIC.slices(patch)]
-    stamps = gather(plane, x[whole] - patch.x0, y[whole] - patch.y0, size)
+    stamps = np.empty((int(whole.sum()), size, size), np.float32)
+    cut(plane, x[whole] - patch.x0, y[whole] - patch.y0, stamps)
     for stamp, box in zip(stamps, [b for b, w in zip(boxes, whole, strict=True) if w], strict=True):
         np.testing.assert_array_equal(stamp, plane[patch.slices(box)])

@@ -6,19 +6,24 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from ripple.errors import UnreadableError
+from ripple.geometry import Box
 from ripple.plan import Dataset
 from ripple.rubin.source import Coadd, open_coadd
 
 
-def open_dataset(dataset: Dataset, *, repo: str) -> Coadd:
-    """Read a dataset's whole file and open it: what is hashed is what is decoded.
+def open_dataset(dataset: Dataset, boxes: tuple[Box, ...], *, repo: str, size: int) -> Coadd:
+    """Open a dataset: whole when many boxes will be cut from it, else only the bytes under them.
 
     Parameters
     ----------
     dataset
         As planned; its size was recorded by the Butler.
+    boxes
+        Boxes of the rows that belong to its patch.
     repo
         Butler repository, to resolve a dataset whose address was not kept (signed URLs are secrets).
+    size
+        Pixels per side of the boxes.
 
     Raises
     ------
