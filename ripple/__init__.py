@@ -9,4 +9,12 @@ def __getattr__(name: str) -> object:
         from ripple.learn.loader import TensorDataset
 
         return TensorDataset
+    if name in ("write_cutouts", "write_tensors"):
+        from ripple import write
+
+        return getattr(write, name)
+    if name in ("open_artefact", "verify"):
+        from ripple import artefact
+
+        return getattr(artefact, name)
     raise AttributeError(f"module 'ripple' has no attribute {name!r}")
