@@ -1,0 +1,71 @@
+"""`ripple show` and `ripple verify` as a user runs them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import ripple
+from ripple.cli import run
+
+
+@pytest.fixture
+def cutouts(tmp_path: Path) -> Path:
+    flux = np.random.default_rng(0).normal(size=(30, 3, 16, 16))
+    flux[2, 1] = np.nan
+    ripple.write_cutouts(tmp_path / "c", flux, "gri", rows_per_shard=8)
+    return tmp_path / "c"
+
+
+def test_show_as_json(cutouts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["show", str(cutouts), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["facts"]["kind"] == "cutouts"
+    assert found["facts"]["rows"] == 30
+    assert found["facts"]["shards"] == 4
+    assert found["rejections"] == {"partial: missing_band": 1}
+
+
+def test_show_for_people(cutouts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["show", str(cutouts)]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "missing_band" in shown.err
+    assert run(["show", str(cutouts / "nothing")]) == 3
+    assert "no such directory" in capsys.readouterr().err
+
+
+def test_metrics_table(cutouts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["show", str(cutouts), "--metrics"]) == 3
+    operations = {"decode": {"calls": 3, "seconds": 1.25, "bytes": 10}, "cut": {"calls": 1, "seconds": 2.0}}
+    (cutouts / "metrics.json").write_text(json.dumps({"operations": operations}))
+    assert run(["show", str(cutouts), "--metrics", "--json"]) == 0
+    assert [row["operation"] for row in json.loads(capsys.readouterr().out)] == ["cut", "decode"]
+    assert run(["show", str(cutouts), "--metrics"]) == 0
+    assert "1.250" in capsys.readouterr().err
+
+
+def test_picture(cutouts: Path, tmp_path: Path) -> None:
+    assert run(["show", str(cutouts), "--picture", str(tmp_path / "p.png")]) == 0
+    with Image.open(tmp_path / "p.png") as picture:
+        assert picture.size[0] > picture.size[1] > 300
+    first = (tmp_path / "p.png").read_bytes()
+    assert run(["show", str(cutouts), "--picture", str(tmp_path / "p.png")]) == 0
+    assert (tmp_path / "p.png").read_bytes() == first
+
+
+def test_verify(cutouts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["verify", str(cutouts)]) == 0
+    capsys.readouterr()
+    shard = cutouts / "shard-00002.h5"
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    assert run(["verify", str(cutouts)]) == 4
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "shard-00002.h5: damaged" in message
