@@ -1,0 +1,432 @@
+"""Bytes of files behind http or in object stores: retried when that can help, never half, tokens kept in.
+
+Transient faults (no connection, 408, 425, 429, 5xx, a body cut short) are tried again at most three times,
+later each time and not before the server's Retry-After. A body counts only when it has the length that was
+announced. The access token comes from the environment, goes to the host of the repository alone, over https
+or loopback, and appears in no message; nor does the query of a signed address.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import functools
+import http.client
+import ipaddress
+import itertools
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urljoin, urlsplit
+
+from ripple.errors import SourceError, UnreadableError
+from ripple.plan import Dataset
+from ripple.rubin.read import label
+
+if TYPE_CHECKING:
+    import requests
+
+#: Where tokens are looked for, as `lsst.daf.butler` does; the second is sent to Rubin hosts only.
+TOKEN_VARIABLES = ("BUTLER_RUBIN_ACCESS_TOKEN", "ACCESS_TOKEN")
+_RUBIN_HOSTS = (".lsst.cloud", ".slac.stanford.edu")
+_TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
+_CHUNK = 1 << 20
+_REDIRECTS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How long to try.
+
+    Parameters
+    ----------
+    retries
+        Further attempts after the first.
+    backoff
+        Seconds before the first retry, doubled each time.
+    longest_wait
+        Seconds of Retry-After beyond which it is not worth waiting.
+    connect, idle
+        Seconds to connect, and between two pieces of a body.
+    deadline
+        Seconds for one attempt.
+    """
+
+    retries: int = 3
+    backoff: float = 0.5
+    longest_wait: float = 120.0
+    connect: float = 10.0
+    idle: float = 60.0
+    deadline: float = 900.0
+
+
+PATIENT = Policy()
+
+
+class _TransientError(Exception):
+    """One attempt failed in a way that may pass; `wait` is the server's Retry-After in seconds."""
+
+    def __init__(self, problem: str, *, wait: float = 0.0, cut: bool = False) -> None:
+        super().__init__(problem)
+        self.wait = wait
+        self.cut = cut
+
+
+class RemoteFile:
+    """A file at an http or https address.
+
+    Parameters
+    ----------
+    url
+        Address, signed or not.
+    name
+        File, for messages.
+    token
+        Sent as a bearer token to the host of `url` and nowhere else.
+    size
+        Bytes that the file must have; -1 when not known.
+    policy
+        How long to try.
+    """
+
+    def __init__(
+        self, url: str, *, name: str, token: str | None = None, size: int = -1, policy: Policy = PATIENT
+    ) -> None:
+        self._url, self._token, self._policy = url, token, policy
+        self.name, self.size = name, size
+        self._version: str | None = None
+
+    def __repr__(self) -> str:
+        """Without address and token."""
+        return f"RemoteFile({self.name!r})"
+
+    def read_all(self) -> bytes:
+        """The whole file.
+
+        Raises
+        ------
+        UnreadableError
+            When it is not there, has another length than it must have, or is a web page.
+        SourceError
+            When access is refused, or the server does not answer after all retries.
+        """
+        return _retried(lambda: self._get(None), self.name, self._policy)
+
+    def read_range(self, offset: int, length: int) -> bytes:
+        """At most `length` bytes from `offset`, fewer only at the end of the file; errors as for `read_all`.
+
+        The file must stay the same between calls: another ETag is an error.
+        """
+        if offset < 0 or length <= 0:
+            raise UnreadableError(f"{self.name}: damaged, it points to {length} bytes at {offset}")
+        return _retried(lambda: self._get((offset, length)), self.name, self._policy)
+
+    def _get(self, span: tuple[int, int] | None) -> bytes:
+        """One attempt."""
+        headers = {"Accept-Encoding": "identity"}
+        if span is not None:
+            headers["Range"] = f"bytes={span[0]}-{span[0] + span[1] - 1}"
+        with _network_faults(self.name):
+            response = self._follow(headers)
+            with response:
+                if span is not None and response.status_code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
+                    return b""  # begins beyond the end
+                self._check_status(response)
+                self._check_version(response, span)
+                body = self._body(response)
+        if span is None or response.status_code == http.client.PARTIAL_CONTENT:
+            return body
+        return body[span[0] : span[0] + span[1]]  # the server ignores ranges and sent everything
+
+    def _follow(self, headers: dict[str, str]) -> requests.Response:
+        """The response after redirects; the token stays with the first host."""
+        url = self._url
+        for _ in range(_REDIRECTS + 1):
+            sent = dict(headers)
+            if self._token and _origin(url) == _origin(self._url) and _private(url):
+                sent["Authorization"] = f"Bearer {self._token}"
+            response = _session().get(
+                url, headers=sent, stream=True, allow_redirects=False,
+                timeout=(self._policy.connect, self._policy.idle),
+            )  # fmt: skip
+            target = response.headers.get("Location")
+            if response.status_code not in (301, 302, 303, 307, 308) or not target:
+                return response
+            response.close()
+            following = urljoin(url, target)
+            if urlsplit(following).scheme not in ("http", "https"):
+                raise SourceError(f"{self.name}: redirected to a {urlsplit(following).scheme} address")
+            if urlsplit(url).scheme == "https" and urlsplit(following).scheme == "http":
+                raise SourceError(f"{self.name}: redirected from https to http, which is not safe")
+            url = following
+        raise SourceError(f"{self.name}: more than {_REDIRECTS} redirects")
+
+    def _check_status(self, response: requests.Response) -> None:
+        status = response.status_code
+        if status in (http.client.OK, http.client.PARTIAL_CONTENT):
+            kind = response.headers.get("Content-Type", "").split(";")[0].strip().lower()
+            if kind == "text/html":
+                raise UnreadableError(
+                    f"{self.name}: the server sent a web page instead of the file",
+                    hint=f"a sign-in page? set {TOKEN_VARIABLES[0]} to a valid access token",
+                )
+            return
+        if status in _TRANSIENT:
+            raise _TransientError(f"the server answers {status}", wait=_retry_after(response))
+        if status in (401, 403):
+            raise SourceError(
+                f"{self.name}: access refused ({status})",
+                hint=f"set {TOKEN_VARIABLES[0]} to a valid access token with the right to read images",
+            )
+        if status in (404, 410):
+            raise UnreadableError(f"{self.name}: the file is not there ({status})")
+        raise UnreadableError(f"{self.name}: the server answers {status}")
+
+    def _check_version(self, response: requests.Response, span: tuple[int, int] | None) -> None:
+        """Ranges must be the ones asked for and all of one version of the file."""
+        version = response.headers.get("ETag")
+        if span is None:
+            return
+        if version is not None:
+            if self._version not in (None, version):
+                raise UnreadableError(f"{self.name}: the file changed while it was read")
+            self._version = version
+        if response.status_code == http.client.PARTIAL_CONTENT:
+            found = re.match(r"bytes (\d+)-(\d+)/(\d+|\*)$", response.headers.get("Content-Range", ""))
+            if found is None or int(found[1]) != span[0] or int(found[2]) > span[0] + span[1] - 1:
+                raise UnreadableError(f"{self.name}: the server sent another byte range than asked for")
+            at_end = found[3] == "*" or int(found[2]) == int(found[3]) - 1
+            if int(found[2]) < span[0] + span[1] - 1 and not at_end:
+                raise _TransientError("the server sent a shorter range than asked for", cut=True)
+
+    def _body(self, response: requests.Response) -> bytes:
+        """The body, whole or not at all."""
+        if response.headers.get("Content-Encoding", "identity").lower() not in ("", "identity"):
+            raise UnreadableError(f"{self.name}: the server sent encoded bytes that were not asked for")
+        announced = response.headers.get("Content-Length", "")
+        length = int(announced) if announced.isascii() and announced.isdigit() else -1
+        whole = response.status_code == http.client.OK
+        if whole and self.size >= 0 and length >= 0 and length != self.size:
+            raise UnreadableError(
+                f"{self.name}: the server has {length} bytes, the Butler recorded {self.size}",
+                hint="the file was cut short or replaced; restore it",
+            )
+        limit = length if length >= 0 else self.size if self.size >= 0 else 1 << 34
+        out = bytearray()
+        end = time.monotonic() + self._policy.deadline
+        for piece in response.raw.stream(_CHUNK, decode_content=False):
+            out += piece
+            if len(out) > limit:
+                raise _TransientError(f"the server sent more than {limit} bytes", cut=True)
+            if time.monotonic() > end:
+                raise _TransientError(f"{len(out)} bytes in {self._policy.deadline:.0f} s")
+        expected = length if length >= 0 else self.size if whole else -1
+        if expected >= 0 and len(out) != expected:
+            raise _TransientError(f"the body was cut at {len(out)} of {expected} bytes", cut=True)
+        return bytes(out)
+
+
+def _retried(attempt: Callable[[], bytes], name: str, policy: Policy) -> bytes:
+    """Try, and try again what may pass."""
+    for k in itertools.count():
+        try:
+            return attempt()
+        except _TransientError as problem:
+            if problem.wait > policy.longest_wait:
+                message = f"{name}: {problem}, and asks to wait {problem.wait:.0f} s"
+                raise SourceError(message, hint="run the same command again later to resume") from None
+            if k == policy.retries:
+                kind = UnreadableError if problem.cut else SourceError
+                message = f"{name}: {problem}; gave up after {k} retries"
+                raise kind(message, hint="run the same command again later to resume") from None
+            time.sleep(max(problem.wait, policy.backoff * 2**k))
+    raise AssertionError
+
+
+def read_remote(dataset: Dataset, *, repo: str, policy: Policy = PATIENT) -> bytes:
+    """The whole file of a remote dataset.
+
+    Parameters
+    ----------
+    dataset
+        As planned; an empty `uri` is resolved again through the Butler, since signed addresses expire.
+    repo
+        Butler repository: root, label or http address.
+    policy
+        How long to try.
+
+    Raises
+    ------
+    UnreadableError
+        This file cannot be read; others may.
+    SourceError
+        Access is refused, or the server does not answer.
+    """
+    scheme = urlsplit(dataset.uri).scheme
+    if scheme in ("", "http", "https"):
+        return open_remote(dataset, repo=repo, policy=policy).read_all()
+    return _read_store(dataset, policy)
+
+
+def open_remote(dataset: Dataset, *, repo: str, policy: Policy = PATIENT) -> RemoteFile:
+    """A remote dataset of which ranges can be read: `fitsfile.Ranges(open_remote(...).read_range, name)`.
+
+    Raises
+    ------
+    SourceError
+        When the Butler cannot tell the address, or it is not http.
+    """
+    name = label(dataset)
+    url = dataset.uri or _resolve(dataset, repo, name)
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise SourceError(f"{name}: {urlsplit(url).scheme or 'no'} address, byte ranges need http")
+    return RemoteFile(url, name=name, token=token_for(url, repo), size=dataset.size, policy=policy)
+
+
+def token_for(url: str, repo: str) -> str | None:
+    """The access token to send with a request, None when there is none to send.
+
+    A token goes to the host of the repository, over https or loopback; signed addresses of object stores lie
+    on other hosts and need none.
+
+    Parameters
+    ----------
+    url
+        Where the request goes.
+    repo
+        The repository that the user named.
+    """
+    if urlsplit(repo).scheme not in ("http", "https") or _origin(url) != _origin(repo) or not _private(url):
+        return None
+    host = urlsplit(url).hostname or ""
+    explicit, notebook = (os.environ.get(variable) for variable in TOKEN_VARIABLES)
+    return explicit or (notebook if host.endswith(_RUBIN_HOSTS) else None) or None
+
+
+def _origin(url: str) -> tuple[str, str, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, (parts.hostname or "").lower(), parts.port
+
+
+def _private(url: str) -> bool:
+    """Whether nobody on the way can read a header: https, or this machine."""
+    parts = urlsplit(url)
+    if parts.scheme == "https" or parts.hostname == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(parts.hostname or "").is_loopback
+    except ValueError:
+        return False
+
+
+def _retry_after(response: requests.Response) -> float:
+    """Seconds of a Retry-After header, a number or a date (RFC 9110, section 10.2.3); 0 without."""
+    value = response.headers.get("Retry-After", "").strip()
+    if value.isascii() and value.isdigit() and len(value) < 10:
+        return float(value)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
+
+
+@functools.cache
+def _session() -> requests.Session:
+    """One connection pool per process."""
+    import requests
+
+    # Debug lines of urllib3 show signed addresses.
+    logging.getLogger("urllib3").setLevel(logging.WARNING)
+    session = requests.Session()
+    session.auth = _no_netrc
+    return session
+
+
+def _no_netrc(request: Any) -> Any:
+    """Credentials of ~/.netrc are not ours to send."""
+    return request
+
+
+@contextmanager
+def _network_faults(name: str) -> Iterator[None]:
+    """What can go wrong on the wire as transient errors, without the request that they carry."""
+    import requests
+    import urllib3
+
+    try:
+        yield
+    except (requests.exceptions.InvalidURL, requests.exceptions.MissingSchema, ValueError) as error:
+        raise SourceError(f"{name}: damaged address ({type(error).__name__})") from None
+    except requests.exceptions.SSLError:
+        raise SourceError(f"{name}: the server's certificate is not valid") from None
+    except requests.exceptions.Timeout:
+        raise _TransientError("the server does not answer in time") from None
+    except urllib3.exceptions.ReadTimeoutError:
+        raise _TransientError("the server stopped sending") from None
+    except (urllib3.exceptions.ProtocolError, requests.exceptions.ChunkedEncodingError):
+        raise _TransientError("the connection broke while the body came", cut=True) from None
+    except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+        raise _TransientError(f"no connection ({type(error).__name__})") from None
+
+
+def _read_store(dataset: Dataset, policy: Policy) -> bytes:
+    """A file in an object store, through lsst.resources, which signs the requests."""
+    from lsst.resources import ResourcePath
+
+    name = label(dataset)
+
+    def attempt() -> bytes:
+        try:
+            data: bytes = ResourcePath(dataset.uri, forceDirectory=False).read()
+        except FileNotFoundError:
+            raise UnreadableError(f"{name}: the file is not there") from None
+        except PermissionError:
+            raise SourceError(f"{name}: access refused", hint="are the keys of the store set?") from None
+        except (ImportError, ValueError, RuntimeError, NotImplementedError) as error:
+            raise SourceError(f"{name}: cannot be reached: {_plain(error)}") from None
+        except OSError as error:
+            raise _TransientError(f"no connection ({type(error).__name__})") from None
+        if 0 <= dataset.size != len(data):
+            raise _TransientError(f"{len(data)} of {dataset.size} bytes", cut=True)
+        return data
+
+    return _retried(attempt, name, policy)
+
+
+def _resolve(dataset: Dataset, repo: str, name: str) -> str:
+    """The present address of a dataset; signed ones hold for about an hour."""
+    from uuid import UUID
+
+    from lsst.daf.butler import ButlerUserError
+
+    try:
+        butler = _butler(repo)
+        ref = butler.get_dataset(UUID(dataset.uuid))
+        address = None if ref is None else str(butler.getURI(ref).geturl())
+    except (ButlerUserError, OSError, RuntimeError, LookupError, ValueError) as error:
+        raise SourceError(f"{name}: {repo} does not tell its address: {_plain(error)}") from None
+    if address is None:
+        raise UnreadableError(f"{name}: the repository no longer has this dataset")
+    return address
+
+
+@functools.cache
+def _butler(repo: str) -> Any:
+    """One client per process and repository."""
+    from lsst.daf.butler import Butler
+
+    return Butler.from_config(repo, writeable=False)
+
+
+def _plain(error: Exception) -> str:
+    """An error of other libraries without query strings and tokens."""
+    text = re.sub(r"\?\S*", "", str(error).splitlines()[0] if str(error) else type(error).__name__)
+    for variable in TOKEN_VARIABLES:
+        token = os.environ.get(variable)
+        if token:
+            text = text.replace(token, "***")
+    return text[:300]

@@ -1,0 +1,342 @@
+"""Files behind http on loopback, with every fault a server can have."""
+
+from __future__ import annotations
+
+import email.utils
+import logging
+import re
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+
+from ripple.errors import SourceError, UnreadableError
+from ripple.plan import Dataset
+from ripple.rubin.fitsfile import Ranges
+from ripple.rubin.remote import PATIENT, Policy, RemoteFile, open_remote, read_remote, token_for
+
+BODY = np.random.default_rng(0).integers(0, 256, 300_000, dtype=np.uint8).tobytes()
+CANARY = "gt-canary-3f1c9a77"
+QUICK = Policy(backoff=0.01, longest_wait=2.0, connect=2.0, idle=0.4, deadline=5.0)
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Serves BODY; `server.script` holds what to do with the next requests, then all is well."""
+
+    protocol_version = "HTTP/1.1"
+    server: Server
+
+    def do_GET(self) -> None:
+        self.server.seen.append((self.path, dict(self.headers)))
+        action, argument = self.server.script.pop(0) if self.server.script else ("fine", None)
+        getattr(self, action)(argument)
+
+    def fine(self, _: object, *, extra: dict[str, str] | None = None) -> None:
+        wanted = re.match(r"bytes=(\d+)-(\d+)$", self.headers.get("Range", ""))
+        body, status = BODY, 200
+        if wanted:
+            start, stop = int(wanted[1]), min(int(wanted[2]) + 1, len(BODY))
+            if start >= len(BODY):
+                self.status((416, {}))
+                return
+            body, status = BODY[start:stop], 206
+        self.send_response(status)
+        if wanted:
+            self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(BODY)}")
+        self.send_header("Content-Length", str(len(body)))
+        for key, value in ({"ETag": '"one"'} | (extra or {})).items():
+            self.send_header(key, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def status(self, answer: tuple[int, dict[str, str]]) -> None:
+        code, headers = answer
+        self.send_response(code)
+        for key, value in headers.items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def redirect(self, url: str) -> None:
+        self.status((302, {"Location": url}))
+
+    def cut(self, at: int) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(BODY)))
+        self.end_headers()
+        self.wfile.write(BODY[:at])
+        self.close_connection = True
+
+    def announce(self, length: int) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(length))
+        self.end_headers()
+        self.wfile.write(BODY[: max(0, length)])
+        self.close_connection = True
+
+    def silent(self, seconds: float) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(BODY)))
+        self.end_headers()
+        self.wfile.write(BODY[:1000])
+        time.sleep(seconds)
+        self.close_connection = True
+
+    def hang_up(self, _: object) -> None:
+        self.close_connection = True
+
+    def page(self, _: object) -> None:
+        body = b"<html>Sign in</html>"
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html; charset=utf-8")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def other_version(self, _: object) -> None:
+        self.fine(None, extra={"ETag": '"two"'})
+
+    def whole(self, _: object) -> None:
+        del self.headers["Range"]
+        self.fine(None)
+
+    def wrong_range(self, shift: int) -> None:
+        body = BODY[:100]
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {shift}-{shift + 99}/{len(BODY)}")
+        self.send_header("Content-Length", "100")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.script: list[tuple[str, object]] = []
+        self.seen: list[tuple[str, dict[str, str]]] = []
+
+    def url(self, path: str = "/patch.fits") -> str:
+        return f"http://127.0.0.1:{self.server_port}{path}"
+
+    def tokens(self) -> list[str]:
+        return [value for _, headers in self.seen for value in headers.values() if CANARY in value]
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    yield from serve()
+
+
+@pytest.fixture
+def other() -> Iterator[Server]:
+    yield from serve()
+
+
+def serve() -> Iterator[Server]:
+    server = Server()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def file_of(server: Server, **options: object) -> RemoteFile:
+    return RemoteFile(server.url("/patch.fits?sig=secret-signature"), name="patch", policy=QUICK, **options)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        ("status", (500, {})), ("status", (502, {})), ("status", (503, {})), ("status", (504, {})),
+        ("status", (429, {})), ("status", (408, {})), ("cut", 0), ("cut", 1), ("cut", 150_000),
+        ("cut", len(BODY) - 1), ("silent", 1.0), ("hang_up", None),
+    ],
+)  # fmt: skip
+def test_transient_faults_are_retried_and_nothing_partial_is_used(server, fault):
+    server.script = [fault, fault, fault]
+    assert file_of(server).read_all() == BODY
+    assert len(server.seen) == 4
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [(("status", (503, {})), SourceError), (("cut", 7), UnreadableError), (("hang_up", None), SourceError)],
+)
+def test_three_retries_and_no_more(server, fault, kind):
+    server.script = [fault] * 9
+    with pytest.raises(kind, match="gave up after 3 retries") as caught:
+        file_of(server).read_all()
+    assert len(server.seen) == 4
+    assert "patch" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "words"),
+    [
+        (("status", (401, {})), SourceError, "access refused"),
+        (("status", (403, {})), SourceError, "access refused"),
+        (("status", (404, {})), UnreadableError, "not there"),
+        (("status", (410, {})), UnreadableError, "not there"),
+        (("status", (418, {})), UnreadableError, "418"),
+        (("page", None), UnreadableError, "web page"),
+        (("announce", 1000), UnreadableError, "recorded 300000"),
+        (("redirect", "ftp://127.0.0.1/x"), SourceError, "ftp"),
+    ],
+)
+def test_lasting_faults_are_named_at_once(server, fault, kind, words):
+    server.script = [fault]
+    with pytest.raises(kind, match=words):
+        file_of(server, size=len(BODY)).read_all()
+    assert len(server.seen) == 1
+
+
+def test_redirect_loops_end(server):
+    server.script = [("redirect", "/again")] * 20
+    with pytest.raises(SourceError, match="redirects"):
+        file_of(server).read_all()
+    assert len(server.seen) == 6
+
+
+def test_retry_after_is_honoured(server):
+    server.script = [("status", (429, {"Retry-After": "1"}))]
+    start = time.monotonic()
+    assert file_of(server).read_all() == BODY
+    assert 1.0 <= time.monotonic() - start < 3
+    server.script = [("status", (503, {"Retry-After": email.utils.formatdate(time.time() + 2, usegmt=True)}))]
+    start = time.monotonic()
+    assert file_of(server).read_all() == BODY
+    assert 0.5 <= time.monotonic() - start < 4
+
+
+def test_too_long_a_wait_is_an_error(server):
+    server.script = [("status", (429, {"Retry-After": "3600"}))]
+    start = time.monotonic()
+    with pytest.raises(SourceError, match="asks to wait 3600 s"):
+        file_of(server).read_all()
+    assert time.monotonic() - start < 1
+    server.script = [("status", (503, {"Retry-After": "soon"}))]
+    assert file_of(server).read_all() == BODY
+
+
+def test_backoff_grows(server):
+    server.script = [("status", (503, {}))] * 3
+    start = time.monotonic()
+    RemoteFile(server.url(), name="patch", policy=Policy(backoff=0.1)).read_all()
+    assert 0.7 <= time.monotonic() - start < 2
+    assert PATIENT.retries == 3
+
+
+def test_nobody_listens(server):
+    url = server.url()
+    server.server_close()
+    with pytest.raises(SourceError, match="no connection"):
+        RemoteFile(url, name="patch", policy=QUICK).read_all()
+
+
+def test_ranges(server):
+    file = file_of(server)
+    assert file.read_range(1000, 500) == BODY[1000:1500]
+    assert file.read_range(len(BODY) - 10, 500) == BODY[-10:]
+    assert file.read_range(len(BODY) + 5, 10) == b""
+    server.script = [("cut", 10), ("status", (500, {}))]
+    assert file.read_range(5, 50) == BODY[5:55]
+    server.script = [("whole", None)]
+    assert file.read_range(5, 50) == BODY[5:55]
+    ranges = Ranges(file.read_range, "patch")
+    assert [bytes(v) for v in ranges.many([(10, 5), (250_000, 7)])] == [BODY[10:15], BODY[250_000:250_007]]
+    assert ranges.bytes_read() < 20_000
+
+
+def test_wrong_ranges_and_changed_files_are_refused(server):
+    file = file_of(server)
+    server.script = [("wrong_range", 7)]
+    with pytest.raises(UnreadableError, match="another byte range"):
+        file.read_range(0, 100)
+    assert file.read_range(0, 100) == BODY[:100]
+    server.script = [("other_version", None)]
+    with pytest.raises(UnreadableError, match="changed"):
+        file.read_range(0, 100)
+
+
+def test_token_goes_to_the_repository_alone(server, other, monkeypatch):
+    monkeypatch.setenv("BUTLER_RUBIN_ACCESS_TOKEN", CANARY)
+    repo = server.url("/api/butler/repo/x")
+    assert token_for(server.url(), repo) == CANARY
+    assert token_for(other.url(), repo) is None
+    assert token_for("https://data.lsst.cloud/f", repo) is None
+    assert token_for("http://example.org/f", "http://example.org/repo") is None  # in the clear
+    assert token_for("https://example.org/f", "https://example.org/repo") == CANARY
+    assert token_for("file:///data/f", "/data") is None
+    server.script = [("redirect", other.url())]
+    assert RemoteFile(server.url(), name="patch", token=CANARY, policy=QUICK).read_all() == BODY
+    assert server.tokens() == [f"Bearer {CANARY}"]
+    assert other.tokens() == []
+    server.script = [("redirect", "/here")]
+    RemoteFile(server.url(), name="patch", token=CANARY, policy=QUICK).read_all()
+    assert len(server.tokens()) == 3
+
+
+def test_notebook_token_goes_to_rubin_only(monkeypatch):
+    monkeypatch.delenv("BUTLER_RUBIN_ACCESS_TOKEN", raising=False)
+    monkeypatch.setenv("ACCESS_TOKEN", CANARY)
+    assert token_for("https://data.lsst.cloud/f", "https://data.lsst.cloud/api") == CANARY
+    for host in ("evil-lsst.cloud", "data.lsst.cloud.example.org", "example.org"):
+        assert token_for(f"https://{host}/f", f"https://{host}/api") is None
+
+
+def test_no_secret_in_messages_or_logs(server, other, caplog):
+    caplog.set_level(logging.DEBUG)
+    faults = [
+        ("status", (401, {})), ("status", (403, {})), ("status", (404, {})), ("status", (500, {})),
+        ("cut", 3), ("hang_up", None), ("silent", 1.0), ("page", None),
+        ("redirect", "ftp://x/?sig=secret-signature"), ("redirect", "http://[bad?sig=secret-signature"),
+        ("redirect", "http://nowhere.invalid/?sig=secret-signature"),
+    ]  # fmt: skip
+    for fault in faults:
+        server.script = [fault] * 4
+        file = file_of(server, token=CANARY)
+        with pytest.raises(SourceError) as caught:
+            file.read_all()
+        chain, error = [], caught.value
+        while error is not None:
+            chain.append(repr(error) + str(error))
+            error = None if error.__suppress_context__ else error.__context__
+        assert not re.search(f"{CANARY}|secret-signature", "".join(chain) + repr(file)), fault
+    assert CANARY not in caplog.text
+    assert "secret-signature" not in caplog.text
+
+
+def test_netrc_is_not_sent(server, tmp_path, monkeypatch):
+    netrc = tmp_path / "netrc"
+    netrc.write_text(f"machine 127.0.0.1 login me password {CANARY}\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    file_of(server).read_all()
+    assert "Authorization" not in server.seen[0][1]
+
+
+def dataset(uri: str, size: int = len(BODY)) -> Dataset:
+    return Dataset(
+        "01a1f877-e695-7d8d-bf8f-ef3f12585aca", "run", "deep_coadd", "CellCoadd", 1, 2, "r", uri, size
+    )
+
+
+def test_planned_datasets(server, tmp_path):
+    assert read_remote(dataset(server.url()), repo="/data", policy=QUICK) == BODY
+    file = open_remote(dataset(server.url()), repo="/data", policy=QUICK)
+    assert file.read_range(3, 4) == BODY[3:7]
+    with pytest.raises(UnreadableError, match="recorded 17"):
+        read_remote(dataset(server.url(), 17), repo="/data", policy=QUICK)
+    with pytest.raises(SourceError, match="byte ranges need http"):
+        open_remote(dataset("s3://bucket/f.fits"), repo="/data")
+    with pytest.raises(SourceError, match="address"):
+        read_remote(dataset(""), repo=str(tmp_path), policy=QUICK)
