@@ -33,6 +33,7 @@ LUPTON_Q = 8.0
 PERCENTILES = (0.5, 99.5)
 ZSCALE_CONTRAST = 0.25
 TINY = 1e-12
+_MEANS = ("noise", "mean", "percentile_low", "percentile_high", "zscale_low", "zscale_high")
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,16 +186,13 @@ class Accumulator:
         b = len(self.bands)
         if self.totals is None or self.counts is None:
             zero = np.zeros(b)
-            self.totals = {
-                k: zero.copy()
-                for k in ("noise", "mean", "square", "percentile_low", "percentile_high", "zscale_low", "zscale_high")
-            }  # fmt: skip
+            self.totals = {k: zero.copy() for k in (*_MEANS, "square")}
             self.totals |= {"low": np.full(b, np.inf), "high": np.full(b, -np.inf)}
             self.counts = np.zeros(b)
         for row in range(len(stats.noise)):
             ok = np.isfinite(stats.noise[row]) & np.isfinite(stats.mean[row])
             self.counts += ok
-            for name in ("noise", "mean", "percentile_low", "percentile_high", "zscale_low", "zscale_high"):
+            for name in _MEANS:
                 self.totals[name] += np.where(ok, getattr(stats, name)[row].astype(np.float64), 0)
             second = stats.std[row].astype(np.float64) ** 2 + stats.mean[row].astype(np.float64) ** 2
             self.totals["square"] += np.where(ok, second, 0)
@@ -292,13 +290,16 @@ def _ratio(top: Any, bottom: Any) -> Any:
     return xp.where(small, one, top / xp.where(small, one, bottom))
 
 
-def columns(offset: Float, scale: Float, scope: Scope) -> dict[str, NDArray[np.generic]]:
-    """Catalog columns that keep the constants: `(N,)` for scope `row`, `(N, B)` for `band`, none else."""
+def columns(
+    offset: Float, scale: Float, scope: Scope, bands: tuple[str, ...]
+) -> dict[str, NDArray[np.generic]]:
+    """Catalog columns that keep the constants: `norm_scale`; with scope `band` `norm_scale_g`, ..."""
     if scope == "dataset":
         return {}
     if scope == "row":
         return {"norm_offset": offset[:, 0].copy(), "norm_scale": scale[:, 0].copy()}
-    return {"norm_offset": offset, "norm_scale": scale}
+    both = {"offset": offset, "scale": scale}
+    return {f"norm_{k}_{band}": v[:, i].copy() for k, v in both.items() for i, band in enumerate(bands)}
 
 
 def plane_constants(batch: TensorBatch) -> tuple[Float, Float]:
@@ -309,18 +310,19 @@ def plane_constants(batch: TensorBatch) -> tuple[Float, Float]:
     DataError
         Neither has them.
     """
-    shape = (len(batch), len(batch.bands))
-    out = []
-    for name in ("offset", "scale"):
-        if f"norm_{name}" in batch.catalog:
-            values = np.asarray(batch.catalog[f"norm_{name}"], np.float32)
-            out.append(np.broadcast_to(values[:, None] if values.ndim == 1 else values, shape))
-            continue
-        table = batch.normalization.get(name)
-        if not isinstance(table, dict) or any(band not in table for band in batch.bands):
-            raise DataError(f"tensors carry no normalisation {name}", hint="they were not made by preprocess")
-        out.append(np.broadcast_to(np.array([table[b] for b in batch.bands], np.float32), shape))
-    return out[0], out[1]
+    return _constant(batch, "offset"), _constant(batch, "scale")
+
+
+def _constant(batch: TensorBatch, name: str) -> Float:
+    shape, columns = (len(batch), len(batch.bands)), batch.catalog
+    if f"norm_{name}" in columns:
+        return np.broadcast_to(np.asarray(columns[f"norm_{name}"], np.float32)[:, None], shape)
+    if all(f"norm_{name}_{band}" in columns for band in batch.bands):
+        return np.stack([columns[f"norm_{name}_{band}"] for band in batch.bands], axis=1).astype(np.float32)
+    table = batch.normalization.get(name)
+    if not isinstance(table, dict) or any(band not in table for band in batch.bands):
+        raise DataError(f"tensors carry no normalisation {name}", hint="they were not made by preprocess")
+    return np.broadcast_to(np.array([table[band] for band in batch.bands], np.float32), shape)
 
 
 def denormalize(batch: TensorBatch) -> Float:
@@ -360,4 +362,4 @@ def _present(batch: TensorBatch) -> NDArray[np.bool_]:
     if "band_mask" not in batch.catalog:
         return np.ones(shape, bool)
     bits = np.asarray(batch.catalog["band_mask"], np.uint32)
-    return (bits[:, None] >> np.arange(shape[1], dtype=np.uint32)) & 1 == 1
+    return np.asarray((bits[:, None] >> np.arange(shape[1], dtype=np.uint32)) & 1 == 1)

@@ -341,7 +341,7 @@ def spectra(psf: NDArray[np.floating], size: int) -> NDArray[np.complex128]:
 def _inside(size: int, h: int) -> Float:
     """1 within `h` pixels of the origin of a wrapped `(size, size)` array, else 0."""
     line = (np.abs(fft.fftfreq(size, 1 / size)) <= h).astype(np.float64)
-    return line[:, None] * line[None, :]
+    return np.asarray(line[:, None] * line[None, :])
 
 
 def _conjugate_gradient(power: Float, cross: NDArray[np.complex128], inside: Float, mu: float) -> Float:
@@ -383,6 +383,16 @@ def _constrain(K: Float, power: Float, inside: Float, mu: float) -> Float:
     return np.asarray(K + np.einsum("ka,kaij->kij", amount, steps))
 
 
+def weight_beyond(kernel: NDArray[np.float32], margin: int) -> Float:
+    """Share of sum |K| beyond `margin` px from the centre, `(M,)`: what the edge of a stamp can spoil."""
+    h = kernel.shape[1] // 2
+    m = min(margin, h)
+    weight = np.abs(kernel)
+    inner = weight[:, h - m : h + m + 1, h - m : h + m + 1].sum(axis=(1, 2), dtype=np.float64)
+    total: Float = 1 - inner / np.maximum(weight.sum(axis=(1, 2), dtype=np.float64), 1e-30)
+    return total
+
+
 def _reach(kernel: NDArray[np.float32]) -> NDArray[np.int32]:
     h = kernel.shape[1] // 2
     weight = np.abs(kernel).astype(np.float64)
@@ -400,6 +410,21 @@ def _reach(kernel: NDArray[np.float32]) -> NDArray[np.int32]:
 def namespace(array: Any) -> Any:
     """The module whose functions take `array`: numpy, or torch when that is what made it."""
     return np if isinstance(array, np.ndarray) else sys.modules[type(array).__module__.partition(".")[0]]
+
+
+def to_numpy(array: Any) -> NDArray[Any]:
+    """`array` in host memory as numpy."""
+    return array if isinstance(array, np.ndarray) else np.asarray(array.cpu())
+
+
+def contiguous(array: Any) -> Any:
+    """A fresh copy in C order."""
+    return array.copy() if isinstance(array, np.ndarray) else array.clone()
+
+
+def as_float(flags: Any, like: Any) -> Any:
+    """Bool to the type of `like`."""
+    return flags.astype(like.dtype) if isinstance(flags, np.ndarray) else flags.to(like.dtype)
 
 
 def _transforms(xp: Any) -> Any:

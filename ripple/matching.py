@@ -1,0 +1,252 @@
+"""PSF matching of a batch: which kernel each plane needs, and its application to image, variance and mask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ripple import noise, psf
+from ripple.cutouts import CutoutBatch
+from ripple.psf import Fault, Kernels, Profile
+
+Float = NDArray[np.float32]
+
+GROW = 0.05  # a pixel is no measurement when filled pixels carry more than this share of its |K|
+CHUNK = 16  # rows convolved at a time: they stay in the cache
+PAD_SHARE = 16  # px of reflection at most beyond the margin; tails further out are folded back
+
+
+@dataclass(frozen=True, slots=True)
+class Matching:
+    """A kernel for each plane of a batch.
+
+    Parameters
+    ----------
+    number
+        `(N, B)` int32 into `kernels`; -1 where the plane stays as it is.
+    kernels
+        Distinct kernels.
+    fault
+        `(N, B)` uint8, `psf.Fault` of each plane's PSF.
+    fwhm
+        `(N, B)` float32 px of each plane's PSF before matching; NaN without one.
+    target
+        `(N, B)` float32 px FWHM after matching; NaN where nothing is matched.
+    """
+
+    number: NDArray[np.int32]
+    kernels: Kernels
+    fault: NDArray[np.uint8]
+    fwhm: Float
+    target: Float
+
+    def of_planes(self, values: NDArray[Any], otherwise: float) -> Float:
+        """Values per kernel as `(N, B)` float32; `otherwise` where there is no kernel."""
+        if not len(values):
+            return np.full(self.number.shape, otherwise, np.float32)
+        return np.where(self.number >= 0, values[np.maximum(self.number, 0)], otherwise).astype(np.float32)
+
+
+def plan_matching(
+    batch: CutoutBatch,
+    target: Literal["none", "match"] | float,
+    profile: Profile = "moffat",
+    beta: float = 3.5,
+) -> Matching:
+    """Choose targets and make the kernels, one per distinct pair of PSF and target.
+
+    Parameters
+    ----------
+    batch
+        PSFs and which plane has which.
+    target
+        `none`; `match`: the broadest PSF among the bands of each row; or a FWHM in arcsec.
+    profile, beta
+        Shape of the target of given FWHM.
+    """
+    fault_of, width_of = psf.faults(batch.psf), psf.fwhm(batch.psf).astype(np.float32)
+    index = batch.psf_index
+    has = index >= 0
+    safe = np.maximum(index, 0)
+    fault = np.full(index.shape, Fault.MISSING, np.uint8)
+    width = np.full(index.shape, np.nan, np.float32)
+    if len(batch.psf):
+        fault = np.where(has, fault_of[safe], fault).astype(np.uint8)
+        width = np.where(has & (fault == Fault.NONE), width_of[safe], np.nan)
+    number, aim = np.full(index.shape, -1, np.int32), np.full(index.shape, np.nan, np.float32)
+    size = batch.psf.shape[-1] if batch.psf.size else 1
+    none = psf.match_kernels(np.zeros((0, size, size)), np.zeros((0, size, size)))
+    out = Matching(number, none, fault, width, aim)
+    if target == "none" or not (fault == Fault.NONE).any():
+        return out
+    if target == "match":
+        return _to_broadest(batch, out)
+    return _to_width(batch, out, float(target) / batch.pixel_scale, profile, beta)
+
+
+def _to_width(
+    batch: CutoutBatch, matching: Matching, pixels: float, profile: Profile, beta: float
+) -> Matching:
+    stamp = psf.target_stamp(pixels, batch.psf.shape[-1] | 1, profile, beta)[None]
+    use = matching.fault == Fault.NONE
+    wanted, number = np.unique(batch.psf_index[use], return_inverse=True)
+    matching.number[use] = number
+    matching.target[use] = psf.fwhm(stamp)[0]
+    return replace(matching, kernels=psf.match_kernels(batch.psf[wanted], stamp))
+
+
+def _to_broadest(batch: CutoutBatch, matching: Matching) -> Matching:
+    rows = np.arange(len(batch))
+    broadest = np.where(np.isfinite(matching.fwhm), matching.fwhm, -1).argmax(axis=1)
+    best = batch.psf_index[rows, broadest]
+    use = (matching.fault == Fault.NONE) & (batch.psf_index != best[:, None])
+    i, _ = np.nonzero(use)
+    pairs, number = np.unique(np.stack([batch.psf_index[use], best[i]], axis=1), axis=0, return_inverse=True)
+    matching.number[use] = number.reshape(-1)
+    width = matching.fwhm[rows, broadest]
+    matching.target[:] = np.where(matching.fault == Fault.NONE, width[:, None], np.nan)
+    if not len(pairs):
+        return matching
+    return replace(matching, kernels=psf.match_kernels(batch.psf[pairs[:, 0]], batch.psf[pairs[:, 1]]))
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Transforms of a batch's kernels for one stamp size.
+
+    Parameters
+    ----------
+    shape
+        Of the transforms.
+    trim
+        Margin to cut off.
+    image, variance, weight
+        Spectra of K, K² and |K| / sum |K|, each `(M, ...)` complex64; the last two None when not wanted.
+    """
+
+    shape: tuple[int, int]
+    trim: int
+    image: Any
+    variance: Any
+    weight: Any
+
+
+def make_frame(kernels: Kernels, shape: tuple[int, int], margin: int, *, variance: bool) -> Frame:
+    """Transform kernels for planes of `shape` (margin included)."""
+    reach = int(kernels.reach.max(initial=0))
+    pad = int(np.clip(reach - margin, 0, PAD_SHARE))
+    frame = psf.frame_shape(shape, pad)
+    k = kernels.kernel
+    weight = np.abs(k)
+    weight = weight / np.maximum(weight.sum(axis=(1, 2), keepdims=True), 1e-30)
+    return Frame(
+        frame,
+        margin,
+        psf.kernel_spectra(k, frame),
+        psf.kernel_spectra(k * k, frame) if variance else None,
+        psf.kernel_spectra(weight, frame),
+    )
+
+
+def apply(
+    image: Any, good: Any, number: NDArray[np.int32], frame: Frame, variance: Any = None
+) -> tuple[Any, Any, Any]:
+    """Fill, convolve and trim some rows.
+
+    Parameters
+    ----------
+    image
+        `(n, B, H, W)` float32 nJy; numpy, or torch with the spectra of `frame` on the same device.
+    good
+        `(n, B, H, W)` bool pixels that are a measurement.
+    number
+        `(n, B)` kernels, see `Matching`.
+    frame
+        From `make_frame`.
+    variance
+        `(n, B, H, W)` nJy² or None.
+
+    Returns
+    -------
+    image, valid, variance
+        `(n, B, H - 2 trim, W - 2 trim)`: matched image, finite; pixels still a measurement; K² * variance,
+        or None. Planes without a good pixel are 0.
+    """
+    m = frame.trim
+    h, w = image.shape[-2:]
+    inner = (..., slice(m, h - m), slice(m, w - m))
+    filled = psf.fill(image, good) if not bool(good.all()) else image
+    out, valid = psf.contiguous(filled[inner]), psf.contiguous(good[inner])
+    spread: Any = None if variance is None else psf.fill(variance, good)
+    after: Any = None if spread is None else psf.contiguous(spread[inner])
+    where = np.nonzero(number >= 0)
+    if not len(where[0]):
+        return out, valid, after
+    k = number[where]
+    holes = ~good[where].reshape(len(k), -1).all(axis=-1)
+    alive = good[where].reshape(len(k), -1).any(axis=-1)
+    holes, alive = psf.to_numpy(holes), psf.to_numpy(alive)
+    where, k, holes = (where[0][alive], where[1][alive]), k[alive], holes[alive]
+    out[where] = psf.convolve(filled[where], frame.image[k], frame.shape, m)
+    if holes.any():
+        at = (where[0][holes], where[1][holes])
+        bad = psf.as_float(~good[at], image)
+        share = psf.convolve(bad, frame.weight[k[holes]], frame.shape, m)
+        valid[at] = valid[at] & (share <= GROW)
+    if variance is not None:
+        after[where] = psf.convolve(spread[where], frame.variance[k], frame.shape, m)
+    return out, valid, after
+
+
+def homogenise(
+    batch: CutoutBatch, matching: Matching, good: NDArray[np.bool_], margin: int = 0, rho: Any = None
+) -> tuple[Float, Float, NDArray[np.bool_]]:
+    """Matched image, its variance, and valid pixels of a whole batch.
+
+    Parameters
+    ----------
+    batch, matching
+        See `plan_matching`.
+    good
+        `(N, B, H, W)` pixels that are a measurement.
+    margin
+        Pixels to cut off each side.
+    rho
+        `(B, L, L)` noise correlation, see `noise.Correlation.rho`; white when None.
+
+    Returns
+    -------
+    image, variance, valid
+        `(N, B, H - 2 margin, W - 2 margin)` float32 nJy, float32 nJy², bool.
+    """
+    frame = make_frame(matching.kernels, batch.image.shape[-2:], margin, variance=True)
+    parts = [
+        apply(
+            batch.image[s : s + CHUNK], good[s : s + CHUNK], matching.number[s : s + CHUNK], frame,
+            batch.variance[s : s + CHUNK],
+        )
+        for s in range(0, len(batch), CHUNK)
+    ]  # fmt: skip
+    image, valid, variance = (np.concatenate([part[i] for part in parts]) for i in range(3))
+    if rho is not None:
+        variance *= gains(matching, rho)[1][..., None, None]
+    return image, variance, valid
+
+
+def gains(matching: Matching, rho: NDArray[np.float64] | None) -> tuple[Float, Float]:
+    """Noise after over noise before, and the factor on `K² * variance`, each `(N, B)`; 1 without kernel."""
+    auto = noise.autocorrelation(matching.kernels.kernel)
+    gain = np.ones(matching.number.shape, np.float32)
+    factor = np.ones(matching.number.shape, np.float32)
+    for band in range(matching.number.shape[1]):
+        use = matching.number[:, band] >= 0
+        if not use.any():
+            continue
+        f = np.ones(len(auto)) if rho is None else noise.variance_factor(auto, rho[band])
+        k = matching.number[use, band]
+        factor[use, band] = f[k]
+        gain[use, band] = np.sqrt(f * auto[:, noise.LAG, noise.LAG])[k]
+    return gain, factor

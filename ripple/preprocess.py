@@ -1,0 +1,359 @@
+"""`ripple preprocess`: cutout shards to tensor shards, shard k to shard k, row to row.
+
+Nothing is dropped: rows judged unfit keep their pixels and their row; `accept` is 0, `qc` says why.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ripple import noise, normalize, quality
+from ripple.cutouts import CutoutBatch
+from ripple.errors import ConfigError, Reason, TooManyRejected, WorkerError
+from ripple.prepare import PreprocessConfig, calibrated, correlation_of, describe, prepare, preprocess_batch
+from ripple.profile import Profile, Summary, peak_rss, progress
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from ripple.artefact import Artefact, ArtefactWriter, Staged
+
+__all__ = ["PreprocessConfig", "ShardTask", "make_shard", "preprocess", "preprocess_batch"]
+
+CORRELATION_SHARDS, CORRELATION_ROWS = 8, 256  # sample from which the noise correlation is measured
+
+
+@dataclass(frozen=True, slots=True)
+class ShardTask:
+    """One shard to preprocess.
+
+    Parameters
+    ----------
+    cutouts, shard
+        Artefact directory and shard number.
+    directory, name
+        Where the tensor shard goes.
+    config, constants
+        As for `preprocess_batch`.
+    rows
+        For passes over part of a shard: row numbers; None for all.
+    """
+
+    cutouts: str
+    shard: int
+    directory: str
+    name: str
+    config: PreprocessConfig
+    constants: dict[str, Any]
+    rows: NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ShardResult:
+    """What a worker sends back: where the packed shard lies, its rows, and the profile."""
+
+    staged: Staged
+    rows: int
+    profile: dict[str, Any]
+
+
+@lru_cache(maxsize=4)
+def _artefact(directory: str) -> Artefact:
+    from ripple.artefact import open_artefact
+
+    return open_artefact(Path(directory), "cutouts")
+
+
+def _batch(task: ShardTask, profile: Profile) -> CutoutBatch:
+    from ripple.shard import unpack_cutouts
+
+    with profile.time("read"):
+        batch = unpack_cutouts(_artefact(task.cutouts).read(task.shard))
+    if task.rows is None:
+        return batch
+    k = task.rows
+    return replace(
+        batch, image=batch.image[k], variance=batch.variance[k], mask=batch.mask[k],
+        psf_index=batch.psf_index[k], catalog={name: values[k] for name, values in batch.catalog.items()},
+    )  # fmt: skip
+
+
+def make_shard(task: ShardTask) -> ShardResult:
+    """Preprocess one shard and write it beside its place: what a worker does."""
+    from ripple.artefact import stage
+    from ripple.shard import pack_tensors
+
+    profile = Profile()
+    batch = _batch(task, profile)
+    with profile.time("preprocess"):
+        tensors = preprocess_batch(batch, task.config, task.constants)
+    with profile.time("pack"):
+        digest = _artefact(task.cutouts).shards[task.shard].sha256
+        data = pack_tensors(tensors, {"cutouts_sha256": digest})
+    with profile.time("write", bytes=len(data)):
+        staged = stage(Path(task.directory), task.name, data)
+    return ShardResult(staged, len(tensors), {"operations": profile.operations, "peak_rss": peak_rss()})
+
+
+def sum_correlation(task: ShardTask) -> noise.Correlation:
+    """Noise correlation sums of some rows of a shard: what a worker does in the first pass."""
+    return correlation_of(calibrated(_batch(task, Profile()), task.config.zero_point))
+
+
+def row_statistics(task: ShardTask) -> normalize.Statistics:
+    """Statistics of the training rows of a shard: what a worker does in the second pass."""
+    config = task.config.model_copy(update={"registration": False})
+    prepared = prepare(_batch(task, Profile()), config, task.constants)
+    return normalize.statistics(prepared.image, prepared.valid, prepared.noise)
+
+
+def preprocess(config: PreprocessConfig) -> Summary:
+    """Turn a cutout artefact into a tensor artefact.
+
+    Raises
+    ------
+    RippleError
+        As listed in `ripple.errors`; faults of single rows are in the index instead.
+    """
+    from ripple.artefact import Finished, create, open_artefact
+
+    if not config.cutouts or not config.output:
+        raise ConfigError(
+            "preprocess: give the cutouts and an output", hint="ripple preprocess CUTOUTS -o DIR"
+        )
+    start = time.perf_counter()
+    cutouts = open_artefact(Path(config.cutouts), "cutouts")
+    opened = create(
+        Path(config.output), kind="tensors", config=config, inputs={"cutouts": cutouts.digest},
+        units=len(cutouts.shards),
+    )  # fmt: skip
+    if isinstance(opened, Finished):
+        return _summary(config, opened.artefact.index(), 0.0)
+    with opened as writer:
+        profile = Profile()
+        with profile.time("constants"):
+            constants = data_constants(cutouts, config)
+        _map_shards(config, cutouts, constants, writer, profile)
+        index = _index(cutouts, config, writer)
+        seconds = time.perf_counter() - start
+        metrics = {"operations": profile.operations, "seconds": seconds, "peak_rss": peak_rss()}
+        writer.finish(index, metrics, _attributes(cutouts, config, constants))
+    return _summary(config, index, seconds)
+
+
+def data_constants(cutouts: Artefact, config: PreprocessConfig) -> dict[str, Any]:
+    """What rows need to know of the whole data set; a pure function of artefact and config.
+
+    Returns
+    -------
+    constants
+        For `preprocess_batch`; JSON values.
+    """
+    attributes, index = cutouts.manifest["attributes"], cutouts.index()
+    bands = tuple(attributes["bands"])
+    placed = index["shard"].to_numpy() >= 0
+    ra, dec = (np.asarray(index[name].to_numpy(zero_copy_only=False), np.float64) for name in ("ra", "dec"))
+    twin = np.zeros(len(ra), bool)
+    twin[placed] = quality.duplicates(ra[placed], dec[placed], config.min_separation)
+    constants: dict[str, Any] = {
+        "margin": int(attributes.get("margin", 0)),
+        "duplicates": index["index"].to_numpy()[twin].tolist(),
+        "class_map": dict(attributes.get("class_map", {})),
+    }
+    if config.psf != "none" and config.noise_correlation == "measured":
+        rho = _correlation_pass(cutouts, config).rho()
+        constants["noise_correlation"] = {b: np.round(r, 6).tolist() for b, r in zip(bands, rho, strict=True)}
+    if config.scope == "dataset":
+        constants |= _statistics_pass(cutouts, config, constants, index, ra, dec)
+    return constants
+
+
+def _tasks(
+    cutouts: Artefact, config: PreprocessConfig, constants: dict[str, Any], rows: dict[int, NDArray[np.int64]]
+) -> list[ShardTask]:
+    where = str(cutouts.directory)
+    return [ShardTask(where, k, "", "", config, constants, r) for k, r in sorted(rows.items()) if len(r)]
+
+
+def _correlation_pass(cutouts: Artefact, config: PreprocessConfig) -> noise.Correlation:
+    """Noise correlation from rows spread evenly over evenly spread shards."""
+    filled = np.flatnonzero([shard.rows for shard in cutouts.shards])
+    picked = filled[
+        np.unique(np.linspace(0, max(len(filled) - 1, 0), CORRELATION_SHARDS).astype(int))[: len(filled)]
+    ]
+    rows = {
+        int(k): np.unique(np.linspace(0, cutouts.shards[k].rows - 1, CORRELATION_ROWS).astype(np.int64))
+        for k in picked
+    }
+    size = (len(cutouts.manifest["attributes"]["bands"]), 2 * noise.LAG + 1, 2 * noise.LAG + 1)
+    total = noise.Correlation(np.zeros(size), np.zeros(size), np.zeros(size[0]))
+    for part in _results(sum_correlation, _tasks(cutouts, config, {}, rows), config):
+        total = total + part
+    return total
+
+
+def _statistics_pass(
+    cutouts: Artefact, config: PreprocessConfig, constants: dict[str, Any], index: pa.Table, ra: Any, dec: Any
+) -> dict[str, Any]:
+    """Constants of scope `dataset`: training rows only, in shard order."""
+    from ripple.learn.splits import split_blocks
+
+    shard, row = index["shard"].to_numpy(), index["row"].to_numpy()
+    placed = shard >= 0
+    train = np.zeros(len(ra), bool)
+    split = split_blocks(
+        ra[placed], dec[placed],
+        fractions=config.train_fractions, seed=config.train_seed, nside=config.train_nside,
+    )  # fmt: skip
+    train[placed] = split == 0
+    rows = {k: np.sort(row[train & (shard == k)]).astype(np.int64) for k in range(len(cutouts.shards))}
+    total = normalize.Accumulator(tuple(cutouts.manifest["attributes"]["bands"]))
+    for stats in _results(row_statistics, _tasks(cutouts, config, constants, rows), config):
+        total.add(stats)
+    return total.constants(config.normalize, config.softening)
+
+
+def _results(function: Any, tasks: list[ShardTask], config: PreprocessConfig) -> Any:
+    """Results in task order; a lost worker ends the run."""
+    from ripple.pool import WorkerFailure, ordered_map
+
+    for k, result in ordered_map(function, tasks, workers=config.workers):
+        if isinstance(result, WorkerFailure):
+            raise WorkerError(f"shard {tasks[k].shard}: {result.message}", hint="run again to resume")
+        yield result
+
+
+def _map_shards(
+    config: PreprocessConfig,
+    cutouts: Artefact,
+    constants: dict[str, Any],
+    writer: ArtefactWriter,
+    profile: Profile,
+) -> None:
+    todo = [k for k in range(len(cutouts.shards)) if writer.done(k) is None]
+    tasks = [
+        ShardTask(str(cutouts.directory), k, str(writer.directory), writer.name(k), config, constants)
+        for k in todo
+    ]
+    with progress(cutouts.rows, "preprocess") as advance:
+        advance(cutouts.rows - sum(cutouts.shards[k].rows for k in todo))
+        for k, result in zip(todo, _results(make_shard, tasks, config), strict=True):
+            with profile.time("commit"):
+                writer.commit(k, result.staged, result.rows, {"profile": result.profile})
+            profile.add(result.profile["operations"])
+            advance(result.rows)
+
+
+def _index(cutouts: Artefact, config: PreprocessConfig, writer: ArtefactWriter) -> pa.Table:
+    """The index of the cutouts plus verdicts, measures and constants; rows without pixels keep theirs."""
+    import pyarrow as pa
+
+    from ripple.shard import map_tensors
+
+    old = cutouts.index()
+    shard, row = old["shard"].to_numpy(), old["row"].to_numpy()
+    fresh: dict[str, NDArray[Any]] = {}
+    for k in range(len(cutouts.shards)):
+        catalog = map_tensors(writer.directory / writer.name(k)).catalog
+        here = np.flatnonzero(shard == k)
+        for name, values in catalog.items():
+            if not _is_fresh(name):
+                continue
+            empty = np.nan if values.dtype.kind == "f" else 0
+            column = fresh.setdefault(name, np.full(len(shard), empty, values.dtype))
+            column[here] = values[row[here]]
+    columns: dict[str, Any] = {name: old[name] for name in old.column_names}
+    columns |= _verdicts(old, fresh, config)
+    columns |= {name: pa.array(values) for name, values in fresh.items()}
+    return pa.table(columns)
+
+
+def _is_fresh(name: str) -> bool:
+    return name in ("qc", "accept") or name.startswith(("qc_", "psf_", "norm_", "noise_"))
+
+
+def _verdicts(old: pa.Table, fresh: dict[str, NDArray[Any]], config: PreprocessConfig) -> dict[str, Any]:
+    """Columns `status`, `reason` and `detail` after quality control."""
+    n = old.num_rows
+    status, reason, detail = (
+        np.asarray([v or "" for v in old[name].to_pylist()] if name in old.column_names else [""] * n, object)
+        for name in ("status", "reason", "detail")
+    )
+    placed = old["shard"].to_numpy() >= 0
+    accept, qc = fresh.get("accept", np.zeros(n)), fresh.get("qc", np.zeros(n, np.uint64))
+    for k in np.flatnonzero(placed & (accept == 0) & (status != "rejected")):
+        found = quality.names(int(qc[k]))
+        status[k], reason[k], detail[k] = "rejected", _reason(found, config).value, " ".join(found)
+    return {
+        "status": status.astype(np.str_),
+        "reason": reason.astype(np.str_),
+        "detail": detail.astype(np.str_),
+    }
+
+
+def _reason(found: list[str], config: PreprocessConfig) -> Reason:
+    """The most specific reason when the rejecting flags agree on one."""
+    fatal = {name for name in found if name in config.reject or name == "missing_band"}
+    if fatal & {"missing_cell"}:
+        return Reason.MISSING_CELL
+    if fatal and fatal <= {"psf_invalid", "psf_width", "psf_residual"}:
+        return Reason.BAD_PSF
+    if fatal == {"missing_band"}:
+        return Reason.MISSING_BAND
+    return Reason.DUPLICATE if fatal == {"duplicate"} else Reason.QUALITY
+
+
+def _attributes(cutouts: Artefact, config: PreprocessConfig, constants: dict[str, Any]) -> dict[str, Any]:
+    attributes = cutouts.manifest["attributes"]
+    margin = constants["margin"]
+    target = config.target
+    return {
+        "bands": attributes["bands"],
+        "size": attributes["size"],
+        "margin": 0,
+        "trimmed": margin,
+        "unit": "nJy",
+        "psf": config.psf,
+        "psf_fwhm": target if isinstance(target, float) else None,
+        "normalization": describe(config, constants),
+        "class_map": constants["class_map"],
+        "noise_correlation": constants.get("noise_correlation"),
+        "flags": list(quality.LABELS),
+    }
+
+
+def _summary(config: PreprocessConfig, index: pa.Table, seconds: float) -> Summary:
+    """The closing screen; raises `TooManyRejected` when the user's limit is passed."""
+    status = Counter(index["status"].to_pylist())
+    reasons = Counter(r for r in index["reason"].to_pylist() if r)
+    flags: Counter[str] = Counter()
+    if "qc" in index.column_names:
+        for qc, count in zip(*np.unique(index["qc"].to_numpy(), return_counts=True), strict=True):
+            flags.update({name: int(count) for name in quality.names(int(qc))})
+    n, rejected = index.num_rows, status["rejected"]
+    if n and rejected / n > config.max_rejected:
+        raise TooManyRejected(
+            f"{rejected} of {n} targets rejected: " + ", ".join(f"{k} {v}" for k, v in reasons.most_common()),
+            hint=f"the output {config.output} is complete; see its index.parquet",
+        )
+    facts: dict[str, Any] = {
+        "targets": n,
+        "ok": status["ok"],
+        "partial": status["partial"],
+        "rejected": rejected,
+        "psf": config.psf,
+        "normalize": f"{config.normalize} per {config.scope}",
+    }
+    if flags:
+        facts["flags"] = ", ".join(f"{name} {count}" for name, count in flags.most_common(8))
+    if seconds:
+        facts["rate"] = f"{n / seconds:,.0f} rows/s"
+    return Summary("preprocess", config.output, facts, dict(reasons), seconds, seconds == 0)
