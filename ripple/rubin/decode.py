@@ -9,7 +9,6 @@ astropy, and the image says so in `note`.
 from __future__ import annotations
 
 import functools
-import re
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ripple.errors import UnreadableError
-from ripple.rubin.fitsfile import Hdu, Source
+from ripple.rubin.fitsfile import TYPE_SIZES, Hdu, Source, columns
 
 _TYPES = {8: "u1", 16: "i2", 32: "i4", 64: "i8", -32: "f4", -64: "f8"}
 _DITHER = {"": 0, "NO_DITHER": 0, "SUBTRACTIVE_DITHER_1": 1, "SUBTRACTIVE_DITHER_2": 2}
@@ -28,21 +27,6 @@ _BATCH = 65536  # bytes given to a compiled loop at once: fits in the cache toge
 _TINY = 2048  # below this many bytes zlib starts faster than libdeflate
 _COLUMNS = ("COMPRESSED_DATA", "GZIP_COMPRESSED_DATA", "UNCOMPRESSED_DATA", "ZSCALE", "ZZERO", "ZBLANK")
 _KINDS = {"P": ">u4", "Q": ">u8", "D": ">f8", "E": ">f4", "J": ">i4"}
-_SIZES = {
-    "L": 1,
-    "X": 1,
-    "B": 1,
-    "I": 2,
-    "J": 4,
-    "K": 8,
-    "A": 1,
-    "E": 4,
-    "D": 8,
-    "C": 8,
-    "M": 16,
-    "P": 8,
-    "Q": 16,
-}
 
 Array = NDArray[Any]
 Window = tuple[int, int, int, int]
@@ -146,18 +130,18 @@ def _flipped(pixels: Array, result: np.dtype[Any]) -> Array:
 def _unusual(hdu: Hdu, shape: tuple[int, ...], stored: np.dtype[Any]) -> str:
     """Why this compressed image is none of ours, empty when it is."""
     algorithm = hdu.text("ZCMPTYPE")
-    columns = _columns(hdu)
-    quantized = stored.kind == "f" and "ZSCALE" in columns
+    found = columns(hdu)
+    quantized = stored.kind == "f" and "ZSCALE" in found
     tile = _tile_shape(hdu, shape)
     if algorithm not in ("GZIP_1", "GZIP_2", "RICE_1", "RICE_ONE", "NOCOMPRESS"):
         return f"{algorithm} tiles"
     if any(n > 1 for n in tile[:-2]) or (len(shape) > 2 and tile[-2] > 1 and shape[-2] % tile[-2]):
         return f"tiles of shape {tile}"
-    if "COMPRESSED_DATA" not in columns or columns["COMPRESSED_DATA"][1] not in ("PB", "QB"):
+    if "COMPRESSED_DATA" not in found or found["COMPRESSED_DATA"][1] not in ("PB", "QB"):
         return "tiles that are not bytes"
-    if quantized and (hdu.text("ZQUANTIZ") not in _DITHER or "ZZERO" not in columns):
+    if quantized and (hdu.text("ZQUANTIZ") not in _DITHER or "ZZERO" not in found):
         return f"quantisation {hdu.text('ZQUANTIZ')}"
-    if stored.kind == "f" and not quantized and ({"ZBLANK"} & {*columns, *hdu.header}):
+    if stored.kind == "f" and not quantized and ({"ZBLANK"} & {*found, *hdu.header}):
         return "ZBLANK in floats that are not quantised"
     if algorithm.startswith("RICE") and ((stored.kind == "f") != quantized or stored == np.int64):
         return f"Rice-coded {stored.name}"
@@ -181,32 +165,17 @@ def _tile_shape(hdu: Hdu, shape: tuple[int, ...]) -> tuple[int, ...]:
     axes = len(shape)
     tile = tuple(hdu.integer(f"ZTILE{k}", shape[-1] if k == 1 else 1) for k in range(axes, 0, -1))
     if min(tile) < 1:
-        raise UnreadableError(f"HDU {hdu.extname}: tiles of shape {tile}")
+        raise UnreadableError(f"{hdu.label}: tiles of shape {tile}")
     return tuple(min(t, n) for t, n in zip(tile, shape, strict=True))
-
-
-def _columns(hdu: Hdu) -> dict[str, tuple[int, str]]:
-    """Offset in the row and type code (`PB`, `D`, ...) of each table column."""
-    found: dict[str, tuple[int, str]] = {}
-    offset = 0
-    for k in range(1, hdu.integer("TFIELDS") + 1):
-        match = re.match(r"(\d*)([LXBIJKAEDCMPQ])([A-Z]?)", hdu.text(f"TFORM{k}"))
-        if match is None:
-            raise UnreadableError(f"HDU {hdu.extname}: column format {hdu.text(f'TFORM{k}')!r}")
-        repeat = int(match[1] or 1)
-        code = match[2] + (match[3] if match[2] in "PQ" else "")
-        found[hdu.text(f"TTYPE{k}").upper()] = (offset, code)
-        offset += -(-repeat // 8) if match[2] == "X" else repeat * _SIZES[match[2]]
-    return found
 
 
 def _row_type(hdu: Hdu) -> np.dtype[Any]:
     """Structure of a table row: the columns that matter here, in file byte order."""
     names, types, offsets = [], [], []
-    for column, (offset, code) in _columns(hdu).items():
+    for column, (offset, code) in columns(hdu).items():
         kind = _KINDS.get(code[0]) if column in _COLUMNS else None
         if column in _COLUMNS and kind is None:
-            raise UnreadableError(f"HDU {hdu.extname}: column {column} of type {code}")
+            raise UnreadableError(f"{hdu.label}: column {column} of type {code}")
         if kind is not None:
             names.append(column)
             types.append((kind, (2,)) if code[0] in "PQ" else kind)
@@ -215,7 +184,7 @@ def _row_type(hdu: Hdu) -> np.dtype[Any]:
     try:
         return np.dtype(row)  # type: ignore[call-overload, no-any-return]
     except ValueError as error:
-        raise UnreadableError(f"HDU {hdu.extname}: rows too short for their columns") from error
+        raise UnreadableError(f"{hdu.label}: rows too short for their columns") from error
 
 
 def _with_astropy(hdu: Hdu, source: Source, name: str, shape: tuple[int, ...], note: str) -> Image:
@@ -377,8 +346,10 @@ class _Tiles:
                 ("UNCOMPRESSED_DATA", "NOCOMPRESS"),
             ):
                 if column in (self.row.names or ()) and table[column][k, 0] > 0:
-                    code = _columns(self.hdu)[column][1]
-                    views = self._views(table[column][k : k + 1], jobs[k : k + 1], _SIZES[code[1:] or "B"])
+                    code = columns(self.hdu)[column][1]
+                    views = self._views(
+                        table[column][k : k + 1], jobs[k : k + 1], TYPE_SIZES[code[1:] or "B"]
+                    )
                     self._lossless(views, jobs[k : k + 1], out, algorithm)
                     break
             else:

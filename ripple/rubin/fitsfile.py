@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import bisect
 import hashlib
+import math
+import re
 import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +20,11 @@ from ripple.errors import UnreadableError
 
 #: FITS files come in blocks of this many bytes (section 3.1).
 BLOCK = 2880
+
+#: Bytes of one element of each binary table type (section 7.3.1).
+TYPE_SIZES = {
+    "L": 1, "X": 1, "B": 1, "I": 2, "J": 4, "K": 8, "A": 1, "E": 4, "D": 8, "C": 8, "M": 16, "P": 8, "Q": 16
+}  # fmt: skip
 
 Value = bool | int | float | str
 
@@ -49,6 +56,11 @@ class Hdu:
         return str(self.header.get("EXTNAME", "")).upper()
 
     @property
+    def label(self) -> str:
+        """HDU, for messages."""
+        return f"HDU {self.extname or 'PRIMARY'}"
+
+    @property
     def end(self) -> int:
         """Offset of the next HDU."""
         return self.data + -(-self.size // BLOCK) * BLOCK
@@ -59,14 +71,14 @@ class Hdu:
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int):
-            raise UnreadableError(f"HDU {self.extname or 'PRIMARY'}: card {key} is {value!r}, not an integer")
+            raise UnreadableError(f"{self.label}: card {key} is {value!r}, not an integer")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A numeric card; `UnreadableError` when it is absent without default, or no number."""
+        """A numeric card; `UnreadableError` when it is absent without default, or no finite number."""
         value = self.header.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise UnreadableError(f"HDU {self.extname or 'PRIMARY'}: card {key} is {value!r}, not a number")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise UnreadableError(f"{self.label}: card {key} is {value!r}, not a finite number")
         return float(value)
 
     def text(self, key: str, default: str = "") -> str:
@@ -270,6 +282,20 @@ def parse_hdu(header: bytes, offset: int, *, name: str) -> Hdu:
         raise UnreadableError(f"{name}: damaged FITS header at byte {offset}: {error}") from error
     hdu = Hdu(cards, offset, offset + len(header), 0)
     return Hdu(cards, offset, hdu.data, _data_size(hdu, name))
+
+
+def columns(hdu: Hdu) -> dict[str, tuple[int, str]]:
+    """Columns of a binary table: name -> offset in the row, and type code (`PB`, `D`, `A`, ...)."""
+    found: dict[str, tuple[int, str]] = {}
+    offset = 0
+    for k in range(1, hdu.integer("TFIELDS") + 1):
+        match = re.match(r"(\d*)([LXBIJKAEDCMPQ])([A-Z]?)", hdu.text(f"TFORM{k}"))
+        if match is None:
+            raise UnreadableError(f"{hdu.label}: column format {hdu.text(f'TFORM{k}')!r}")
+        repeat = int(match[1] or 1)
+        found[hdu.text(f"TTYPE{k}").upper()] = (offset, match[2] + (match[3] if match[2] in "PQ" else ""))
+        offset += -(-repeat // 8) if match[2] == "X" else repeat * TYPE_SIZES[match[2]]
+    return found
 
 
 def _data_size(hdu: Hdu, name: str) -> int:

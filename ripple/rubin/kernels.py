@@ -163,17 +163,13 @@ def unrice(words: Any, length: int, count: int, block: int, size: int, zeros_of:
 
 
 @_compile
-def move_bits(mask: Any, sources: Any, shifts: Any, out: Any) -> None:
-    """For each k: the bits `sources[k]` of flat `mask`, shifted left by `shifts[k]` (right when negative)."""
-    step = 4096
+def move_bits(mask: Any, chosen: Any, distances: Any, out: Any) -> None:
+    """For each k: bits `chosen[k]` of flat `mask`, moved `distances[k]` to the left; `out` flat uint32."""
+    step = 4096  # pixels that stay in the cache
     for first in range(0, mask.shape[0], step):
-        part = mask[first : first + step]
-        into = out[first : first + step]
+        part, into = mask[first : first + step], out[first : first + step]
         into[:] = 0
-        for k in range(sources.shape[0]):
-            if shifts[k] >= 0:
-                for i in range(part.shape[0]):
-                    into[i] |= (part[i] & sources[k]) << np.uint32(shifts[k])
-            else:
-                for i in range(part.shape[0]):
-                    into[i] |= (part[i] & sources[k]) >> np.uint32(-shifts[k])
+        for k in range(distances.shape[0]):
+            left, right = np.uint64(max(distances[k], 0)), np.uint64(max(-distances[k], 0))
+            for i in range(part.shape[0]):
+                into[i] |= np.uint32(((part[i] & chosen[k]) >> right) << left)

@@ -215,23 +215,18 @@ def renumber(mask: Plane, schema: dict[str, int], planes: tuple[str, ...]) -> ND
     mask
         uint32, same shape.
     """
+    from ripple.rubin import kernels
+
     target = {name: bit for bit, name in enumerate(planes)}
-    moves = [(bit, target[name]) for name, bit in schema.items() if name in target]
-    bits = mask.view(np.dtype(f"u{mask.dtype.itemsize}"))
-    out: NDArray[np.uint32] = _table(moves, 0)[bits & 0xFFFF if bits.dtype.itemsize > 1 else bits]
-    if any(bit >= 16 for bit, _ in moves):
-        out |= _table(moves, 16)[(bits >> 16) & 0xFFFF]
-    return out
-
-
-def _table(moves: list[tuple[int, int]], first: int) -> NDArray[np.uint32]:
-    """Result of every 16-bit value whose lowest bit is bit `first` of the file."""
-    values = np.arange(1 << 16, dtype=np.uint32)
-    table = np.zeros(1 << 16, np.uint32)
-    for source, target in moves:
-        if first <= source < first + 16:
-            table |= ((values >> np.uint32(source - first)) & np.uint32(1)) << np.uint32(target)
-    return table
+    moved: dict[int, int] = {}  # distance to the left -> bits of the file that move so far
+    for name, bit in schema.items():
+        if name in target:
+            moved[target[name] - bit] = moved.get(target[name] - bit, 0) | 1 << bit
+    word = np.uint64 if mask.dtype.itemsize == 8 else np.uint32
+    bits = np.ascontiguousarray(mask).reshape(-1).view(f"u{mask.dtype.itemsize}").astype(word, copy=False)
+    out = np.empty(mask.size, np.uint32)
+    kernels.move_bits(bits, np.array(list(moved.values()), word), np.array(list(moved), np.int64), out)
+    return out.reshape(mask.shape)
 
 
 @contextmanager
@@ -267,11 +262,12 @@ def open_coadd(data: bytes | memoryview, *, name: str) -> Coadd:
 def _open_coadd(data: bytes | memoryview, name: str) -> Coadd:
     from ripple.rubin.fitsfile import walk
 
-    names = {hdu.extname for hdu in walk(data, name=name)}
-    if {"JSON", "INDEX"} <= names:
+    hdus = walk(data, name=name)
+    if "INDXADDR" in hdus[0].header:
         from ripple.rubin.coadd import open_cell_coadd
 
         return open_cell_coadd(data, name=name)
+    names = {hdu.extname for hdu in hdus}
     if "ARCHIVE_INDEX" in names or {"IMAGE", "MASK", "VARIANCE"} <= names:
         from ripple.rubin.exposure import open_exposure
 
