@@ -1,0 +1,92 @@
+"""`ripple locate`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ripple.cli.options import config_options
+from ripple.errors import ConfigError
+from ripple.locate import LocateConfig
+
+
+@click.command(
+    "locate",
+    # Declinations start with a minus sign: an option that is not known is a position.
+    context_settings={"ignore_unknown_options": True},
+    epilog="Example: ripple locate 53.1 -27.8 --skymap lsst_cells_v2 --size 64",
+)
+@config_options(LocateConfig, short={"output": "-o"}, arguments=("ra", "dec"))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, one object per position.")
+def command(config: LocateConfig, as_json: bool) -> None:
+    """Sky position to tract, patch and pixel: one position, or a table of them."""
+    from ripple.locate import as_json as lines
+    from ripple.locate import locate_one, locate_table
+
+    if config.targets is None:
+        if config.output is not None:
+            raise ConfigError("locate: -o is for tables; one position is printed")
+        found = locate_one(config)
+        if as_json:
+            sys.stdout.write(json.dumps(found) + "\n")
+        else:
+            _show(found)
+        return
+    if config.ra is not None:
+        raise ConfigError(f"locate: both a position ({config.ra}) and --targets")
+    start = time.perf_counter()
+    table = locate_table(config)
+    if config.output is not None:
+        _write(config, table, time.perf_counter() - start, as_json)
+    elif as_json:
+        sys.stdout.write(lines(table))
+    else:
+        from ripple.locate import as_bytes
+
+        sys.stdout.write(as_bytes(table, Path("stdout.csv")).decode())
+
+
+def _write(config: LocateConfig, table: Any, seconds: float, as_json: bool) -> None:
+    from ripple.files import write_atomic
+    from ripple.locate import as_bytes
+    from ripple.profile import Summary
+
+    path = Path(str(config.output))
+    write_atomic(path, as_bytes(table, path))
+    facts = {"positions": table.num_rows, "rate": f"{table.num_rows / max(seconds, 1e-9):,.0f} positions/s"}
+    Summary("locate", str(path), facts, seconds=seconds).print(as_json=as_json)
+
+
+def _show(found: dict[str, Any]) -> None:
+    """One position, for people, on stdout: it is the answer."""
+    lines = [f"sky map  {found['skymap']}", f"tract    {found['tract']}"]
+    if found["patch"] < 0:
+        lines.append("patch    none: the nearest tract does not hold the position")
+    else:
+        lines += [
+            f"patch    {found['patch']}  (x {found['patch_x']}, y {found['patch_y']})",
+            f"pixel    {found['x']:.3f}, {found['y']:.3f}  in the tract (PARENT)",
+            f"         {found['local'][0]:.3f}, {found['local'][1]:.3f}  in the patch (LOCAL)",
+            f"inner    {_box(found['inner'])}",
+            f"outer    {_box(found['outer'])}",
+        ]
+    if "box" in found:
+        inside = "" if found["box"]["inside_patch"] else "  leaves the patch"
+        lines += [
+            f"box      {_box(found['box']['parent'])}  PARENT{inside}",
+            f"         {_box(found['box']['local'])}  LOCAL",
+        ]
+    for other in found["others"]:
+        lines.append(
+            f"also in  tract {other['tract']} patch {other['patch']}  at {other['x']:.3f}, {other['y']:.3f}"
+        )
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _box(corners: list[int]) -> str:
+    return f"x {corners[0]} to {corners[2]}, y {corners[1]} to {corners[3]}"

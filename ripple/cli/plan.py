@@ -1,0 +1,35 @@
+"""`ripple plan`."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import click
+
+from ripple.cli.options import config_options
+from ripple.fetch import FetchConfig
+
+
+@click.command(
+    "plan",
+    epilog="Example: ripple plan --repo dp2 --collections dp2 --bands gri --targets lenses.csv --size 64",
+)
+@config_options(FetchConfig, short={"output": "-o"})
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON on stdout.")
+def command(config: FetchConfig, as_json: bool) -> None:
+    """Dry run of fetch, with the same options: what exists, what is missing, how large, how long.
+
+    The repository is opened read-only and nothing is written.
+    """
+    from ripple.estimate import facts, show
+    from ripple.plan import make_plan
+    from ripple.profile import progress
+
+    with progress(None, "plan"):
+        plan = make_plan(config)
+    found = facts(plan, max(1, config.workers))
+    if as_json:
+        sys.stdout.write(json.dumps(found) + "\n")
+        return
+    show(found)

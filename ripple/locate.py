@@ -1,0 +1,216 @@
+"""`ripple locate`: sky positions to tract, patch and pixel, one or a million."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from ripple.config import Config, neutral
+from ripple.coverage import boxes_around, touched
+from ripple.errors import ConfigError
+from ripple.geometry import Box
+from ripple.plan import side_of
+from ripple.skymap import Float, Int, SkyMap, known
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from ripple.targets import Targets
+
+
+class LocateConfig(Config):
+    """Options of `ripple locate`."""
+
+    verb: ClassVar[str] = "locate"
+
+    ra: str | None = Field(None, description="Right ascension: deg, or hours as in 03:32:30.")
+    dec: str | None = Field(None, description="Declination: deg, or degrees as in -27:48:00.")
+    targets: str | None = Field(None, description="Table of positions instead of RA DEC.")
+    skymap: str | None = Field(None, description="Sky map, for example lsst_cells_v2 (DP2).")
+    repo: str = Field(
+        "", description="Butler repository that knows the sky map, for maps without public name."
+    )
+    collections: tuple[str, ...] = Field((), description="Collections of the repository to search.")
+    dataset_type: str | None = Field(None, description="Coadds to read the projection from.")
+    size: str | None = Field(None, description="Also the box of a cutout: pixels, or 12.8arcsec.")
+    id_column: str | None = Field(None, description="Column with the identifier; recognised by default.")
+    ra_column: str | None = Field(None, description="Column with right ascension; recognised by default.")
+    dec_column: str | None = Field(None, description="Column with declination; recognised by default.")
+    ra_unit: Literal["deg", "hour"] | None = Field(
+        None, description="Unit of right ascension when the table does not say it."
+    )
+    select: str | None = Field(None, description="Condition on columns of the table.")
+    output: str | None = neutral(None, description="File for the table: .csv or .parquet; stdout by default.")
+
+
+def locate_one(config: LocateConfig) -> dict[str, Any]:
+    """Where one position lies, as JSON values.
+
+    Returns
+    -------
+    dict
+        `ra dec skymap tract patch patch_x patch_y x y` (PARENT pixels), `inner` and `outer` boxes
+        `[x0, y0, x1, y1]` half open, `local` `[x, y]` in the outer box, `others` (every other patch of any
+        tract whose outer box holds the position), and `box` with `parent` and `local` when a size is given.
+
+    Raises
+    ------
+    ConfigError, CatalogueError, SkyMapError
+        Half a position, not on the sphere, unknown sky map.
+    """
+    import pyarrow as pa
+
+    from ripple.tables import UserTable
+    from ripple.targets import Columns, from_table
+
+    if config.ra is None or config.dec is None:
+        raise ConfigError("locate: give RA and DEC, or --targets FILE")
+    columns = {"ra": _number(config.ra), "dec": _number(config.dec)}
+    table = UserTable(pa.table({k: [v] for k, v in columns.items()}), {}, "")
+    one = from_table(
+        table, Columns(ra_unit=config.ra_unit or (None if isinstance(columns["ra"], str) else "deg")),
+        source={"name": "position"},
+    )  # fmt: skip
+    return describe(_skymap(config, one.ra, one.dec), float(one.ra[0]), float(one.dec[0]), config.size)
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def describe(skymap: SkyMap, ra: float, dec: float, size: str | None = None) -> dict[str, Any]:
+    """`locate_one` for a sky map at hand; `ra` and `dec` in deg."""
+    tract = int(skymap.find_tract(np.array([ra]), np.array([dec]))[0])
+    tan = skymap.tan(tract)
+    xs, ys = skymap.sky_to_pixel(np.array([tract]), np.array([ra]), np.array([dec]))
+    patch = int(skymap.find_patch(np.array([tract]), xs, ys)[0])
+    x, y = float(xs[0]), float(ys[0])
+    found: dict[str, Any] = {"ra": ra, "dec": dec, "skymap": skymap.name, "tract": tract, "patch": patch}
+    if patch >= 0:
+        i, j = (int(v) for v in skymap.patch_xy(tract, patch))
+        inner, outer = skymap.patch_inner(tract, patch), skymap.patch_outer(tract, patch)
+        found |= {"patch_x": i, "patch_y": j, "x": x, "y": y, "local": [x - outer.x0, y - outer.y0]}
+        found |= {"inner": _corners(inner), "outer": _corners(outer)}
+        if size is not None:
+            box = Box.around(x, y, side_of(size, tan.pixel_scale))
+            local = Box(box.x0 - outer.x0, box.y0 - outer.y0, box.x1 - outer.x0, box.y1 - outer.y0)
+            found["box"] = {
+                "parent": _corners(box), "local": _corners(local), "inside_patch": outer.contains(box),
+            }  # fmt: skip
+    found["others"] = [o for o in _holders(skymap, ra, dec) if (o["tract"], o["patch"]) != (tract, patch)]
+    return found
+
+
+def _corners(box: Box) -> list[int]:
+    return [box.x0, box.y0, box.x1, box.y1]
+
+
+def _holders(skymap: SkyMap, ra: float, dec: float) -> list[dict[str, Any]]:
+    """All patches of all tracts whose outer boxes hold a position."""
+    row, tract = skymap.all_tracts(ra, dec)
+    x, y = skymap.sky_to_pixel(tract, np.full(len(row), ra), np.full(len(row), dec))
+    at, patch = touched(skymap, tract, boxes_around(x, y, np.ones(len(row), np.int32)))
+    return [
+        {"tract": int(tract[k]), "patch": int(p), "x": float(x[k]), "y": float(y[k])}
+        for k, p in zip(at, patch, strict=True)
+    ]
+
+
+def locate_table(config: LocateConfig) -> pa.Table:
+    """Where the rows of a table lie.
+
+    Returns
+    -------
+    pyarrow.Table
+        `id, ra, dec, tract, patch, patch_x, patch_y, x, y`, and `x0, y0, x1, y1` when a size is given; one
+        row per row of the input. Outside all tracts the ids are -1 and the pixels NaN.
+
+    Raises
+    ------
+    ConfigError, CatalogueError, SkyMapError
+        As for `ripple.targets.from_table`.
+    """
+    from ripple.tables import read_table
+    from ripple.targets import Columns, from_table
+
+    assert config.targets is not None
+    path = Path(config.targets)
+    columns = Columns(config.id_column, config.ra_column, config.dec_column, ra_unit=config.ra_unit)
+    targets = from_table(
+        read_table(path), columns, source={"name": path.name}, select=config.select, duplicate_radius=0.0
+    )
+    return located(_skymap(config, targets.ra, targets.dec), targets, config.size)
+
+
+def located(skymap: SkyMap, targets: Targets, size: str | None = None) -> pa.Table:
+    """`locate_table` for targets at hand."""
+    import pyarrow as pa
+
+    tract = np.asarray(skymap.find_tract(targets.ra, targets.dec), np.int64)
+    x, y = skymap.sky_to_pixel(tract, targets.ra, targets.dec)
+    patch = skymap.find_patch(tract, x, y)
+    held = patch >= 0
+    i, j = skymap.patch_xy(tract, np.maximum(patch, 0))
+    columns: dict[str, Any] = {
+        "id": targets.id, "ra": targets.ra, "dec": targets.dec, "tract": _or(held, tract), "patch": patch,
+        "patch_x": _or(held, i), "patch_y": _or(held, j), "x": np.where(held, x, np.nan),
+        "y": np.where(held, y, np.nan),
+    }  # fmt: skip
+    if size is not None:
+        scale = skymap.tan(int(skymap.table.ids[0])).pixel_scale
+        boxes = boxes_around(x, y, np.full(len(x), side_of(size, scale), np.int32))
+        columns |= {name: _or(held, boxes[:, k]) for k, name in enumerate(("x0", "y0", "x1", "y1"))}
+    return pa.table(columns)
+
+
+def _or(held: Any, values: Int) -> Int:
+    return np.where(held, values, -1)
+
+
+def _skymap(config: LocateConfig, ra: Float, dec: Float) -> SkyMap:
+    if not config.repo:
+        if config.skymap is None:
+            raise ConfigError("locate: no sky map", hint="--skymap lsst_cells_v2 is that of DP2")
+        return known(config.skymap)
+    from ripple.rubin.geometry import resolve_skymap
+    from ripple.rubin.repo import open_repository
+
+    with open_repository(config.repo, config.collections) as repository:
+        dataset_type = repository.coadd_type(config.dataset_type)
+        name = repository.skymap_name(dataset_type, config.skymap)
+        return resolve_skymap(repository, name, dataset_type)[0]
+
+
+def as_bytes(table: pa.Table, path: Path) -> bytes:
+    """A table as CSV or Parquet, by the name of the file it is for.
+
+    Raises
+    ------
+    ConfigError
+        Another suffix.
+    """
+    import pyarrow as pa
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    sink = io.BytesIO() if path.suffix == ".csv" else pa.BufferOutputStream()
+    if path.suffix == ".csv":
+        pyarrow.csv.write_csv(table, sink)
+        return bytes(sink.getvalue())
+    if path.suffix == ".parquet":
+        pyarrow.parquet.write_table(table, sink)
+        return bytes(sink.getvalue())
+    raise ConfigError(f"locate: output {path.name!r}", hint="a name that ends in .csv or .parquet")
+
+
+def as_json(table: pa.Table) -> str:
+    """One JSON object per line."""
+    return "".join(json.dumps(row) + "\n" for row in table.to_pylist())
