@@ -146,7 +146,7 @@ def make_shard(task: ShardTask) -> UnitResult:
         chunks = draft.chunks({name: reader.chunks(name) for name in PLANES})
         return stage_chunks(Path(task.directory), task.name, chunks, draft.size)
 
-    opener = partial(open_dataset, repo=task.unit.repo, size=task.unit.size)
+    opener = partial(open_dataset, repo=task.unit.repo)
     start = time.perf_counter()
     reader, staged = read_attempts(task.unit, opener, consume)
     digests = reader.digests()
@@ -246,6 +246,7 @@ def unit_task(config: FetchConfig, plan: Plan, unit: Unit) -> UnitTask:
     }
     for name, values in user_columns(targets.extra.take(rows)).items():
         catalog.setdefault(name, values)
+    datasets = plan.unit_datasets(unit)
     return UnitTask(
         number=unit.number,
         bands=plan.bands,
@@ -254,7 +255,8 @@ def unit_task(config: FetchConfig, plan: Plan, unit: Unit) -> UnitTask:
         tract=unit.tract,
         projection=plan.projections[unit.tract],
         catalog=catalog,
-        datasets=tuple(plan.unit_datasets(unit)),
+        datasets=tuple(datasets),
+        boxes={d.patch: plan.patch_boxes[d.tract, d.patch] for d in datasets},
         repo=plan.repo,
         missing_band=config.missing_band,
         edge=config.edge,

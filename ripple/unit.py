@@ -30,7 +30,8 @@ NO_DATA = np.uint32(1 << MASK_PLANES.index("NO_DATA"))
 CHUNK_BYTES = 1 << 22
 PLANES = ("image", "variance", "mask")
 
-Opener = Callable[[Dataset, tuple[Box, ...]], Coadd]
+#: Opens a dataset; the flag says that few boxes of it will be read.
+Opener = Callable[[Dataset, bool], Coadd]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,8 @@ class UnitTask:
         Columns of the N rows, sorted by patch: `index`, `id`, `ra`, `dec`, `patch`, `x`, `y`, user columns.
     datasets
         What exists for the patches that the boxes touch.
+    boxes
+        Outer box of each of these patches, as planned.
     repo
         Where to resolve datasets that have no local file.
     missing_band, edge
@@ -69,6 +72,7 @@ class UnitTask:
     projection: Tan
     catalog: dict[str, NDArray[Any]]
     datasets: tuple[Dataset, ...]
+    boxes: dict[int, Box]
     repo: str
     missing_band: Literal["partial", "reject"] = "partial"
     edge: Literal["pad", "reject"] = "pad"
@@ -251,7 +255,7 @@ def open_unit(task: UnitTask, opener: Opener, excluded: dict[tuple[int, int], Da
     task
         What to read.
     opener
-        Opens a dataset; given the boxes that will be read when they are few, none when all will be.
+        Opens a dataset, whole or for a few boxes.
     excluded
         Files found damaged by an earlier attempt.
 
@@ -315,7 +319,7 @@ def _open_band(
     coadds: dict[int, Coadd] = {}
     whole = np.zeros(task.rows, bool)
     for patch in sorted(here):
-        coadd = _open(reader, k, here[patch], opener, own == patch)
+        coadd = _open(reader, k, here[patch], opener)
         if coadd is not None:
             coadds[patch] = coadd
             whole |= (own == patch) & inside(coadd.box, reader.x0, reader.y0, task.size)
@@ -332,15 +336,16 @@ def _open_band(
     return band
 
 
-def _open(
-    reader: UnitReader, k: int, dataset: Dataset, opener: Opener, mine: NDArray[np.bool_]
-) -> Coadd | None:
+def _open(reader: UnitReader, k: int, dataset: Dataset, opener: Opener) -> Coadd | None:
     """The open file, or None with the reason noted: a fault here concerns one patch and band only."""
     task = reader.task
-    boxes = tuple(_stamp(reader, row) for row in np.flatnonzero(mine))
+    planned = task.boxes[dataset.patch]
+    rows = int(touches(planned, reader.x0, reader.y0, task.size).sum())
+    sparse = is_sparse(rows, task.size, planned)
     try:
-        with reader.profile.time("open"):
-            coadd = opener(dataset, boxes)
+        with reader.profile.time("open sparse" if sparse else "open dense"):
+            coadd = opener(dataset, sparse)
+        reader.profile.count("open sparse" if sparse else "open dense", rows=rows)
         gap = task.projection.separation(coadd.projection, coadd.box)
         if gap > WCS_TOLERANCE:
             raise UnreadableError(
@@ -370,8 +375,7 @@ def _stitch(reader: UnitReader, k: int, band: _Band) -> None:
         "variance": np.full(shape, np.nan, np.float32),
         "mask": np.full(shape, NO_DATA, np.uint32),
     }
-    seams = Seams.empty(len(edge), task.size)
-    parts = np.zeros(len(edge), np.int16)
+    seams, parts = Seams.empty(len(edge), task.size), np.zeros(len(edge), np.int16)
     for patch, rows in near.items():
         coadd = band.coadds[patch]
         commons = [_stamp(reader, row) & coadd.box for row in rows]
