@@ -273,6 +273,7 @@ def test_token_goes_to_the_repository_alone(server, other, monkeypatch):
     repo = server.url("/api/butler/repo/x")
     assert token_for(server.url(), repo) == CANARY
     assert token_for(other.url(), repo) is None
+    assert token_for(server.url("/store/patch.fits?sig=1"), repo) is None
     assert token_for("https://data.lsst.cloud/f", repo) is None
     assert token_for("http://example.org/f", "http://example.org/repo") is None  # in the clear
     assert token_for("https://example.org/f", "https://example.org/repo") == CANARY

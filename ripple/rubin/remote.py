@@ -266,10 +266,11 @@ def read_remote(dataset: Dataset, *, repo: str, policy: Policy = PATIENT) -> byt
     SourceError
         Access is refused, or the server does not answer.
     """
-    scheme = urlsplit(dataset.uri).scheme
-    if scheme in ("", "http", "https"):
-        return open_remote(dataset, repo=repo, policy=policy).read_all()
-    return _read_store(dataset, policy)
+    name = label(dataset)
+    url = dataset.uri or _resolve(dataset, repo, name)
+    if urlsplit(url).scheme in ("http", "https"):
+        return _remote_file(url, dataset, repo, policy).read_all()
+    return _read_store(url, dataset, policy)
 
 
 def open_remote(dataset: Dataset, *, repo: str, policy: Policy = PATIENT) -> RemoteFile:
@@ -284,14 +285,19 @@ def open_remote(dataset: Dataset, *, repo: str, policy: Policy = PATIENT) -> Rem
     url = dataset.uri or _resolve(dataset, repo, name)
     if urlsplit(url).scheme not in ("http", "https"):
         raise SourceError(f"{name}: {urlsplit(url).scheme or 'no'} address, byte ranges need http")
-    return RemoteFile(url, name=name, token=token_for(url, repo), size=dataset.size, policy=policy)
+    return _remote_file(url, dataset, repo, policy)
+
+
+def _remote_file(url: str, dataset: Dataset, repo: str, policy: Policy) -> RemoteFile:
+    token = token_for(url, repo)
+    return RemoteFile(url, name=label(dataset), token=token, size=dataset.size, policy=policy)
 
 
 def token_for(url: str, repo: str) -> str | None:
     """The access token to send with a request, None when there is none to send.
 
-    A token goes to the host of the repository, over https or loopback; signed addresses of object stores lie
-    on other hosts and need none.
+    A token goes to the host of the repository, over https or loopback. Signed addresses, those with a query,
+    need none, and object stores refuse requests that carry two credentials.
 
     Parameters
     ----------
@@ -300,7 +306,9 @@ def token_for(url: str, repo: str) -> str | None:
     repo
         The repository that the user named.
     """
-    if urlsplit(repo).scheme not in ("http", "https") or _origin(url) != _origin(repo) or not _private(url):
+    if urlsplit(repo).scheme not in ("http", "https") or _origin(url) != _origin(repo):
+        return None
+    if urlsplit(url).query or not _private(url):
         return None
     host = urlsplit(url).hostname or ""
     explicit, notebook = (os.environ.get(variable) for variable in TOKEN_VARIABLES)
@@ -373,7 +381,7 @@ def _network_faults(name: str) -> Iterator[None]:
         raise _TransientError(f"no connection ({type(error).__name__})") from None
 
 
-def _read_store(dataset: Dataset, policy: Policy) -> bytes:
+def _read_store(url: str, dataset: Dataset, policy: Policy) -> bytes:
     """A file in an object store, through lsst.resources, which signs the requests."""
     from lsst.resources import ResourcePath
 
@@ -381,7 +389,7 @@ def _read_store(dataset: Dataset, policy: Policy) -> bytes:
 
     def attempt() -> bytes:
         try:
-            data: bytes = ResourcePath(dataset.uri, forceDirectory=False).read()
+            data: bytes = ResourcePath(url, forceDirectory=False).read()
         except FileNotFoundError:
             raise UnreadableError(f"{name}: the file is not there") from None
         except PermissionError:
@@ -406,8 +414,13 @@ def _resolve(dataset: Dataset, repo: str, name: str) -> str:
     try:
         butler = _butler(repo)
         ref = butler.get_dataset(UUID(dataset.uuid))
-        address = None if ref is None else str(butler.getURI(ref).geturl())
     except (ButlerUserError, OSError, RuntimeError, LookupError, ValueError) as error:
+        raise SourceError(f"{name}: {repo} does not tell its address: {_plain(error)}") from None
+    try:
+        address = None if ref is None else str(butler.getURI(ref).geturl())
+    except (FileNotFoundError, LookupError):
+        address = None
+    except (ButlerUserError, OSError, RuntimeError, ValueError) as error:
         raise SourceError(f"{name}: {repo} does not tell its address: {_plain(error)}") from None
     if address is None:
         raise UnreadableError(f"{name}: the repository no longer has this dataset")

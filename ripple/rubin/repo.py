@@ -7,6 +7,7 @@ dataset, a pickle, is never read here.
 from __future__ import annotations
 
 import itertools
+import logging
 import sqlite3
 import sys
 import time
@@ -339,9 +340,10 @@ class Repository:
         import pyarrow as pa
 
         try:
-            names = list(self.butler.get(ref.makeComponentRef("columns")))
-            parameters = {"columns": wanted([str(n) for n in names])}
-            return self.butler.get(ref, storageClass="ArrowTable", parameters=parameters)
+            with _quiet_converters():
+                names = list(self.butler.get(ref.makeComponentRef("columns")))
+                parameters = {"columns": wanted([str(n) for n in names])}
+                return self.butler.get(ref, storageClass="ArrowTable", parameters=parameters)
         except (OSError, ValueError, RuntimeError, LookupError, pa.ArrowException) as err:
             where = f"{ref.datasetType.name} {ref.dataId}"
             raise SourceError(f"{self.name}: {where}: {' '.join(str(err).split())[:300]}") from None
@@ -381,6 +383,21 @@ def open_repository(repo: str, collections: Iterable[str]) -> Iterator[Repositor
         yield Repository(repo, butler, _expand(butler, repo, tuple(collections)))
 
 
+@contextmanager
+def _quiet_converters() -> Iterator[None]:
+    """Silence the Butler about converters to pandas, which is not needed for what we read."""
+
+    def useful(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("Unable to import type pandas")
+
+    logger = logging.getLogger("lsst.daf.butler._storage_class")
+    logger.addFilter(useful)
+    try:
+        yield
+    finally:
+        logger.removeFilter(useful)
+
+
 def _root(repo: str) -> str:
     """The address behind a path, label or URL."""
     from lsst.daf.butler import Butler
@@ -404,7 +421,8 @@ def _wait_for_registry(repo: str, config: Any) -> None:
     The Butler itself waits five minutes without a word and without listening to Ctrl-C.
     """
     database = str(config["registry", "db"]) if ("registry", "db") in config else ""
-    if not database.startswith("sqlite"):
+    # The configuration of a remote Butler still carries the default registry, which it does not use.
+    if not database.startswith("sqlite") or str(config.get("cls", "")).endswith("RemoteButler"):
         return
     from lsst.daf.butler.registry import RegistryConfig
 
