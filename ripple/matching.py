@@ -55,6 +55,7 @@ def plan_matching(
     target: Literal["none", "match"] | float,
     profile: Profile = "moffat",
     beta: float = 3.5,
+    tolerance: float = 0.003,
 ) -> Matching:
     """Choose targets and make the kernels, one per distinct pair of PSF and target.
 
@@ -66,6 +67,8 @@ def plan_matching(
         `none`; `match`: the broadest PSF among the bands of each row; or a FWHM in arcsec.
     profile, beta
         Shape of the target of given FWHM.
+    tolerance
+        Residual at which a smooth kernel is good enough, see `psf.match_kernels`.
     """
     fault_of, width_of = psf.faults(batch.psf), psf.fwhm(batch.psf).astype(np.float32)
     index = batch.psf_index
@@ -83,22 +86,27 @@ def plan_matching(
     if target == "none" or not (fault == Fault.NONE).any():
         return out
     if target == "match":
-        return _to_broadest(batch, out)
-    return _to_width(batch, out, float(target) / batch.pixel_scale, profile, beta)
+        return _to_broadest(batch, out, tolerance)
+    return _to_width(batch, out, float(target) / batch.pixel_scale, profile, beta, tolerance)
 
 
 def _to_width(
-    batch: CutoutBatch, matching: Matching, pixels: float, profile: Profile, beta: float
+    batch: CutoutBatch, matching: Matching, pixels: float, profile: Profile, beta: float, tolerance: float
 ) -> Matching:
     stamp = psf.target_stamp(pixels, batch.psf.shape[-1] | 1, profile, beta)[None]
     use = matching.fault == Fault.NONE
     wanted, number = np.unique(batch.psf_index[use], return_inverse=True)
     matching.number[use] = number
     matching.target[use] = psf.fwhm(stamp)[0]
-    return replace(matching, kernels=psf.match_kernels(batch.psf[wanted], stamp))
+    return replace(matching, kernels=_kernels(batch.psf[wanted], stamp, tolerance))
 
 
-def _to_broadest(batch: CutoutBatch, matching: Matching) -> Matching:
+def _kernels(stamps: Float, target: NDArray[Any], tolerance: float) -> Kernels:
+    half = stamps.shape[-1] // 2  # smooth kernels carry nothing further out
+    return psf.match_kernels(stamps, target, half=max(half, 1), tolerance=tolerance)
+
+
+def _to_broadest(batch: CutoutBatch, matching: Matching, tolerance: float) -> Matching:
     rows = np.arange(len(batch))
     broadest = np.where(np.isfinite(matching.fwhm), matching.fwhm, -1).argmax(axis=1)
     best = batch.psf_index[rows, broadest]
@@ -110,7 +118,7 @@ def _to_broadest(batch: CutoutBatch, matching: Matching) -> Matching:
     matching.target[:] = np.where(matching.fault == Fault.NONE, width[:, None], np.nan)
     if not len(pairs):
         return matching
-    return replace(matching, kernels=psf.match_kernels(batch.psf[pairs[:, 0]], batch.psf[pairs[:, 1]]))
+    return replace(matching, kernels=_kernels(batch.psf[pairs[:, 0]], batch.psf[pairs[:, 1]], tolerance))
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,14 +186,19 @@ def apply(
     m = frame.trim
     h, w = image.shape[-2:]
     inner = (..., slice(m, h - m), slice(m, w - m))
-    filled = psf.fill(image, good) if not bool(good.all()) else image
-    out, valid = psf.contiguous(filled[inner]), psf.contiguous(good[inner])
+    whole = bool(good.all())
+    filled = image if whole else psf.fill(image, good)
+    valid = psf.contiguous(good[inner])
     spread: Any = None if variance is None else psf.fill(variance, good)
     after: Any = None if spread is None else psf.contiguous(spread[inner])
     where = np.nonzero(number >= 0)
-    if not len(where[0]):
-        return out, valid, after
     k = number[where]
+    if len(k) == number.size and variance is None and whole:
+        # The usual case without the copies that picking planes costs.
+        return psf.convolve(image, frame.image[number], frame.shape, m), valid, None
+    out = psf.contiguous(filled[inner])
+    if not len(k):
+        return out, valid, after
     holes = ~good[where].reshape(len(k), -1).all(axis=-1)
     alive = good[where].reshape(len(k), -1).any(axis=-1)
     holes, alive = psf.to_numpy(holes), psf.to_numpy(alive)

@@ -22,6 +22,7 @@ from ripple.quality import Flag, Thresholds
 Float = NDArray[np.float32]
 
 CHUNK = matching.CHUNK  # rows at a time: their planes stay in the cache
+CORRELATION_ROWS = 128  # per batch; their sky fixes the noise correlation to a per cent
 HALF_MAX = np.float32(65504.0)
 
 
@@ -39,6 +40,9 @@ class PreprocessConfig(Thresholds):
         "moffat", description="Shape of a target given by FWHM."
     )
     psf_beta: float = Field(3.5, gt=1, le=20, description="Exponent of a Moffat target.")
+    psf_tolerance: float = Field(
+        0.003, ge=0, le=0.1, description="Misfit at which the smoothest kernel is taken; 0: the best fit."
+    )
     noise_correlation: Literal["measured", "white"] = Field(
         "measured", description="Noise correlation with which noise after matching is predicted."
     )
@@ -185,8 +189,10 @@ def prepare(batch: CutoutBatch, config: PreprocessConfig, constants: dict[str, A
     if min(h, w) <= 2 * margin:
         raise DataError(f"stamps of {w} x {h} px have a margin of {margin} px: nothing is left")
     batch = calibrated(batch, config.zero_point)
-    plan = matching.plan_matching(batch, config.target, config.psf_profile, config.psf_beta)
-    rho = _rho(batch, config, constants, margin)
+    plan = matching.plan_matching(
+        batch, config.target, config.psf_profile, config.psf_beta, config.psf_tolerance
+    )
+    rho = _rho(batch, config, constants)
     frame = matching.make_frame(plan.kernels, (h, w), margin, variance=False)
     device = _device(config.device)
     if device is not None:
@@ -199,8 +205,9 @@ def prepare(batch: CutoutBatch, config: PreprocessConfig, constants: dict[str, A
         rows = slice(start, start + step)
         piece = _rows(batch, rows, 0)
         good = quality.usable(piece)
-        parts.append(quality.measure(_rows(batch, rows, margin)))
-        planes = np.where(good, piece.image, np.float32(0))
+        inner = (..., slice(margin, h - margin), slice(margin, w - margin))
+        parts.append(quality.measure(_rows(batch, rows, margin), good[inner]))
+        planes = piece.image if good.all() else np.where(good, piece.image, np.float32(0))
         if device is None:
             image[rows], valid[rows], _ = matching.apply(planes, good, plan.number[rows], frame)
         else:
@@ -254,7 +261,7 @@ def calibrated(batch: CutoutBatch, zero_point: tuple[str, ...]) -> CutoutBatch:
 
 
 def _rho(
-    batch: CutoutBatch, config: PreprocessConfig, constants: dict[str, Any], margin: int
+    batch: CutoutBatch, config: PreprocessConfig, constants: dict[str, Any]
 ) -> NDArray[np.float64] | None:
     """Noise correlation `(B, L, L)`; None for white noise."""
     if config.noise_correlation == "white" or config.psf == "none" or not len(batch):
@@ -262,11 +269,17 @@ def _rho(
     given = constants.get("noise_correlation")
     if given is not None:
         return np.stack([np.asarray(given[band], np.float64) for band in batch.bands])
-    return correlation_of(batch, margin).rho()
+    return correlation_of(batch).rho()
 
 
-def correlation_of(batch: CutoutBatch, margin: int = 0) -> noise.Correlation:
-    """Correlation sums of a batch's sky pixels."""
+def correlation_of(batch: CutoutBatch) -> noise.Correlation:
+    """Correlation sums of the sky pixels of up to `CORRELATION_ROWS` rows, evenly spread."""
+    if len(batch) > CORRELATION_ROWS:
+        k = np.unique(np.linspace(0, len(batch) - 1, CORRELATION_ROWS).astype(np.int64))
+        batch = replace(
+            batch, image=batch.image[k], variance=batch.variance[k], mask=batch.mask[k],
+            psf_index=batch.psf_index[k], catalog={},
+        )  # fmt: skip
     sky = quality.usable(batch) & ((batch.mask & batch.bits(*quality.DETECTED)) == 0)
     return noise.correlation(batch.image, batch.variance, sky)
 

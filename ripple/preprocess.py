@@ -18,7 +18,15 @@ from numpy.typing import NDArray
 from ripple import noise, normalize, quality
 from ripple.cutouts import CutoutBatch
 from ripple.errors import ConfigError, Reason, TooManyRejected, WorkerError
-from ripple.prepare import PreprocessConfig, calibrated, correlation_of, describe, prepare, preprocess_batch
+from ripple.prepare import (
+    CORRELATION_ROWS,
+    PreprocessConfig,
+    calibrated,
+    correlation_of,
+    describe,
+    prepare,
+    preprocess_batch,
+)
 from ripple.profile import Profile, Summary, peak_rss, progress
 
 if TYPE_CHECKING:
@@ -28,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PreprocessConfig", "ShardTask", "make_shard", "preprocess", "preprocess_batch"]
 
-CORRELATION_SHARDS, CORRELATION_ROWS = 8, 256  # sample from which the noise correlation is measured
+CORRELATION_SHARDS = 8  # evenly spread; the noise correlation is measured there
 
 
 @dataclass(frozen=True, slots=True)

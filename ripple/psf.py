@@ -14,7 +14,6 @@ itself is never imported here.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Literal
@@ -29,6 +28,8 @@ Profile = Literal["moffat", "gaussian"]
 REGULARISATION = (
     3e-7  # mu, for PSFs of sum 1: amplitudes below sqrt(mu) are noise in every stamp we have seen
 )
+#: Regularisations tried in turn when a tolerance is given.
+LADDER = (1e-4, 1e-5, 1e-6)
 STEPS = 3  # conjugate-gradient steps; three times as many change the residual by a few per cent
 CHUNK = 16  # kernels solved at a time: their spectra fit in the cache
 MAX_OFFSET = 0.6  # px; a PSF further off its centre pixel has been cut out wrongly
@@ -237,7 +238,7 @@ def match_kernels(
     target: NDArray[np.floating],
     *,
     half: int | None = None,
-    regularisation: float = REGULARISATION,
+    tolerance: float = 0.0,
     max_gain: float = 2.0,
 ) -> Kernels:
     """Kernels that turn each PSF into its target.
@@ -251,12 +252,13 @@ def match_kernels(
     half
         Half width of the kernels. By default the sum of the half widths of PSF and target: pixels further
         out never meet both.
-    regularisation
-        `mu`. Where a kernel would amplify white noise by more than `max_gain` it is solved again with three
-        times as much, until it does not: a target narrower than the PSF is then not reached, and `residual`
-        says by how much.
+    tolerance
+        The smoothest kernel of `LADDER` whose residual is at most this is taken: smooth kernels are short and
+        amplify less. With 0 the residual is made as small as the stamps allow.
     max_gain
-        See above.
+        A kernel that amplifies white noise by more than this is solved again with three times as much
+        regularisation, until it does not: a target that is sharper than the PSF at some scale is then not
+        reached, and `residual` says by how much.
 
     Returns
     -------
@@ -269,61 +271,123 @@ def match_kernels(
     preconditioner (Chan & Ng 1996, SIAM Review 38, 427). Wiener start as in Boucaud et al. 2016, A&A 596,
     A63.
     """
-    m = len(psf)
-    reach = max(psf.shape[1:]) // 2 + max(target.shape[1:]) // 2
-    h = reach if half is None else half
-    parts = []
-    for rows in _chunks(m):
-        aim = target if len(target) == 1 else target[rows]
-        parts.append(_solve_gently(np.asarray(psf[rows]), np.asarray(aim), h, regularisation, max_gain))
-    if not parts:
+    h = max(psf.shape[1:]) // 2 + max(target.shape[1:]) // 2 if half is None else half
+    starts = range(0, len(psf), CHUNK)
+    parts = [_Solver(psf[s : s + CHUNK], _part(target, slice(s, s + CHUNK)), h) for s in starts]
+    solved = [part.solve(tolerance, max_gain) for part in parts]
+    if not solved:
         none = np.zeros(0)
+        empty = np.zeros((0, 2 * h + 1, 2 * h + 1), np.float32)
+        return Kernels(empty, none, none, none, none, none.astype(np.int32))
+    return Kernels(*(np.concatenate([getattr(part, name) for part in solved]) for name in _FIELDS))
+
+
+_FIELDS = ("kernel", "residual", "spill", "gain", "sharpening", "reach")
+
+
+def _part(target: NDArray[np.floating], rows: Any) -> NDArray[np.floating]:
+    return target if len(target) == 1 else target[rows]
+
+
+class _Solver:
+    """Kernels of support `h` for some pairs, with what does not depend on the regularisation."""
+
+    def __init__(self, psf: NDArray[np.floating], target: NDArray[np.floating], h: int) -> None:
+        self.h = h
+        half_target = max(target.shape[1:]) // 2
+        size = fft.next_fast_len(max(psf.shape[1:]) // 2 + h + max(h, half_target) + 1, real=True)
+        self.shape = (size, size)
+        self.psf = spectra(psf, size)
+        self.target = np.broadcast_to(spectra(target, size), self.psf.shape)
+        self.power, self.cross = np.abs(self.psf) ** 2, np.conj(self.psf) * self.target
+        self.inside, self.near = _inside(size, h), _inside(size, half_target)
+        line = fft.fftfreq(size, 1 / size)
+        self.moments = np.stack([self.inside, self.inside * line[:, None], self.inside * line[None, :]])
+        # Directions in which a kernel can be corrected at little cost in the fit.
+        smooth = fft.rfft2(self.moments) / (self.power + 1e-4)[:, None]
+        self.steps = self.within(smooth)  # (M, 3, P, P)
+        self.response = np.einsum("aij,kbij->kab", self.moments, self.steps)
+
+    def within(self, spectrum: Any) -> Float:
+        """A spectrum back in real space, cut to the support."""
+        return np.asarray(self.inside * fft.irfft2(spectrum, s=self.shape))
+
+    def solve(self, tolerance: float, max_gain: float) -> Kernels:
+        """See `match_kernels`."""
+        every = np.arange(len(self.psf))
+        if tolerance <= 0:
+            out, todo = self.judged(every, self.fit(every, REGULARISATION)), every[:0]
+        else:
+            out = self.judged(every, self.wiener(every, LADDER[0]))
+            todo = np.flatnonzero(out.residual > tolerance)
+        for mu in LADDER[1:]:
+            if not len(todo):
+                break
+            again = self.judged(todo, self.wiener(todo, mu))
+            self._take(out, todo, again)
+            todo = todo[again.residual > tolerance]
+        if len(todo):
+            self._take(out, todo, self.judged(todo, self.fit(todo, REGULARISATION)))
+        mu = REGULARISATION
+        while len(loud := np.flatnonzero(out.gain > max_gain)) and mu < 1e-2:
+            mu *= 3
+            self._take(out, loud, self.judged(loud, self.fit(loud, mu)))
+        return out
+
+    @staticmethod
+    def _take(out: Kernels, rows: NDArray[np.intp], new: Kernels) -> None:
+        for name in _FIELDS:
+            getattr(out, name)[rows] = getattr(new, name)
+
+    def wiener(self, rows: NDArray[np.intp], mu: float) -> Float:
+        """Wiener filters cut to the support: as good as `fit` when `mu` is large."""
+        return self.within(self.cross[rows] / (self.power[rows] + mu))
+
+    def fit(self, rows: NDArray[np.intp], mu: float) -> Float:
+        """Solve `inside (power * x) + mu x = inside cross` for x within the support."""
+        power, cross = self.power[rows], self.cross[rows]
+        wiener = 1 / (power + mu)
+        x = self.within(cross * wiener)
+        r = self.within(cross) - self.within(power * fft.rfft2(x)) - mu * x
+        z = self.within(wiener * fft.rfft2(r))
+        p, rz = z, _dot(r, z)
+        for _ in range(STEPS):
+            ap = self.within(power * fft.rfft2(p)) + mu * p
+            step = rz / np.maximum(_dot(p, ap), 1e-300)
+            x, r = x + step * p, r - step * ap
+            z = self.within(wiener * fft.rfft2(r))
+            rz, old = _dot(r, z), rz
+            p = z + rz / np.maximum(old, 1e-300) * p
+        return x
+
+    def judged(self, rows: NDArray[np.intp], x: Float) -> Kernels:
+        """Give kernels sum 1 and first moments 0, and measure what they do."""
+        error = np.array([1.0, 0.0, 0.0]) - np.einsum("aij,kij->ka", self.moments, x)
+        amount = np.linalg.solve(self.response[rows], error[..., None])[..., 0]
+        x = x + np.einsum("ka,kaij->kij", amount, self.steps[rows])
+        spectrum = fft.rfft2(x)
+        miss = np.abs(fft.irfft2(spectrum * self.psf[rows] - self.target[rows], s=self.shape))
+        residual = (miss * self.near).sum(axis=(1, 2))
+        h = self.h
+        kernel = np.roll(x, (h, h), axis=(1, 2))[:, : 2 * h + 1, : 2 * h + 1].astype(np.float32)
         return Kernels(
-            np.zeros((0, 2 * h + 1, 2 * h + 1), np.float32), none, none, none, none, none.astype(np.int32)
+            kernel=np.ascontiguousarray(kernel),
+            residual=residual,
+            spill=miss.sum(axis=(1, 2)) - residual,
+            gain=np.sqrt((x**2).sum(axis=(1, 2))),
+            sharpening=np.abs(spectrum).max(axis=(1, 2)),
+            reach=_reach(kernel),
         )
-    names = ("kernel", "residual", "spill", "gain", "sharpening", "reach")
-    return Kernels(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
-def _chunks(n: int) -> Iterator[slice]:
-    return (slice(start, min(start + CHUNK, n)) for start in range(0, n, CHUNK))
+def _dot(a: Float, b: Float) -> Float:
+    return np.asarray(np.einsum("kij,kij->k", a, b)[:, None, None])
 
 
-def _solve_gently(
-    psf: NDArray[np.floating], target: NDArray[np.floating], h: int, mu: float, max_gain: float
-) -> Kernels:
-    """Raise the regularisation of those kernels that amplify noise."""
-    out = _solve(psf, target, h, mu)
-    while (loud := np.flatnonzero(out.gain > max_gain)).size and mu < 1e-2:
-        mu *= 3
-        again = _solve(psf[loud], target if len(target) == 1 else target[loud], h, mu)
-        for name in ("kernel", "residual", "spill", "gain", "sharpening", "reach"):
-            getattr(out, name)[loud] = getattr(again, name)
-    return out
-
-
-def _solve(psf: NDArray[np.floating], target: NDArray[np.floating], h: int, mu: float) -> Kernels:
-    half_target = max(target.shape[1:]) // 2
-    size = fft.next_fast_len(max(psf.shape[1:]) // 2 + h + max(h, half_target) + 1, real=True)
-    P, T = spectra(psf, size), spectra(target, size)
-    power, cross = np.abs(P) ** 2, np.conj(P) * T
-    inside = _inside(size, h)
-    K = _conjugate_gradient(power, cross, inside, mu)
-    K = _constrain(K, power, inside, mu)
-    F = fft.rfft2(K)
-    miss = np.abs(fft.irfft2(F * P - T, s=(size, size)))
-    near = _inside(size, half_target)
-    residual = (miss * near).sum(axis=(1, 2))
-    centre = np.roll(K, (h, h), axis=(1, 2))[:, : 2 * h + 1, : 2 * h + 1]
-    kernel = np.ascontiguousarray(centre, np.float32)
-    return Kernels(
-        kernel=kernel,
-        residual=residual,
-        spill=miss.sum(axis=(1, 2)) - residual,
-        gain=np.sqrt((K**2).sum(axis=(1, 2))),
-        sharpening=np.abs(F).max(axis=(1, 2)),
-        reach=_reach(kernel),
-    )
+def _inside(size: int, h: int) -> Float:
+    """1 within `h` pixels of the origin of a wrapped `(size, size)` array, else 0."""
+    line = (np.abs(fft.fftfreq(size, 1 / size)) <= h).astype(np.float64)
+    return np.asarray(line[:, None] * line[None, :])
 
 
 def spectra(psf: NDArray[np.floating], size: int) -> NDArray[np.complex128]:
@@ -336,51 +400,6 @@ def spectra(psf: NDArray[np.floating], size: int) -> NDArray[np.complex128]:
     shift_x = np.exp(2j * np.pi * x[:, None] * fx)[:, None, :]
     out: NDArray[np.complex128] = fft.rfft2(p, s=(size, size)) * shift_y * shift_x
     return out
-
-
-def _inside(size: int, h: int) -> Float:
-    """1 within `h` pixels of the origin of a wrapped `(size, size)` array, else 0."""
-    line = (np.abs(fft.fftfreq(size, 1 / size)) <= h).astype(np.float64)
-    return np.asarray(line[:, None] * line[None, :])
-
-
-def _conjugate_gradient(power: Float, cross: NDArray[np.complex128], inside: Float, mu: float) -> Float:
-    """Solve `inside (power * x) + mu x = inside cross` for x within `inside`; all arrays of M kernels."""
-    shape = inside.shape
-
-    def within(spectrum: NDArray[np.complex128]) -> Float:
-        return np.asarray(inside * fft.irfft2(spectrum, s=shape))
-
-    def dot(a: Float, b: Float) -> Float:
-        return np.asarray(np.einsum("kij,kij->k", a, b)[:, None, None])
-
-    wiener = 1 / (power + mu)
-    rhs = within(cross)
-    x = within(cross * wiener)
-    r = rhs - within(power * fft.rfft2(x)) - mu * x
-    z = within(wiener * fft.rfft2(r))
-    p, rz = z, dot(r, z)
-    for _ in range(STEPS):
-        ap = within(power * fft.rfft2(p)) + mu * p
-        step = rz / np.maximum(dot(p, ap), 1e-300)
-        x, r = x + step * p, r - step * ap
-        z = within(wiener * fft.rfft2(r))
-        rz, old = dot(r, z), rz
-        p = z + rz / np.maximum(old, 1e-300) * p
-    return np.asarray(x)
-
-
-def _constrain(K: Float, power: Float, inside: Float, mu: float) -> Float:
-    """The nearest kernels (in the metric of the fit, roughly) with sum 1 and first moments 0."""
-    size = len(inside)
-    line = fft.fftfreq(size, 1 / size)
-    moments = np.stack([inside, inside * line[:, None], inside * line[None, :]])  # (3, P, P)
-    wiener = 1 / (power + mu + 1e-4)  # smooth corrections
-    steps = inside * fft.irfft2(wiener[:, None] * fft.rfft2(moments), s=inside.shape)  # (M, 3, P, P)
-    response = np.einsum("aij,kbij->kab", moments, steps)
-    error = np.array([1.0, 0.0, 0.0]) - np.einsum("aij,kij->ka", moments, K)
-    amount = np.linalg.solve(response, error[..., None])[..., 0]
-    return np.asarray(K + np.einsum("ka,kaij->kij", amount, steps))
 
 
 def weight_beyond(kernel: NDArray[np.float32], margin: int) -> Float:

@@ -189,13 +189,15 @@ def usable(batch: CutoutBatch) -> Bool:
     return good
 
 
-def measure(batch: CutoutBatch) -> Quality:
+def measure(batch: CutoutBatch, good: Bool) -> Quality:
     """Measure every band of every row; thresholds play no part yet.
 
     Parameters
     ----------
     batch
         Stamps without margin.
+    good
+        From `usable`.
 
     Returns
     -------
@@ -203,17 +205,17 @@ def measure(batch: CutoutBatch) -> Quality:
         Shares of pixels (`no_data`, `bad`, ..., and `centre_*` for the central half), `spikes` (count),
         `signal`, `dip` (sigma), `background`, `noise_ratio`.
     """
-    good = usable(batch)
     h, w = batch.image.shape[2:]
     measures = _mask_shares(batch, good)
     present = good.any(axis=(2, 3))
-    sky = good & ((batch.mask & batch.bits(*DETECTED)) == 0)
-    enough = sky.sum(axis=(2, 3)) >= MIN_SKY * h * w
-    sky = np.where(enough[..., None, None], sky, good)
-    noise, level = _sky(batch.image, sky)
+    # Every second column: quantiles to 3 per cent of the noise at half the cost.
+    half = (..., slice(None), slice(None, None, 2))
+    sky = good[half] & ((batch.mask[half] & batch.bits(*DETECTED)) == 0)
+    few = np.count_nonzero(sky, axis=(2, 3)) < MIN_SKY * h * ((w + 1) // 2)
+    sky[few] = good[half][few]
+    noise, level, count = _sky(batch.image[half], sky)
     with np.errstate(all="ignore"):
-        count = sky.sum(axis=(2, 3))
-        mean_variance = np.where(sky, batch.variance, 0).sum(axis=(2, 3), dtype=np.float64) / count
+        mean_variance = np.where(sky, batch.variance[half], 0).sum(axis=(2, 3)) / count
         measures["noise_ratio"] = (noise / np.sqrt(mean_variance)).astype(np.float32)
         measures["background"] = (level / np.maximum(noise, TINY)).astype(np.float32)
     measures["missing_cell"] = _mean(np.isposinf(batch.variance))
@@ -225,7 +227,8 @@ def measure(batch: CutoutBatch) -> Quality:
 
 
 def _mean(flags: Bool) -> Float:
-    return flags.mean(axis=(2, 3), dtype=np.float32)
+    size = max(flags.shape[2] * flags.shape[3], 1)
+    return np.asarray(np.count_nonzero(flags, axis=(2, 3)) / size, np.float32)
 
 
 def _mask_shares(batch: CutoutBatch, good: Bool) -> dict[str, Float]:
@@ -252,11 +255,11 @@ def _mask_shares(batch: CutoutBatch, good: Bool) -> dict[str, Float]:
     return out
 
 
-def _sky(image: Float, sky: Bool) -> tuple[Float, Float]:
-    """Noise and level of the sky `(N, B)`: from the lower half, which sources do not reach."""
+def _sky(image: Float, sky: Bool) -> tuple[Float, Float, NDArray[np.intp]]:
+    """Noise, level and pixels of the sky `(N, B)`: from the lower half, which sources do not reach."""
     n, b = image.shape[:2]
     flat = np.where(sky, image, np.float32(np.inf)).reshape(n, b, -1)
-    count = sky.reshape(n, b, -1).sum(axis=-1)
+    count = np.count_nonzero(sky.reshape(n, b, -1), axis=-1)
     flat.sort(axis=-1)
 
     def at(fraction: float) -> Float:
@@ -267,7 +270,7 @@ def _sky(image: Float, sky: Bool) -> tuple[Float, Float]:
         level, noise = at(0.5), at(0.5) - at(0.158655)
     none = count == 0
     level[none], noise[none] = np.nan, np.nan
-    return noise, level
+    return noise, level, count
 
 
 def _structure(image: Float, good: Bool, noise: Float, level: Float) -> dict[str, Float]:
@@ -277,9 +280,7 @@ def _structure(image: Float, good: Bool, noise: Float, level: Float) -> dict[str
     flat = np.where(good, image, base) - base
     k = BLOCK if min(h, w) >= 4 * BLOCK else 1
     rows, cols = h // k, w // k
-    oy, ox = (h - rows * k) // 2, (w - cols * k) // 2
-    blocks = flat[:, :, oy : oy + rows * k, ox : ox + cols * k].reshape(n, b, rows, k, cols, k)
-    means = blocks.mean(axis=(3, 5), dtype=np.float32)
+    means = _averages(h, k) @ flat @ _averages(w, k).T
     # Differences of neighbours: the scatter of blocks whatever the noise correlation, without gradients.
     steps = np.abs(means[..., 1:] - means[..., :-1]).reshape(n, b, -1)
     scatter = 1.4826 / np.sqrt(2) * _middle(steps)
@@ -295,6 +296,16 @@ def _structure(image: Float, good: Bool, noise: Float, level: Float) -> dict[str
         "dip": dip.astype(np.float32),
         "spikes": _spikes(flat, noise),
     }
+
+
+def _averages(length: int, k: int) -> Float:
+    """`(length // k, length)` matrix that averages `k` neighbours, centred when `length` is no multiple."""
+    count = length // k
+    start = (length - count * k) // 2
+    out = np.zeros((count, length), np.float32)
+    for row in range(count):
+        out[row, start + row * k : start + (row + 1) * k] = 1 / k
+    return out
 
 
 def _middle(values: Float) -> Float:
