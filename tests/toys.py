@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
+
 from ripple.artefact import ArtefactWriter, create
 from ripple.config import Config
 from ripple.cutouts import TensorBatch
@@ -30,7 +31,7 @@ class ToyConfig(Config):
 def toy_images(
     label: np.ndarray, rng: np.random.Generator, size: int = 32, bands: int = 3, arc: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Images `(N, B, size, size)` and radii of the arcs (NaN without); others have a blob instead of an arc."""
+    """Images `(N, B, size, size)` and radii of the arcs (NaN without); others have a blob."""
     n, c = len(label), size // 2
     y, x = np.mgrid[:size, :size].astype(np.float32)
     image = rng.normal(0, 0.3, (n, bands, size, size)).astype(np.float32)

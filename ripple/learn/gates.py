@@ -2,8 +2,8 @@
 
 Each gate is a logistic regression that sees only something which must not tell lenses from non-lenses: the
 central pixels (the deflector), the PSF and the noise, the radial profile, the catalogue's columns. It is
-fitted on the training sky and judged on the rest. A gate that comes near the network means that the network may
-have learnt the simulation, not the lenses.
+fitted on the training sky and judged on the rest. A gate that comes near the network means that the network
+may have learnt the simulation, not the lenses.
 """
 
 from __future__ import annotations

@@ -216,6 +216,14 @@ def _table() -> list[list[int]]:
     return [[next(k for k in range(8) if find(_act(seen[k], g)) == h) for h in range(8)] for g in range(8)]
 
 
+def _turns(fields: int, inner: int, kernel: int) -> Tensor:
+    """Where each weight of the eight turned kernels comes from, `(8 * fields * inner * k * k,)`."""
+    place = torch.arange(fields * inner * kernel * kernel).reshape(fields, inner, kernel, kernel)
+    table = _table()
+    turned = [_act(place if inner == 1 else place[:, table[g]], g) for g in range(8)]
+    return torch.stack(turned).flatten()
+
+
 class GroupConv(nn.Module):
     """Convolution that commutes with the eight symmetries of the square.
 
@@ -237,19 +245,17 @@ class GroupConv(nn.Module):
         self, fields_in: int, fields_out: int, kernel: int, *, stride: int = 1, lift: bool = False
     ) -> None:
         super().__init__()
-        self.lift, self.stride, self.padding = lift, stride, (kernel - 1) // 2
+        self.stride, self.padding = stride, (kernel - 1) // 2
         inner = 1 if lift else 8
         scale = math.sqrt(2.0 / (fields_in * inner * kernel * kernel))
         self.weight = nn.Parameter(torch.randn(fields_out, fields_in, inner, kernel, kernel) * scale)
-        self.register_buffer("index", torch.tensor(_table()), persistent=False)
+        self.register_buffer("index", _turns(fields_in, inner, kernel), persistent=False)
 
     def kernels(self) -> Tensor:
         """The plain kernels `(fields_out * 8, fields_in * (1 or 8), k, k)`."""
         out, fan, inner, k, _ = self.weight.shape
-        turned = [
-            _act(self.weight if self.lift else self.weight[:, :, self.index[g]], g) for g in range(8)
-        ]  # 8 x (out, fan, inner, k, k)
-        return torch.stack(turned, 1).reshape(out * 8, fan * inner, k, k)
+        turned = self.weight.reshape(out, -1)[:, self.index]  # (out, 8 * fan * inner * k * k)
+        return turned.reshape(out * 8, fan * inner, k, k)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(n, fields_in * (1 or 8), H, W)` -> `(n, fields_out * 8, H', W')`."""
@@ -282,8 +288,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`(n, fields_in * 8, H, W)` -> `(n, fields_out * 8, H / 2, W / 2)`."""
         x = halve(x)
-        y = self.norm2(self.conv2(nn.functional.gelu(self.norm1(self.conv1(x)))))
-        return nn.functional.gelu(self.skip(x) + y)
+        y = self.norm2(self.conv2(nn.functional.relu(self.norm1(self.conv1(x)))))
+        return nn.functional.relu(self.skip(x) + y)
 
 
 def halve(x: Tensor) -> Tensor:
@@ -318,7 +324,7 @@ class D4Cnn(nn.Module):
         """`(n, B, H, W)` -> features `(n, 8 * width)`: per field the mean and the maximum over the plane."""
         if x.shape[-1] % 2 or x.shape[-2] % 2:
             x = nn.functional.avg_pool2d(x, 2, stride=1)  # the stem halves even planes symmetrically
-        y = nn.functional.gelu(self.norm(self.stem(x)))
+        y = nn.functional.relu(self.norm(self.stem(x)))
         for block in self.blocks:
             y = block(y)
         n, c, h, w = y.shape

@@ -1,0 +1,353 @@
+"""`ripple score`: a model and tensors to ranked candidates.
+
+Shard k of the tensors becomes `shard-k.parquet`; a run that was killed goes on after the last whole shard.
+The sorted table is written in pieces of ranks, so that memory grows by a few numbers per row only. Every row
+says whether the model was trained on its piece of sky; only unseen sky is evaluated.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ripple import shard
+from ripple.artefact import Artefact, ArtefactWriter, create, open_artefact
+from ripple.cutouts import TensorBatch
+from ripple.errors import DataError, IntegrityError
+from ripple.files import write_atomic
+from ripple.learn.augment import orient
+from ripple.learn.calibrate import sigmoid
+from ripple.learn.checkpoint import Contract, Conversion, Facts, Model, check, convert, load_model
+from ripple.learn.fit import stoppable
+from ripple.learn.ranking import OWN, joined_index, top_csv, write_sorted
+from ripple.learn.report import evaluation_report
+from ripple.learn.rows import named_split
+from ripple.learn.score_config import ScoreConfig
+from ripple.learn.splits import SPLITS, sky_cells, split_keys
+from ripple.learn.train import choose_device
+from ripple.profile import Summary, peak_rss, progress
+
+SORTED = "scores.parquet"
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One shard to score."""
+
+    number: int
+    artefact: Artefact
+    shard: int
+
+
+def score(config: ScoreConfig) -> Summary:
+    """Score, resume, or find finished.
+
+    Raises
+    ------
+    ContractError
+        The tensors break the contract of the model; nothing is written.
+    IntegrityError
+        A damaged model or shard; no score is written for it.
+    DataError
+        `evaluate` without labelled rows of both classes on unseen sky.
+    """
+    began = time.perf_counter()
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = choose_device(config.device)
+    model = load_model(config.model).to(device)
+    artefacts = [open_artefact(path, "tensors") for path in config.tensors]
+    units = [
+        Unit(n, a, k) for n, (a, k) in enumerate((a, k) for a in artefacts for k in range(len(a.shards)))
+    ]
+    _check_all(model.contract, units, config)
+    inputs = {"model": model.contract.digest(), "tensors": [a.digest for a in artefacts]}
+    writer = create(
+        config.output, kind="scores", config=config, inputs=inputs, units=len(units), suffix=".parquet"
+    )
+    if not isinstance(writer, ArtefactWriter):
+        return _summary(config, writer.artefact.manifest["attributes"], 0.0, done=True)
+    with writer, stoppable() as stop:
+        todo = [unit for unit in units if writer.done(unit.number) is None]
+        with progress(sum(u.artefact.shards[u.shard].rows for u in units), "scoring") as advance:
+            for unit, batch, images in _ahead(_read(todo, model.contract, config, device)):
+                stop()
+                table = score_shard(model, unit, batch, images, config, device, advance)
+                writer.commit(unit.number, _parquet(table), len(batch), {})
+        attributes = _finish(writer, model, units, config)
+    return _summary(config, attributes, time.perf_counter() - began)
+
+
+def _finish(writer: ArtefactWriter, model: Model, units: list[Unit], config: ScoreConfig) -> dict[str, Any]:
+    """Sorted table, best rows, evaluation, then the manifest."""
+    paths = [writer.directory / writer.name(unit.number) for unit in units]
+    digest, rows = write_sorted(paths, writer.directory / SORTED)
+    if config.top:
+        write_atomic(writer.directory / "top.csv", top_csv(writer.directory / SORTED, config.top))
+    attributes: dict[str, Any] = {
+        "rows": rows, "sorted": {"name": SORTED, "sha256": digest},
+        "model": {"digest": model.contract.digest(), "origin": model.contract.origin},
+        "members": len(model.nets),
+        "output": model.contract.output, "threshold": model.contract.threshold,
+        "bands": list(model.contract.bands), "prevalence": config.prevalence,
+    }  # fmt: skip
+    metrics: dict[str, Any] = {"peak_rss": peak_rss()}
+    if config.evaluate:
+        found = evaluation_report(paths, model.contract, config, writer.directory)
+        metrics |= found
+        attributes["evaluation"] = found["evaluation"]["metrics"]
+        if "visible" in found:
+            attributes["visible"] = found["visible"]
+    artefacts = list({id(unit.artefact): unit.artefact for unit in units}.values())
+    writer.finish(joined_index(artefacts), metrics, attributes)
+    return attributes
+
+
+def _conversion(config: ScoreConfig) -> Conversion:
+    return Conversion(crop=config.crop, reorder_bands=config.reorder_bands, resample=config.resample)
+
+
+def _check_all(contract: Contract, units: list[Unit], config: ScoreConfig) -> None:
+    """Look at every shard before the first score, so that a misfit writes nothing."""
+    seen = np.zeros(2, np.int64)
+    for unit in units:
+        path = unit.artefact.verified_path(unit.shard)
+        batch = shard.map_tensors(path)
+        check(contract, Facts.of(batch), _conversion(config), str(path))
+        if config.evaluate and "label" in batch.catalog:
+            unseen = split_names(contract, unit.artefact, batch) == "test"
+            label = np.asarray(batch.catalog["label"])[unseen]
+            seen += [(label == 0).sum(), (label == 1).sum()]
+    if config.evaluate and contract.output == "lens" and not seen.all():
+        raise DataError(
+            f"--evaluate: {seen[1]} lenses and {seen[0]} non-lenses on sky the model has not seen",
+            hint="score labelled tensors, or leave --evaluate out",
+        )
+
+
+# --- one shard -------------------------------------------------------------------------------------
+
+
+def _read(
+    units: list[Unit], contract: Contract, config: ScoreConfig, device: torch.device
+) -> Iterator[tuple[Unit, TensorBatch, list[Tensor]]]:
+    """Shards with their images in batches, in host memory, as the network takes them."""
+    for unit in units:
+        path = unit.artefact.verified_path(unit.shard)
+        batch = shard.map_tensors(path)
+        facts = Facts.of(batch)
+        check(contract, facts, _conversion(config), str(path))
+        images = []
+        for at in range(0, len(batch), config.batch_size):
+            part = torch.from_numpy(batch.image[at : at + config.batch_size].astype(np.float32))
+            image = convert(part, contract, facts).contiguous()
+            images.append(image.pin_memory() if device.type == "cuda" else image)
+        yield unit, batch, images
+
+
+def _ahead[T](items: Iterable[T]) -> Iterator[T]:
+    """The same items, made one ahead in a thread; errors come out where the item would."""
+    box: queue.Queue[tuple[bool, Any]] = queue.Queue(maxsize=1)
+    stop = threading.Event()
+
+    def put(entry: tuple[bool, Any]) -> None:
+        while not stop.is_set():
+            with suppress(queue.Full):
+                box.put(entry, timeout=0.1)
+                return
+
+    def work() -> None:
+        try:
+            for item in items:
+                put((True, item))
+                if stop.is_set():
+                    return
+            put((False, None))
+        except BaseException as err:  # noqa: BLE001 - raised again in the caller's thread
+            put((False, err))
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while True:
+            more, item = box.get()
+            if not more:
+                if item is not None:
+                    raise item
+                return
+            yield item
+    finally:
+        stop.set()
+        thread.join()
+
+
+def score_shard(
+    model: Model, unit: Unit, batch: TensorBatch, images: list[Tensor], config: ScoreConfig,
+    device: torch.device, advance: Callable[[int], None],
+) -> pa.Table:  # fmt: skip
+    """The table of one shard, in the order of its rows.
+
+    Columns: id, ra, dec, score, probability, spread, qc, split, shard, row, then the answers of other tasks
+    (`p_<class>`, `predicted`, or `<target>_predicted`), then the other catalogue columns.
+    """
+    parts = []
+    for image in images:
+        moved = image.to(device, non_blocking=True)
+        parts.append(outputs(model, moved, tta=config.tta))
+        advance(len(image))
+    values = np.concatenate(parts) if parts else np.zeros((0, 1, model.contract.architecture.outputs))
+    n, catalog = len(batch), dict(batch.catalog)
+    columns: dict[str, Any] = {name: catalog.pop(name, np.full(n, np.nan)) for name in ("id", "ra", "dec")}
+    columns |= answers(model.contract, values, config.prevalence)
+    columns["qc"] = catalog.pop("qc", np.zeros(n, np.uint64))
+    columns["split"] = split_names(model.contract, unit.artefact, batch)
+    columns["shard"] = np.full(n, unit.number, np.int32)
+    columns["row"] = np.arange(n, dtype=np.int32)
+    for name, column in catalog.items():
+        if name not in columns and name not in OWN and column.ndim == 1 and not name.startswith("norm_"):
+            columns[name] = column
+    return pa.table({name: _arrow(column) for name, column in columns.items()})
+
+
+@torch.inference_mode()
+def outputs(model: Model, image: Tensor, *, tta: bool = True) -> NDArray[np.float32]:
+    """Outputs of every member and orientation.
+
+    Parameters
+    ----------
+    model
+        On the device of `image`.
+    image
+        `(n, B, size, size)` float32.
+    tta
+        Eight orientations for members that are not invariant by construction.
+
+    Returns
+    -------
+    `(n, V, outputs)` float32, V members times orientations; a member that is invariant counts eight times, so
+    that members weigh the same.
+    """
+    found = []
+    turns = range(8) if tta else range(1)
+    for net in model.nets:
+        if net.invariant or not tta:
+            found += [net(image)] * len(turns)
+            continue
+        for g in turns:
+            element = torch.full((len(image),), g, dtype=torch.int64, device=image.device)
+            found.append(net(orient(image, element)))
+    return torch.stack(found, 1).float().cpu().numpy()
+
+
+def answers(
+    contract: Contract, values: NDArray[np.floating], prevalence: float | None
+) -> dict[str, NDArray[Any]]:
+    """Score, probability, spread and what else the task gives.
+
+    Parameters
+    ----------
+    contract
+        Of the model.
+    values
+        `(n, V, outputs)` from `outputs`.
+    prevalence
+        Of lenses, for `probability`.
+    """
+    match contract.output:
+        case "lens":
+            logit = values[:, :, 0].astype(np.float64)
+            mean = logit.mean(1)
+            found = {
+                "score": sigmoid(mean),
+                "probability": contract.calibration.probability(mean, prevalence=prevalence),
+                "spread": sigmoid(logit).std(1),
+            }
+        case "classes":
+            odds = np.exp(values - values.max(2, keepdims=True)).astype(np.float64)
+            each = odds / odds.sum(2, keepdims=True)
+            p = each.mean(1)
+            found = {"score": 1 - p[:, 0], "probability": 1 - p[:, 0], "spread": each[:, :, 0].std(1)}
+            found["predicted"] = p.argmax(1).astype(np.int32)
+            found |= {f"p_{contract.class_map[str(k)]}": p[:, k] for k in range(p.shape[1])}
+        case "regression":
+            real = values * np.array(contract.target_std) + np.array(contract.target_mean)
+            mean = real.mean(1)
+            found = {
+                "score": mean[:, 0],
+                "probability": np.full(len(mean), np.nan),
+                "spread": real[:, :, 0].std(1),
+            }
+            found |= {f"{name}_predicted": mean[:, k] for k, name in enumerate(contract.targets)}
+    if not all(np.isfinite(found[name]).all() for name in ("score", "spread")):
+        raise IntegrityError(
+            "the network gives scores that are not finite", hint="look at tensors and weights"
+        )
+    # The score keeps its digits: near 1 float32 would tie the best candidates.
+    rest = {k: v.astype(np.float32) if v.dtype == np.float64 else v for k, v in found.items()}
+    return rest | {"score": found["score"].astype(np.float64)}
+
+
+def split_names(contract: Contract, artefact: Artefact, batch: TensorBatch) -> NDArray[np.str_]:
+    """For each row `train`, `validation` or `test`: what the model used its piece of sky for.
+
+    By position when the model was trained by sky block: a row in a block that holds rows it was trained on is
+    `train`, whatever data set it comes from. Otherwise by id or by the given column, for the very artefacts
+    it was trained on; all else is `test`.
+    """
+    n = len(batch)
+    if contract.split is not None:
+        sky = contract.split
+        cells = sky_cells(batch.catalog["ra"], batch.catalog["dec"], sky.nside)
+        number = np.where(np.isin(cells, sky.train), 0, np.where(np.isin(cells, sky.validation), 1, 2))
+    elif artefact.digest in contract.training.get("inputs", ()):
+        options = contract.training["config"]
+        if options["split_column"] is not None:
+            number = named_split(np.asarray(batch.catalog[options["split_column"]]), options["split_column"])
+        else:
+            key = batch.catalog["id"]
+            number = split_keys(key, fractions=options["fractions"], seed=options["split_seed"])
+    else:
+        number = np.full(n, 2)
+    # A row in no split was left out of training because it touches held-out sky: it is not held out itself.
+    return np.array([*SPLITS, "train"])[number]
+
+
+def _arrow(column: NDArray[Any]) -> pa.Array:
+    if column.dtype.kind == "S":
+        return pa.array([value.decode("utf-8", "replace") for value in column.tolist()])
+    return pa.array(column)
+
+
+def _parquet(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def _summary(
+    config: ScoreConfig, attributes: dict[str, Any], seconds: float, *, done: bool = False
+) -> Summary:
+    facts: dict[str, Any] = {"rows": attributes["rows"]}
+    if seconds:
+        facts["rate"] = f"{attributes['rows'] / seconds:,.0f} rows/s"
+    for name in ("auroc", "pr_auc", "tpr_at_fpr_1e-2", "ece"):
+        entry = attributes.get("evaluation", {}).get(name)
+        if isinstance(entry, dict) and "low" in entry:
+            facts[f"{name} (unseen sky)"] = f"{entry['value']:.4f} [{entry['low']:.4f}, {entry['high']:.4f}]"
+    if "visible" in attributes:
+        facts["visible arcs"] = json.dumps(attributes["visible"])
+    return Summary("score", str(config.output), facts, seconds=seconds, done_before=done)
