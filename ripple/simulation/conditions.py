@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -174,6 +175,7 @@ def _smooth(rng: np.random.Generator, cy: int, cx: int) -> NDArray[np.float64]:
     return np.asarray(total / np.sqrt(2.0))
 
 
+@functools.cache
 def noise_sigma(band: str) -> float:
     """Noise of a blank pixel in nJy that gives the band's depth.
 

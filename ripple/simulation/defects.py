@@ -127,7 +127,9 @@ def observe(
         near = np.s_[:, max(x - 20, 0) : max(x + 20, 0)]
         variance[near] *= 1.15
         mask[near] |= bits("REJECTED", "INEXACT_PSF")
-    variance += np.float32(facts.njy_per_electron) * np.clip(light, 0.0, None)
+    # Source noise below a thousandth of the sky's is left out: the plane stays flat where there is only sky.
+    source = np.float32(facts.njy_per_electron) * light
+    variance += np.where(source > 1e-3 * variance, source, np.float32(0.0))
     rng = np.random.default_rng([seed, 12, "ugrizy".index(c.bands[band])])
     light += np.sqrt(variance) * correlated_noise(rng, (light.shape[0], light.shape[1]))
     _saturate(light, mask, stars, c, band)

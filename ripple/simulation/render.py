@@ -11,12 +11,12 @@ import scipy.fft
 from numpy.typing import NDArray
 
 from ripple.geometry import Box
-from ripple.simulation.conditions import CELL, KERNEL, PIXEL_SCALE, Conditions, magnitude
+from ripple.simulation.conditions import CELL, KERNEL, PIXEL_SCALE, Conditions, magnitude, noise_sigma
 from ripple.simulation.population import UGRIZY, Painted
 from ripple.simulation.profiles import Complex, Lensed, Point, extent, transform
 
-#: Light fainter than this per pixel (nJy) may be cut off at the edge of a stamp.
-FAINT = 0.15
+#: Light fainter than this share of the noise of a pixel may be cut off at the edge of a stamp.
+FAINT = 0.1
 SIZES = (64, 96, 128, 192, 256, 384)
 #: A star brighter than this (nJy) is drawn with the wings of its PSF beyond the kernel that the file holds.
 BRIGHT_STAR = 1.2e5
@@ -54,7 +54,11 @@ class StripTask:
 
 def stamp_size(painted: Painted) -> int:
     """Pixels along a side of the stamp that holds what is painted."""
-    radius = max(extent(shape, max(fluxes), FAINT) for shape, fluxes in painted.parts)
+    radius = max(
+        extent(shape, value, FAINT * noise_sigma(band))
+        for shape, fluxes in painted.parts
+        for band, value in zip(UGRIZY, fluxes, strict=True)
+    )
     return next((s for s in SIZES if s >= 2.0 * (radius + 10.0)), SIZES[-1])
 
 
