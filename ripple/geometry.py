@@ -105,6 +105,11 @@ class Tan:
         a, b, c, d = self.cd
         return float(np.sqrt(abs(a * d - b * c)) * 3600.0)
 
+    @property
+    def _turn(self) -> float:
+        """-1 at the north pole: there FITS puts LONPOLE at 0 instead of 180 deg (op. cit. paper II, 2.2)."""
+        return -1.0 if self.dec0 >= 90.0 else 1.0
+
     def sky_to_pixel(self, ra: ArrayLike, dec: ArrayLike) -> tuple[Float, Float]:
         """Pixels of sky positions.
 
@@ -126,8 +131,8 @@ class Tan:
         cos_a = np.cos(da)
         w = s0 * sin_d + c0 * cos_d * cos_a
         with np.errstate(divide="ignore", invalid="ignore"):
-            xi = np.degrees(cos_d * np.sin(da) / w)
-            eta = np.degrees((c0 * sin_d - s0 * cos_d * cos_a) / w)
+            xi = self._turn * np.degrees(cos_d * np.sin(da) / w)
+            eta = self._turn * np.degrees((c0 * sin_d - s0 * cos_d * cos_a) / w)
         behind = ~(w > 0)
         a, b, c, e = self.cd
         det = a * e - b * c
@@ -140,7 +145,7 @@ class Tan:
         px = np.asarray(x, float) - self.x0
         py = np.asarray(y, float) - self.y0
         a, b, c, e = self.cd
-        xi, eta = np.radians(a * px + b * py), np.radians(c * px + e * py)
+        xi, eta = self._turn * np.radians(a * px + b * py), self._turn * np.radians(c * px + e * py)
         c0, s0 = np.cos(np.radians(self.dec0)), np.sin(np.radians(self.dec0))
         up = c0 - eta * s0
         ra = np.degrees(np.arctan2(xi, up)) + self.ra0

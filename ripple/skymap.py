@@ -214,12 +214,13 @@ class SkyMap(ABC):
         t, k = self.table, self.table.rows(tract, self.name)
         r, d = np.radians(np.asarray(ra, float)), np.radians(np.asarray(dec, float))
         da = r - np.radians(t.ra[k])
+        turn = np.where(t.dec[k] >= 90.0, -1.0, 1.0)  # LONPOLE, as in Tan
         d0 = np.radians(t.dec[k])
         cos_d, sin_d, cos_a, c0, s0 = np.cos(d), np.sin(d), np.cos(da), np.cos(d0), np.sin(d0)
         w = s0 * sin_d + c0 * cos_d * cos_a
         with np.errstate(divide="ignore", invalid="ignore"):
-            xi = np.where(w > 0, np.degrees(cos_d * np.sin(da) / w), np.nan)
-            eta = np.where(w > 0, np.degrees((c0 * sin_d - s0 * cos_d * cos_a) / w), np.nan)
+            xi = np.where(w > 0, turn * np.degrees(cos_d * np.sin(da) / w), np.nan)
+            eta = np.where(w > 0, turn * np.degrees((c0 * sin_d - s0 * cos_d * cos_a) / w), np.nan)
         a, b, c, e = np.moveaxis(t.cd[k], -1, 0)
         det = a * e - b * c
         return t.x0[k] + (e * xi - b * eta) / det, t.y0[k] + (a * eta - c * xi) / det
@@ -312,9 +313,8 @@ def _span(start: Int, stop: Int, size: int, border: int, count: Int) -> tuple[In
 
 def whole(x: ArrayLike) -> Int:
     """The pixel that holds a coordinate, `floor(x + 0.5)`; far outside any tract for NaN."""
-    return np.nan_to_num(np.floor(np.asarray(x, float) + 0.5), nan=-1e9, posinf=-1e9, neginf=-1e9).astype(
-        np.int64
-    )
+    pixel = np.floor(np.asarray(x, float) + 0.5)
+    return np.clip(np.nan_to_num(pixel, nan=-1e9), -1e9, 1e9).astype(np.int64)
 
 
 def _square_tracts(
