@@ -183,7 +183,7 @@ def _row_type(hdu: Hdu) -> np.dtype[Any]:
     row = {"names": names, "formats": types, "offsets": offsets, "itemsize": hdu.integer("NAXIS1")}
     try:
         return np.dtype(row)  # type: ignore[call-overload, no-any-return]
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise UnreadableError(f"{hdu.label}: rows too short for their columns") from error
 
 
@@ -301,6 +301,8 @@ class _Tiles:
         heap = self.hdu.data + self.hdu.integer(
             "THEAP", self.hdu.integer("NAXIS1") * self.hdu.integer("NAXIS2")
         )
+        if not self.hdu.data <= heap <= self.hdu.data + self.hdu.size:
+            raise UnreadableError(f"{self.name}: damaged, the heap lies outside its table")
         lengths, offsets = descriptors[:, 0].astype(np.int64) * size, descriptors[:, 1].astype(np.int64)
         # No encoder expands by so much: a longer tile is a damaged descriptor.
         if (
@@ -363,7 +365,7 @@ class _Tiles:
         out = np.empty((int(job[1]), int(job[2])), np.int32)
         if algorithm.startswith("RICE"):
             size, block = _setting(self.hdu, "BYTEPIX", 4), _setting(self.hdu, "BLOCKSIZE", 32)
-            if size not in (1, 2, 4) or block < 1:
+            if size not in (1, 2, 4) or not 1 <= block <= 65536:
                 raise UnreadableError(f"{self.name}: Rice code with {size} bytes and blocks of {block}")
             words = np.frombuffer(bytes(view) + bytes(16 - len(view) % 4), ">u4").astype(np.uint32)
             flat = out.reshape(-1)
@@ -391,9 +393,12 @@ class _Tiles:
         random, starts = _random_sequence()
         dither, seed = _DITHER[self.hdu.text("ZQUANTIZ")], self.hdu.integer("ZDITHER0", 1)
         scale, zero = table["ZSCALE"].astype(float), table["ZZERO"].astype(float)
-        header = self.hdu.header.get("ZBLANK", self.hdu.header.get("BLANK"))
-        has_blank = "ZBLANK" in (self.row.names or ()) or header is not None
-        blank = table["ZBLANK"] if "ZBLANK" in (self.row.names or ()) else np.full(len(rows), header or 0)
+        key = "ZBLANK" if "ZBLANK" in self.hdu.header else "BLANK"
+        column = "ZBLANK" in (self.row.names or ())
+        has_blank = column or key in self.hdu.header
+        # Clipping keeps a value that no int32 pixel can have out of the way of the pixels.
+        always = min(max(self.hdu.integer(key, 0), -(2**40)), 2**40)
+        blank = table["ZBLANK"] if column else np.full(len(rows), always)
         for k, view in enumerate(views):
             first = (int(rows[k]) + seed - 1) % len(random)
             kernels.dequantize(
