@@ -13,8 +13,16 @@ def __getattr__(name: str) -> object:
         from ripple import write
 
         return getattr(write, name)
+    if name in ("open_survey", "Survey", "Cutout", "Cutouts"):
+        from ripple import survey
+
+        return getattr(survey, name)
     if name in ("open_artefact", "verify"):
         from ripple import artefact
 
         return getattr(artefact, name)
+    if name == "denormalize":
+        from ripple.normalize import denormalize
+
+        return denormalize
     raise AttributeError(f"module 'ripple' has no attribute {name!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -40,9 +41,9 @@ class CutoutBatch:
         `(N, B)` int32 into `psf`; -1 where there is none.
     catalog
         Columns of length N: `index` (int64, position in the target list), `id`, `ra`, `dec` (deg ICRS),
-        `tract`, `patch` (int32), `x0`, `y0` (int32, first pixel, PARENT), `dx`, `dy` (float32, target minus centre of
-        pixel `W // 2`, `H // 2`), `band_mask` (uint32, bit b set when band b has data), then measures
-        and user columns (`label` among them when given).
+        `tract`, `patch` (int32), `x0`, `y0` (int32, first pixel, PARENT), `dx`, `dy` (float32, target
+        minus centre of pixel `W // 2`, `H // 2`), `band_mask` (uint32, bit b set when band b has data), then
+        measures and user columns (`label` among them when given).
     wcs
         Projection of each tract that occurs, PARENT frame.
     pixel_scale
@@ -115,3 +116,40 @@ class TensorBatch:
 
     def __len__(self) -> int:
         return len(self.image)
+
+
+def concatenate(batches: Sequence[CutoutBatch]) -> CutoutBatch:
+    """Several batches of equal bands and size as one; PSF kernels are padded to one side.
+
+    Raises
+    ------
+    ValueError
+        No batch, or batches that differ in bands, mask planes or size.
+    """
+    first = batches[0]
+    if len(batches) == 1:
+        return first
+    if any(b.bands != first.bands or b.mask_planes != first.mask_planes for b in batches):
+        raise ValueError("batches differ in bands or mask planes")
+    side = max(b.psf.shape[-1] for b in batches)
+    starts = np.cumsum([0, *(len(b.psf) for b in batches)])
+    index = [np.where(b.psf_index < 0, -1, b.psf_index + s) for b, s in zip(batches, starts, strict=False)]
+    pads = [(side - b.psf.shape[-1]) // 2 for b in batches]
+    return CutoutBatch(
+        bands=first.bands,
+        image=np.concatenate([b.image for b in batches]),
+        variance=np.concatenate([b.variance for b in batches]),
+        mask=np.concatenate([b.mask for b in batches]),
+        mask_planes=first.mask_planes,
+        psf=np.concatenate(
+            [np.pad(b.psf, ((0, 0), (p, p), (p, p))) for b, p in zip(batches, pads, strict=True)]
+        ),
+        psf_index=np.concatenate(index).astype(np.int32),
+        catalog={
+            k: np.concatenate([b.catalog[k] for b in batches])
+            for k in first.catalog
+            if all(k in b.catalog for b in batches)
+        },
+        wcs={t: tan for b in batches for t, tan in b.wcs.items()},
+        pixel_scale=first.pixel_scale,
+    )

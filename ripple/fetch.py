@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
 from ripple.config import neutral
 from ripple.errors import ConfigError, Reason, TooManyRejected, WorkerError
@@ -51,9 +50,6 @@ class FetchConfig(Selection):
 
     verb: ClassVar[str] = "fetch"
 
-    margin: int = Field(
-        0, ge=0, le=256, description="Pixels added on each side, which preprocess uses and then trims."
-    )
     output: str = neutral("", description="Directory for the cutout shards.")
     workers: int = neutral(1, ge=0, description="Worker processes; 0 reads in this process.")
     dask: str | None = neutral(
@@ -230,7 +226,7 @@ def _lost(task: ShardTask, message: str) -> UnitResult:
     return replace(result, record=record)
 
 
-def unit_task(config: FetchConfig, plan: Plan, unit: Unit) -> UnitTask:
+def unit_task(selection: Selection, plan: Plan, unit: Unit) -> UnitTask:
     """What a worker needs to make the shard of one unit."""
     from ripple.unit import UnitTask
 
@@ -250,16 +246,16 @@ def unit_task(config: FetchConfig, plan: Plan, unit: Unit) -> UnitTask:
     return UnitTask(
         number=unit.number,
         bands=plan.bands,
-        size=int(plan.size[rows[0]]) + 2 * config.margin,
-        margin=config.margin,
+        size=int(plan.reach[rows[0]]),
+        margin=plan.margin,
         tract=unit.tract,
         projection=plan.projections[unit.tract],
         catalog=catalog,
         datasets=tuple(datasets),
         boxes={d.patch: plan.patch_boxes[d.tract, d.patch] for d in datasets},
         repo=plan.repo,
-        missing_band=config.missing_band,
-        edge=config.edge,
+        missing_band=selection.missing_band,
+        edge=selection.edge,
     )
 
 
@@ -344,7 +340,7 @@ def _attributes(config: FetchConfig, plan: Plan, writer: ArtefactWriter) -> dict
         notes |= dict.fromkeys(record["notes"])
     return {
         "bands": list(plan.bands),
-        "size": config.size,
+        "size": int(plan.size[0]) if len(set(plan.size.tolist())) == 1 else None,
         "margin": config.margin,
         "unit": "nJy",
         "mask_planes": list(MASK_PLANES),

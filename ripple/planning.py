@@ -26,8 +26,10 @@ from ripple.targets import DEC_NAMES, ID_NAMES, LABEL_NAMES, RA_NAMES, Columns, 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-#: A unit (one shard) holds at most this many rows, and this many bytes of image, variance and mask.
-UNIT_ROWS, UNIT_BYTES = 2000, 600_000_000
+#: Patches share a unit (one shard) up to this many rows and bytes of image, variance and mask.
+UNIT_ROWS, UNIT_BYTES = 2000, 400_000_000
+#: A patch with more bytes than this is divided, and decoded once for each of its units.
+PATCH_BYTES = 1_000_000_000
 #: Object tables with more columns than this lose those that nobody asked for.
 WIDE_TABLE = 64
 #: Bytes per pixel and band of a cutout: image, variance, mask.
@@ -66,6 +68,7 @@ class Planner:
     def __init__(self, selection: Selection, repository: Repository) -> None:
         self.selection, self.repository = selection, repository
         self.notes: list[str] = []
+        self._known: dict[int, list[Dataset]] = {}
         self.region: Region | None = parse_region(selection.region) if selection.region else None
         self.dataset_type = repository.coadd_type(selection.dataset_type)
         self.skymap_name = repository.skymap_name(self.dataset_type, selection.skymap)
@@ -76,9 +79,9 @@ class Planner:
         for tract in selection.tract:
             self.skymap.patch_xy(tract, selection.patch or (0,))  # refuses ids that do not exist
 
-    def plan(self) -> Plan:
-        """The plan."""
-        targets = self._targets()
+    def plan(self, targets: Targets | None = None) -> Plan:
+        """The plan, of the selection's targets or of those given; it may be made again for others."""
+        targets = self._targets() if targets is None else targets
         self.notes += targets.notes
         scale = self.skymap.tan(int(self.skymap.table.ids[0])).pixel_scale
         side = side_of(self.selection.size, scale)
@@ -268,9 +271,13 @@ class Planner:
     # ---- what exists
 
     def _datasets(self, tracts: set[int]) -> list[Dataset]:
-        return self.repository.datasets(
-            self.dataset_type, self.skymap_name, tracts, self.bands, self.selection.where
+        found = self.repository.datasets(
+            self.dataset_type, self.skymap_name, tracts - set(self._known), self.bands, self.selection.where
         )
+        self._known |= {tract: [] for tract in tracts if tract not in self._known}
+        for dataset in found:
+            self._known[dataset.tract].append(dataset)
+        return [dataset for tract in sorted(tracts) for dataset in self._known[tract]]
 
     def _have(self, datasets: dict[tuple[int, int, str], Dataset]) -> dict[tuple[int, int], int]:
         have: dict[tuple[int, int], int] = {}
@@ -405,7 +412,8 @@ class Planner:
         units: list[Unit] = []
         held: list[Int] = []
         for group in groups:
-            limit = self._limit(int(reach[group[0]]))
+            limit = self._limit(int(reach[group[0]]), UNIT_BYTES, UNIT_ROWS)
+            whole = self._limit(int(reach[group[0]]), PATCH_BYTES, len(group))
             same = (
                 held
                 and place.tract[held[0][0]] == place.tract[group[0]]
@@ -415,15 +423,15 @@ class Planner:
                 units.append(_unit(len(units), held, place))
                 held = []
             held.append(group)
-            while len(held) == 1 and len(held[0]) > limit:
-                units.append(_unit(len(units), [held[0][:limit]], place))
-                held = [held[0][limit:]]
+            while len(held) == 1 and len(held[0]) > whole:
+                units.append(_unit(len(units), [held[0][:whole]], place))
+                held = [held[0][whole:]]
         if held:
             units.append(_unit(len(units), held, place))
         return tuple(units)
 
-    def _limit(self, side: int) -> int:
-        return max(1, min(UNIT_ROWS, UNIT_BYTES // (PIXEL_BYTES * len(self.bands) * side * side)))
+    def _limit(self, side: int, size: int, rows: int) -> int:
+        return max(1, min(rows, size // (PIXEL_BYTES * len(self.bands) * side * side)))
 
 
 def _accepted(place: Place, rejected: dict[int, Any]) -> Int:
