@@ -226,7 +226,7 @@ def _ra(
     if pa.types.is_string(column.type):
         return _angle(column, unit, hours, name, rows, notes)
     ra = _angle(column, unit, hours, name, rows, notes)
-    if unit is None and len(ra) and np.nanmin(ra) >= 0 and np.nanmax(ra) <= 24:
+    if unit is None and len(ra) and ((ra >= 0) & (ra <= 24)).all():
         raise CatalogueError(
             f"{name}: all values lie between 0 and 24: hours or degrees?",
             hint="say which with --ra-unit deg or --ra-unit hour",
