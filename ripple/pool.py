@@ -44,7 +44,9 @@ PINNED = dict.fromkeys(
 _TICK = 0.2
 _STARTUP_SECONDS = 120.0
 _STOPPED_SECONDS = 30.0
+#: How often in a row a worker may end itself while it starts, and how often something may kill it then.
 _STARTUP_TRIES = 3
+_STARTUP_KILLS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,8 +235,10 @@ class _Pool:
                 slot.stopped_since = 0.0
             elif not slot.stopped_since:
                 slot.stopped_since = now
-            elif now - slot.stopped_since > _STOPPED_SECONDS:
-                self._kill(slot, process, f"was stopped for {_STOPPED_SECONDS:g} s and was killed")
+            elif now - slot.stopped_since > (
+                patience := min(self.deadline or _STOPPED_SECONDS, _STOPPED_SECONDS)
+            ):
+                self._kill(slot, process, f"was stopped for {patience:g} s and was killed")
 
     def _kill(self, slot: _Slot, process: subprocess.Popen[bytes], verdict: str) -> None:
         with self.changed:
@@ -255,17 +259,17 @@ class _Pool:
 
     def _serve(self, slot: _Slot) -> None:
         """The thread of one slot: take a task, hand it to the worker, store what comes back."""
-        failures = 0
+        failures = kills = 0
         try:
             while (task := self._take()) is not None:
-                if slot.connection is None and not self._start(slot):
-                    failures += 1
+                if slot.connection is None and (end := self._start(slot)) is not None:
                     self._give_back(task)
-                    if failures >= _STARTUP_TRIES:
-                        message = f"worker processes cannot be started: {slot.verdict or 'they exit at once'}"
+                    failures, kills = (failures, kills + 1) if end < 0 else (failures + 1, kills)
+                    if failures >= _STARTUP_TRIES or kills >= _STARTUP_KILLS:
+                        message = f"workers cannot be started: the last one {slot.verdict or _obituary(end)}"
                         self._fail(WorkerError(message, hint="see the messages above"))
                     continue
-                failures = 0
+                failures = kills = 0
                 self._run(slot, task)
         except Exception as err:  # noqa: BLE001 - a dead thread would be a hang: the parent must hear of it
             self._fail(WorkerError(f"worker slot {slot.number}: {type(err).__name__}: {err}"))
@@ -295,8 +299,8 @@ class _Pool:
             self.fatal = self.fatal or error
             self.changed.notify_all()
 
-    def _start(self, slot: _Slot) -> bool:
-        """Start a worker and wait until it says that it is ready."""
+    def _start(self, slot: _Slot) -> int | None:
+        """Start a worker and wait until it says that it is ready; its exit code when it never does."""
         ours, theirs = socket.socketpair()
         with theirs:
             process = _spawn(theirs.fileno())
@@ -310,11 +314,13 @@ class _Pool:
             connection.recv()
         except (EOFError, OSError):
             connection.close()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(1.0)
             self._discard(slot)
-            return False
+            return process.returncode
         with self.changed:
             slot.since, slot.connection = 0.0, connection
-        return True
+        return None
 
     def _run(self, slot: _Slot, task: int) -> None:
         connection, process = slot.connection, slot.process

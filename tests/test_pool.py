@@ -127,7 +127,7 @@ def test_functions_of_main_are_refused_with_a_hint() -> None:
 
 def test_workers_that_cannot_start_are_an_error_not_a_hang(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(WorkerError, match="cannot be started"):
+    with pytest.raises(WorkerError, match="cannot be started: the last one exited with code 1"):
         list(ordered_map(tasks.square, [1, 2], workers=2))
 
 
