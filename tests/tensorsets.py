@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ripple import artefact, shard
 from ripple.config import Config
@@ -75,4 +78,74 @@ def make_tensors(
         # The index has targets in input order, which need not be the order of the rows.
         order = rng.permutation(first)
         writer.finish(pa.table({k: v[order] for k, v in kept.items()}), {}, {"bands": list(bands)})
+    return directory
+
+
+def parquet(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    return sink.getvalue()
+
+
+class ScoresConfig(Config):
+    """The part of the scoring options that a report reads."""
+
+    verb = "score"
+
+    tensors: tuple[Path, ...]
+
+
+def make_scores(
+    directory: Path, tensors: Path, *, seed: int = 0, evaluate: bool = True, model: str = "model"
+) -> Path:
+    """Scores of a pretend network in the layout of `ripple score`: lenses get higher ones."""
+    from ripple.learn import evaluate as judge
+
+    rng = np.random.default_rng(seed)
+    source = artefact.open_artefact(tensors, "tensors")
+    config = ScoresConfig(tensors=(tensors,))
+    inputs = {"model": "0" * 64, "tensors": [source.digest]}
+    writer = artefact.create(
+        directory, kind="scores", config=config, inputs=inputs, units=len(source.shards), suffix=".parquet"
+    )
+    assert isinstance(writer, artefact.ArtefactWriter)
+    labels, scores, tables = [], [], []
+    with writer:
+        for k in range(len(source.shards)):
+            batch = shard.unpack_tensors(source.read(k))
+            n = len(batch)
+            label = np.asarray(batch.catalog["label"], int)
+            logit = rng.normal(2.5 * (label == 1) - 2.0, 1.5)
+            value = 1 / (1 + np.exp(-logit))
+            columns = {
+                "id": batch.catalog["id"], "ra": batch.catalog["ra"], "dec": batch.catalog["dec"],
+                "score": value, "probability": value**1.5, "spread": rng.uniform(0, 0.1, n),
+                "qc": batch.catalog.get("qc", np.zeros(n, np.uint64)),
+                "split": np.where(rng.random(n) < 0.5, "test", "train"),
+                "shard": np.full(n, k, np.int32), "row": np.arange(n, dtype=np.int32), "label": label,
+            }  # fmt: skip
+            for name in ("theta_E", "arc_sb", "class"):
+                if name in batch.catalog:
+                    columns[name] = batch.catalog[name]
+            tables.append(pa.table({name: pa.array(np.asarray(c)) for name, c in columns.items()}))
+            writer.commit(k, parquet(tables[-1]), n, {})
+            keep = (columns["split"] == "test") & (label >= 0)
+            labels.append(label[keep])
+            scores.append(value[keep])
+        ranked = pa.concat_tables(tables).sort_by([("score", "descending")])
+        ranked = ranked.append_column("rank", pa.array(np.arange(1, len(ranked) + 1)))
+        data = parquet(ranked)
+        artefact.write_atomic(directory / "scores.parquet", data)
+        digest = hashlib.sha256(data).hexdigest()
+        attributes = {
+            "rows": len(ranked), "sorted": {"name": "scores.parquet", "sha256": digest}, "output": "lens",
+            "threshold": 0.5, "bands": ["g", "r", "i"],
+            "model": {"directory": model, "origin": "ripple train", "members": 1},
+        }  # fmt: skip
+        metrics = {}
+        if evaluate:
+            y, s = np.concatenate(labels), np.concatenate(scores)
+            metrics["evaluation"] = judge.evaluate(y, s, s, threshold=0.5, draws=50)
+        names = ["index", "id", "ra", "dec", "status", "reason", "shard", "row"]
+        writer.finish(source.index().select(names), metrics, attributes)
     return directory

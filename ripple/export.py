@@ -1,0 +1,250 @@
+"""`ripple export`: tensors or cutouts in the layouts of other people.
+
+    deeplense   {train,validation,test}_{lenses,nonlenses}/0000000.npy   (B, H, W) float32
+    mmu         healpix=12345/001-of-001.hdf5                            Multimodal Universe
+    webdataset  000000.tar                                               npy, json and cls per row
+    zarr        data.zarr                                                Zarr v3: image, valid, catalog
+    fits        0000000.fits                                             IMAGE, VARIANCE, MASK, PSF by band
+
+File names are running numbers, never ids: ids are data. `catalog.csv` says which row is in which file.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from ripple.config import Config
+from ripple.cutouts import CutoutBatch, TensorBatch
+from ripple.errors import ConfigError, DataError
+from ripple.geometry import Tan
+from ripple.profile import Summary, progress
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from ripple.artefact import Artefact
+
+Float = NDArray[np.float32]
+#: Order of the HEALPix cells of the Multimodal Universe (nested).
+MMU_NSIDE = 64
+
+
+class ExportConfig(Config):
+    """Options of `ripple export`."""
+
+    verb: ClassVar[str] = "export"
+
+    source: Path = Field(description="Tensors or cutouts to export.")
+    output: Path = Field(description="Directory to make.")
+    format: Literal["deeplense", "mmu", "webdataset", "zarr", "fits"] = Field(description="Layout to write.")
+    rejected: bool = Field(False, description="Export rejected rows that have pixels, too.")
+    split: Literal["sky", "none"] = Field("sky", description="deeplense: split by sky block, or not at all.")
+    split_column: str | None = Field(None, description="deeplense: column that names the split instead.")
+    fractions: tuple[float, float, float] = Field(
+        (0.7, 0.15, 0.15), description="deeplense: shares of train, validation, test."
+    )
+    nside: int = Field(2048, ge=1, description="deeplense: HEALPix side of the blocks of sky.")
+    seed: int = Field(0, ge=0, description="deeplense: of the choice of blocks.")
+    rows_per_file: int = Field(1000, ge=1, description="webdataset: rows in a tar file; zarr: in a chunk.")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Rows to write.
+
+    Parameters
+    ----------
+    numbers
+        `(n,)` running row numbers of the export.
+    image
+        `(n, B, H, W)` float32 as stored; NaN where there is no pixel.
+    variance, bad
+        Like `image`, or None. `bad` is true where a pixel is no measurement.
+    psf
+        `(M, K, K)` kernels, or None; `psf_index` `(n, B)`, -1 for none.
+    psf_fwhm
+        `(n, B)` arcsec, NaN when unknown.
+    catalog
+        Columns of length n.
+    wcs
+        Projection by tract, PARENT frame.
+    """
+
+    numbers: NDArray[np.int64]
+    image: Float
+    variance: Float | None
+    bad: NDArray[np.bool_] | None
+    psf: Float | None
+    psf_index: NDArray[np.int32] | None
+    psf_fwhm: Float
+    catalog: dict[str, NDArray[Any]]
+    wcs: dict[int, Tan]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An artefact, which of its rows go out, and the facts all rows share."""
+
+    artefact: Artefact
+    table: pa.Table
+    bands: tuple[str, ...]
+    pixel_scale: float
+    unit: str
+    class_map: dict[str, str]
+    kind: str
+
+    @property
+    def rows(self) -> int:
+        """Rows to export."""
+        return int(self.table.num_rows)
+
+    def column(self, name: str, missing: Any) -> NDArray[Any]:
+        """A column of the index in export order, or `missing` in every row."""
+        if name not in self.table.column_names:
+            return np.full(self.rows, missing)
+        return np.asarray(self.table[name].to_numpy(zero_copy_only=False))
+
+    def parts(self, numbers: NDArray[np.int64] | None = None) -> Iterator[Part]:
+        """Rows by shard, in order; all rows, or those with these running numbers."""
+        shard, row = self.table["shard"].to_numpy(), self.table["row"].to_numpy()
+        chosen = np.arange(self.rows) if numbers is None else numbers
+        for k in np.unique(shard[chosen]):
+            here = chosen[shard[chosen] == k]
+            yield _part(self, _batch(self.artefact, int(k)), here, row[here])
+
+
+def export(config: ExportConfig) -> Summary:
+    """Write `config.output` in the layout `config.format`.
+
+    Raises
+    ------
+    DataError
+        The format needs something the rows do not have (labels, positions, WCS).
+    ConfigError
+        The output was made with other options.
+    """
+    from ripple.tree import write_tree
+
+    start = time.perf_counter()
+    source = open_source(config)
+    identity = {"verb": config.verb, "config": config.canonical(), "input": source.artefact.digest}
+
+    def build(directory: Path) -> None:
+        with progress(source.rows, "export") as advance:
+            for done in _writer(config)(source, config, directory):
+                advance(done)
+
+    fresh = write_tree(config.output, identity, build)
+    facts = {"format": config.format, "rows": source.rows, "bands": " ".join(source.bands)}
+    seconds = time.perf_counter() - start
+    return Summary("export", str(config.output), facts, seconds=seconds, done_before=not fresh)
+
+
+def open_source(config: ExportConfig) -> Source:
+    """The artefact and the rows of it that are wanted, sorted by shard and row."""
+    import pyarrow.compute as pc
+
+    from ripple.artefact import open_artefact
+
+    artefact = open_artefact(config.source)
+    kind = artefact.manifest["kind"]
+    if kind not in ("cutouts", "tensors"):
+        raise DataError(f"{config.source} holds {kind}", hint="give cutouts or tensors")
+    index = artefact.index()
+    keep = pc.greater_equal(index["shard"], 0)
+    if not config.rejected:
+        keep = pc.and_(keep, pc.not_equal(index["status"], "rejected"))
+    table = index.filter(keep).sort_by([("shard", "ascending"), ("row", "ascending")])
+    if table.num_rows == 0:
+        raise DataError(f"{config.source}: no row to export", hint="--rejected takes the rejected ones too")
+    first = _batch(artefact, int(table["shard"][0].as_py()))
+    if isinstance(first, TensorBatch):
+        class_map, unit = first.class_map, f"normalised ({first.normalization.get('method')})"
+    else:
+        class_map, unit = artefact.manifest["attributes"].get("class_map", {}), "nJy"
+    return Source(artefact, table, first.bands, first.pixel_scale, unit, dict(class_map), kind)
+
+
+@lru_cache(maxsize=2)
+def _unpacked(directory: Path, digest: str, k: int) -> CutoutBatch | TensorBatch:
+    from ripple.artefact import open_artefact
+    from ripple.shard import unpack_cutouts, unpack_tensors
+
+    artefact = open_artefact(directory)
+    data = artefact.read(k)
+    return unpack_cutouts(data) if artefact.manifest["kind"] == "cutouts" else unpack_tensors(data)
+
+
+def _batch(artefact: Artefact, k: int) -> CutoutBatch | TensorBatch:
+    return _unpacked(artefact.directory, artefact.digest, k)
+
+
+def _part(
+    source: Source, batch: CutoutBatch | TensorBatch, numbers: NDArray[np.int64], rows: NDArray[np.int32]
+) -> Part:
+    catalog = {name: np.asarray(values)[rows] for name, values in batch.catalog.items()}
+    image = np.asarray(batch.image[rows], np.float32)
+    shape = (len(rows), len(batch.bands))
+    if isinstance(batch, TensorBatch):
+        width = np.full(shape, batch.psf_fwhm, np.float32)
+        return Part(numbers, image, None, batch.valid[rows] == 0, None, None, width, catalog, {})
+    from ripple.psf import fwhm
+
+    defects = ~batch.bits("DETECTED", "DETECTED_NEGATIVE", "INEXACT_PSF")
+    which = batch.psf_index[rows]
+    widths = np.append(fwhm(batch.psf) if len(batch.psf) else np.zeros(0), np.nan) * batch.pixel_scale
+    return Part(
+        numbers, image, np.asarray(batch.variance[rows]), (batch.mask[rows] & defects) != 0, batch.psf, which,
+        widths[which].astype(np.float32), catalog, batch.wcs,
+    )  # fmt: skip
+
+
+def _writer(config: ExportConfig) -> Any:
+    from ripple import export_formats as formats
+
+    match config.format:
+        case "deeplense":
+            return formats.deeplense
+        case "mmu":
+            return formats.multimodal_universe
+        case "webdataset":
+            return formats.webdataset
+        case "zarr":
+            return formats.zarr_v3
+        case "fits":
+            return formats.fits_stamps
+
+
+def splits(source: Source, config: ExportConfig) -> NDArray[np.str_]:
+    """Split name of each row: by column, by sky block, or all empty."""
+    if config.split_column is not None:
+        if config.split_column not in source.table.column_names:
+            raise ConfigError(f"{config.source} has no column {config.split_column!r}")
+        return source.column(config.split_column, "").astype(np.str_)
+    if config.split == "none":
+        return np.full(source.rows, "", np.str_)
+    from ripple.learn.splits import SPLITS, split_blocks, split_keys
+
+    ra, dec = (source.column(name, np.nan).astype(float) for name in ("ra", "dec"))
+    if np.isfinite(ra + dec).all():
+        chosen = split_blocks(ra, dec, fractions=config.fractions, seed=config.seed, nside=config.nside)
+    else:
+        chosen = split_keys(source.column("id", ""), fractions=config.fractions, seed=config.seed)
+    return np.array(SPLITS)[chosen]
+
+
+def npy_bytes(array: NDArray[Any]) -> bytes:
+    """An array as a `.npy` file."""
+    out = io.BytesIO()
+    np.save(out, array, allow_pickle=False)
+    return out.getvalue()

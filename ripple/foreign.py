@@ -1,0 +1,426 @@
+"""Stamps as other people keep them: DeepLense folders, arrays in `.npz` and HDF5, Multimodal Universe files.
+
+A reader lists its rows without reading pixels, then reads one row at a time. A row that cannot be read is an
+`Unreadable`, never an exception: one broken file does not stop an import. FITS is in `ripple.foreign_fits`.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ripple.errors import DataError
+from ripple.geometry import Tan
+
+Float = NDArray[np.float32]
+BANDS = "ugrizy"
+#: Pixel scale of the DeepLense lens-finding sets (HSC Wide), arcsec.
+HSC_SCALE = 0.168
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """One object in all its bands, in the unit of its source.
+
+    Parameters
+    ----------
+    id
+        Name of the row.
+    image
+        `(B, H, W)` float32; NaN where there is no pixel.
+    variance
+        `(B, H, W)` float32, or None.
+    bad
+        `(B, H, W)` bool, or None.
+    psf
+        `(B, K, K)` float32, or None.
+    ra, dec
+        Deg ICRS; NaN when unknown.
+    label
+        -1 when unknown.
+    wcs
+        Projection in pixels of the stamp (zero-based), or None.
+    place
+        `(tract, x0, y0)` when the source says where the stamp was cut.
+    unit
+        `nJy` when the source names its flux unit (and the reader has converted), empty when it does not.
+    columns
+        Other facts: numbers and text.
+    """
+
+    id: str
+    image: Float
+    variance: Float | None = None
+    bad: NDArray[np.bool_] | None = None
+    psf: Float | None = None
+    ra: float = float("nan")
+    dec: float = float("nan")
+    label: int = -1
+    wcs: Tan | None = None
+    place: tuple[int, int, int] | None = None
+    unit: str = ""
+    columns: dict[str, float | int | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A row that could not be read, and why."""
+
+    id: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What a source holds.
+
+    Parameters
+    ----------
+    rows
+        Number of rows.
+    bands
+        Names of the bands in order; empty when the source does not say.
+    pixel_scale
+        Arcsec, or None when the source does not say.
+    classes
+        Class names by label value; empty when the source does not say.
+    read
+        Row number to stamp.
+    paths
+        Every file that decides the result, sorted.
+    """
+
+    rows: int
+    bands: tuple[str, ...]
+    pixel_scale: float | None
+    classes: tuple[str, ...]
+    read: Callable[[int], Stamp | Unreadable]
+    paths: tuple[Path, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Names of arrays in `.npz` and HDF5 files."""
+
+    image: str = "image"
+    variance: str = "variance"
+    mask: str = "mask"
+    psf: str = "psf"
+    label: str = "label"
+    id: str = "id"
+    ra: str = "ra"
+    dec: str = "dec"
+
+
+# DeepLense -----------------------------------------------------------
+
+_SPLIT = re.compile(r"^(train|test|validation|valid|val)(?:ing|ation)?(?:[_\-]|$)")
+_KNOWN = {
+    "lens": "lens", "lenses": "lens", "lensed": "lens", "nonlens": "nonlens", "nonlenses": "nonlens",
+    "notlens": "nonlens", "unlensed": "nonlens",
+}  # fmt: skip
+
+
+def folder_meaning(name: str) -> tuple[str, str]:
+    """Split and class that a folder name stands for, each empty when it says nothing.
+
+    `train_lenses` -> `("train", "lens")`, `test_nonlenses` -> `("test", "nonlens")`, `sphere` ->
+    `("", "sphere")`.
+    """
+    low = name.lower()
+    found = _SPLIT.match(low)
+    split = ""
+    if found:
+        split = "validation" if found[1].startswith("val") else found[1]
+        low = low[found.end() :]
+    plain = low.replace("_", "").replace("-", "")
+    return split, _KNOWN.get(plain, low)
+
+
+def class_order(found: set[str]) -> tuple[str, ...]:
+    """Label values of class names: non-lens 0 and lens 1, no / sphere / vort 0, 1, 2, else alphabetical."""
+    for known in (("nonlens", "lens"), ("no", "sphere", "vort")):
+        if found <= set(known):
+            return known
+    return tuple(sorted(found))
+
+
+def deeplense(root: Path, bands: tuple[str, ...], classes: tuple[str, ...]) -> Listing:
+    """A tree of `.npy` files, one `(B, H, W)` or `(H, W)` image each, class (and split) in the folder names.
+
+    Raises
+    ------
+    DataError
+        No `.npy` file below `root`, or a folder of a class that `classes` does not name.
+    """
+    paths = tuple(sorted(root.rglob("*.npy"))) if root.is_dir() else ()
+    if not paths:
+        raise DataError(f"{root}: no .npy file below it", hint="give the folder that holds the class folders")
+    meanings = [_meaning(path.relative_to(root)) for path in paths]
+    found = {kind for _, kind in meanings if kind}
+    order = classes or class_order(found)
+    if strange := sorted(found - set(order)):
+        raise DataError(f"{root}: folder of class {strange[0]!r}", hint=f"--classes names {', '.join(order)}")
+    labels = {kind: k for k, kind in enumerate(order)}
+    first = next((image for image in map(_peek, paths[:100]) if image is not None), None)
+    if first is None:
+        raise DataError(f"{root}: none of its first .npy files holds one image", hint="see the reasons above")
+    count = len(first)
+    known = bands or (("g", "r", "i") if count == 3 else ("mono",) if count == 1 else ())
+
+    def read(row: int) -> Stamp | Unreadable:
+        path, (split, kind) = paths[row], meanings[row]
+        name = path.relative_to(root).with_suffix("").as_posix()
+        try:
+            image = _image(np.load(path, allow_pickle=False), len(known))
+        except (OSError, ValueError, EOFError, MemoryError) as err:
+            return Unreadable(name, _one_line(err))
+        return Stamp(name, image, label=labels.get(kind, -1), columns={"split": split} if split else {})
+
+    return Listing(len(paths), known, HSC_SCALE if count == 3 else None, order if found else (), read, paths)
+
+
+def _meaning(path: Path) -> tuple[str, str]:
+    """The nearest folder that says something wins."""
+    split = kind = ""
+    for part in reversed(path.parts[:-1]):
+        a, b = folder_meaning(part)
+        split, kind = split or a, kind or b
+    return split, kind
+
+
+def _peek(path: Path) -> Float | None:
+    try:
+        return _image(np.load(path, allow_pickle=False, mmap_mode="r"), 0)
+    except (OSError, ValueError, EOFError):
+        return None
+
+
+def _image(array: NDArray[Any], bands: int) -> Float:
+    """`(B, H, W)` float32 of an array that may be `(H, W)` or `(H, W, B)`."""
+    if array.dtype.kind not in "iufb":
+        raise ValueError(f"dtype {array.dtype} is no image")
+    if array.ndim == 2:
+        array = array[None]
+    if array.ndim != 3:
+        raise ValueError(f"shape {array.shape} is no image")
+    last = array.shape[2] == bands != array.shape[0] if bands else array.shape[2] <= 6 < array.shape[0]
+    if last:
+        array = np.moveaxis(array, 2, 0)
+    if bands and array.shape[0] != bands:
+        raise ValueError(f"shape {array.shape}, expected {bands} bands")
+    return np.ascontiguousarray(array, np.float32)
+
+
+# Arrays --------------------------------------------------------------
+
+
+def arrays(path: Path, bands: tuple[str, ...], keys: Keys, *, mask_good: bool) -> Listing:
+    """A `.npz` or HDF5 file with an `(N, B, H, W)`, `(N, H, W)` or `(N, H, W, B)` array.
+
+    Parameters
+    ----------
+    path
+        The file.
+    bands
+        Names of the bands; needed to tell `(N, H, W, B)`.
+    keys
+        Names of the arrays in it. One-dimensional arrays of length N under other names become columns.
+    mask_good
+        The mask is true (or 1) where pixels are good.
+
+    Raises
+    ------
+    DataError
+        Not readable, or no such array.
+    """
+    table = _open_arrays(path)
+    image_key = keys.image if keys.image in table else _only_image(path, table, keys.image)
+    shape = table[image_key].shape
+    if len(shape) not in (3, 4):
+        raise DataError(f"{path}: {image_key!r} has shape {shape}, expected (N, B, H, W)")
+    rows, count = shape[0], len(bands)
+    channels_last = len(shape) == 4 and (shape[3] == count != shape[1] if count else shape[3] <= 6 < shape[1])
+    found = 1 if len(shape) == 3 else shape[3] if channels_last else shape[1]
+    if count and found != count:
+        raise DataError(f"{path}: {image_key!r} has {found} bands, {count} were named")
+    planes = {k: getattr(keys, k) for k in ("variance", "mask", "psf") if getattr(keys, k) in table}
+    columns = _columns(table, rows, keys, {image_key, *planes.values()})
+
+    def read(row: int) -> Stamp | Unreadable:
+        try:
+            got = {name: np.asarray(table[key][row]) for name, key in planes.items()}
+            image = _planes(np.asarray(table[image_key][row]), channels_last)
+        except (OSError, ValueError, KeyError) as err:
+            return Unreadable(str(row), _one_line(err))
+        facts = {name: _plain(values[row]) for name, values in columns.items()}
+        mask = _planes(got["mask"], channels_last) != 0 if "mask" in got else None
+        return Stamp(
+            id=str(facts.pop("id", row)), image=image.astype(np.float32),
+            variance=_some(_planes(got["variance"], channels_last)) if "variance" in got else None,
+            bad=None if mask is None else ~mask if mask_good else mask,
+            psf=_psf(got["psf"], found) if "psf" in got else None,
+            ra=float(facts.pop("ra", "nan")), dec=float(facts.pop("dec", "nan")),
+            label=int(facts.pop("label", -1)), columns=facts,
+        )  # fmt: skip
+
+    return Listing(rows, bands, None, (), read, (path,))
+
+
+def _open_arrays(path: Path) -> Mapping[str, Any]:
+    """Name -> array-like with shape and row access."""
+    import h5py
+
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as file:
+                return {name: file[name] for name in file.files}
+        file = h5py.File(path, "r")
+        found: dict[str, Any] = {}
+        # visititems does not follow soft or external links.
+        file.visititems(lambda name, item: _keep(found, name, item))
+    except (OSError, ValueError, zipfile.BadZipFile) as err:
+        raise DataError(f"{path}: cannot be read: {_one_line(err)}") from None
+    return found
+
+
+def _keep(found: dict[str, Any], name: str, item: Any) -> None:
+    import h5py
+
+    if isinstance(item, h5py.Dataset) and not item.external and not item.is_virtual and item.ndim:
+        found[name] = item
+
+
+def _only_image(path: Path, table: Mapping[str, Any], wanted: str) -> str:
+    images = [name for name, array in table.items() if len(array.shape) in (3, 4)]
+    if len(images) != 1:
+        names = ", ".join(sorted(table)) or "nothing"
+        raise DataError(f"{path}: no array {wanted!r}", hint=f"name it with --image-key; there is {names}")
+    return images[0]
+
+
+def _columns(table: Mapping[str, Any], rows: int, keys: Keys, taken: set[str]) -> dict[str, NDArray[Any]]:
+    """Arrays with one value per row, under the names RIPPLe uses."""
+    ours = {getattr(keys, name): name for name in ("label", "id", "ra", "dec")}
+    out = {}
+    for key, array in table.items():
+        flat = len(array.shape) == 1 or (len(array.shape) == 2 and array.shape[1] == 1)
+        if key not in taken and flat and array.shape[0] == rows and array.dtype.kind in "iufbSUO":
+            out[ours.get(key, key.replace("/", "_"))] = np.asarray(array[:]).reshape(rows)
+    return out
+
+
+def _plain(value: Any) -> float | int | str:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    plain: float | int | str = value.item() if isinstance(value, np.generic) else value
+    return plain
+
+
+def _planes(array: NDArray[Any], channels_last: bool) -> NDArray[Any]:
+    if array.ndim == 2:
+        return array[None]
+    return np.moveaxis(array, 2, 0) if channels_last else array
+
+
+def _some(array: NDArray[Any]) -> Float | None:
+    """Variance, or None when it is empty or all zero: no measurement has none."""
+    values = np.asarray(array, np.float32)
+    return values if values.size and np.nanmax(np.abs(values), initial=0.0) > 0 else None
+
+
+def _psf(array: NDArray[Any], bands: int) -> Float:
+    """`(B, K, K)` kernels; one kernel serves all bands."""
+    values = np.asarray(array, np.float32)
+    return np.broadcast_to(values, (bands, *values.shape[-2:])) if values.ndim == 2 else values
+
+
+# Multimodal Universe -------------------------------------------------
+
+
+def multimodal_universe(root: Path, bands: tuple[str, ...], *, mask: str) -> Listing:
+    """Files `healpix=*/*.hdf5` of the Multimodal Universe, or one such file.
+
+    Parameters
+    ----------
+    root
+        Folder or file.
+    bands
+        Names to give the bands; default the last part of theirs (`hsc-g` -> `g`).
+    mask
+        What true means in `image_mask`: `bad` (HSC), `good` (JWST) or `ignore`.
+
+    Raises
+    ------
+    DataError
+        No such file, or arrays missing.
+    """
+    paths = (root,) if root.is_file() else tuple(sorted([*root.rglob("*.hdf5"), *root.rglob("*.h5")]))
+    if not paths:
+        raise DataError(f"{root}: no .hdf5 file below it")
+    tables = [_open_arrays(path) for path in paths]
+    for path, table in zip(paths, tables, strict=True):
+        if "image_array" not in table or "object_id" not in table:
+            raise DataError(f"{path}: no image_array and object_id", hint="is it a Multimodal Universe file?")
+    starts = np.cumsum([0, *(table["image_array"].shape[0] for table in tables)])
+    first = tables[0]
+    count = first["image_array"].shape[1]
+    named = bands or _band_names(first, count)
+    scale = float(np.asarray(first["image_scale"][0]).flat[0]) if "image_scale" in first else None
+
+    def read(row: int) -> Stamp | Unreadable:
+        k = int(np.searchsorted(starts, row, side="right")) - 1
+        try:
+            return _mmu_row(tables[k], row - int(starts[k]), named, mask)
+        except (OSError, ValueError, KeyError) as err:
+            return Unreadable(f"{paths[k].name}:{row - starts[k]}", _one_line(err))
+
+    return Listing(int(starts[-1]), named, scale, (), read, paths)
+
+
+def _band_names(table: Mapping[str, Any], count: int) -> tuple[str, ...]:
+    if "image_band" not in table:
+        return ()
+    names = [str(_plain(v)).replace("_", "-").split("-")[-1] for v in np.asarray(table["image_band"][0]).flat]
+    return tuple(names) if len(set(names)) == count else ()
+
+
+_IMAGES = ("image_array", "image_ivar", "image_mask", "image_psf_fwhm", "image_scale", "image_band")
+
+
+def _mmu_row(table: Mapping[str, Any], row: int, bands: Sequence[str], mask: str) -> Stamp:
+    image = np.asarray(table["image_array"][row], np.float32)
+    rows = table["image_array"].shape[0]
+    variance = bad = None
+    if "image_ivar" in table:
+        ivar = np.asarray(table["image_ivar"][row], np.float32)
+        variance = np.where(ivar > 0, 1.0 / np.where(ivar > 0, ivar, 1.0), np.nan).astype(np.float32)
+        bad = ~(ivar > 0)
+    if "image_mask" in table and mask != "ignore":
+        flagged = np.asarray(table["image_mask"][row]) != 0
+        flagged = ~flagged if mask == "good" else flagged
+        bad = flagged if bad is None else bad | flagged
+    columns = {
+        name: _plain(array[row]) for name, array in table.items()
+        if name not in _IMAGES and array.shape == (rows,)
+    }  # fmt: skip
+    if "image_psf_fwhm" in table:
+        widths = np.asarray(table["image_psf_fwhm"][row], float)
+        columns |= {f"psf_fwhm_{band}": float(w) for band, w in zip(bands, widths, strict=True)}
+    label = columns.pop("label", -1)
+    return Stamp(
+        id=str(columns.pop("object_id")), image=image, variance=variance, bad=bad,
+        ra=float(columns.pop("ra", "nan")), dec=float(columns.pop("dec", "nan")),
+        label=int(label), columns=columns,
+    )  # fmt: skip
+
+
+def _one_line(err: BaseException) -> str:
+    return " ".join(str(err).split())[:200] or type(err).__name__

@@ -1,0 +1,167 @@
+"""Small SVG plots that follow the colours of the page around them; no plotting library, no fonts inside."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+WIDTH, HEIGHT = 360, 260
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 40, 38
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One curve: points, a name for the legend, and the CSS class that colours it (`c1` to `c4`, `faint`)."""
+
+    x: ArrayLike
+    y: ArrayLike
+    name: str = ""
+    style: str = "c1"
+    steps: bool = False
+
+
+def line_plot(
+    title: str, x_label: str, y_label: str, lines: Sequence[Line], *, x_range: tuple[float, float],
+    y_range: tuple[float, float], log_x: bool = False, log_y: bool = False,
+) -> str:  # fmt: skip
+    """An SVG element with axes, ticks and curves.
+
+    Parameters
+    ----------
+    title, x_label, y_label
+        Text; escaped here.
+    lines
+        Curves, drawn in order. Points that are not finite are left out.
+    x_range, y_range
+        Limits; both positive on a logarithmic axis.
+    log_x, log_y
+        Logarithmic axes.
+    """
+    frame = _Frame(x_range, y_range, log_x, log_y)
+    parts = [
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" class="plot" role="img" aria-label="{escape(title)}">',
+        f'<text x="{WIDTH / 2:.0f}" y="15" class="title">{escape(title)}</text>',
+        *frame.axes(x_label, y_label),
+        *(frame.curve(line) for line in lines),
+        *_legend([line for line in lines if line.name]),
+        "</svg>",
+    ]
+    return "".join(parts)
+
+
+def histogram_plot(
+    title: str, x_label: str, groups: Sequence[tuple[str, NDArray[np.floating]]], *, bins: int = 40,
+    x_range: tuple[float, float] | None = None, log_y: bool = False,
+) -> str:  # fmt: skip
+    """Step histograms of several groups `(name, values)` over common bins."""
+    values = np.concatenate([np.asarray(v, float)[np.isfinite(v)] for _, v in groups] or [np.zeros(0)])
+    low, high = x_range or ((float(values.min()), float(values.max())) if len(values) else (0.0, 1.0))
+    high = high if high > low else low + 1.0
+    edges = np.linspace(low, high, bins + 1)
+    lines, top = [], 1.0
+    for k, (name, group) in enumerate(groups):
+        counts, _ = np.histogram(np.asarray(group, float)[np.isfinite(group)], edges)
+        top = max(top, float(counts.max()))
+        y = np.concatenate([[0], counts, [0]]).astype(float)
+        x = np.concatenate([edges, edges[-1:]])
+        lines.append(Line(x, y, f"{name} ({counts.sum():,})", f"c{k + 1}", steps=True))
+    bottom = 0.5 if log_y else 0.0
+    return line_plot(
+        title, x_label, "rows", lines, x_range=(low, high), y_range=(bottom, top * (2.0 if log_y else 1.08)),
+        log_y=log_y,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    x_range: tuple[float, float]
+    y_range: tuple[float, float]
+    log_x: bool
+    log_y: bool
+
+    def x(self, value: ArrayLike) -> NDArray[np.float64]:
+        return _LEFT + _unit(value, self.x_range, self.log_x) * (WIDTH - _LEFT - _RIGHT)
+
+    def y(self, value: ArrayLike) -> NDArray[np.float64]:
+        return HEIGHT - _BOTTOM - _unit(value, self.y_range, self.log_y) * (HEIGHT - _TOP - _BOTTOM)
+
+    def axes(self, x_label: str, y_label: str) -> list[str]:
+        right, bottom = WIDTH - _RIGHT, HEIGHT - _BOTTOM
+        out = [f'<path class="axis" d="M{_LEFT} {_TOP}V{bottom}H{right}"/>']
+        for tick in _ticks(self.x_range, self.log_x):
+            x = float(self.x(tick))
+            out.append(f'<path class="grid" d="M{x:.1f} {_TOP}V{bottom}"/>')
+            out.append(f'<text x="{x:.1f}" y="{bottom + 14}" class="tick">{_short(tick)}</text>')
+        for tick in _ticks(self.y_range, self.log_y):
+            y = float(self.y(tick))
+            out.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{right}"/>')
+            out.append(f'<text x="{_LEFT - 5}" y="{y + 3.5:.1f}" class="tick end">{_short(tick)}</text>')
+        middle = (_TOP + bottom) / 2
+        out.append(
+            f'<text x="{(_LEFT + right) / 2:.0f}" y="{HEIGHT - 6}" class="label">{escape(x_label)}</text>'
+        )
+        out.append(
+            f'<text transform="translate(12 {middle:.0f}) rotate(-90)" class="label">{escape(y_label)}</text>'
+        )
+        return out
+
+    def curve(self, line: Line) -> str:
+        vx, vy = np.asarray(line.x, float), np.asarray(line.y, float)
+        x, y = self.x(vx), self.y(np.maximum(vy, self.y_range[0]))
+        good = np.isfinite(x) & np.isfinite(y)
+        points = [f"{a:.1f} {b:.1f}" for a, b in zip(x[good], y[good], strict=True)]
+        if not points:
+            return ""
+        if line.steps:
+            path = f"M{points[0]}" + "".join(
+                f"V{b:.1f}H{a:.1f}" for a, b in zip(x[good][1:], y[good][1:], strict=True)
+            )
+        else:
+            path = "M" + "L".join(_thin(points))
+        return f'<path class="curve {line.style}" d="{path}"/>'
+
+
+def _thin(points: list[str]) -> list[str]:
+    """Neighbours that print alike are one point: a ROC of a million rows stays small."""
+    kept = [p for p, previous in zip(points, ["", *points], strict=False) if p != previous]
+    step = max(1, len(kept) // 2000)
+    return [*kept[:-1:step], kept[-1]]
+
+
+def _unit(value: ArrayLike, limits: tuple[float, float], log: bool) -> NDArray[np.float64]:
+    v, (low, high) = np.asarray(value, float), limits
+    if log:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            v, low, high = np.log10(v), math.log10(low), math.log10(high)
+    unit = (v - low) / (high - low)
+    return np.where(np.isfinite(unit), np.clip(unit, 0.0, 1.0), np.nan)
+
+
+def _ticks(limits: tuple[float, float], log: bool) -> list[float]:
+    low, high = limits
+    if log:
+        return [10.0**k for k in range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)]
+    raw = (high - low) / 4
+    base = 10 ** math.floor(math.log10(raw))
+    step = next(m * base for m in (1, 2, 2.5, 5, 10) if m * base >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [k * step for k in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def _short(value: float) -> str:
+    return f"{value:.6g}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.0e}".replace("e-0", "e-")
+
+
+def _legend(lines: list[Line]) -> list[str]:
+    """Names in one line between title and frame."""
+    out, x = [], float(_LEFT)
+    for line in lines:
+        out.append(f'<path class="curve {line.style}" d="M{x:.0f} 28h16"/>')
+        out.append(f'<text x="{x + 20:.0f}" y="32" class="legend">{escape(line.name)}</text>')
+        x += 34 + 6.2 * len(line.name)
+    return out
