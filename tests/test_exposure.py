@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from functools import cache
 from pathlib import Path
@@ -158,6 +159,23 @@ def test_psf_is_that_of_afw_or_named():
         np.testing.assert_array_max_ulp(psf.kernels[0, 0], c["psf_kernel"][i, :h, :w].astype(np.float32), 1)
         compared += 1
     assert compared == 45
+
+
+@needs_data
+@pytest.mark.parametrize(
+    "key",
+    [
+        ("deepCoadd_calexp", 2812, "r"),
+        ("deep_coadd_lossy16", 2813, "i"),
+        ("deep_coadd_nocompress", 2735, "r"),
+    ],
+)
+def test_whole_planes_are_those_of_astropy(key):
+    coadd = counts(*key)
+    with fits.open(io.BytesIO(raw(*key))) as hdus:
+        np.testing.assert_array_equal(coadd.image(), hdus["IMAGE"].data)
+        np.testing.assert_array_equal(coadd.variance(), hdus["VARIANCE"].data)
+        np.testing.assert_array_equal(coadd.read_mask(coadd.box), hdus["MASK"].data)
 
 
 @needs_data

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from ripple.errors import SourceError, UnreadableError
-from ripple.plan import Dataset
 from ripple.rubin.fitsfile import Ranges
 from ripple.rubin.remote import PATIENT, Policy, RemoteFile, open_remote, read_remote, token_for
+from ripple.rubin.repo import Dataset
 
 BODY = np.random.default_rng(0).integers(0, 256, 300_000, dtype=np.uint8).tobytes()
 CANARY = "gt-canary-3f1c9a77"
@@ -252,6 +252,7 @@ def test_ranges(server):
     assert file.read_range(5, 50) == BODY[5:55]
     server.script = [("whole", None)]
     assert file.read_range(5, 50) == BODY[5:55]
+    assert file.size == len(BODY)
     ranges = Ranges(file.read_range, "patch")
     assert [bytes(v) for v in ranges.many([(10, 5), (250_000, 7)])] == [BODY[10:15], BODY[250_000:250_007]]
     assert ranges.bytes_read() < 20_000
@@ -259,6 +260,8 @@ def test_ranges(server):
 
 def test_wrong_ranges_and_changed_files_are_refused(server):
     file = file_of(server)
+    with pytest.raises(UnreadableError, match="recorded 17"):
+        file_of(server, size=17).read_range(0, 100)
     server.script = [("wrong_range", 7)]
     with pytest.raises(UnreadableError, match="another byte range"):
         file.read_range(0, 100)

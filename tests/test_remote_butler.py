@@ -20,10 +20,9 @@ import numpy as np
 import pytest
 
 from ripple.errors import SourceError, UnreadableError
-from ripple.plan import Dataset
 from ripple.rubin.fitsfile import Ranges
 from ripple.rubin.remote import open_remote, read_remote
-from ripple.rubin.repo import open_repository
+from ripple.rubin.repo import Dataset, open_repository
 from ripple.rubin.source import open_coadd
 
 REPO = Path(__file__).parents[1].parent / "shared" / "data" / "afw_repo"

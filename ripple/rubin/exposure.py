@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,20 +120,13 @@ class _Exposure:
     def image_pixels(self) -> NDArray[np.generic]:
         """Counts or nJy; refused when there is none."""
         pixels = self.plane("IMAGE").all()
-        if not np.isfinite(pixels).any():
-            raise UnreadableError(f"{self.name}: IMAGE holds no finite pixel")
+        check_image(pixels, self.name)
         return pixels
 
     @cached_property
     def variance_pixels(self) -> NDArray[np.generic]:
         """Counts² or nJy²; refused when it cannot be a variance."""
-        pixels = self.plane("VARIANCE").all()
-        known = np.count_nonzero(~np.isnan(pixels))
-        negative = np.count_nonzero(pixels < 0)  # NaN compares false
-        if known == 0 or negative > _NEGATIVE * known:
-            fault = f"{negative} negative pixels" if negative else "no finite pixel"
-            raise UnreadableError(f"{self.name}: VARIANCE holds {fault}")
-        return pixels
+        return check_variance(self.plane("VARIANCE").all(), self.name)
 
     @cached_property
     def mask_pixels(self) -> NDArray[np.generic]:
@@ -215,13 +209,27 @@ class _Exposure:
 
     def variance(self, box: Box) -> NDArray[np.float32]:
         """Pixels of a box, nJy²."""
-        out = _scaled(self.variance_pixels[self.box.slices(box)], self.calib.at(box), 2)
-        out[out < 0] = np.nan
-        return out
+        return _scaled(self.variance_pixels[self.box.slices(box)], self.calib.at(box), 2)
 
     def mask(self, box: Box) -> NDArray[np.generic]:
         """Pixels of a box, bits of this file."""
         return self.mask_pixels[self.box.slices(box)]
+
+
+def check_image(pixels: NDArray[np.generic], name: str) -> None:
+    """Raise `UnreadableError` when no pixel of an image plane is finite."""
+    if not np.isfinite(pixels).any():
+        raise UnreadableError(f"{name}: IMAGE holds no finite pixel")
+
+
+def check_variance(pixels: NDArray[Any], name: str) -> NDArray[Any]:
+    """A variance plane with its few negative pixels as NaN; `UnreadableError` when they are not few."""
+    known = np.count_nonzero(~np.isnan(pixels))
+    negative = np.count_nonzero(pixels < 0)  # NaN compares false
+    if known == 0 or negative > _NEGATIVE * known:
+        fault = f"{negative} negative pixels" if negative else "no finite pixel"
+        raise UnreadableError(f"{name}: VARIANCE holds {fault}")
+    return np.where(pixels < 0, np.float32(np.nan), pixels) if negative else pixels
 
 
 def _scaled(

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from ripple.errors import UnreadableError
+from ripple.rubin.afw import afw_active, open_with_afw
 from ripple.rubin.coadd import open_coadd_sparse
 from ripple.rubin.repo import Dataset
 from ripple.rubin.source import Coadd, open_coadd
@@ -33,6 +34,8 @@ def open_dataset(dataset: Dataset, sparse: bool, *, repo: str) -> Coadd:
     SourceError
         A remote repository refuses access or does not answer.
     """
+    if dataset.storage_class.startswith("Exposure") and afw_active():
+        return open_with_afw(dataset, repo=repo)
     name = label(dataset)
     path = local_path(dataset)
     if sparse:
@@ -97,8 +100,10 @@ def _remote_ranges(dataset: Dataset, repo: str) -> tuple[int, Callable[[int, int
     """As `_local_ranges`; stores without byte ranges over http are read whole."""
     from ripple.rubin.remote import open_remote
 
-    if dataset.size >= 0 and urlsplit(dataset.uri).scheme in ("", "http", "https"):
+    if urlsplit(dataset.uri).scheme in ("", "http", "https"):
         file = open_remote(dataset, repo=repo)
-        return dataset.size, file.read_range
+        if file.size < 0:
+            file.read_range(0, 1)  # a remote Butler records no size: the answer tells it
+        return file.size, file.read_range
     data = _read_remote(dataset, repo)
     return len(data), lambda offset, length: data[offset : offset + length]

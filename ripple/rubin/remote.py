@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
 from ripple.errors import SourceError, UnreadableError
-from ripple.plan import Dataset
 from ripple.rubin.read import label
+from ripple.rubin.repo import Dataset
 
 if TYPE_CHECKING:
     import requests
@@ -88,7 +88,7 @@ class RemoteFile:
     token
         Sent as a bearer token to the host of `url` and nowhere else.
     size
-        Bytes that the file must have; -1 when not known.
+        Bytes that the file must have; -1 when not known, until the first range tells.
     policy
         How long to try.
     """
@@ -199,6 +199,10 @@ class RemoteFile:
             found = re.match(r"bytes (\d+)-(\d+)/(\d+|\*)$", response.headers.get("Content-Range", ""))
             if found is None or int(found[1]) != span[0] or int(found[2]) > span[0] + span[1] - 1:
                 raise UnreadableError(f"{self.name}: the server sent another byte range than asked for")
+            if found[3] != "*":
+                if self.size not in (-1, int(found[3])):
+                    raise _other_size(self.name, int(found[3]), self.size)
+                self.size = int(found[3])
             at_end = found[3] == "*" or int(found[2]) == int(found[3]) - 1
             if int(found[2]) < span[0] + span[1] - 1 and not at_end:
                 raise _TransientError("the server sent a shorter range than asked for", cut=True)
@@ -211,10 +215,7 @@ class RemoteFile:
         length = int(announced) if announced.isascii() and announced.isdigit() else -1
         whole = response.status_code == http.client.OK
         if whole and self.size >= 0 and length >= 0 and length != self.size:
-            raise UnreadableError(
-                f"{self.name}: the server has {length} bytes, the Butler recorded {self.size}",
-                hint="the file was cut short or replaced; restore it",
-            )
+            raise _other_size(self.name, length, self.size)
         limit = length if length >= 0 else self.size if self.size >= 0 else 1 << 34
         out = bytearray()
         end = time.monotonic() + self._policy.deadline
@@ -228,6 +229,13 @@ class RemoteFile:
         if expected >= 0 and len(out) != expected:
             raise _TransientError(f"the body was cut at {len(out)} of {expected} bytes", cut=True)
         return bytes(out)
+
+
+def _other_size(name: str, found: int, recorded: int) -> UnreadableError:
+    return UnreadableError(
+        f"{name}: the server has {found} bytes, the Butler recorded {recorded}",
+        hint="the file was cut short or replaced; restore it",
+    )
 
 
 def _retried(attempt: Callable[[], bytes], name: str, policy: Policy) -> bytes:
@@ -412,7 +420,7 @@ def _resolve(dataset: Dataset, repo: str, name: str) -> str:
     from lsst.daf.butler import ButlerUserError
 
     try:
-        butler = _butler(repo)
+        butler = client(repo)
         ref = butler.get_dataset(UUID(dataset.uuid))
     except (ButlerUserError, OSError, RuntimeError, LookupError, ValueError) as error:
         raise SourceError(f"{name}: {repo} does not tell its address: {_plain(error)}") from None
@@ -428,8 +436,8 @@ def _resolve(dataset: Dataset, repo: str, name: str) -> str:
 
 
 @functools.cache
-def _butler(repo: str) -> Any:
-    """One client per process and repository."""
+def client(repo: str) -> Any:
+    """A read-only Butler, one per process and repository."""
     from lsst.daf.butler import Butler
 
     return Butler.from_config(repo, writeable=False)
