@@ -134,8 +134,9 @@ def plan_inputs(plan: Plan) -> dict[str, Any]:
 def make_shard(task: ShardTask) -> UnitResult:
     """Read one unit and write its shard beside its place: what a worker does."""
     from ripple.files import stage_chunks
+    from ripple.read_unit import read_attempts
     from ripple.rubin.read import open_dataset
-    from ripple.unit import PLANES, read_attempts
+    from ripple.unit import PLANES
 
     def consume(reader: UnitReader) -> Staged:
         draft = reader.draft()
@@ -243,6 +244,8 @@ def unit_task(selection: Selection, plan: Plan, unit: Unit) -> UnitTask:
     for name, values in user_columns(targets.extra.take(rows)).items():
         catalog.setdefault(name, values)
     datasets = plan.unit_datasets(unit)
+    cross = {k: plan.cross[row] for k, row in enumerate(rows.tolist()) if row in plan.cross}
+    pairs = {pair for patches in cross.values() for pair in patches}
     return UnitTask(
         number=unit.number,
         bands=plan.bands,
@@ -254,6 +257,9 @@ def unit_task(selection: Selection, plan: Plan, unit: Unit) -> UnitTask:
         datasets=tuple(datasets),
         boxes={d.patch: plan.patch_boxes[d.tract, d.patch] for d in datasets},
         repo=plan.repo,
+        cross=cross,
+        cross_datasets=tuple(d for key, d in plan.datasets.items() if key[:2] in pairs),
+        cross_projections={tract: plan.projections[tract] for tract, _ in pairs if tract in plan.projections},
         missing_band=selection.missing_band,
         edge=selection.edge,
     )

@@ -214,7 +214,7 @@ class Survey:
 
     def _read(self, plan: Plan) -> Cutouts:
         from ripple.fetch import unit_task
-        from ripple.unit import read_batch
+        from ripple.read_unit import read_batch
 
         n = len(plan.targets)
         status, reason = np.full(n, "rejected", "U8"), np.full(n, "", "U24")
