@@ -67,7 +67,7 @@ NOISE_TAP = 0.08
 
 
 def flux(mag: Any) -> Any:
-    """NJy of AB magnitudes."""
+    """Fluxes in nJy of AB magnitudes."""
     return 10.0 ** (0.4 * (ZERO_POINT - np.asarray(mag, float)))
 
 
