@@ -210,22 +210,24 @@ class Repository:
         """
         wanted, refs = set(bands), []
         for chunk in _chunks(sorted(set(tracts)), CHUNK):
-            parts = ["skymap = wanted", f"tract IN ({', '.join(map(str, chunk))})"]
-            parts += [f"({where})"] if where else []
-            refs += self._query(dataset_type, " AND ".join(parts), skymap)
+            refs += self._query(dataset_type, skymap, chunk, where)
         refs = [r for r in refs if str(r.dataId["band"]) in wanted]
         refs.sort(key=lambda r: (r.dataId["tract"], r.dataId["patch"], str(r.dataId["band"])))
         return list(self._located(refs))
 
-    def _query(self, dataset_type: str, where: str, skymap: str) -> list[DatasetRef]:
+    def _query(
+        self, dataset_type: str, skymap: str, tracts: list[int], where: str | None = None
+    ) -> list[DatasetRef]:
         from lsst.daf.butler import ButlerUserError
         from sqlalchemy.exc import SQLAlchemyError
 
+        ours = f"skymap = wanted AND tract IN ({', '.join(map(str, tracts))})"
         try:
-            return self.butler.query_datasets(
-                dataset_type, self.collections, find_first=True, where=where, bind={"wanted": skymap},
-                limit=None, explain=False,
-            )  # fmt: skip
+            with self.butler.query() as query:
+                found = query.datasets(dataset_type, self.collections, find_first=True)
+                found = found.where(ours, bind={"wanted": skymap})
+                # A condition of its own, which cannot undo ours whatever it contains.
+                return list(found.where(where) if where else found)
         except (ButlerUserError, ValueError) as err:
             text = " ".join(str(err).split())[:300]
             raise InputError(f"--where: {text}", hint="see the query expressions of the Butler") from None
@@ -324,9 +326,7 @@ class Repository:
         """
         refs: list[DatasetRef] = []
         for chunk in _chunks(sorted(set(tracts)), CHUNK):
-            refs += self._query(
-                dataset_type, f"skymap = wanted AND tract IN ({', '.join(map(str, chunk))})", skymap
-            )
+            refs += self._query(dataset_type, skymap, chunk)
         if not refs:
             raise InputError(
                 f"{self.name}: no {dataset_type} for the tracts of this selection",
