@@ -21,7 +21,7 @@ TRANSFORMS: tuple[str, ...] = (
     "identity", "rot90", "rot180", "rot270", "mirror_x", "mirror_y", "transpose", "antitranspose",
 )  # fmt: skip
 
-MIN_SHIFT = 0.3  # px; less is within what colour gradients and refraction do
+MIN_SHIFT = 0.25  # px, so that 0.3 is mostly found; less is what colour gradients and refraction do
 SIGMAS = 5.0  # a shift or an orientation must be this sure
 MIN_CORRELATION = 0.96  # a blue arc beside a red lens correlates up to 0.95 after a shift: another shape
 MIN_EXPLAINED = (

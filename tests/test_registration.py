@@ -75,13 +75,13 @@ def test_turned_band_is_found_and_named(name):
     assert (result.transform[compared, 2] == TRANSFORMS.index(name)).mean() > 0.95
 
 
-@pytest.mark.parametrize("shift", [(0.4, 0.0), (0.3, -0.3), (2.0, -1.0), (0.0, 7.0)])
+@pytest.mark.parametrize("shift", [(0.3, 0.0), (0.4, 0.0), (0.3, -0.3), (2.0, -1.0), (0.0, 7.0)])
 def test_shifted_band_is_found_and_measured(shift):
     rng = np.random.default_rng(3)
     result = check(scene(rng, 40, shift=shift, snr=150.0))
     last = BANDS - 1
     compared = result.reference != last
-    assert result.bad.mean() > (0.9 if max(shift) < 5 else 0.75)  # sources leave the stamp
+    assert result.bad.mean() > (0.9 if 0.35 < np.hypot(*shift) < 5 else 0.7)  # large: sources leave the stamp
     measured = result.shift[compared, last]
     assert abs(np.median(measured) - np.hypot(*shift)) < 0.05 + 0.05 * np.hypot(
         *shift
