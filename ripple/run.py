@@ -110,7 +110,7 @@ def _options(name: str, section: Any, config: RunConfig, names: list[str]) -> di
     out = Path(config.output)
     at = {stage: str(out / directory) for stage, directory in CHAIN.items()}
     wiring: dict[str, dict[str, Any]] = {
-        "simulate": {"directory": at["simulate"]},
+        "simulate": {"output": at["simulate"]},
         "fetch": {"output": at["fetch"]}
         | ({"repo": f"{at['simulate']}/repo", "collections": ["mini"]} if "simulate" in names else {}),
         "preprocess": {"cutouts": at["fetch"], "output": at["preprocess"]},
