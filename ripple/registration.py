@@ -22,6 +22,7 @@ TRANSFORMS: tuple[str, ...] = (
 )  # fmt: skip
 
 MIN_SHIFT = 0.25  # px, so that 0.3 is mostly found; less is what colour gradients and refraction do
+NOTICEABLE = 0.3  # px; a band is decided when a shift this large would be sure
 SIGMAS = 5.0  # a shift or an orientation must be this sure
 MIN_CORRELATION = 0.96  # a blue arc beside a red lens correlates up to 0.95 after a shift: another shape
 MIN_EXPLAINED = (
@@ -55,7 +56,7 @@ class Registration:
     transform
         `(N, B)` int8 best orientation, index into `TRANSFORMS`; 0 unless another one is significantly better.
     decided
-        `(N, B)` bool: there was enough signal to notice a shift of `MIN_SHIFT`.
+        `(N, B)` bool: there was enough signal to notice a shift of `NOTICEABLE` px.
     flagged
         `(N, B)` bool: turned, mirrored or shifted against the reference. The reference is flagged too where
         more than half of the bands disagree with it; of two bands either may be the wrong one.
@@ -232,7 +233,7 @@ def _measure(f1: Float, f2: Float, taper: Float, at: NDArray[np.intp], band: int
     out.peak[at, band] = np.where(turned, match, upright)
     codes = np.array([TRANSFORMS.index(name) for name in names], np.int8)
     out.transform[at, band] = np.where(turned, codes[best], 0)
-    out.decided[at, band] = turned | (sure & (SIGMAS * error <= MIN_SHIFT) & (match >= MIN_CORRELATION))
+    out.decided[at, band] = turned | (sure & (SIGMAS * error <= NOTICEABLE) & (match >= MIN_CORRELATION))
     out.flagged[at, band] = turned | (sure & moved)
 
 
