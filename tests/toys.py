@@ -57,6 +57,8 @@ def toy_batch(
     rng = np.random.default_rng(seed)
     label = (rng.random(n) < lens).astype(np.int64)
     image, radius = toy_images(label, rng, size, arc=kwargs.pop("arc", 1.0))
+    seeing = rng.normal(1.2, 0.05, n) - (0.3 * label if kwargs.pop("leak", False) else 0)
+    extra = kwargs.pop("catalog_extra", {})
     fields: dict[str, Any] = {
         "bands": BANDS, "image": image, "valid": np.ones(image.shape, np.uint8), "pixel_scale": 0.2,
         "psf_fwhm": 1.2, "normalization": NORMALIZATION, "class_map": {"0": "nonlens", "1": "lens"},
@@ -64,8 +66,8 @@ def toy_batch(
             "index": np.arange(first, first + n), "id": np.arange(first, first + n) + 1000,
             "ra": rng.uniform(53.0, 53.5, n), "dec": rng.uniform(-28.0, -27.5, n),
             "label": label, "theta_E": radius, "arc_sb": 26 - 2 * rng.random(n) + 0 * radius,
-            "psf_g": rng.normal(1.2, 0.05, n), "qc": np.zeros(n, np.uint64), "accept": np.ones(n, np.uint8),
-            "mag_i": rng.normal(20, 1, n),
+            "psf_g": seeing, "qc": np.zeros(n, np.uint64), "accept": np.ones(n, np.uint8),
+            "mag_i": rng.normal(20, 1, n), **extra,
         },
     }  # fmt: skip
     return TensorBatch(**(fields | kwargs))

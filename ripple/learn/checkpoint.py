@@ -301,8 +301,8 @@ def convert(image: Tensor, contract: Contract, facts: Facts) -> Tensor:
         image = torch.nn.functional.interpolate(
             image, size=side, mode="bicubic", align_corners=False, antialias=True
         )
-    y, x = ((s - contract.size + 1) // 2 for s in image.shape[2:])
     # A target sits in pixel S // 2 of a stamp of side S, before and after.
+    y, x = (s // 2 - contract.size // 2 for s in image.shape[2:])
     return image[:, :, y : y + contract.size, x : x + contract.size]
 
 
