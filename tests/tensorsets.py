@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,7 @@ def make_tensors(
     dtype: type = np.float16,
     seed: int = 0,
     index_columns: tuple[str, ...] = ("id", "ra", "dec", "label"),
+    ids: Sequence[str] = (),
 ) -> Path:
     """Rows whose first pixel of band 0 is their global row number modulo 1024 (exact in float16)."""
     rng = np.random.default_rng(seed)
@@ -55,6 +57,10 @@ def make_tensors(
             image = rng.normal(size=(n, len(bands), size, size)).astype(dtype)
             image[:, 0, 0, 0] = np.arange(first, first + n) % 1024
             table = catalog(first, n, rng)
+            if ids:
+                names = table["id"].tolist()
+                names[: len(ids[first:])] = ids[first : first + n]
+                table["id"] = np.array(names)
             batch = TensorBatch(
                 bands=bands,
                 image=image,
