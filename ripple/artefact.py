@@ -245,13 +245,14 @@ class ArtefactWriter:
         }  # fmt: skip
         manifest["digest"] = content_digest(manifest)
         write_atomic(self.directory / MANIFEST, render(manifest))
-        self._tidy()
+        _tidy(self.directory)
 
-    def _tidy(self) -> None:
-        """Remove what only an unfinished artefact needs; the lock is held, so no temporary has a writer."""
-        remove_temporaries(self.directory)
-        with suppress(OSError):
-            (self.directory / JOURNAL).unlink()
+
+def _tidy(directory: Path) -> None:
+    """Remove what only an unfinished artefact needs; the lock is held, so no temporary has a writer."""
+    remove_temporaries(directory)
+    with suppress(OSError):
+        (directory / JOURNAL).unlink()
 
 
 def _stable(shard: ShardRecord) -> dict[str, Any]:
@@ -312,7 +313,7 @@ def create(
         if (directory / MANIFEST).is_file():
             artefact = open_artefact(directory)
             refuse_other(directory, artefact.manifest, identity)
-            remove_temporaries(directory)
+            _tidy(directory)  # its writer may have been killed just before it did this
             return Finished(artefact)
         writer = ArtefactWriter(directory, identity, units, suffix, handle)
         _begin(writer, identity)

@@ -257,3 +257,12 @@ def test_write_atomic_replaces_and_names_failures(tmp_path: Path) -> None:
     assert path.read_bytes() == b"two"
     assert not link.is_symlink()
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(TEMPORARY)]
+
+
+def test_writer_killed_between_manifest_and_tidying_leaves_nothing(tmp_path: Path) -> None:
+    build(tmp_path / "a")
+    before = contents(tmp_path / "a")
+    (tmp_path / "a/.journal").write_bytes(b"left over")
+    (tmp_path / "a/.tmp-x").write_bytes(b"left over")
+    assert isinstance(begin(tmp_path / "a"), Finished)
+    assert contents(tmp_path / "a") == before

@@ -498,7 +498,7 @@ def _unfinished(directory: Path, upto: int) -> None:
 # Rows 32, 37: hostile files, config drift ---------------------------
 
 
-@row("32", "hostile HDF5", full=60, gate=60)
+@row("32", "hostile HDF5", full=1000, gate=1000)
 def hostile_hdf5(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
     import hostile
 
