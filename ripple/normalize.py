@@ -76,9 +76,10 @@ def statistics(image: NDArray[np.floating], good: NDArray[np.bool_], noise: Floa
         `(N, B)` sky noise, measured elsewhere.
     """
     n, b = image.shape[:2]
-    flat = np.where(good, image, np.inf).reshape(n, b, -1).astype(np.float32)
+    size = image.shape[2] * image.shape[3]
+    flat = np.where(good, image, np.inf).reshape(n, b, size).astype(np.float32)
     flat.sort(axis=-1)
-    count = good.reshape(n, b, -1).sum(axis=-1)
+    count = np.count_nonzero(good, axis=(2, 3))
 
     def at(fraction: float) -> Float:
         place = np.clip(np.rint(fraction * (count - 1)).astype(np.int64), 0, flat.shape[-1] - 1)
@@ -91,11 +92,11 @@ def statistics(image: NDArray[np.floating], good: NDArray[np.bool_], noise: Floa
     with np.errstate(invalid="ignore"):
         core = np.abs(flat - middle[..., None]) <= limit[..., None]
     core &= np.isfinite(flat)
-    size = np.maximum(core.sum(axis=-1), 1)
+    used = np.maximum(core.sum(axis=-1), 1)
     values = np.where(core, flat, 0).astype(np.float64)
-    mean = values.sum(axis=-1) / size
+    mean = values.sum(axis=-1) / used
     deviation = np.where(core, flat - mean[..., None], 0).astype(np.float64)
-    std = np.sqrt((deviation**2).sum(axis=-1) / size)
+    std = np.sqrt((deviation**2).sum(axis=-1) / used)
     # The slope of the sorted middle half stands for IRAF's fitted line: pixel value against rank.
     slope = 2 * (at(0.75) - at(0.25)) / ZSCALE_CONTRAST
     blank = count == 0

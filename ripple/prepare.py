@@ -201,7 +201,7 @@ def prepare(batch: CutoutBatch, config: PreprocessConfig, constants: dict[str, A
     valid = np.empty(image.shape, bool)
     parts: list[quality.Quality] = []
     step = CHUNK if device is None else 64 * CHUNK
-    for start in range(0, n, step):
+    for start in range(0, max(n, 1), step):  # once for an empty batch: it has columns too
         rows = slice(start, start + step)
         piece = _rows(batch, rows, 0)
         good = quality.usable(piece)
@@ -213,12 +213,12 @@ def prepare(batch: CutoutBatch, config: PreprocessConfig, constants: dict[str, A
         else:
             done = matching.apply(device.put(planes), device.put(good), plan.number[rows], frame)
             image[rows], valid[rows] = psf.to_numpy(done[0]), psf.to_numpy(done[1])
-    measured = _joined(parts, image.shape)
+    measured = _joined(parts)
     image[~measured.present] = 0
     valid[~measured.present] = False
     gain, _ = matching.gains(plan, rho)
     after = (measured.noise * gain).astype(np.float32)
-    extra = _psf_measures(batch, plan, gain, margin, rho)
+    extra = _psf_measures(batch, config, plan, gain, margin, rho)
     if config.registration and b > 1 and n:
         extra["registration"] = _registration(batch, margin, measured.good)
     return Prepared(batch, image, valid, after, measured, extra)
@@ -234,11 +234,7 @@ def _rows(batch: CutoutBatch, rows: slice, margin: int) -> CutoutBatch:
     )  # fmt: skip
 
 
-def _joined(parts: list[quality.Quality], shape: tuple[int, ...]) -> quality.Quality:
-    if not parts:
-        n, b = shape[:2]
-        none = np.zeros((n, b), np.float32)
-        return quality.Quality(np.zeros(shape, bool), none, none.copy(), {}, np.zeros((n, b), bool))
+def _joined(parts: list[quality.Quality]) -> quality.Quality:
     names = parts[0].measures
     return quality.Quality(
         np.concatenate([p.good for p in parts]),
@@ -285,11 +281,19 @@ def correlation_of(batch: CutoutBatch) -> noise.Correlation:
 
 
 def _psf_measures(
-    batch: CutoutBatch, plan: matching.Matching, gain: Float, margin: int, rho: NDArray[np.float64] | None
+    batch: CutoutBatch,
+    config: PreprocessConfig,
+    plan: matching.Matching,
+    gain: Float,
+    margin: int,
+    rho: NDArray[np.float64] | None,
 ) -> dict[str, Float]:
     """What goes to the index per row and band."""
     out = {
-        "psf_fault": plan.fault.astype(np.float32),
+        # Without matching a PSF may be absent, but not be wrong.
+        "psf_fault": np.where(
+            (plan.fault == psf.Fault.MISSING) & (config.psf == "none"), psf.Fault.NONE, plan.fault
+        ).astype(np.float32),
         "psf_fwhm": (plan.fwhm * batch.pixel_scale).astype(np.float32),
     }
     if "psf_jump" in batch.catalog:

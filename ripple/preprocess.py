@@ -212,16 +212,16 @@ def _statistics_pass(
     cutouts: Artefact, config: PreprocessConfig, constants: dict[str, Any], index: pa.Table, ra: Any, dec: Any
 ) -> dict[str, Any]:
     """Constants of scope `dataset`: training rows only, in shard order."""
-    from ripple.learn.splits import split_blocks
+    from ripple.learn.splits import split_blocks, split_keys
 
     shard, row = index["shard"].to_numpy(), index["row"].to_numpy()
     placed = shard >= 0
     train = np.zeros(len(ra), bool)
-    split = split_blocks(
-        ra[placed], dec[placed],
-        fractions=config.train_fractions, seed=config.train_seed, nside=config.train_nside,
-    )  # fmt: skip
-    train[placed] = split == 0
+    known = placed & np.isfinite(ra) & np.isfinite(dec)
+    how: dict[str, Any] = {"fractions": config.train_fractions, "seed": config.train_seed}
+    train[known] = split_blocks(ra[known], dec[known], nside=config.train_nside, **how) == 0
+    rest = placed & ~known
+    train[rest] = split_keys(index["index"].to_numpy()[rest], **how) == 0
     rows = {k: np.sort(row[train & (shard == k)]).astype(np.int64) for k in range(len(cutouts.shards))}
     total = normalize.Accumulator(tuple(cutouts.manifest["attributes"]["bands"]))
     for stats in _results(row_statistics, _tasks(cutouts, config, constants, rows), config):

@@ -116,9 +116,9 @@ class Thresholds(Config):
         description="Blank when no band has a 4 x 4 px block of the central half this many sigma up.",
     )
     max_background: float = Field(
-        0.5, ge=0, description="Background offset allowed, in units of pixel noise."
+        0.8, ge=0, description="Background offset allowed, in units of pixel noise."
     )
-    max_dip: float = Field(10.0, ge=0, description="Depth of the deepest 8 x 8 px hole allowed, in sigma.")
+    max_dip: float = Field(6.0, ge=0, description="Depth of the deepest 8 x 8 px hole allowed, in sigma.")
     min_noise_ratio: float = Field(
         0.6, ge=0, description="Measured noise over that of the variance plane, least."
     )
@@ -180,12 +180,19 @@ class Quality:
 
 
 def usable(batch: CutoutBatch) -> Bool:
-    """`(N, B, H, W)` measurements: |flux| < `MAX_FLUX`, 0 < variance < `MAX_FLUX`², no `UNUSABLE` bit."""
+    """`(N, B, H, W)` measurements: |flux| < `MAX_FLUX`, 0 < variance < `MAX_FLUX`², no `UNUSABLE` bit.
+
+    A plane whose variance is NaN throughout has none (stamps from elsewhere): only its image is looked at.
+    """
     v = batch.variance
     good: Bool = (batch.mask & batch.bits(*UNUSABLE)) == 0
     with np.errstate(invalid="ignore"):  # comparisons with NaN are False: not a measurement
         good &= np.abs(batch.image) < MAX_FLUX
-        good &= (v > 0) & (v < MAX_FLUX**2)
+        sound = (v > 0) & (v < MAX_FLUX**2)
+    unknown = ~sound.any(axis=(2, 3))
+    if unknown.any():
+        sound[unknown] |= np.isnan(v[unknown]).all(axis=(1, 2))[:, None, None]
+    good &= sound
     return good
 
 
@@ -235,7 +242,9 @@ def _mask_shares(batch: CutoutBatch, good: Bool) -> dict[str, Float]:
     """Shares of pixels per mask measure, whole stamp and centre; planes without the bit cost nothing."""
     n, b, h, w = batch.image.shape
     seen = (
-        np.bitwise_or.reduce(batch.mask.reshape(n, b, -1), axis=2) if h * w else np.zeros((n, b), np.uint32)
+        np.bitwise_or.reduce(batch.mask.reshape(n, b, h * w), axis=2)
+        if h * w
+        else np.zeros((n, b), np.uint32)
     )
     y, x = slice(h // 4, h - h // 4), slice(w // 4, w - w // 4)
     out: dict[str, Float] = {}
@@ -258,8 +267,9 @@ def _mask_shares(batch: CutoutBatch, good: Bool) -> dict[str, Float]:
 def _sky(image: Float, sky: Bool) -> tuple[Float, Float, NDArray[np.intp]]:
     """Noise, level and pixels of the sky `(N, B)`: from the lower half, which sources do not reach."""
     n, b = image.shape[:2]
-    flat = np.where(sky, image, np.float32(np.inf)).reshape(n, b, -1)
-    count = np.count_nonzero(sky.reshape(n, b, -1), axis=-1)
+    size = image.shape[2] * image.shape[3]
+    flat = np.where(sky, image, np.float32(np.inf)).reshape(n, b, size)
+    count = np.count_nonzero(sky, axis=(2, 3))
     flat.sort(axis=-1)
 
     def at(fraction: float) -> Float:
@@ -282,7 +292,7 @@ def _structure(image: Float, good: Bool, noise: Float, level: Float) -> dict[str
     rows, cols = h // k, w // k
     means = _averages(h, k) @ flat @ _averages(w, k).T
     # Differences of neighbours: the scatter of blocks whatever the noise correlation, without gradients.
-    steps = np.abs(means[..., 1:] - means[..., :-1]).reshape(n, b, -1)
+    steps = np.abs(means[..., 1:] - means[..., :-1]).reshape(n, b, rows * (cols - 1))
     scatter = 1.4826 / np.sqrt(2) * _middle(steps)
     scatter = np.maximum(scatter, np.nan_to_num(noise) / (4 * k) + TINY)
     y, x = slice(rows // 4, rows - rows // 4), slice(cols // 4, cols - cols // 4)
