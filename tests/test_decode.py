@@ -225,6 +225,24 @@ def test_only_tiles_under_the_window_are_fetched() -> None:
     assert len(fetched) == before  # known bytes are not fetched again
 
 
+@given(
+    st.binary(min_size=1, max_size=400),
+    st.lists(st.lists(st.tuples(st.integers(0, 399), st.integers(1, 60)), max_size=6), max_size=12),
+    st.integers(0, 30),
+    st.integers(0, 30),
+)
+def test_ranges_are_the_bytes_of_the_file(
+    data: bytes, requests: list[list[tuple[int, int]]], ahead: int, gap: int
+) -> None:
+    source = Ranges(lambda at, n: data[at : at + n], "test.fits", ahead=ahead, gap=gap)
+    for spans in requests:
+        if all(at + n <= len(data) for at, n in spans):
+            assert [bytes(view) for view in source.many(spans)] == [data[at : at + n] for at, n in spans]
+        else:
+            with pytest.raises(UnreadableError, match=r"test\.fits"):
+                source.many(spans)
+
+
 @pytest.mark.parametrize("dtype", ["f8", "f4"])
 def test_four_axes_in_tiny_tiles(dtype: str) -> None:
     psf = np.random.default_rng(7).normal(0, 1, (3, 4, 41, 41)).astype(dtype)

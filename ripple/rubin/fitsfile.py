@@ -171,11 +171,20 @@ class Ranges:
 
     def many(self, spans: Sequence[tuple[int, int]]) -> list[memoryview]:
         """Several `(offset, length)`, in as few fetches as `gap` allows."""
+        if not spans:
+            return []
+        low = min(offset for offset, _ in spans)
+        extent = max(offset + length for offset, length in spans) - low
         with self._lock:
-            missing = sorted(span for span in spans if self._known(*span) is None)
-            for start, stop in _merged(missing, self._gap):
-                self._fetch(start, stop - start)
-            return [self._view(*span) for span in spans]
+            whole = self._known(low, extent)
+            if whole is None:
+                missing = sorted(span for span in spans if self._known(*span) is None)
+                for start, stop in _merged(missing, self._gap):
+                    self._fetch(start, stop - start)
+                whole = self._known(low, extent)
+            if whole is None:
+                return [self._view(*span) for span in spans]
+            return [whole[offset - low : offset - low + length] for offset, length in spans]
 
     def digest(self) -> str:
         """sha256 (hex) over the ranges fetched so far, in file order: offset, length, bytes."""
@@ -202,7 +211,7 @@ class Ranges:
     def _known(self, offset: int, length: int) -> memoryview | None:
         k = bisect.bisect_right(self._starts, offset) - 1
         # Ranges may overlap, so an earlier and longer one can hold what the nearest does not.
-        for i in range(k, max(-1, k - 3), -1):
+        for i in range(k, -1, -1):
             inside = offset - self._starts[i]
             if length >= 0 and inside + length <= len(self._pieces[i]):
                 return memoryview(self._pieces[i])[inside : inside + length]
