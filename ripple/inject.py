@@ -300,7 +300,7 @@ def render(lensed: Lensed, batch: CutoutBatch, k: int) -> tuple[NDArray[np.float
 
 
 def _gain(batch: CutoutBatch, k: int) -> NDArray[np.float64]:
-    """Flux in nJy of an electron in each band: that of a DP2 coadd, scaled to the depth of the variance plane."""
+    """Flux in nJy of an electron in each band: a DP2 coadd's, scaled to the depth of the variance plane."""
     from ripple.simulation.conditions import BANDS, noise_sigma
 
     out = np.zeros(len(batch.bands))
