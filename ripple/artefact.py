@@ -244,8 +244,17 @@ class ArtefactWriter:
             "counts": counts, "attributes": json.loads(canonical_json(attributes)), "software": software(),
         }  # fmt: skip
         manifest["digest"] = content_digest(manifest)
-        write_atomic(self.directory / MANIFEST, render(manifest))
+        self._publish_manifest(render(manifest))
         _tidy(self.directory)
+
+    def _publish_manifest(self, data: bytes) -> None:
+        try:
+            write_atomic(self.directory / MANIFEST, data)
+        except WriteError:
+            # Renamed, perhaps, but not known to be on disk: a failed fsync must not pass for a commit later.
+            with suppress(OSError):
+                (self.directory / MANIFEST).unlink()
+            raise
 
 
 def _tidy(directory: Path) -> None:
