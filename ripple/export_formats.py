@@ -251,7 +251,9 @@ def _image_hdu(name: str, band: str, data: NDArray[Any], cards: dict[str, Any]) 
 def _wcs_cards(tan: Tan | None, row: dict[str, Any]) -> dict[str, Any]:
     """WCS of the stamp and who it is: FITS pixel (1, 1) is parent pixel `(x0, y0)`."""
     # FITS text is printable ASCII: anything else is written as an escape.
-    cards: dict[str, Any] = {"OBJID": str(row.get("id", "")).encode("unicode_escape").decode()}
+    cards: dict[str, Any] = {
+        "ORIGIN": "RIPPLe", "OBJID": str(row.get("id", "")).encode("unicode_escape").decode()
+    }  # fmt: skip
     for name, card in (("ra", "OBJ_RA"), ("dec", "OBJ_DEC")):
         if np.isfinite(float(row.get(name, np.nan))):
             cards[card] = float(row[name])

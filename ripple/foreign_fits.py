@@ -206,7 +206,7 @@ def _stamp(name: str, files: dict[str, Path], bands: tuple[str, ...], convert: b
     wcs = _projection(first)
     ra, dec = _position(first, wcs, shape)
     return Stamp(
-        id=str(first.get("OBJID", first.get("OBJECTID", name))), image=image,
+        id=_identity(first, name), image=image,
         variance=_variance(by_role, bands, shape, to_njy), bad=_mask(by_role["mask"], bands, shape),
         psf=_kernels(by_role["psf"], bands), ra=ra, dec=dec, label=int(first.get("LABEL", -1)), wcs=wcs,
         place=_place(first), unit="nJy" if known else "",
@@ -331,6 +331,12 @@ def _position(header: Any, wcs: Tan | None, shape: tuple[int, ...]) -> tuple[flo
         return float("nan"), float("nan")
     x, y = wcs.pixel_to_sky(shape[-1] // 2, shape[-2] // 2)
     return float(x), float(y)
+
+
+def _identity(header: Any, name: str) -> str:
+    """The object's own card, else the file name; our files escape what FITS text cannot hold."""
+    value = str(header.get("OBJID", header.get("OBJECTID", name)))
+    return value.encode("ascii").decode("unicode_escape") if header.get("ORIGIN") == "RIPPLe" else value
 
 
 def _place(header: Any) -> tuple[int, int, int] | None:
