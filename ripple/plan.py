@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ripple.config import Config
 from ripple.coverage import boxes_around
@@ -77,6 +77,12 @@ class Selection(Config):
         "whole",
         description="Boxes that leave their tract: take the tract that holds them whole, or resample.",
     )
+
+    @field_validator("size", mode="before")
+    @classmethod
+    def _whole_size(cls, value: object) -> object:
+        # A flag gives "64" and YAML gives 64: the same size must have the same digest.
+        return int(value) if isinstance(value, str) and value.strip().isdecimal() else value
 
 
 @dataclass(frozen=True, slots=True)

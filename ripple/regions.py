@@ -14,7 +14,7 @@ from ripple.skymap import Float, Int, SkyMap
 if TYPE_CHECKING:
     import lsst.sphgeom
 
-MAX_WINDOWS = 50_000_000
+MAX_WINDOWS = 20_000_000
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,8 @@ def grid(
     tract, column, row
         `(N,)` int64; the window is `(column, row)` on the tract's grid.
     ra, dec
-        `(N,)` deg, of the centre `((column + 0.5) step - 0.5, (row + 0.5) step - 0.5)`.
+        `(N,)` deg, of the centre: pixel `(floor((column + 0.5) step), floor((row + 0.5) step))`, whose middle
+        no rounding can move into another pixel.
 
     Raises
     ------
@@ -194,18 +195,13 @@ def _tract_grid(
     x_range, y_range = (0.0, box.x1 - 1.0), (0.0, box.y1 - 1.0)
     if region is not None:
         x_range, y_range = _pixel_bounds(skymap, tract, region, x_range, y_range)
-    i = np.arange(
-        max(0, np.ceil((x_range[0] + 0.5) / step - 0.5)), np.floor((x_range[1] + 0.5) / step - 0.5) + 1
-    )
-    j = np.arange(
-        max(0, np.ceil((y_range[0] + 0.5) / step - 0.5)), np.floor((y_range[1] + 0.5) / step - 0.5) + 1
-    )
+    i, j = (np.arange(max(0.0, low // step - 1), high // step + 2) for low, high in (x_range, y_range))
     if len(i) * len(j) > MAX_WINDOWS:
         raise RegionError(f"more than {MAX_WINDOWS} windows", hint="a larger --grid or a smaller region")
     row, column = (v.ravel() for v in np.meshgrid(j, i, indexing="ij"))
-    x, y = (column + 0.5) * step - 0.5, (row + 0.5) * step - 0.5
+    x, y = np.floor((column + 0.5) * step), np.floor((row + 0.5) * step)
     ra, dec = tan.pixel_to_sky(x, y)
-    keep = skymap.find_tract(ra, dec) == tract
+    keep = (x < box.x1) & (y < box.y1) & (skymap.find_tract(ra, dec) == tract)
     if region is not None:
         keep &= region.contains(ra, dec)
     if patches is not None:
