@@ -1,0 +1,277 @@
+"""Models from elsewhere in, and models out: `ripple import-model` and `ripple export-model`.
+
+Weights of a network we know come in from a `state_dict` (safetensors, or what `torch.save` wrote, read with
+weights only), from TorchScript or from ONNX. A sidecar says what data they take: it is the contract without
+digests, and nothing is guessed. A foreign program is never run to score: its weights go into our network.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from ripple.config import load_yaml
+from ripple.errors import ConfigError, ContractError, IntegrityError, WriteError
+from ripple.files import write_atomic
+from ripple.learn.checkpoint import (
+    CONTRACT,
+    MAX_WEIGHT_BYTES,
+    Contract,
+    Member,
+    Model,
+    fit_state,
+    load_model,
+    parse_weights,
+    read_limited,
+    save_model,
+)
+from ripple.learn.exchange_config import ExportModelConfig, ImportModelConfig
+from ripple.learn.network import Architecture, Net, build, timm_state
+from ripple.profile import Summary
+
+#: Largest difference of outputs between a model and its export.
+PARITY = 1e-4
+#: Keys under which checkpoints keep their weights, and prefixes that wrappers leave behind.
+NESTS = ("state_dict", "model_state_dict", "model", "net", "ema", "weights")
+PREFIXES = ("module.", "model.", "net.", "encoder.", "backbone.", "_orig_mod.")
+
+
+# --- import -------------------------------------------------------------------------------------------------
+
+
+def import_model(config: ImportModelConfig) -> Summary:
+    """Make a model directory from a foreign checkpoint.
+
+    Raises
+    ------
+    ConfigError
+        No sidecar, or the output is there.
+    ContractError
+        The sidecar lacks a field or contradicts itself; names it.
+    IntegrityError
+        The file is damaged, holds more than weights, or they are not those of the network.
+    """
+    if (config.output / CONTRACT).exists():
+        raise ConfigError(f"{config.output} holds a model", hint="give a new directory")
+    contract = read_sidecar(config.sidecar)
+    state = read_state(config.source)
+    arch = contract.architecture.architecture()
+    net = build(arch)
+    fit_state(net, adapt(state, arch, net), str(config.source))
+    final = save_model(config.output, contract, [net.state_dict()])
+    facts = {
+        "network": arch.name,
+        "parameters": sum(p.numel() for p in net.parameters()),
+        "from": final.origin,
+    }
+    return Summary("import-model", str(config.output), facts)
+
+
+def read_sidecar(path: Path) -> Contract:
+    """The contract that a sidecar describes; `members` and digests are not its business."""
+    if not path.exists():
+        raise ConfigError(f"{path}: no sidecar", hint="write one with the fields of model.json")
+    fields = load_yaml(path)
+    member = Member(file="model.safetensors", bytes=0, sha256="")
+    given = {"origin": "ripple import-model", **fields, "members": (member,)}
+    try:
+        return Contract.model_validate(given).consistent()
+    except ValidationError as err:
+        first = err.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise ContractError(f"{path}: {field}: {first['msg']}", hint="see model.json of any model") from None
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Named tensors of a checkpoint, whatever its kind.
+
+    Raises
+    ------
+    IntegrityError
+        Damaged, or it holds more than weights.
+    """
+    try:
+        data = read_limited(path, MAX_WEIGHT_BYTES)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: not there") from None
+    if path.suffix == ".safetensors":
+        return parse_weights(data, str(path))
+    if path.suffix == ".onnx":
+        return _onnx_state(data, str(path))
+    if _is_torchscript(data):
+        return _script_state(data, str(path))
+    return _torch_state(data, str(path))
+
+
+def _torch_state(data: bytes, name: str) -> dict[str, Tensor]:
+    try:
+        # weights_only refuses all but tensors and plain containers; the format has no other reader.
+        value = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as err:
+        text = " ".join(str(err).split())[:160]
+        raise IntegrityError(
+            f"{name}: not weights only: {text}", hint="save model.state_dict() and nothing else"
+        ) from None
+    for key in NESTS:
+        if isinstance(value, dict) and isinstance(value.get(key), dict):
+            value = value[key]
+    if not isinstance(value, dict) or not all(isinstance(v, Tensor) for v in value.values()):
+        raise IntegrityError(f"{name}: no state_dict in it", hint="save model.state_dict() and nothing else")
+    return {str(k): v for k, v in value.items()}
+
+
+def _is_torchscript(data: bytes) -> bool:
+    try:
+        names = zipfile.ZipFile(io.BytesIO(data)).namelist()
+    except (zipfile.BadZipFile, ValueError, OSError):
+        return False
+    return any(name.endswith("constants.pkl") for name in names)
+
+
+def _script_state(data: bytes, name: str) -> dict[str, Tensor]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return dict(torch.jit.load(io.BytesIO(data), map_location="cpu").state_dict())
+    except RuntimeError as err:
+        raise IntegrityError(
+            f"{name}: TorchScript cannot be read: {str(err).splitlines()[0][:120]}"
+        ) from None
+
+
+def _onnx_state(data: bytes, name: str) -> dict[str, Tensor]:
+    """Initialisers of an ONNX graph; exporters keep the names of torch unless they fold layers."""
+    onnx, protobuf = _onnx("onnx"), _onnx("google.protobuf.message")
+    try:
+        graph = onnx.load_model_from_string(data).graph
+        arrays = {t.name: onnx.numpy_helper.to_array(t).copy() for t in graph.initializer}
+    except (protobuf.DecodeError, ValueError, TypeError, OSError) as err:
+        raise IntegrityError(f"{name}: not ONNX: {' '.join(str(err).split())[:120]}") from None
+    return {key: torch.from_numpy(np.asarray(array)) for key, array in arrays.items()}
+
+
+def _onnx(module: str) -> Any:
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise ConfigError(f"ONNX needs the package {module}", hint="install ripple-lsst[onnx]") from None
+
+
+def adapt(state: dict[str, Tensor], arch: Architecture, net: Net) -> dict[str, Tensor]:
+    """Foreign names to ours: wrappers' prefixes off, classifier to head, two classes to one logit.
+
+    Parameters
+    ----------
+    state
+        From `read_state`.
+    arch
+        Of the sidecar.
+    net
+        Built from it.
+    """
+    own = net.state_dict()
+    while state and any(all(k.startswith(p) for k in state) for p in PREFIXES) and not set(own) <= set(state):
+        state = {k.split(".", 1)[1]: v for k, v in state.items()}
+    if not set(own) <= set(state) and arch.name != "d4cnn":
+        state = timm_state(arch, state)
+    # Programs carry constants beside the weights; counters of batches decide nothing and are often left out.
+    kept = {k: v for k, v in state.items() if k in own or k.startswith(("backbone.", "head."))}
+    kept |= {k: v for k, v in own.items() if k.endswith("num_batches_tracked") and k not in kept}
+    weight = kept.get("head.weight")
+    if arch.outputs == 1 and weight is not None and weight.ndim == 2 and len(weight) == 2:
+        # softmax over (other, lens) is the sigmoid of the difference of the two logits
+        kept["head.weight"] = weight[1:] - weight[:1]
+        kept["head.bias"] = kept["head.bias"][1:] - kept["head.bias"][:1]
+    return kept
+
+
+# --- export -------------------------------------------------------------------------------------------------
+
+
+class Mean(nn.Module):
+    """Mean output of the members: what leaves the house."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.nets = nn.ModuleList(model.nets)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """`(n, B, size, size)` -> `(n, outputs)`: logits, or standardised quantities."""
+        return torch.stack([net(image) for net in self.nets]).mean(0)
+
+
+def export_model(config: ExportModelConfig) -> Summary:
+    """Write a model as ONNX or TorchScript with its contract beside it, and compare the answers.
+
+    Raises
+    ------
+    ConfigError
+        The file is there, or the packages for ONNX are not.
+    WriteError
+        The export answers otherwise than the model.
+    """
+    if config.output.exists():
+        raise ConfigError(f"{config.output} is there", hint="give another file")
+    model = load_model(config.model)
+    contract, mean = model.contract, Mean(model).eval()
+    shape = (4, len(contract.bands), contract.size, contract.size)
+    image = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = mean(image).numpy()
+    data, got = (_to_onnx if config.format == "onnx" else _to_torchscript)(mean, image)
+    gap = float(np.abs(got - expected).max())
+    if not gap <= PARITY:
+        raise WriteError(
+            f"{config.output}: the export differs from the model by {gap:.2g}, allowed {PARITY:g}"
+        )
+    config.output.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(config.output, data)
+    text = json.dumps(contract.model_dump(mode="json"), indent=1, sort_keys=True)
+    write_atomic(config.output.with_suffix(".json"), text.encode())
+    facts = {
+        "format": config.format,
+        "members": len(model.nets),
+        "bytes": len(data),
+        "largest difference": gap,
+    }
+    return Summary("export-model", str(config.output), facts)
+
+
+def _to_torchscript(mean: nn.Module, image: Tensor) -> tuple[bytes, NDArray[np.float32]]:
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")
+        script = torch.jit.trace(mean, image[:2])
+        out = io.BytesIO()
+        torch.jit.save(script, out)
+        again = torch.jit.load(io.BytesIO(out.getvalue()))
+        return out.getvalue(), again(image).numpy()
+
+
+def _to_onnx(mean: nn.Module, image: Tensor) -> tuple[bytes, NDArray[np.float32]]:
+    runtime = _onnx("onnxruntime")
+    _onnx("onnxscript")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            mean, (image[:2],), dynamo=True, input_names=["image"], output_names=["output"],
+            dynamic_shapes={"image": {0: torch.export.Dim("n")}}, verbose=False,
+        )  # fmt: skip
+    if program is None:
+        raise WriteError("torch.onnx.export gave nothing")
+    data: bytes = program.model_proto.SerializeToString()
+    session = runtime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    (got,) = session.run(None, {"image": image.numpy()})
+    return data, got
