@@ -41,7 +41,7 @@ def describe(directory: Path) -> Summary:
         **manifest["counts"],
         "rows": artefact.rows,
         "shards": len(artefact.shards),
-        "size": human_bytes(size),
+        "on disk": human_bytes(size),
     }
     attributes = manifest["attributes"]
     shown = {k: v for k, v in attributes.items() if not isinstance(v, dict)}

@@ -187,3 +187,16 @@ def test_interrupted_error_survives_pickling() -> None:
     import pickle
 
     assert pickle.loads(pickle.dumps(Interrupted(15))).code == 143
+
+
+def test_deaths_leak_no_descriptors_threads_or_children(tmp_path: Path) -> None:
+    import threading
+
+    import psutil
+
+    me = psutil.Process()
+    list(ordered_map(tasks.square, range(3), workers=2))
+    before = (me.num_fds(), threading.active_count(), len(me.children()))
+    work = [(k, "SIGKILL" if k % 4 == 0 else "", str(tmp_path / str(k))) for k in range(24)]
+    assert dict(ordered_map(tasks.die, work, workers=2)) == {k: k for k in range(24)}
+    assert (me.num_fds(), threading.active_count(), len(me.children())) == before

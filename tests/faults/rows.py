@@ -43,7 +43,9 @@ class Row:
 ROWS: list[Row] = []
 
 
-def row(number: str, name: str, full: int, gate: int = 10) -> Callable[[Any], Any]:
+def row(
+    number: str, name: str, full: int, gate: int = 10, into: list[Row] | None = None
+) -> Callable[[Any], Any]:
     """Register a row; the wrapped function gets a fresh `Tally` and a seeded generator."""
 
     def decorate(function: Callable[[Tally, random.Random, int, Path], None]) -> Any:
@@ -54,7 +56,7 @@ def row(number: str, name: str, full: int, gate: int = 10) -> Callable[[Any], An
             tally.seconds = time.monotonic() - start
             return tally
 
-        ROWS.append(Row(number, name, run, full, gate))
+        (ROWS if into is None else into).append(Row(number, name, run, full, gate))
         return run
 
     return decorate
