@@ -13,6 +13,7 @@ import struct
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cache, cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -156,6 +157,8 @@ class TractTable:
             An id that the sky map does not have.
         """
         wanted = np.asarray(tract, np.int64)
+        if self.ids[0] == 0 and self.ids[-1] == len(self.ids) - 1 and self._all_there(wanted):
+            return wanted  # ids are positions
         at = np.minimum(np.searchsorted(self.ids, wanted), len(self.ids) - 1)
         wrong = np.atleast_1d(self.ids[at] != wanted)
         if wrong.any():
@@ -165,6 +168,9 @@ class TractTable:
                 hint=f"tracts are {self.ids[0]} to {self.ids[-1]}, {len(self.ids)} in number",
             )
         return at
+
+    def _all_there(self, wanted: Int) -> bool:
+        return not wanted.size or bool(wanted.min() >= 0 and wanted.max() < len(self.ids))
 
 
 @dataclass(frozen=True)
@@ -212,18 +218,26 @@ class SkyMap(ABC):
         Same formulas as `Tan.sky_to_pixel`, with a tangent point per row.
         """
         t, k = self.table, self.table.rows(tract, self.name)
-        r, d = np.radians(np.asarray(ra, float)), np.radians(np.asarray(dec, float))
-        da = r - np.radians(t.ra[k])
-        turn = np.where(t.dec[k] >= 90.0, -1.0, 1.0)  # LONPOLE, as in Tan
-        d0 = np.radians(t.dec[k])
-        cos_d, sin_d, cos_a, c0, s0 = np.cos(d), np.sin(d), np.cos(da), np.cos(d0), np.sin(d0)
-        w = s0 * sin_d + c0 * cos_d * cos_a
+        d, d0 = np.radians(np.asarray(dec, float)), np.radians(t.dec)
+        da = np.radians(np.asarray(ra, float)) - np.radians(t.ra)[k]
+        cos_d, sin_d, c0, s0 = np.cos(d), np.sin(d), np.cos(d0)[k], np.sin(d0)[k]
+        near = cos_d * np.cos(da)
+        w = s0 * sin_d + c0 * near
+        turn = np.where(t.dec >= 90.0, -1.0, 1.0)[k]  # LONPOLE, as in Tan
         with np.errstate(divide="ignore", invalid="ignore"):
-            xi = np.where(w > 0, turn * np.degrees(cos_d * np.sin(da) / w), np.nan)
-            eta = np.where(w > 0, turn * np.degrees((c0 * sin_d - s0 * cos_d * cos_a) / w), np.nan)
-        a, b, c, e = np.moveaxis(t.cd[k], -1, 0)
-        det = a * e - b * c
-        return t.x0[k] + (e * xi - b * eta) / det, t.y0[k] + (a * eta - c * xi) / det
+            scale = np.where(w > 0, turn / w, np.nan) * (180.0 / np.pi)
+            xi, eta = cos_d * np.sin(da) * scale, (c0 * sin_d - s0 * near) * scale
+        x0, y0, m = self._inverse(k)
+        return x0 + (m[0] * xi + m[1] * eta), y0 + (m[2] * xi + m[3] * eta)
+
+    def _inverse(self, k: Int) -> tuple[Any, Any, Any]:
+        """Pixel of the tangent point, and pixels per deg (2 x 2 by rows), of table rows `k`."""
+        t = self.table
+        a, b, c, d = t.cd[:1].T if (t.cd == t.cd[0]).all() else t.cd.T
+        inverse = np.stack([d, -b, -c, a]) / (a * d - b * c)
+        if inverse.shape[1] == 1:  # as in all ring maps: nothing to look up
+            return t.x0[k], t.y0[k], inverse[:, 0]
+        return t.x0[k], t.y0[k], inverse[:, k]
 
     def find_patch(self, tract: ArrayLike, x: ArrayLike, y: ArrayLike) -> Int:
         """Sequential id of the patch whose inner box holds each pixel: `(N,)` int64, -1 outside the tract."""
