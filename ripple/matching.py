@@ -16,7 +16,7 @@ Float = NDArray[np.float32]
 
 GROW = 0.05  # a pixel is no measurement when filled pixels carry more than this share of its |K|
 CHUNK = 16  # rows convolved at a time: they stay in the cache
-PAD_SHARE = 16  # px of reflection at most beyond the margin; tails further out are folded back
+REACH = 12  # px; margin plus reflection at most: beyond lie tails of kernels, which may wrap around
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,8 @@ def plan_matching(
     tolerance
         Residual at which a smooth kernel is good enough, see `psf.match_kernels`.
     """
-    fault_of, width_of = psf.faults(batch.psf), psf.fwhm(batch.psf).astype(np.float32)
+    width_of = psf.fwhm(batch.psf).astype(np.float32)
+    fault_of = psf.faults(batch.psf, width_of)
     index = batch.psf_index
     has = index >= 0
     safe = np.maximum(index, 0)
@@ -144,8 +145,8 @@ class Frame:
 
 def make_frame(kernels: Kernels, shape: tuple[int, int], margin: int, *, variance: bool) -> Frame:
     """Transform kernels for planes of `shape` (margin included)."""
-    reach = int(kernels.reach.max(initial=0))
-    pad = int(np.clip(reach - margin, 0, PAD_SHARE))
+    reach = min(int(kernels.reach.max(initial=0)), REACH)
+    pad = max(reach - margin, 0)
     frame = psf.frame_shape(shape, pad)
     k = kernels.kernel
     weight = np.abs(k)
@@ -195,7 +196,7 @@ def apply(
     k = number[where]
     if len(k) == number.size and variance is None and whole:
         # The usual case without the copies that picking planes costs.
-        return psf.convolve(image, frame.image[number], frame.shape, m), valid, None
+        return psf.convolve(image, frame.image, number, frame.shape, m), valid, None
     out = psf.contiguous(filled[inner])
     if not len(k):
         return out, valid, after
@@ -203,14 +204,14 @@ def apply(
     alive = good[where].reshape(len(k), -1).any(axis=-1)
     holes, alive = psf.to_numpy(holes), psf.to_numpy(alive)
     where, k, holes = (where[0][alive], where[1][alive]), k[alive], holes[alive]
-    out[where] = psf.convolve(filled[where], frame.image[k], frame.shape, m)
+    out[where] = psf.convolve(filled[where], frame.image, k, frame.shape, m)
     if holes.any():
         at = (where[0][holes], where[1][holes])
         bad = psf.as_float(~good[at], image)
-        share = psf.convolve(bad, frame.weight[k[holes]], frame.shape, m)
+        share = psf.convolve(bad, frame.weight, k[holes], frame.shape, m)
         valid[at] = valid[at] & (share <= GROW)
     if variance is not None:
-        after[where] = psf.convolve(spread[where], frame.variance[k], frame.shape, m)
+        after[where] = psf.convolve(spread[where], frame.variance, k, frame.shape, m)
     return out, valid, after
 
 

@@ -118,7 +118,7 @@ class Thresholds(Config):
     max_background: float = Field(
         0.8, ge=0, description="Background offset allowed, in units of pixel noise."
     )
-    max_dip: float = Field(6.0, ge=0, description="Depth of the deepest 8 x 8 px hole allowed, in sigma.")
+    max_dip: float = Field(5.0, ge=0, description="Depth of the deepest 8 x 8 px hole allowed, in sigma.")
     min_noise_ratio: float = Field(
         0.6, ge=0, description="Measured noise over that of the variance plane, least."
     )

@@ -93,6 +93,7 @@ def test_artefact_to_artefact(tmp_path: Path) -> None:
     assert again.done_before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("values", [{"scope": "dataset", "normalize": "zscore"}, {"psf": "1.3"}])
 def test_same_bytes_whatever_the_workers(tmp_path: Path, values: dict[str, object]) -> None:
     cutouts = write(tmp_path / "cutouts", make_batch(12, "gi", 32, 6), 6)

@@ -1,0 +1,136 @@
+"""Rows per second per core of `preprocess_batch`, against loops of other tools and against the FFTs alone.
+
+    python scripts/bench/preprocess.py [--rows 400]
+
+4 bands of 64 px with a margin of 12, PSFs of 41 px, a target of 1.25 arcsec. `dense`: rows share 8 cells, as
+objects of a patch do. `sparse`: every row has PSFs of its own. The loops make one kernel per row and band, as
+users of those tools do, and convolve with scipy; they neither judge nor normalise nor keep masks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[name] = "1"
+
+import numpy as np  # noqa: E402 - after the threads are pinned
+from scipy import fft, signal  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+from stampmaker import make_batch, moffat  # noqa: E402
+
+from ripple import matching, noise, normalize, psf, quality  # noqa: E402
+from ripple.cutouts import CutoutBatch  # noqa: E402
+from ripple.prepare import PreprocessConfig, preprocess_batch  # noqa: E402
+
+BANDS, SIZE, MARGIN, TARGET = "griz", 64, 12, 1.25
+
+
+def batch_with_cells(rows: int, cells: int) -> CutoutBatch:
+    batch = make_batch(rows, BANDS, SIZE, MARGIN)
+    rng = np.random.default_rng(0)
+    widths = rng.uniform(3.3, 5.0, (cells, len(BANDS)))
+    stamps = np.stack([moffat(w, 41, rng.uniform(0, 0.1)) for w in widths.ravel()]).astype(np.float32)
+    first = (np.arange(rows) % cells)[:, None] * len(BANDS)
+    return replace(batch, psf=stamps, psf_index=(first + np.arange(len(BANDS))).astype(np.int32))
+
+
+def best(function: Callable[[], Any], repeats: int = 5) -> float:
+    """Least seconds of processor time of a few runs: other users of the machine only ever add."""
+    times = []
+    for _ in range(repeats):
+        start = time.process_time()
+        function()
+        times.append(time.process_time() - start)
+    return min(times)
+
+
+def loop(batch: CutoutBatch, make: Callable[[Any, Any], Any], rows: int) -> None:
+    target = psf.target_stamp(TARGET / 0.2, 41)
+    for row in range(rows):
+        for band in range(len(BANDS)):
+            kernel = make(batch.psf[batch.psf_index[row, band]].astype(float), target)
+            signal.fftconvolve(batch.image[row, band].astype(float), kernel, mode="same")
+
+
+def pypher(source: Any, target: Any) -> Any:
+    from pypher.pypher import homogenization_kernel
+
+    return homogenization_kernel(target, source, reg_fact=1e-4)[0]
+
+
+def wiener(source: Any, target: Any) -> Any:
+    from photutils.psf_matching import make_wiener_kernel
+
+    return make_wiener_kernel(source, target, regularization=1e-5)
+
+
+def floor(batch: CutoutBatch, shape: tuple[int, int]) -> None:
+    for start in range(0, len(batch), matching.CHUNK):
+        spectrum = fft.rfft2(batch.image[start : start + matching.CHUNK], s=shape)
+        fft.irfft2(spectrum, s=shape)
+
+
+def match_only(batch: CutoutBatch, plan: matching.Matching) -> None:
+    """Fill, convolve, trim and normalise: what the FFTs are the floor of."""
+    frame = matching.make_frame(plan.kernels, batch.image.shape[-2:], MARGIN, variance=False)
+    scale = np.full((matching.CHUNK, len(BANDS)), 60, np.float32)
+    for start in range(0, len(batch), matching.CHUNK):
+        rows = slice(start, start + matching.CHUNK)
+        good = np.ones(batch.image[rows].shape, bool)
+        image, _, _ = matching.apply(batch.image[rows], good, plan.number[rows], frame)
+        normalize.transform(image, 0 * scale[: len(image)], scale[: len(image)], "asinh")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=400)
+    args = parser.parse_args()
+    white = np.zeros((2 * noise.LAG + 1, 2 * noise.LAG + 1))
+    white[noise.LAG, noise.LAG] = 1
+    constants = {"margin": MARGIN, "noise_correlation": dict.fromkeys(BANDS, white)}
+    config = PreprocessConfig.make({"psf": str(TARGET), "registration": False})
+    for label, cells in (("dense", 8), ("sparse", args.rows)):
+        batch = batch_with_cells(args.rows, cells)
+        plan = matching.plan_matching(batch, TARGET)
+        frame = matching.make_frame(plan.kernels, batch.image.shape[-2:], MARGIN, variance=False).shape
+        n, few = args.rows, min(args.rows, 20)
+        times = {
+            "ripple, all of it": best(lambda b=batch: preprocess_batch(b, config, constants)) / n,
+            "  of it kernels and PSF checks": best(lambda b=batch: matching.plan_matching(b, TARGET)) / n,
+            "  of it quality measures": best(lambda b=batch: judge_all(b)) / n,
+            "  of it match and normalise": best(lambda b=batch, p=plan: match_only(b, p)) / n,
+            "FFTs alone": best(lambda b=batch, f=frame: floor(b, f)) / n,
+            "loop of pypher + scipy": best(lambda b=batch, f=few: loop(b, pypher, f), 2) / few,
+            "loop of photutils + scipy": best(lambda b=batch, f=few: loop(b, wiener, f), 2) / few,
+        }  # fmt: skip
+        ours, base = times["ripple, all of it"], times["FFTs alone"]
+        print(f"{label}: {args.rows} rows, {len(batch.psf)} PSFs, transforms of {frame[0]} x {frame[1]}")
+        for name, seconds in times.items():
+            print(f"  {name:34s} {1e3 * seconds:8.3f} ms/row {1 / seconds:9.0f} rows/s"
+                  f"  {seconds / ours:7.2f} x ripple {seconds / base:8.2f} x FFTs")  # fmt: skip
+
+
+def judge_all(batch: CutoutBatch) -> None:
+    inner = (..., slice(MARGIN, -MARGIN), slice(MARGIN, -MARGIN))
+    for start in range(0, len(batch), matching.CHUNK):
+        rows = slice(start, start + matching.CHUNK)
+        piece = replace(
+            batch, image=batch.image[rows], variance=batch.variance[rows], mask=batch.mask[rows],
+            psf_index=batch.psf_index[rows], catalog={},
+        )  # fmt: skip
+        good = quality.usable(piece)
+        cut = replace(piece, image=piece.image[inner], variance=piece.variance[inner], mask=piece.mask[inner])
+        quality.measure(cut, good[inner])
+
+
+if __name__ == "__main__":
+    main()
