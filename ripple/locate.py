@@ -88,11 +88,14 @@ def _number(text: str) -> float | str:
 
 def describe(skymap: SkyMap, ra: float, dec: float, size: str | None = None) -> dict[str, Any]:
     """`locate_one` for a sky map at hand; `ra` and `dec` in deg."""
-    tract = int(skymap.find_tract(np.array([ra]), np.array([dec]))[0])
+    found_in = skymap.locate(ra, dec)
+    tract, patch, x, y = (
+        int(found_in[0][0]),
+        int(found_in[1][0]),
+        float(found_in[2][0]),
+        float(found_in[3][0]),
+    )
     tan = skymap.tan(tract)
-    xs, ys = skymap.sky_to_pixel(np.array([tract]), np.array([ra]), np.array([dec]))
-    patch = int(skymap.find_patch(np.array([tract]), xs, ys)[0])
-    x, y = float(xs[0]), float(ys[0])
     found: dict[str, Any] = {"ra": ra, "dec": dec, "skymap": skymap.name, "tract": tract, "patch": patch}
     if patch >= 0:
         i, j = (int(v) for v in skymap.patch_xy(tract, patch))
@@ -154,9 +157,7 @@ def located(skymap: SkyMap, targets: Targets, size: str | None = None) -> pa.Tab
     """`locate_table` for targets at hand."""
     import pyarrow as pa
 
-    tract = np.asarray(skymap.find_tract(targets.ra, targets.dec), np.int64)
-    x, y = skymap.sky_to_pixel(tract, targets.ra, targets.dec)
-    patch = skymap.find_patch(tract, x, y)
+    tract, patch, x, y = skymap.locate(targets.ra, targets.dec)
     held = patch >= 0
     i, j = skymap.patch_xy(tract, np.maximum(patch, 0))
     columns: dict[str, Any] = {

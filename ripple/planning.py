@@ -206,9 +206,7 @@ class Planner:
     # ---- places
 
     def _place(self, ra: Float, dec: Float) -> Place:
-        tract = np.asarray(self.skymap.find_tract(ra, dec), np.int64)
-        x, y = self.skymap.sky_to_pixel(tract, ra, dec)
-        patch = self.skymap.find_patch(tract, x, y)
+        tract, patch, x, y = self.skymap.locate(ra, dec)
         nowhere = patch < 0
         return Place(
             np.where(nowhere, -1, tract), patch, np.where(nowhere, np.nan, x), np.where(nowhere, np.nan, y)

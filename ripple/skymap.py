@@ -25,6 +25,9 @@ from ripple.geometry import Box, Tan
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
 
+#: Positions worked on at a time: the temporaries stay in the cache.
+SLICE = 32768
+
 
 @dataclass(frozen=True, slots=True)
 class LegacyPatches:
@@ -246,6 +249,31 @@ class SkyMap(ABC):
         i, j = px // self.patches.width, py // self.patches.height
         inside = (i >= 0) & (j >= 0) & (i < t.nx[k]) & (j < t.ny[k])
         return np.where(inside, j * t.nx[k] + i, -1)
+
+    def locate(self, ra: ArrayLike, dec: ArrayLike) -> tuple[Int, Int, Float, Float]:
+        """Inner tract, inner patch and pixel of each position.
+
+        Parameters
+        ----------
+        ra, dec
+            `(N,)` finite deg ICRS.
+
+        Returns
+        -------
+        tract, patch
+            `(N,)` int64; patch is -1 where the tract does not hold the position.
+        x, y
+            `(N,)` float64 PARENT pixels.
+        """
+        r, d = np.atleast_1d(np.asarray(ra, float)), np.atleast_1d(np.asarray(dec, float))
+        tract, patch = np.empty(len(r), np.int64), np.empty(len(r), np.int64)
+        x, y = np.empty(len(r)), np.empty(len(r))
+        for start in range(0, len(r), SLICE):
+            part = slice(start, start + SLICE)
+            tract[part] = self.find_tract(r[part], d[part])
+            x[part], y[part] = self.sky_to_pixel(tract[part], r[part], d[part])
+            patch[part] = self.find_patch(tract[part], x[part], y[part])
+        return tract, patch, x, y
 
     def patch_xy(self, tract: ArrayLike, patch: ArrayLike) -> tuple[Int, Int]:
         """Column and row of sequential patch ids, `(N,)` int64 each.
