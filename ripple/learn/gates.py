@@ -21,11 +21,11 @@ from ripple.learn.rows import TrainingSet
 from ripple.learn.splits import SPLITS, TRAIN, drop_neighbours, twin_images
 
 Float = NDArray[np.float64]
-#: Columns that say the answer, or where and when a row was made: never a shortcut of the survey.
+#: Columns that say the answer, say where a row lies, or were measured on the stamp (which shows the arc).
 ANSWERS = re.compile(
-    r"^(index|id|objectId|label|class|ra|dec|tract|patch|x0|y0|dx|dy|x|y|shard|row|accept|qc|size|band_mask|split"
-    r"|theta_E|sigma_v|z_source|source_.*|arc_.*|shear.*|magnification|n_images|truth_.*|is_lens.*|morphology|coord_.*"
-    r"|lens_id|parent.*)$"
+    r"^(index|id|objectId|label|class|ra|dec|tract|patch|input_.*|x0|y0|dx|dy|x|y|shard|row|accept|qc|size|split"
+    r"|qc_.*|norm_.*|theta_E|sigma_v|z_source|source_.*|arc_.*|shear.*|magnification|n_images|truth_.*"
+    r"|is_lens.*|morphology|coord_.*|lens_id|parent.*)$"
 )
 PSF_NOISE = re.compile(r"(psf|fwhm|seeing|noise|sky|depth|variance|sigma|snr5|background)", re.IGNORECASE)
 
@@ -184,8 +184,11 @@ def radial_profile(image: NDArray[np.floating], step: float = 2.0) -> Float:
 
 
 def numeric_columns(data: TrainingSet, rows: NDArray[np.int64]) -> dict[str, Float]:
-    """Catalogue columns with numbers that vary and are no answers, `(len(rows),)` each."""
-    found = {}
+    """Catalogue columns with numbers that vary and are no answers, `(len(rows),)` each.
+
+    A column that is empty for one class only exists because of the answer, and is left out.
+    """
+    found, label = {}, data.labels[rows]
     for name in data.dataset.column_names():
         if ANSWERS.match(name):
             continue
@@ -193,8 +196,9 @@ def numeric_columns(data: TrainingSet, rows: NDArray[np.int64]) -> dict[str, Flo
         if column.ndim != 1 or column.dtype.kind not in "iufb":
             continue
         values = column[rows].astype(np.float64)
-        finite = values[np.isfinite(values)]
-        if len(finite) and finite.min() < finite.max():
+        good = np.isfinite(values)
+        known = min(float(good[label == k].mean()) for k in (0, 1))
+        if known > 0.9 and values[good].min() < values[good].max():
             found[name] = values
     return found
 
@@ -219,5 +223,7 @@ def _smooth(image: NDArray[np.float32]) -> NDArray[np.float32]:
     """Mean over 3x3: taken off, what remains is noise, which two different objects never share."""
     padded = np.pad(image, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge")
     h, w = image.shape[2:]
-    shifted = [padded[:, :, j : j + h, i : i + w] for j in range(3) for i in range(3)]
-    return np.asarray(np.mean(shifted, axis=0), np.float32)
+    total = np.zeros_like(image)
+    for k in range(9):
+        total += padded[:, :, k // 3 : k // 3 + h, k % 3 : k % 3 + w]
+    return np.asarray(total / np.float32(9), np.float32)

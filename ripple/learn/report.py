@@ -18,7 +18,7 @@ from ripple.learn.score_config import ScoreConfig
 
 #: Columns worth a slice: of the arc, of the deflector, of the conditions.
 SLICED = re.compile(
-    r"^(theta_E|arc_(sb|mag|snr).*|lens_mag.*|deflector_mag.*|.*(psf|fwhm|depth|noise).*|qc_.*)$"
+    r"^(theta_E|arc_(sb|mag|snr)\w*|(lens|deflector)_mag\w*|psf_fwhm\w*|psf_[ugrizy]|\w*depth\w*|noise_\w+)$"
 )
 MAX_SLICED = 24
 
