@@ -211,18 +211,6 @@ def harassed(
         thread.join()
 
 
-@contextmanager
-def time_limit(seconds: float) -> Iterator[threading.Event]:
-    """An event that is set when the block took longer; for rows that must not hang."""
-    late = threading.Event()
-    timer = threading.Timer(seconds, late.set)
-    timer.start()
-    try:
-        yield late
-    finally:
-        timer.cancel()
-
-
 def stop_process(process: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
