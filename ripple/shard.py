@@ -367,8 +367,15 @@ def unpack_tensors(data: bytes | memoryview) -> TensorBatch:
         return _tensors(file)
 
 
-def map_tensors(path: Path) -> TensorBatch:
+def map_tensors(path: Path, *, catalog: bool = True) -> TensorBatch:
     """A tensor shard with `image` and `valid` as read-only `np.memmap`; the caller has checked the digest.
+
+    Parameters
+    ----------
+    path
+        The shard.
+    catalog
+        Read the columns; without them (some milliseconds less) `catalog` is empty.
 
     Raises
     ------
@@ -380,10 +387,10 @@ def map_tensors(path: Path) -> TensorBatch:
     except (OSError, ValueError) as err:
         raise DataError(f"{path}: cannot be mapped: {err}") from None
     with _Reader.open(mapped, "tensors") as file:
-        return _tensors(file)
+        return _tensors(file, catalog=catalog)
 
 
-def _tensors(file: _Reader) -> TensorBatch:
+def _tensors(file: _Reader, *, catalog: bool = True) -> TensorBatch:
     image = file.array("image", np.float32, np.float16, ndim=4)
     valid = file.array("valid", np.uint8, ndim=4)
     if image.shape != valid.shape:
@@ -391,7 +398,7 @@ def _tensors(file: _Reader) -> TensorBatch:
     class_map = file.json("class_map")
     return TensorBatch(
         bands=file.bands(file.names("bands"), image.shape), image=image, valid=valid,
-        catalog=file.catalog(len(image)), pixel_scale=file.number("pixel_scale"),
+        catalog=file.catalog(len(image)) if catalog else {}, pixel_scale=file.number("pixel_scale"),
         psf_fwhm=file.number("psf_fwhm"),
         normalization=file.json("normalization"), class_map={k: str(v) for k, v in class_map.items()},
         unit=file.text("unit"),

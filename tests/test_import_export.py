@@ -187,14 +187,11 @@ def test_arrays_with_zero_points_and_sentinels(tmp_path: Path, kind: str, last: 
         with h5py.File(path, "w") as file:
             for name, values in arrays.items():
                 file["data/" + name] = values
-    keys = (
-        {}
-        if kind == "npz"
-        else {f"{k}_key": f"data/{k}" for k in ("image", "variance", "mask", "label", "id", "ra", "dec")}
-    )
+    names = ("image", "variance", "mask", "label", "id", "ra", "dec")
+    keys = {f"{k}_key": f"data/{k}" for k in names} if kind == "h5" else {}
     batch = run_import(
-        path, tmp_path / "out", format="arrays", bands="gri", pixel_scale=0.263, zero_points=(30.0, 31.4, 27.0),
-        sentinels=(100.0,), rows_per_shard=100, **keys,
+        path, tmp_path / "out", format="arrays", bands="gri", pixel_scale=0.263, sentinels=(100.0,),
+        zero_points=(30.0, 31.4, 27.0), rows_per_shard=100, **keys,
     )  # fmt: skip
     factor = 10 ** ((31.4 - np.array([30.0, 31.4, 27.0])) / 2.5)
     good = np.isfinite(batch.image)

@@ -8,6 +8,7 @@ number of threads, and an epoch can be entered at any batch.
 from __future__ import annotations
 
 import math
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -186,7 +187,8 @@ class TensorDataset(torch.utils.data.Dataset[Batch]):
         return whole.astype(np.int64) if name == "label" else whole
 
     def _from_shards(self, name: str) -> NDArray[Any]:
-        parts = [self._map(k).catalog.get(name) for k in range(len(self._units))]
+        catalogs = [shard.map_tensors(a.verified_path(k)).catalog for a, k in self._units]
+        parts = [catalog.get(name) for catalog in catalogs]
         have = [p for p in parts if p is not None]
         if name == "label":
             counts = np.diff(self._offsets)
@@ -195,7 +197,7 @@ class TensorDataset(torch.utils.data.Dataset[Batch]):
             ]
             return np.concatenate(filled).astype(np.int64)
         if len(have) < len(parts):
-            known = ", ".join(sorted(self._map(0).catalog))
+            known = ", ".join(sorted(catalogs[0]))
             raise DataError(f"the tensors have no column {name!r}", hint=f"there are {known}")
         return np.concatenate(have)
 
@@ -209,7 +211,7 @@ class TensorDataset(torch.utils.data.Dataset[Batch]):
             if unit not in self._maps:
                 artefact, k = self._units[unit]
                 path = artefact.verified_path(k)
-                batch = shard.map_tensors(path)
+                batch = shard.map_tensors(path, catalog=False)
                 self._check(batch, path)
                 self._maps[unit] = batch
             return self._maps[unit]
@@ -239,14 +241,17 @@ class TensorDataset(torch.utils.data.Dataset[Batch]):
         """
         if out is None:
             out = np.empty((len(rows), *self.shape), np.uint8 if valid else self.dtype)
-        order = np.argsort(rows, kind="stable")  # forward through each file: what disks and page caches like
-        bounds = np.searchsorted(rows[order], self._offsets)
+        if (np.diff(rows) < 0).any():  # forward through each file: what disks, caches and page tables like
+            order = np.argsort(rows, kind="stable")
+            out[order] = self.read(rows[order], valid=valid)
+            return out
+        bounds = np.searchsorted(rows, self._offsets)
         for unit in np.flatnonzero(np.diff(bounds)):
             batch = self._map(int(unit))
-            source = batch.valid if valid else batch.image
-            part = order[bounds[unit] : bounds[unit + 1]]
-            for to, row in zip(part.tolist(), (rows[part] - self._offsets[unit]).tolist(), strict=True):
-                out[to] = source[row]  # one copy per row, mapped file to batch
+            here = slice(bounds[unit], bounds[unit + 1])
+            source = (batch.valid if valid else batch.image).view(np.ndarray)
+            # One copy per row, mapped file to batch, without the interpreter lock ("clip" needs no buffer).
+            np.take(source, rows[here] - self._offsets[unit], axis=0, out=out[here], mode="clip")
         return out
 
 
@@ -312,6 +317,7 @@ class Loader:
         self.rank, self.world, self.threads = rank, world, max(1, threads)
         if batch_size < 1 or not 0 <= rank < world:
             raise ConfigError(f"batch size {batch_size}, rank {rank} of {world}", hint="rank counts from 0")
+        self._buffers = _Buffers(2 * self.threads + 4)
         self._labels = dataset.column("label")
         self._extra = {name: _numbers(name, dataset.column(name)) for name in columns}
         self._classes = self._by_class() if balance else ()
@@ -353,7 +359,7 @@ class Loader:
         return pooled[_shuffled(np.arange(total, dtype=np.int64), seed)]
 
     def batches(self, epoch: int) -> list[Rows]:
-        """Row numbers of each batch of this rank."""
+        """Row numbers of each batch of this rank, chosen by `order`, sorted within the batch for reading."""
         steps, size = len(self), self.batch_size
         mine = self.order(epoch)[self.rank :: self.world]
         parts = [mine[k * size : (k + 1) * size] for k in range(steps)]
@@ -361,7 +367,7 @@ class Loader:
             parts and len(parts[-1]) == 0
         ):  # this rank has one row less than others, and they need one more step
             parts[-2:] = [parts[-2][:-1], parts[-2][-1:]]
-        return [p for p in parts if len(p)]
+        return [np.sort(p) for p in parts if len(p)]
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
         """Batches of one epoch from `start_batch` on.
@@ -391,10 +397,14 @@ class Loader:
     def _read(self, rows: Rows) -> Batch:
         pin = self.device.type == "cuda"
         shape = (len(rows), *self.dataset.shape)
-        image = torch.empty(shape, dtype=_TORCH[self.dataset.dtype.name], pin_memory=pin)
-        self.dataset.read(rows, image.numpy())
-        if not pin:
-            image = image.to(torch.float32)
+        if pin:
+            image = torch.empty(shape, dtype=_TORCH[self.dataset.dtype.name], pin_memory=True)
+            self.dataset.read(rows, image.numpy())
+        else:
+            stored = self.dataset.read(rows, self._buffers.take(shape, self.dataset.dtype))
+            image = torch.from_numpy(stored)
+            if stored.dtype != np.float32:
+                image = torch.from_numpy(self._buffers.take(shape, np.dtype(np.float32))).copy_(image)
         batch = {"image": image, "label": torch.from_numpy(self._labels[rows]), "row": torch.from_numpy(rows)}
         if self.valid:
             batch["valid"] = torch.from_numpy(self.dataset.read(rows, valid=True))
@@ -437,6 +447,37 @@ class Loader:
             image = self.augment(batch["image"], batch["row"], seed=self.seed, epoch=epoch)
             batch = {**batch, "image": image}
         return batch
+
+
+class _Buffers:
+    """Arrays for batches, used again once nobody holds a tensor or view of them.
+
+    Fresh memory for every batch costs more in page faults than the reading does. A tensor made by
+    `torch.from_numpy` refers to its array as long as any view of it lives, so an array to which only this
+    pool refers is free.
+    """
+
+    def __init__(self, keep: int) -> None:
+        self._keep, self._lock = keep, threading.Lock()
+        self._arrays: list[NDArray[Any]] = []
+        # What counting gives for an array that only a list holds differs between versions of Python.
+        self._free = _references([np.empty(1)], 0)
+
+    def take(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+        """An array of this shape and type; its values are anything."""
+        with self._lock:
+            for k in range(len(self._arrays)):
+                fits = self._arrays[k].shape == shape and self._arrays[k].dtype == dtype
+                if fits and _references(self._arrays, k) == self._free:
+                    return self._arrays[k]
+            array = np.empty(shape, dtype)
+            self._arrays = [*self._arrays[-self._keep + 1 :], array]
+            return array
+
+
+def _references(arrays: list[NDArray[Any]], k: int) -> int:
+    array = arrays[k]
+    return sys.getrefcount(array)
 
 
 _TORCH = {"float16": torch.float16, "float32": torch.float32}
