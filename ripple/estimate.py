@@ -13,13 +13,14 @@ from ripple.plan import Plan
 
 #: Bytes per pixel and band of a cutout: image, variance, mask; and of a decoded coadd.
 PIXEL_BYTES = 12
-#: Bytes of a PSF kernel as it is stored (41 x 41 float32), the usual size in coadds.
-PSF_BYTES = 41 * 41 * 4
-#: Bytes of a catalogue row.
-ROW_BYTES = 200
-#: Compressed bytes that one worker reads, decodes and checks per second, and bytes of cutouts that it cuts,
-#: packs and writes: rough, of one core of 2024.
-READ_RATE, WRITE_RATE = 60e6, 150e6
+#: Bytes of a PSF kernel as it is stored (41 x 41 float32), the usual size in coadds, and the pixels along a
+#: cell, within which rows share it.
+PSF_BYTES, CELL = 41 * 41 * 4, 150
+#: Bytes of a catalogue row, and of a worker with its libraries.
+ROW_BYTES, BASE_BYTES = 200, 200_000_000
+#: Compressed bytes that one worker reads, decodes and checks per second, bytes of cutouts that it cuts, packs
+#: and writes, and seconds until it does: rough, of one busy core of 2024.
+READ_RATE, WRITE_RATE, START_SECONDS = 30e6, 150e6, 3.0
 #: Rows, patches and datasets that a screen lists.
 SHOWN = 10
 
@@ -57,12 +58,14 @@ def estimate(plan: Plan, workers: int = 1) -> Estimate:
         cost = sum(max(0, d.size) for d in datasets)
         bands = len(plan.bands)
         side = int(plan.reach[unit.rows[0]])
-        rows = len(unit.rows) * (bands * (PIXEL_BYTES * side * side + PSF_BYTES) + ROW_BYTES)
+        cells = np.stack([plan.x[unit.rows] // CELL, plan.y[unit.rows] // CELL], axis=1)
+        kernels = bands * len(np.unique(cells, axis=0))
+        rows = len(unit.rows) * (bands * PIXEL_BYTES * side * side + ROW_BYTES) + kernels * PSF_BYTES
         areas = [plan.patch_boxes[d.tract, d.patch] for d in datasets]
         planes = bands * max((b.width * b.height * PIXEL_BYTES for b in areas), default=0)
-        read, write, memory = read + cost, write + rows, max(memory, 2 * rows + planes + cost)
+        read, write, memory = read + cost, write + rows, max(memory, BASE_BYTES + 2 * rows + planes + cost)
     unknown = sum(d.size < 0 for d in plan.datasets.values())
-    seconds = (read / READ_RATE + write / WRITE_RATE) / max(1, min(workers, len(plan.units)))
+    seconds = START_SECONDS + (read / READ_RATE + write / WRITE_RATE) / max(1, min(workers, len(plan.units)))
     return Estimate(read, unknown, write, memory, seconds)
 
 
@@ -126,16 +129,8 @@ def _rows(plan: Plan) -> list[dict[str, Any]]:
     ]
 
 
-def show(found: dict[str, Any], *, memory: int | None = None) -> None:
-    """Print the dry run as a screen on stderr.
-
-    Parameters
-    ----------
-    found
-        From `facts`.
-    memory
-        Bytes that the run may use, to warn when they do not suffice.
-    """
+def show(found: dict[str, Any]) -> None:
+    """Print the dry run (from `facts`) as a screen on stderr."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -145,12 +140,12 @@ def show(found: dict[str, Any], *, memory: int | None = None) -> None:
     table = Table(title="ripple plan", show_header=False, title_justify="left", box=None)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    for key, value in _lines(found, memory):
+    for key, value in _lines(found):
         table.add_row(key, Text(plain(value)))
     Console(file=sys.stderr).print(table)
 
 
-def _lines(found: dict[str, Any], memory: int | None) -> list[tuple[str, str]]:
+def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
     n = found["targets"]
     lines = [
         ("repository", f"{found['repo']}  {', '.join(found['collections'])}"),
@@ -177,13 +172,10 @@ def _lines(found: dict[str, Any], memory: int | None) -> list[tuple[str, str]]:
     if len(found["missing"]) > SHOWN:
         lines.append(("  missing", f"... in {len(found['missing']) - SHOWN:,} more patches, all with --json"))
     unknown = f", {found['unknown_sizes']:,} datasets of unknown size" if found["unknown_sizes"] else ""
-    tight = (
-        " (more than --memory allows)" if memory and found["memory_bytes"] * found["workers"] > memory else ""
-    )
     lines += [
         ("read", f"{amount(found['read_bytes'])}{unknown}"),
         ("write", f"{amount(found['write_bytes'])} at most"),
-        ("memory", f"{amount(found['memory_bytes'])} per worker, {found['workers']} workers{tight}"),
+        ("memory", f"{amount(found['memory_bytes'])} per worker, {found['workers']} workers"),
         ("time", f"about {found['seconds']:,.0f} s"),
     ]
     return lines + [("note", note) for note in found["notes"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -140,10 +141,13 @@ class Planner:
             table, source = self._objects()
             columns = replace(columns, ra_unit=columns.ra_unit or "deg")
         restricted = self.region is not None or bool(selection.tract)
-        return from_table(
+        targets = from_table(
             table, columns, source=source, select=selection.select,
             keep=self._inside if restricted else None, duplicate_radius=selection.duplicate_radius,
         )  # fmt: skip
+        if source.get("sha256") == "":  # many files: what was read of them identifies the targets
+            return replace(targets, source=source | {"sha256": _digest(targets)})
+        return targets
 
     def _inside(self, ra: Float, dec: Float) -> NDArray[np.bool_]:
         """Which positions the region, tracts and patches of the selection hold."""
@@ -430,6 +434,13 @@ class Planner:
 
     def _limit(self, side: int, size: int, rows: int) -> int:
         return max(1, min(rows, size // (PIXEL_BYTES * len(self.bands) * side * side)))
+
+
+def _digest(targets: Targets) -> str:
+    """SHA-256 of ids and positions."""
+    ids = targets.id if targets.id.dtype.kind == "i" else np.strings.encode(targets.id, "utf-8")
+    parts = (np.ascontiguousarray(column).tobytes() for column in (ids, targets.ra, targets.dec))
+    return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def _accepted(place: Place, rejected: dict[int, Any]) -> Int:

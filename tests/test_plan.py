@@ -25,6 +25,7 @@ from ripple.errors import CatalogueError, ConfigError, InputError, Reason, Regio
 from ripple.estimate import amount, facts
 from ripple.geometry import Box
 from ripple.plan import Plan, Selection, make_plan, side_of
+from ripple.rubin.repo import Repository
 from ripple.skymap import known
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
@@ -165,6 +166,31 @@ def test_afw_repository(positions: str) -> None:
                     seen[box.slices(piece)] = True
             whole &= bool(seen.all())
         assert whole == (k not in found.partial)
+
+
+@needs_data
+def test_geometry_from_the_repository_alone_gives_the_same_plan(
+    positions: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    selection = Selection.make(
+        {"repo": str(SHARED / "afw_repo"), "collections": ["truth/all"], "targets": positions,
+         "dataset_type": "deepCoadd_calexp"}
+    )  # fmt: skip
+    known_way = make_plan(selection)
+    maps = Repository.skymaps
+    monkeypatch.setattr(
+        Repository, "skymaps", lambda self: {k: (b"?", n) for k, (_, n) in maps(self).items()}
+    )
+    found = make_plan(selection)
+    assert found.skymap_source == "repository"
+    np.testing.assert_allclose(found.x, known_way.x, rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(found.patch, known_way.patch)
+    assert (found.rejected, found.partial, found.gaps) == (
+        known_way.rejected,
+        known_way.partial,
+        known_way.gaps,
+    )
+    assert found.datasets == known_way.datasets
 
 
 @needs_data

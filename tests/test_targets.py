@@ -256,3 +256,22 @@ def test_files_that_are_no_tables(tmp_path: Path, data: bytes) -> None:
         read_table(tmp_path / "absent.csv")
     with pytest.raises(CatalogueError, match="no HATS"):
         read_table(tmp_path)
+
+
+def test_a_hats_catalogue(tmp_path: Path) -> None:
+    lsdb = pytest.importorskip("lsdb", reason="lsdb (extra `hats`) is not installed")
+    import pandas as pd
+
+    rng = np.random.default_rng(4)
+    frame = pd.DataFrame(
+        {"objectId": np.arange(900), "ra": rng.uniform(50, 60, 900), "dec": rng.uniform(-30, -20, 900)}
+    )
+    lsdb.from_dataframe(frame, ra_column="ra", dec_column="dec").write_catalog(tmp_path / "cat")
+    whole = from_table(read_table(tmp_path / "cat"), Columns(), source={"name": "cat"})
+    assert sorted(whole.id.tolist()) == list(range(900))
+    order = np.argsort(whole.id)
+    np.testing.assert_array_equal(whole.ra[order], frame["ra"])
+    table = read_table(tmp_path / "cat", cone=(55.0, -25.0, 2.0)).columns
+    gap = np.hypot((table["ra"].to_numpy() - 55) * np.cos(np.radians(25)), table["dec"].to_numpy() + 25)
+    assert 0 < len(gap) < 300
+    assert gap.max() < 2.02
