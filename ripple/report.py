@@ -9,6 +9,7 @@ still there, else from the tensors.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections import Counter
@@ -232,12 +233,12 @@ def model_record(artefact: Artefact, config: ReportConfig) -> dict[str, Any]:
     path = (config.model or artefact.directory.parent / name) / "model.json"
     try:
         record = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        contract = record["contract"]
+        digest = hashlib.sha256(canonical_json(contract)).hexdigest()
+    except (OSError, ValueError, KeyError, TypeError):
         return {}
-    import hashlib
-
-    same = hashlib.sha256(canonical_json(record)).hexdigest() == artefact.manifest["inputs"]["model"]
-    return record if same and isinstance(record, dict) else {}
+    same = digest == artefact.manifest["inputs"]["model"]
+    return contract if same and isinstance(contract, dict) else {}
 
 
 def _cards_note(shown: int, rows: int, config: ReportConfig) -> str:
