@@ -114,8 +114,11 @@ class Contract(Strict):
     origin: str = "ripple train"
 
     def digest(self) -> str:
-        """SHA-256 of the canonical JSON; identifies the model in what is made with it."""
-        return hashlib.sha256(canonical_json(self.model_dump(mode="json"))).hexdigest()
+        """SHA-256 that identifies the model in what is made with it.
+
+        Fields at their defaults do not count: a later version with a new field gives the same digest.
+        """
+        return _digest(self.model_dump(mode="json", exclude_defaults=True))
 
     def consistent(self) -> Self:
         """Refuse a contract whose fields contradict each other, naming the field."""
@@ -309,6 +312,10 @@ def convert(image: Tensor, contract: Contract, facts: Facts) -> Tensor:
 # --- writing and reading ---------------------------------------------------------------------------
 
 
+def _digest(record: dict[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(record)).hexdigest()
+
+
 def member_file(k: int) -> str:
     """Name of the weights of member k."""
     return "model.safetensors" if k == 0 else f"member-{k}.safetensors"
@@ -346,7 +353,8 @@ def save_model(directory: Path, contract: Contract, states: list[Mapping[str, Te
         facts = {"file": member_file(k), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         members.append(member.model_copy(update=facts))
     final = contract.model_copy(update={"members": tuple(members)}).consistent()
-    record = {"digest": final.digest(), "contract": final.model_dump(mode="json")}
+    stored = final.model_dump(mode="json")
+    record = {"digest": _digest(stored), "contract": stored}
     write_atomic(directory / CONTRACT, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
     return final
 
@@ -371,10 +379,10 @@ def load_contract(directory: Path) -> Contract:
     try:
         record = json.loads(data)
         contract = Contract.model_validate(record["contract"])
-        digest = record["digest"]
+        intact = record["digest"] == _digest(record["contract"])
     except (ValueError, KeyError, TypeError, RecursionError, ValidationError) as err:
         raise IntegrityError(f"{path}: not a contract: {' '.join(str(err).split())[:200]}") from None
-    if contract.digest() != digest:
+    if not intact:
         raise IntegrityError(
             f"{path}: its digest does not fit its content", hint="`ripple import-model` makes new contracts"
         )
