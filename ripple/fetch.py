@@ -109,10 +109,10 @@ def fetch(config: FetchConfig) -> Summary:
         done = opened.artefact
         return _summary(config, done.index(), done.manifest["attributes"], 0.0)
     with opened as writer:
-        profile = _read_units(config, plan, writer)
+        profile, peak = _read_units(config, plan, writer)
         index = _index(config, plan, writer)
         seconds = time.perf_counter() - start
-        metrics = {"operations": profile.operations, "seconds": seconds, "peak_rss": peak_rss()}
+        metrics = {"operations": profile.operations, "seconds": seconds, "peak_rss": peak}
         attributes = _attributes(config, plan, writer)
         writer.finish(index, metrics, attributes)
     return _summary(config, index, attributes, seconds)
@@ -170,8 +170,22 @@ def _exceptions(reader: UnitReader) -> dict[str, list[str]]:
     }
 
 
-def _read_units(config: FetchConfig, plan: Plan, writer: ArtefactWriter) -> Profile:
+def _worker_bytes(tasks: list[ShardTask]) -> int:
+    """Memory that a worker needs: the files and one plane per band of a patch, and what decoding takes."""
+    from ripple.budget import IDLE_WORKER
+
+    most = 0
+    for task in tasks:
+        unit = task.unit
+        files = sum(max(0, d.size) for d in unit.datasets if d.patch in set(unit.catalog["patch"].tolist()))
+        plane = max((b.width * b.height * 4 for b in unit.boxes.values()), default=0)
+        most = max(most, files + (len(unit.bands) + 3) * plane)
+    return IDLE_WORKER + most
+
+
+def _read_units(config: FetchConfig, plan: Plan, writer: ArtefactWriter) -> tuple[Profile, int]:
     """Map the units that are not committed yet over the workers, committing each as it comes."""
+    from ripple.budget import MemoryWatch, parse_bytes
     from ripple.pool import WorkerFailure, ordered_map
 
     todo = [unit for unit in plan.units if writer.done(unit.number) is None]
@@ -182,9 +196,13 @@ def _read_units(config: FetchConfig, plan: Plan, writer: ArtefactWriter) -> Prof
     profile = Profile()
     lost: list[str] = []
     total = sum(len(u.rows) for u in plan.units)
-    with progress(total, "fetch") as advance, _executor(config) as executor:
+    watch = MemoryWatch(parse_bytes(config.memory), _worker_bytes(tasks))
+    with watch, progress(total, "fetch") as advance, _executor(config) as executor:
         advance(total - sum(len(u.rows) for u in todo))
-        for k, result in ordered_map(make_shard, tasks, workers=config.workers, executor=executor):
+        results = ordered_map(
+            make_shard, tasks, workers=config.workers, executor=executor, allowed=watch.allowed
+        )
+        for k, result in results:
             if isinstance(result, WorkerFailure):
                 lost.append(f"shard {todo[k].number} (tract {todo[k].tract}): {result.message}")
                 if config.lost == "stop":
@@ -193,13 +211,14 @@ def _read_units(config: FetchConfig, plan: Plan, writer: ArtefactWriter) -> Prof
             with profile.time("commit"):
                 writer.commit(todo[k].number, result.staged, result.rows, result.record)
             profile.add(result.record["profile"]["operations"])
+            watch.learn(result.record["profile"]["peak_rss"])
             advance(len(todo[k].rows))
     if lost and config.lost == "stop":
         raise WorkerError(
             f"{len(lost)} of {len(plan.units)} units lost their worker twice: {'; '.join(lost[:3])}",
             hint="all other units are committed; run again to retry, or reject them with --lost reject",
         )
-    return profile
+    return profile, watch.peak
 
 
 @contextmanager

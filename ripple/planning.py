@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from ripple.regions import Region, grid, parse_region, tracts_near
 from ripple.rubin.geometry import resolve_skymap
 from ripple.rubin.repo import Dataset, Repository
 from ripple.skymap import Float, Int, ObservedSkyMap
+from ripple.stitch import is_sparse
 from ripple.tables import UserTable, read_table
 from ripple.targets import DEC_NAMES, ID_NAMES, LABEL_NAMES, RA_NAMES, Columns, Targets, from_table
 
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 #: Patches share a unit (one shard) up to this many rows and bytes of image, variance and mask.
 UNIT_ROWS, UNIT_BYTES = 2000, 400_000_000
+#: Patches share a unit up to this many bytes of files that are read whole: a worker holds them all.
+FILE_BYTES = 600_000_000
 #: A patch with more bytes than this is divided, and decoded once for each of its units.
 PATCH_BYTES = 1_000_000_000
 #: Object tables with more columns than this lose those that nobody asked for.
@@ -413,7 +417,12 @@ class Planner:
         groups = np.split(rows, change)
         units: list[Unit] = []
         held: list[Int] = []
+        files = self._file_bytes()
+        weight = 0
         for group in groups:
+            box = self.skymap.patch_outer(int(place.tract[group[0]]), int(place.patch[group[0]]))
+            few = is_sparse(len(group), int(reach[group[0]]), box)
+            load = 0 if few else files.get((int(place.tract[group[0]]), int(place.patch[group[0]])), 0)
             limit = self._limit(int(reach[group[0]]), UNIT_BYTES, UNIT_ROWS)
             whole = self._limit(int(reach[group[0]]), PATCH_BYTES, len(group))
             same = (
@@ -421,16 +430,26 @@ class Planner:
                 and place.tract[held[0][0]] == place.tract[group[0]]
                 and size[held[0][0]] == size[group[0]]
             )
-            if held and (not same or sum(map(len, held)) + len(group) > limit):
+            rows_now = sum(map(len, held)) + len(group)
+            if held and (not same or rows_now > limit or weight + load > FILE_BYTES):
                 units.append(_unit(len(units), held, place))
-                held = []
+                held, weight = [], 0
             held.append(group)
+            weight += load
             while len(held) == 1 and len(held[0]) > whole:
                 units.append(_unit(len(units), [held[0][:whole]], place))
                 held = [held[0][whole:]]
         if held:
             units.append(_unit(len(units), held, place))
         return tuple(units)
+
+    def _file_bytes(self) -> dict[tuple[int, int], int]:
+        """Bytes of the files of all bands of each patch."""
+        total: Counter[tuple[int, int]] = Counter()
+        for datasets in self._known.values():
+            for d in datasets:
+                total[d.tract, d.patch] += max(0, d.size)
+        return total
 
     def _limit(self, side: int, size: int, rows: int) -> int:
         return max(1, min(rows, size // (PIXEL_BYTES * len(self.bands) * side * side)))

@@ -77,6 +77,7 @@ def ordered_map[T, R](
     memory_bytes: int | None = None,
     deadline: float | None = None,
     retries: int = 1,
+    allowed: Callable[[], int] | None = None,
 ) -> Iterator[tuple[int, R | WorkerFailure]]:
     """Yield `(k, function(tasks[k]))` for k = 0, 1, ..., in this order, computed in parallel.
 
@@ -98,6 +99,9 @@ def ordered_map[T, R](
         after 30 s in any case.
     retries
         Further workers a task may try after its first one died.
+    allowed
+        How many of the workers may have a task now, asked before each task; those beyond are ended, so that
+        their memory is free. At least one always works.
 
     Raises
     ------
@@ -112,7 +116,15 @@ def ordered_map[T, R](
         elif workers == 0:
             results = ((k, function(task)) for k, task in enumerate(tasks) if stop.check())
         else:
-            pool = _Pool(function, tasks, min(workers, len(tasks)), memory_bytes, deadline, retries)
+            pool = _Pool(
+                function,
+                tasks,
+                min(workers, len(tasks)),
+                memory_bytes,
+                deadline,
+                retries,
+                allowed or (lambda: workers),
+            )
             results = pool.results(stop)
         for k, result in results:
             if isinstance(result, RippleError):
@@ -183,6 +195,7 @@ class _Pool:
     memory_bytes: int | None
     deadline: float | None
     retries: int
+    allowed: Callable[[], int]
     changed: threading.Condition = field(default_factory=threading.Condition)
     todo: deque[int] = field(default_factory=deque)
     finished: dict[int, Any] = field(default_factory=dict)
@@ -261,7 +274,7 @@ class _Pool:
         """The thread of one slot: take a task, hand it to the worker, store what comes back."""
         failures = kills = 0
         try:
-            while (task := self._take()) is not None:
+            while (task := self._take(slot)) is not None:
                 if slot.connection is None and (end := self._start(slot)) is not None:
                     self._give_back(task)
                     failures, kills = (failures, kills + 1) if end < 0 else (failures + 1, kills)
@@ -276,12 +289,14 @@ class _Pool:
         finally:
             self._discard(slot)
 
-    def _take(self) -> int | None:
+    def _take(self, slot: _Slot) -> int | None:
         """The next task inside the window of in-flight results, or None when there is nothing left to do."""
         window = 4 * self.size
         with self.changed:
             while not self.closing and self.fatal is None:
-                if self.todo and self.todo[0] < self.turn + window:
+                if slot.number >= max(1, self.allowed()):
+                    self._discard(slot)
+                elif self.todo and self.todo[0] < self.turn + window:
                     return self.todo.popleft()
                 if not self.todo:  # a slot whose worker dies takes its task again itself
                     return None

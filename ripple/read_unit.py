@@ -14,8 +14,8 @@ from ripple.geometry import Box
 from ripple.resample import locate, resample
 from ripple.rubin.repo import Dataset
 from ripple.rubin.source import Coadd, PsfCells
-from ripple.stitch import Seams, inside, stitch_row, touches
-from ripple.unit import NO_DATA, PLANES, Band, DamagedError, UnitReader, UnitTask, is_sparse, stamp_of
+from ripple.stitch import Seams, inside, is_sparse, stitch_row, touches
+from ripple.unit import NO_DATA, PLANES, Band, DamagedError, UnitReader, UnitTask, stamp_of
 from ripple.verdict import judge
 
 #: Projections of one row must agree to this many pixels (a milli-pixel).
@@ -75,11 +75,15 @@ def _open_band(
     here = {d.patch: d for d in task.datasets if d.band == task.bands[k] and (d.patch, k) not in excluded}
     coadds: dict[int, Coadd] = {}
     whole = np.zeros(task.rows, bool)
-    for patch in sorted(here):
+    # Own patches first: neighbours are opened only for boxes that leave them.
+    for patch in sorted(here, key=lambda p: (p not in own, p)):
+        if patch not in own and not _needed(reader, patch, ~whole):
+            continue
         coadd = _open(reader, k, here[patch], opener)
         if coadd is not None:
             coadds[patch] = coadd
             whole |= (own == patch) & inside(coadd.box, reader.x0, reader.y0, task.size)
+    coadds = dict(sorted(coadds.items()))
     # A row whose own file cannot be used is not patched together from its neighbours.
     failed = np.isin(own, [patch for patch, band in reader.failures if band == k])
     edge = np.flatnonzero(~whole & ~failed)
@@ -92,6 +96,12 @@ def _open_band(
             _psf(reader, k, coadd, patch, band)
         _missing_cells(reader, k, coadd, own == patch)
     return band
+
+
+def _needed(reader: UnitReader, patch: int, rows: NDArray[np.bool_]) -> bool:
+    """Whether a box among `rows` reaches into a patch."""
+    near = touches(reader.task.boxes[patch], reader.x0[rows], reader.y0[rows], reader.task.size)
+    return bool(near.any())
 
 
 def _open(reader: UnitReader, k: int, dataset: Dataset, opener: Opener) -> Coadd | None:

@@ -27,6 +27,16 @@ def touches(box: Box, x0: Ints, y0: Ints, size: int) -> NDArray[np.bool_]:
     return (x0 < box.x1) & (y0 < box.y1) & (x0 + size > box.x0) & (y0 + size > box.y0)
 
 
+def is_sparse(rows: int, size: int, box: Box, tile: int = 150) -> bool:
+    """Whether reading the tiles under `rows` boxes costs less than decoding the plane once.
+
+    A box of `size` pixels touches about `(1 + size / tile)**2` tiles. Reading by tile costs a seek and a call
+    per box, which the factor 4 covers.
+    """
+    touched = rows * (1 + size / tile) ** 2
+    return 4 * touched < (box.width / tile) * (box.height / tile)
+
+
 def cut(plane: NDArray[Any], x: Ints, y: Ints, out: NDArray[Any]) -> None:
     """Copy boxes of a plane into `out`.
 

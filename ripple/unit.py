@@ -20,7 +20,7 @@ from ripple.plan import Dataset
 from ripple.profile import Profile
 from ripple.rubin.source import Coadd
 from ripple.shard import Draft, draft_cutouts
-from ripple.stitch import cut
+from ripple.stitch import cut, is_sparse
 from ripple.verdict import catalog, pack_kernels
 
 NO_DATA = np.uint32(1 << MASK_PLANES.index("NO_DATA"))
@@ -239,16 +239,6 @@ class DamagedError(Exception):
     def __init__(self, key: tuple[int, int], error: UnreadableError) -> None:
         super().__init__(str(error))
         self.key, self.error = key, error
-
-
-def is_sparse(rows: int, size: int, box: Box, tile: int = 150) -> bool:
-    """Whether reading the tiles under `rows` boxes costs less than decoding the plane once.
-
-    A box of `size` pixels touches about `(1 + size / tile)**2` tiles. Reading by tile costs a seek and a call
-    per box, which the factor 4 covers.
-    """
-    touched = rows * (1 + size / tile) ** 2
-    return 4 * touched < (box.width / tile) * (box.height / tile)
 
 
 def stamp_of(reader: UnitReader, row: Any) -> Box:

@@ -1,0 +1,100 @@
+"""Keeping the promise of `--memory`: how many workers may work at a time, planned and then observed."""
+
+from __future__ import annotations
+
+import re
+import threading
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+from ripple.errors import ConfigError
+
+_UNITS = {
+    "": 1,
+    "k": 10**3,
+    "m": 10**6,
+    "g": 10**9,
+    "t": 10**12,
+    "ki": 2**10,
+    "mi": 2**20,
+    "gi": 2**30,
+    "ti": 2**40,
+}
+#: A worker before it has read anything: interpreter and libraries.
+IDLE_WORKER = 250 << 20
+_SECONDS = 0.2
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of `4GiB`, `500MB` or a plain number.
+
+    Raises
+    ------
+    ConfigError
+        Not a size, or not positive.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?|)b?\s*", text.lower())
+    value = int(float(match[1]) * _UNITS[match[2]]) if match else 0
+    if value <= 0:
+        raise ConfigError(f"memory {text!r} is no size", hint="as in 4GiB or 500MB")
+    return value
+
+
+@dataclass
+class MemoryWatch:
+    """Watches the resident memory of this process and its children, and says how many workers fit.
+
+    Parameters
+    ----------
+    budget
+        Bytes for all processes together.
+    per_worker
+        Estimate for one worker; what workers report replaces it when it is larger.
+    """
+
+    budget: int
+    per_worker: int
+    peak: int = 0
+    own: int = 0
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        self._sample()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+        self._sample()
+
+    def allowed(self) -> int:
+        """Workers that fit into the budget beside this process; at least one."""
+        return max(1, (self.budget - self.own) // self.per_worker)
+
+    def learn(self, worker_peak: int) -> None:
+        """Take account of the peak that a worker reported."""
+        self.per_worker = max(self.per_worker, worker_peak)
+
+    def _run(self) -> None:
+        while not self._stop.wait(_SECONDS):
+            self._sample()
+
+    def _sample(self) -> None:
+        import psutil
+
+        me = psutil.Process()
+        self.own = me.memory_info().rss
+        total = self.own
+        for child in me.children(recursive=True):
+            try:
+                total += child.memory_info().rss
+            except psutil.Error:
+                continue  # it has just ended
+        self.peak = max(self.peak, total)
