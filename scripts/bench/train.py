@@ -93,10 +93,12 @@ def ratios(tensors: Path, record: ArchitectureRecord, device: torch.device, repe
 
 
 CHILD = """
-import resource, sys
+import pathlib, sys
 from ripple.cli import run
 code = run(sys.argv[1:])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+# ru_maxrss would begin with the size of the parent; VmHWM begins with this program.
+lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+print(next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) // 1024)
 sys.exit(code)
 """
 
