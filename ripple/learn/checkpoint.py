@@ -2,6 +2,7 @@
 
     MODEL/model.safetensors        weights of the first member
     MODEL/member-1.safetensors     further members of an ensemble
+    MODEL/latent.safetensors       features of training rows, for distances
     MODEL/model.json               the contract, written last: no contract, no model
 
 Weights count only when their digest is the one in the contract, their names and shapes are those of the
@@ -29,12 +30,15 @@ from ripple.errors import ContractError, InputError, IntegrityError
 from ripple.files import write_atomic
 from ripple.learn.calibrate import Calibration
 from ripple.learn.network import NAMES, Architecture, Net, Stem, build
+from ripple.learn.uncertainty import Uncertainty
 
 Output = Literal["lens", "classes", "regression"]
 CONTRACT = "model.json"
 MAX_CONTRACT_BYTES = 16 << 20
 MAX_HEADER_BYTES = 16 << 20
 MAX_WEIGHT_BYTES = 4 << 30
+MAX_BANK_BYTES = 1 << 30
+BANK_FILE = "latent.safetensors"
 
 
 class Strict(BaseModel):
@@ -52,6 +56,7 @@ class ArchitectureRecord(Strict):
     outputs: int = Field(ge=1, le=1000)
     stem: Stem = "small"
     width: int = Field(8, ge=1, le=256)
+    dropout: float = Field(0.0, ge=0, lt=1)
 
     def architecture(self) -> Architecture:
         """The value that `network.build` takes; unknown names are refused."""
@@ -105,6 +110,7 @@ class Contract(Strict):
     target_std: tuple[float, ...] = ()
     threshold: float = 0.5
     calibration: Calibration = Calibration()
+    uncertainty: Uncertainty | None = None
     split: SkySplit | None = None
     members: tuple[Member, ...] = Field(min_length=1, max_length=100)
     training: dict[str, Any] = {}
@@ -471,6 +477,57 @@ def read_limited(path: Path, limit: int) -> bytes:
 
 
 @dataclass(frozen=True)
+class Bank:
+    """Features of training rows, by the first member: what distances are measured to.
+
+    Parameters
+    ----------
+    features
+        `(m, F)` float32.
+    row, label
+        `(m,)` int64 global row number over the training tensors, and label.
+    """
+
+    features: Tensor
+    row: Tensor
+    label: Tensor
+
+
+def save_bank(directory: Path, bank: Bank) -> dict[str, Any]:
+    """Write the features; returns their size and digest for the contract."""
+    directory.mkdir(parents=True, exist_ok=True)
+    data = save_weights(
+        directory / BANK_FILE, {"features": bank.features, "row": bank.row, "label": bank.label}
+    )
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def load_bank(directory: Path, contract: Contract) -> Bank | None:
+    """The features that the contract names; None when it names none.
+
+    Raises
+    ------
+    IntegrityError
+        Not there, other bytes, or other shapes.
+    """
+    if contract.uncertainty is None:
+        return None
+    path = directory / BANK_FILE
+    try:
+        data = read_limited(path, MAX_BANK_BYTES)
+    except FileNotFoundError:
+        raise IntegrityError(f"{path}: not there, the contract names it") from None
+    if hashlib.sha256(data).hexdigest() != contract.uncertainty.sha256:
+        raise IntegrityError(f"{path}: {len(data)} bytes with another digest than the contract states")
+    found = parse_weights(data, str(path))
+    if set(found) != {"features", "row", "label"} or found["features"].ndim != 2:
+        raise IntegrityError(f"{path}: not a bank of features")
+    if not bool(torch.isfinite(found["features"]).all()) or len({len(v) for v in found.values()}) != 1:
+        raise IntegrityError(f"{path}: features that are not finite, or columns of different lengths")
+    return Bank(found["features"], found["row"], found["label"])
+
+
+@dataclass(frozen=True)
 class Model:
     """A contract and its members, ready to score.
 
@@ -482,15 +539,18 @@ class Model:
         See `Contract`.
     nets
         The members, in evaluation mode.
+    bank
+        Features of training rows; None for models from elsewhere.
     """
 
     directory: Path
     contract: Contract
     nets: tuple[Net, ...]
+    bank: Bank | None = None
 
     def to(self, device: torch.device) -> Model:
         """The model on a device."""
-        return Model(self.directory, self.contract, tuple(net.to(device) for net in self.nets))
+        return Model(self.directory, self.contract, tuple(net.to(device) for net in self.nets), self.bank)
 
 
 def load_model(directory: Path) -> Model:
@@ -506,4 +566,4 @@ def load_model(directory: Path) -> Model:
     contract = load_contract(directory)
     arch = contract.architecture.architecture()
     nets = tuple(load_weights(directory / m.file, arch, sha256=m.sha256) for m in contract.members)
-    return Model(directory, contract, nets)
+    return Model(directory, contract, nets, load_bank(directory, contract))

@@ -26,11 +26,12 @@ from torch import Tensor, nn
 
 from ripple.errors import ConfigError, IntegrityError, Interrupted
 from ripple.learn import evaluate
+from ripple.learn.adapt import Adaptation
 from ripple.learn.augment import Augment
 from ripple.learn.checkpoint import fit_state, load_model, parse_weights, read_limited, save_weights
 from ripple.learn.loader import Batch, Loader
 from ripple.learn.network import Architecture, Net, build, parameter_groups
-from ripple.learn.rows import TrainingSet
+from ripple.learn.rows import TargetSet, TrainingSet
 from ripple.learn.splits import TRAIN, VALIDATION
 from ripple.learn.train_config import TrainConfig
 
@@ -122,24 +123,35 @@ def fit(
     rates = [float(group["lr"]) for group in groups]
     train = _train_loader(data, config, seed, device, ranks)
     objective = make_objective(data, config, device)
+    adaptation = None
+    if config.adapt != "none":
+        if ranks.world > 1:
+            raise ConfigError("--adapt runs in one process", hint="start it without torchrun")
+        adaptation = Adaptation(data, config, net, average, seed=seed, device=device)
     store = Store(directory, seed)
-    progress = store.load(net, average, optimizer, device)
+    progress = store.load(net, average, optimizer, adaptation)
     model: nn.Module = nn.parallel.DistributedDataParallel(net) if ranks.world > 1 else net
     run: Any = torch.compile(model) if config.compile else model
     cast = autocast(config.precision, device)
     while not progress.finished:
         epoch = progress.epoch
         torch.manual_seed(epoch_seed(seed, epoch))  # dropout and the like repeat after a resume
+        if adaptation is not None:
+            adaptation.begin_epoch(epoch)
         run.train()
         total = count = 0.0
         for step, batch in enumerate(train.epoch(epoch)):
             stop()
             at = epoch + step / len(train)
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * schedule(at, config)
+                group["lr"] = rate * schedule(at, config) * (adaptation.rate if adaptation else 1.0)
+            extra: Tensor | float = 0.0
             with cast():
-                outputs = run(batch["image"])
-            loss = objective(outputs.float(), batch)
+                if adaptation is None:
+                    outputs = run(batch["image"])
+                else:
+                    outputs, extra = adaptation.step(batch, at)
+            loss = objective(outputs.float(), batch) + extra
             if not bool(torch.isfinite(loss)):
                 raise ConfigError(
                     f"the loss is not finite in epoch {epoch + 1}", hint="lower --lr, or look at the tensors"
@@ -149,10 +161,14 @@ def fit(
             if config.clip:
                 nn.utils.clip_grad_norm_(net.parameters(), config.clip)
             optimizer.step()
+            if adaptation is not None:
+                adaptation.after()
             if average is not None:
                 follow(average, net, config.ema, epoch * len(train) + step)
             total += loss.item() * len(outputs)
             count += len(outputs)
+        if adaptation is not None:
+            adaptation.end_epoch()
         if ranks.first:
             record = {
                 "epoch": epoch + 1,
@@ -161,7 +177,7 @@ def fit(
             }
             record |= validate(average or net, data, config, device)
             note_epoch(progress, record, config)
-            store.save(net, average, optimizer, progress)
+            store.save(net, average, optimizer, progress, adaptation)
             _say(progress, config, seed)
         progress = _share(progress, ranks)
     best = store.best(progress.best_epoch) if ranks.first else {}
@@ -293,8 +309,9 @@ def standardisation(data: TrainingSet, targets: tuple[str, ...]) -> tuple[list[f
 
 @torch.inference_mode()
 def predict(
-    net: Net, data: TrainingSet, rows: NDArray[np.int64], device: torch.device, precision: str = "fp32"
-) -> NDArray[np.float32]:
+    net: Net, data: TrainingSet | TargetSet, rows: NDArray[np.int64], device: torch.device,
+    precision: str = "fp32",
+) -> NDArray[np.float32]:  # fmt: skip
     """Outputs `(n, outputs)` of rows, in their order."""
     net.eval()
     loader = Loader(data.dataset, rows=rows, batch_size=256, shuffle=False, device=device)
@@ -346,7 +363,8 @@ def note_epoch(progress: Progress, record: dict[str, float], config: TrainConfig
     best = (
         (progress.best, -progress.history[progress.best_epoch - 1]["val_loss"]) if progress.history else None
     )
-    if best is None or key > best:
+    # Source sky cannot say when a network is best adapted to another: the last epoch is kept.
+    if best is None or key > best or config.adapt != "none":
         progress.best, progress.best_epoch = value, progress.epoch
     progress.history.append(record)
     tired = progress.epoch - progress.best_epoch >= config.patience
@@ -383,8 +401,9 @@ class Store:
         return self.directory / f"seed-{self.seed}.best-{epoch}.safetensors"
 
     def save(
-        self, net: Net, average: Net | None, optimizer: torch.optim.Optimizer, progress: Progress
-    ) -> None:
+        self, net: Net, average: Net | None, optimizer: torch.optim.Optimizer, progress: Progress,
+        adaptation: Adaptation | None = None,
+    ) -> None:  # fmt: skip
         """Write the state after an epoch; the best weights go first: the state never names an absent file."""
         if progress.best_epoch == progress.epoch:
             save_weights(self._best(progress.epoch), (average or net).state_dict())
@@ -393,14 +412,17 @@ class Store:
             tensors |= {f"average/{k}": v for k, v in average.state_dict().items()}
         for index, slots in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{k}": v for k, v in slots.items()}
+        if adaptation is not None:
+            tensors |= {f"adaptation/{k}": v for k, v in adaptation.state().items()}
         save_weights(self.path, tensors, {"progress": json.dumps(progress.__dict__)})
         for old in sorted(self.directory.glob(f"seed-{self.seed}.best-*.safetensors")):
             if old != self._best(progress.best_epoch):
                 old.unlink()
 
     def load(
-        self, net: Net, average: Net | None, optimizer: torch.optim.Optimizer, device: torch.device
-    ) -> Progress:
+        self, net: Net, average: Net | None, optimizer: torch.optim.Optimizer,
+        adaptation: Adaptation | None = None,
+    ) -> Progress:  # fmt: skip
         """Put a saved state back, or return a fresh `Progress` when there is none."""
         if not self.path.exists():
             return Progress()
@@ -408,7 +430,7 @@ class Store:
         tensors = parse_weights(data, str(self.path))
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         progress = Progress(**json.loads(header["__metadata__"]["progress"]))
-        parts: dict[str, dict[str, Tensor]] = {"net": {}, "average": {}, "optimizer": {}}
+        parts: dict[str, dict[str, Tensor]] = {"net": {}, "average": {}, "optimizer": {}, "adaptation": {}}
         for key, value in tensors.items():
             part, _, rest = key.partition("/")
             parts[part][rest] = value
@@ -419,6 +441,8 @@ class Store:
         for key, value in parts["optimizer"].items():
             index, _, name = key.partition("/")
             slots.setdefault(int(index), {})[name] = value
+        if adaptation is not None:
+            adaptation.load(parts["adaptation"])
         optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
         return progress
 

@@ -42,6 +42,8 @@ class Architecture:
         about 64 px (patches of 2 for ConvNeXt, 8 for ViT, no max-pool after the first layer of a ResNet).
     width
         Fields of the first layer of `d4cnn`, unused otherwise.
+    dropout
+        Share of features dropped before the head in training.
     """
 
     name: Name = "d4cnn"
@@ -50,6 +52,7 @@ class Architecture:
     outputs: int = 1
     stem: Stem = "small"
     width: int = 8
+    dropout: float = 0.0
 
 
 class Net(nn.Module):
@@ -70,6 +73,7 @@ class Net(nn.Module):
     def __init__(self, backbone: nn.Module, features: int, outputs: int, *, invariant: bool = False) -> None:
         super().__init__()
         self.backbone = backbone
+        self.dropout = nn.Dropout(0.0)
         self.head = nn.Linear(features, outputs)
         self.invariant = invariant
         nn.init.normal_(self.head.weight, std=0.01)
@@ -82,7 +86,7 @@ class Net(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Outputs `(n, outputs)` of images `(n, B, H, W)`: logits, or standardised quantities."""
-        out: Tensor = self.head(self.backbone(image))
+        out: Tensor = self.head(self.dropout(self.backbone(image)))
         return out
 
 
@@ -101,6 +105,12 @@ def build(arch: Architecture, *, pretrained: bool = False) -> Net:
     ConfigError
         Unknown name, or a size the network cannot take.
     """
+    net = _named(arch, pretrained)
+    net.dropout.p = arch.dropout
+    return net
+
+
+def _named(arch: Architecture, pretrained: bool) -> Net:
     small = arch.stem == "small"
     match arch.name:
         case "d4cnn":

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ripple.artefact import Artefact, open_artefact
-from ripple.errors import DataError
+from ripple.errors import ContractError, DataError
 from ripple.learn.checkpoint import Facts, SkySplit
 from ripple.learn.loader import TensorDataset
 from ripple.learn.splits import (
@@ -26,6 +26,36 @@ from ripple.learn.train_config import TrainConfig
 
 Rows = NDArray[np.int64]
 LENS_MAP = {"0": "nonlens", "1": "lens"}
+
+
+@dataclass(frozen=True)
+class TargetSet:
+    """The data set to adapt to: rows whose labels, if any, serve for judging only.
+
+    Parameters
+    ----------
+    dataset, facts, split, digests
+        As in `TrainingSet`.
+    """
+
+    dataset: TensorDataset
+    facts: Facts
+    split: NDArray[np.int8]
+    digests: tuple[str, ...]
+
+    def rows(self, which: int) -> Rows:
+        """Global row numbers of a split."""
+        return np.flatnonzero(self.split == which)
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """`(total,)` labels, -1 where there is none."""
+        return np.asarray(self.dataset.column("label"))
+
+    def labelled(self, count: int, seed: int) -> Rows:
+        """`count` labelled rows of the training sky, classes as they come but each at least once."""
+        rows = self.rows(TRAIN)
+        return few_rows(rows[self.labels[rows] >= 0], self.labels, count, seed)
 
 
 @dataclass(frozen=True)
@@ -48,6 +78,8 @@ class TrainingSet:
         Content digest of each artefact.
     notes
         Lines the user should read.
+    target
+        The data set to adapt to.
     """
 
     dataset: TensorDataset
@@ -57,6 +89,7 @@ class TrainingSet:
     sky: SkySplit | None
     digests: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    target: TargetSet | None = None
 
     def rows(self, which: int) -> Rows:
         """Global row numbers of a split."""
@@ -116,9 +149,76 @@ def training_set(config: TrainConfig) -> TrainingSet:
         raise DataError("no row has a label", hint="give a label column when fetching (1 lens, 0 not)")
     split, sky, notes = _divide(dataset, facts, usable, config)
     class_map = facts.class_map or (LENS_MAP if config.task == "lens" else {})
-    made = TrainingSet(dataset, facts, class_map, split, sky, tuple(a.digest for a in artefacts), notes)
+    if config.labelled_rows:
+        split = _few(split, np.asarray(dataset.column("label")), config)
+    digests = tuple(a.digest for a in artefacts)
+    made = TrainingSet(dataset, facts, class_map, split, sky, digests, notes)
     _require_classes(made, config)
-    return made
+    return with_target(made, config) if config.target else made
+
+
+def with_target(source: TrainingSet, config: TrainConfig) -> TrainingSet:
+    """The same rows beside those of `config.target`, divided in the same way.
+
+    Blocks of sky are the same for both, so two surveys of one sky do not leak into each other's test rows.
+
+    Raises
+    ------
+    ContractError, DataError
+        Bands, size or unit differ, or known classes have other names: no network can take both.
+    """
+    artefacts = [open_artefact(path, "tensors") for path in config.target]
+    facts = common_facts(artefacts)
+    mine = source.facts
+    for name in ("bands", "size", "unit"):
+        if getattr(facts, name) != getattr(mine, name):
+            raise ContractError(
+                f"--target: {name} is {getattr(facts, name)}, the source has {getattr(mine, name)}",
+                hint="fetch and preprocess both alike; PSF, noise, scale and calibration may differ",
+            )
+    renamed = [k for k, v in source.class_map.items() if facts.class_map.get(k, v) != v]
+    if renamed:
+        raise ContractError(f"--target: label {renamed[0]} means {facts.class_map[renamed[0]]!r}, not "
+                            f"{source.class_map[renamed[0]]!r}")  # fmt: skip
+    dataset = TensorDataset(artefacts)
+    usable = np.zeros(dataset.total, bool)
+    usable[dataset.rows] = True
+    split, sky, _ = _divide(dataset, facts, usable, config)
+    if not (split == TRAIN).any():
+        raise DataError("--target: no row on the training sky", hint="more sky, or another --split-seed")
+    both = source.sky
+    if both is not None and sky is not None:
+        both = both.model_copy(update={
+            name: tuple(sorted({*getattr(both, name), *getattr(sky, name)}))
+            for name in ("train", "validation")
+        })  # fmt: skip
+    target = TargetSet(dataset, facts, split, tuple(a.digest for a in artefacts))
+    return replace(source, target=target, sky=both)
+
+
+def few_rows(rows: Rows, labels: NDArray[np.int64], count: int, seed: int) -> Rows:
+    """At most `count` of `rows` drawn at random with the class shares they have, each class at least once."""
+    if len(rows) <= count:
+        return rows
+    rng = np.random.default_rng([seed, 9])
+    shuffled = rng.permutation(rows)
+    label = labels[shuffled]
+    rank = np.empty(len(shuffled))
+    for value in np.unique(label):
+        members = np.flatnonzero(label == value)
+        rank[members] = (np.arange(len(members)) + 0.5 * (np.arange(len(members)) > 0)) / len(members)
+    return np.sort(shuffled[np.argsort(rank, kind="stable")[:count]])
+
+
+def _few(split: NDArray[np.int8], labels: NDArray[np.int64], config: TrainConfig) -> NDArray[np.int8]:
+    """Only `labelled_rows` rows to learn from and to tune on, in the proportion of the sky."""
+    first, second = (int((split == k).sum()) for k in (TRAIN, VALIDATION))
+    tuned = max(2, round(config.labelled_rows * second / max(first + second, 1)))
+    kept = split.copy()
+    for which, count in ((TRAIN, max(2, config.labelled_rows - tuned)), (VALIDATION, tuned)):
+        rows = np.flatnonzero(split == which)
+        kept[np.setdiff1d(rows, few_rows(rows, labels, count, config.seed))] = -1
+    return kept
 
 
 def _answered(dataset: TensorDataset, config: TrainConfig) -> NDArray[np.bool_]:

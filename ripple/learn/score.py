@@ -27,18 +27,20 @@ from torch import Tensor
 from ripple import shard
 from ripple.artefact import Artefact, ArtefactWriter, create, open_artefact
 from ripple.cutouts import TensorBatch
-from ripple.errors import DataError, IntegrityError
+from ripple.errors import ConfigError, DataError, IntegrityError
 from ripple.files import write_atomic
 from ripple.learn.augment import orient
 from ripple.learn.calibrate import sigmoid
 from ripple.learn.checkpoint import Contract, Conversion, Facts, Model, check, convert, load_model
 from ripple.learn.fit import stoppable
+from ripple.learn.network import Net
 from ripple.learn.ranking import OWN, joined_index, top_csv, write_sorted
 from ripple.learn.report import evaluation_report
 from ripple.learn.rows import named_split
 from ripple.learn.score_config import ScoreConfig
 from ripple.learn.splits import SPLITS, sky_cells, split_keys
 from ripple.learn.train import choose_device
+from ripple.learn.uncertainty import class_probabilities, doubts, neighbour_distance
 from ripple.profile import Summary, peak_rss, progress
 
 SORTED = "scores.parquet"
@@ -70,6 +72,8 @@ def score(config: ScoreConfig) -> Summary:
         torch.set_num_threads(config.threads)
     device = choose_device(config.device)
     model = load_model(config.model).to(device)
+    if config.mc_dropout and not model.contract.architecture.dropout:
+        raise ConfigError("--mc-dropout: the model was trained without", hint="ripple train --dropout 0.1")
     artefacts = [open_artefact(path, "tensors") for path in config.tensors]
     units = [
         Unit(n, a, k) for n, (a, k) in enumerate((a, k) for a in artefacts for k in range(len(a.shards)))
@@ -207,12 +211,16 @@ def score_shard(
     parts = []
     for image in images:
         moved = image.to(device, non_blocking=True)
-        parts.append(outputs(model, moved, tta=config.tta))
+        parts.append(outputs(model, moved, tta=config.tta, dropout=config.mc_dropout))
         advance(len(image))
     values = np.concatenate(parts) if parts else np.zeros((0, 1, model.contract.architecture.outputs))
     n, catalog = len(batch), dict(batch.catalog)
     columns: dict[str, Any] = {name: catalog.pop(name, np.full(n, np.nan)) for name in ("id", "ra", "dec")}
     columns |= answers(model.contract, values, config.prevalence)
+    if model.bank is not None and model.contract.uncertainty is not None:
+        near = distances(model, images, device)
+        p = set_probabilities(model.contract, values)
+        columns |= doubts(model.contract.uncertainty, p, near, class_names(model.contract))
     columns["qc"] = catalog.pop("qc", np.zeros(n, np.uint64))
     columns["split"] = split_names(model.contract, unit.artefact, batch)
     columns["shard"] = np.full(n, unit.number, np.int32)
@@ -224,7 +232,7 @@ def score_shard(
 
 
 @torch.inference_mode()
-def outputs(model: Model, image: Tensor, *, tta: bool = True) -> NDArray[np.float32]:
+def outputs(model: Model, image: Tensor, *, tta: bool = True, dropout: int = 0) -> NDArray[np.float32]:
     """Outputs of every member and orientation.
 
     Parameters
@@ -235,6 +243,8 @@ def outputs(model: Model, image: Tensor, *, tta: bool = True) -> NDArray[np.floa
         `(n, B, size, size)` float32.
     tta
         Eight orientations for members that are not invariant by construction.
+    dropout
+        Passes with dropout for each of these (Gal & Ghahramani 2016, ICML 48, 1050); 0 for one without.
 
     Returns
     -------
@@ -245,12 +255,60 @@ def outputs(model: Model, image: Tensor, *, tta: bool = True) -> NDArray[np.floa
     turns = range(8) if tta else range(1)
     for net in model.nets:
         if net.invariant or not tta:
-            found += [net(image)] * len(turns)
+            found += _passes(net, image, dropout) * len(turns)
             continue
         for g in turns:
             element = torch.full((len(image),), g, dtype=torch.int64, device=image.device)
-            found.append(net(orient(image, element)))
+            found += _passes(net, orient(image, element), dropout)
     return torch.stack(found, 1).float().cpu().numpy()
+
+
+def _passes(net: Net, image: Tensor, dropout: int) -> list[Tensor]:
+    """Outputs without dropout, or of `dropout` passes: features are computed once, masks repeat."""
+    if not dropout:
+        return [net(image)]
+    features, keep = net.features(image), 1 - net.dropout.p
+    seeded = torch.Generator().manual_seed(0)
+    # One mask for all rows: the score of a row does not depend on its batch.
+    masks = (torch.rand(dropout, features.shape[1], generator=seeded) < keep).to(features)
+    return [net.head(features * mask / keep) for mask in masks]
+
+
+@torch.inference_mode()
+def distances(model: Model, images: list[Tensor], device: torch.device) -> NDArray[np.float64]:
+    """Distance `(n,)` of images to the training rows of the model, by its first member."""
+    if model.bank is None or model.contract.uncertainty is None:
+        raise DataError(f"{model.directory}: no features of training rows", hint="train with `ripple train`")
+    parts = [
+        neighbour_distance(
+            model.bank.features.numpy(),
+            model.nets[0].features(image.to(device)).float().cpu().numpy(),
+            model.contract.uncertainty.neighbour,
+        )
+        for image in images
+    ]
+    return np.concatenate(parts) if parts else np.zeros(0)
+
+
+def class_names(contract: Contract) -> tuple[str, ...]:
+    """Names of the classes in the order of their labels; empty for regression."""
+    if contract.output == "regression":
+        return ()
+    kinds = 2 if contract.output == "lens" else len(contract.class_map)
+    return tuple(contract.class_map.get(str(k), str(k)) for k in range(kinds))
+
+
+def set_probabilities(contract: Contract, values: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Probabilities `(n, K)` that conformal sets are made of: calibrated, at the prevalence of training."""
+    match contract.output:
+        case "lens":
+            return class_probabilities(contract.calibration.probability(values[:, :, 0].mean(1)))
+        case "classes":
+            z = values.astype(np.float64)
+            odds = np.exp(z - z.max(2, keepdims=True))
+            return np.asarray((odds / odds.sum(2, keepdims=True)).mean(1))
+        case "regression":
+            return np.zeros((len(values), 0))
 
 
 def answers(

@@ -27,6 +27,10 @@ class ScoreConfig(Config):
     tta: bool = Field(
         True, description="Mean over the 8 quarter turns and flips, unless the network has them."
     )
+    mc_dropout: Annotated[int, Field(ge=0, le=1000)] = Field(
+        0,
+        description="Passes with dropout per member, for `spread`; the model must have been trained with it.",
+    )
     prevalence: Fraction | None = Field(
         None, description="Fraction of lenses among the sources, for `probability`; default: as in training."
     )

@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 
 from ripple.errors import ConfigError, DataError, WriteError
 from ripple.files import lock, remove_temporaries, unlock, write_atomic
-from ripple.learn import calibrate, evaluate, gates
+from ripple.learn import calibrate, evaluate, gates, judging
 from ripple.learn.checkpoint import (
+    BANK_FILE,
     CONTRACT,
     ArchitectureRecord,
     Contract,
@@ -64,7 +65,8 @@ def train(config: TrainConfig) -> Summary:
     if config.threads:
         torch.set_num_threads(config.threads)
     data = training_set(config)
-    identity = {"config": config.canonical(), "inputs": list(data.digests)}
+    inputs = [*data.digests, *(data.target.digests if data.target else ())]
+    identity = {"config": config.canonical(), "inputs": inputs}
     if (config.output / CONTRACT).exists():
         return _finished(config, load_contract(config.output), identity)
     _claim(config.output)
@@ -101,6 +103,10 @@ def _train(
     contract = _contract(config, data, arch, members, identity)
     outputs = {k: mean_output(nets, data, data.rows(k), device) for k in (VALIDATION, TEST)}
     contract, evaluation = judge(contract.model_copy(update={"gates": report}), data, outputs, config)
+    contract = judging.with_uncertainty(contract, data, outputs[VALIDATION], nets[0], device, config.output)
+    if data.target is not None:
+        contract, found = judging.judge_target(contract, data, nets, config, device)
+        evaluation |= {"target": found}
     _write(config, contract, members, evaluation)
     shutil.rmtree(work)
     return contract
@@ -146,7 +152,7 @@ def architecture(config: TrainConfig, data: TrainingSet) -> Architecture:
         )
     record = ArchitectureRecord(
         name=config.network, bands=len(data.facts.bands), size=h, outputs=outputs, stem=config.stem,
-        width=config.width,
+        width=config.width, dropout=config.dropout,
     )  # fmt: skip
     return record.architecture()
 
@@ -155,7 +161,7 @@ def _claim(directory: Path) -> None:
     """Make the output directory, or refuse one that holds other things."""
     directory.mkdir(parents=True, exist_ok=True)
     strangers = [p.name for p in sorted(directory.iterdir()) if not p.name.startswith(".")]
-    known = {"model.safetensors", "history.csv", "evaluation.json", "curves.png"}
+    known = {BANK_FILE, "model.safetensors", "history.csv", "evaluation.json", "curves.png"}
     if strangers and not (directory / WORK).is_dir() and not set(strangers) <= known:
         raise WriteError(f"{directory} holds {strangers[0]}, which is not ours", hint="give a new directory")
 
@@ -220,7 +226,8 @@ def _contract(
     identity: dict[str, Any],
 ) -> Contract:
     """The contract before it was judged."""
-    facts = data.facts
+    # An adapted network is for its target: that is the data its contract admits.
+    facts = data.target.facts if data.target else data.facts
     record = ArchitectureRecord(**{name: getattr(arch, name) for name in ArchitectureRecord.model_fields})
     mean, std = standardisation(data, config.targets)
     return Contract(
@@ -337,6 +344,7 @@ def _summary(config: TrainConfig, contract: Contract, seconds: float, *, done: b
         if lines and config.strict:
             raise ConfigError(f"{config.output}: " + "; ".join(lines), hint="make the data fairer")
         notes += ["shortcut: " + line for line in lines]
+        facts |= judging.target_facts(contract)
     elif contract.metrics:
         facts["metrics (test sky)"] = json.dumps(contract.metrics)
     return Summary("train", str(config.output), facts, seconds=seconds, done_before=done, notes=tuple(notes))

@@ -12,6 +12,9 @@ from ripple.config import Config, neutral
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+Adapt = Literal[
+    "none", "adabn", "mmd", "coral", "dann", "adda", "wdgrl", "kmeans", "teacher", "universal", "supervised"
+]
 
 
 class TrainConfig(Config):
@@ -32,11 +35,32 @@ class TrainConfig(Config):
         "small", description="First layers for stamps of about 64 px, or as published for 224 px."
     )
     width: Count = Field(8, description="Fields of the first layer of d4cnn.")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Share of features dropped before the head, for training and --mc-dropout."
+    )
     pretrained: bool = Field(False, description="Start timm networks from ImageNet weights (a download).")
     init: Path | None = Field(None, description="Fine-tune from this model directory.")
     freeze: Literal["none", "stem", "backbone"] = Field("none", description="Layers that stay as they are.")
     layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="Factor on the learning rate per layer towards the input."
+    )
+
+    adapt: Adapt = Field(
+        "none", description="Domain adaptation to the rows of --target, which need no labels."
+    )
+    target: tuple[Path, ...] = Field((), description="Tensor artefacts of the data set to adapt to.")
+    adapt_weight: Positive = Field(1.0, description="Weight of the adaptation loss at the end.")
+    adapt_start: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.3, description="Share of the epochs that learn from the source only."
+    )
+    target_prevalence: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="Share of lenses assumed for the target; default: that of the training rows."
+    )
+    target_labels: Annotated[int, Field(ge=0)] = Field(
+        0, description="Labelled target rows that --adapt supervised may learn from."
+    )
+    labelled_rows: Annotated[int, Field(ge=0)] = Field(
+        0, description="Use so many rows of training and validation sky together; 0 for all."
     )
 
     epochs: Count = Field(30, description="Epochs at most.")
@@ -102,4 +126,20 @@ class TrainConfig(Config):
             raise ValueError("targets belong to --task regression, and that needs them")
         if self.freeze != "none" and self.init is None and not self.pretrained:
             raise ValueError("freeze needs weights to start from: --init or --pretrained")
+        return self
+
+    @model_validator(mode="after")
+    def _adaptation(self) -> Self:
+        if (self.adapt != "none") != bool(self.target):
+            raise ValueError("--adapt METHOD and --target TENSORS belong together")
+        if self.task == "regression" and self.adapt in ("kmeans", "teacher", "universal", "supervised"):
+            raise ValueError(f"--adapt {self.adapt} needs classes, this task is regression")
+        if (self.adapt == "supervised") != bool(self.target_labels):
+            raise ValueError("--target-labels belongs to --adapt supervised, and that needs it")
+        if self.target_prevalence is not None and (self.adapt == "none" or self.task != "lens"):
+            raise ValueError("--target-prevalence belongs to --adapt in the lens task")
+        if self.adapt == "teacher" and not self.ema:
+            raise ValueError("--adapt teacher needs the moving average: --ema above 0")
+        if self.adapt != "none" and self.compile:
+            raise ValueError("--compile does not go with --adapt")
         return self
