@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from ripple.config import neutral
 from ripple.errors import ConfigError, Reason, TooManyRejected, WorkerError
@@ -57,6 +59,11 @@ class FetchConfig(Selection):
     )
     dask_settings: dict[str, Any] = neutral({}, description="Settings of the batch system for `dask: slurm`.")
     memory: str = neutral("4GiB", description="Memory for the whole run.")
+    digests: str | None = Field(
+        None,
+        description="Trusted SHA-256 of source files, from cutouts of an earlier fetch or JSON "
+        "{uuid: sha256}; a file that differs is refused.",
+    )
     lost: Literal["stop", "reject"] = neutral(
         "stop",
         description="Units whose worker died twice: finish the others and exit 7, resumable; or reject them.",
@@ -97,14 +104,8 @@ def fetch(config: FetchConfig) -> Summary:
     if not config.output:
         raise ConfigError("fetch: no output directory", hint="give one with -o DIR")
     start = time.perf_counter()
-    plan = make_plan(config)
-    opened = create(
-        Path(config.output),
-        kind="cutouts",
-        config=config,
-        inputs=plan_inputs(plan),
-        units=len(plan.units),
-    )
+    plan, inputs = _trusted(config, make_plan(config))
+    opened = create(Path(config.output), kind="cutouts", config=config, inputs=inputs, units=len(plan.units))
     if isinstance(opened, Finished):
         done = opened.artefact
         return _summary(config, done.index(), done.manifest["attributes"], 0.0)
@@ -129,6 +130,25 @@ def plan_inputs(plan: Plan) -> dict[str, Any]:
         "targets": plan.targets.source,
         "datasets": {d.uuid: f"{d.run} {d.dataset_type} {d.tract}/{d.patch}/{d.band}" for d in datasets},
     }
+
+
+def _trusted(config: FetchConfig, plan: Plan) -> tuple[Plan, dict[str, Any]]:
+    """The plan with the digests its files must have, and the inputs, which name the list by its content."""
+    inputs = plan_inputs(plan)
+    if config.digests is None:
+        return plan, inputs
+    from ripple.config import canonical_json
+    from ripple.sources import trusted_digests
+
+    known = trusted_digests(config.digests)
+    datasets = {k: replace(d, sha256=known.get(d.uuid.lower(), "")) for k, d in plan.datasets.items()}
+    used = {d.uuid: d.sha256 for d in datasets.values() if d.sha256}
+    inputs["digests"] = hashlib.sha256(canonical_json(used)).hexdigest()
+    if missing := len(datasets) - len(used):
+        plan = replace(
+            plan, notes=(*plan.notes, f"{config.digests}: no digest of {missing} of {len(datasets)} files")
+        )
+    return replace(plan, datasets=datasets), inputs
 
 
 def make_shard(task: ShardTask) -> UnitResult:
@@ -356,12 +376,11 @@ def _verdicts(plan: Plan, writer: ArtefactWriter) -> dict[str, NDArray[Any]]:
 def _attributes(config: FetchConfig, plan: Plan, writer: ArtefactWriter) -> dict[str, Any]:
     """Facts of the whole artefact for the manifest: enough to use the shards without the repository."""
     from ripple.cutouts import MASK_PLANES
+    from ripple.sources import merge_digests
 
-    digests: dict[str, str] = {}
+    records = [writer.record(unit.number).extra for unit in plan.units]
     notes: dict[str, None] = dict.fromkeys(plan.notes)
-    for unit in plan.units:
-        record = writer.record(unit.number).extra
-        digests |= record["digests"]
+    for record in records:
         notes |= dict.fromkeys(record["notes"])
     return {
         "bands": list(plan.bands),
@@ -370,7 +389,7 @@ def _attributes(config: FetchConfig, plan: Plan, writer: ArtefactWriter) -> dict
         "unit": "nJy",
         "mask_planes": list(MASK_PLANES),
         "wcs": {str(t): tan.cards() for t, tan in sorted(plan.projections.items())},
-        "source_sha256": dict(sorted(digests.items())),
+        "source_sha256": merge_digests(record["digests"] for record in records),
         "notes": list(notes),
     }
 

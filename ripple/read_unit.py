@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ripple.cutouts import MASK_PLANES, CutoutBatch
 from ripple.errors import Reason, UnreadableError
-from ripple.geometry import Box
+from ripple.geometry import Box, Tan
 from ripple.resample import locate, resample
 from ripple.rubin.repo import Dataset
 from ripple.rubin.source import Coadd, PsfCells
@@ -114,18 +114,23 @@ def _open(reader: UnitReader, k: int, dataset: Dataset, opener: Opener) -> Coadd
         with reader.profile.time("open sparse" if sparse else "open dense"):
             coadd = opener(dataset, sparse)
         reader.profile.count("open sparse" if sparse else "open dense", rows=rows)
-        gap = task.projection.separation(coadd.projection, coadd.box)
-        if gap > WCS_TOLERANCE:
-            raise UnreadableError(
-                f"{coadd.name}: its projection is {gap:.3g} px away from that of tract {task.tract}",
-                hint="the file is not on the tract's pixel grid",
-                reason=Reason.WRONG_WCS,
-            )
+        _check_grid(coadd, task.projection, task.tract)
     except UnreadableError as err:
         _fail(reader, (dataset.patch, k), err)
         return None
     reader.notes |= dict.fromkeys(coadd.notes)
     return coadd
+
+
+def _check_grid(coadd: Coadd, projection: Tan, tract: int) -> None:
+    """Refuse a file that is not on the pixel grid of its tract."""
+    gap = projection.separation(coadd.projection, coadd.box)
+    if not gap <= WCS_TOLERANCE:
+        raise UnreadableError(
+            f"{coadd.name}: its projection is {gap:.3g} px away from that of tract {tract}",
+            hint="the file is not on the tract's pixel grid",
+            reason=Reason.WRONG_WCS,
+        )
 
 
 def _stitch(reader: UnitReader, k: int, band: Band) -> None:
@@ -182,7 +187,9 @@ def _cross(reader: UnitReader, k: int, band: Band, opener: Opener) -> None:
                 continue
             try:
                 if pair not in opened:
-                    opened[pair] = opener(here[pair], True)
+                    coadd = opener(here[pair], True)
+                    _check_grid(coadd, task.cross_projections[pair[0]], pair[0])
+                    opened[pair] = reader.crossed[here[pair].uuid] = coadd
                 done = _resampled(opened[pair], stamp, task, pair[0], wanted, out)
             except UnreadableError as err:
                 reader.notes[str(err)] = None

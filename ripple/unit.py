@@ -109,6 +109,8 @@ class UnitReader:
         Row numbers of the rows that are delivered.
     notes
         Remarks of the readers, each once.
+    crossed
+        Open files of other tracts, by dataset UUID.
     """
 
     task: UnitTask
@@ -125,6 +127,7 @@ class UnitReader:
     failures: dict[tuple[int, int], Reason]
     kernels: list[NDArray[np.float32]] = field(default_factory=list)
     notes: dict[str, None] = field(default_factory=dict)
+    crossed: dict[str, Coadd] = field(default_factory=dict)
     profile: Profile = field(default_factory=Profile)
     status: NDArray[Any] = field(default_factory=lambda: np.empty(0, "U8"))
     reason: NDArray[Any] = field(default_factory=lambda: np.empty(0, "U24"))
@@ -153,14 +156,14 @@ class UnitReader:
         )
 
     def digests(self) -> dict[str, str]:
-        """Dataset UUID -> SHA-256 of the bytes read so far."""
+        """Dataset UUID -> SHA-256 of what was read so far, as `Coadd.digest`."""
         found = {}
         for d in self.task.datasets:
             coadd = self.bands[self.task.bands.index(d.band)].coadds.get(d.patch)
             if coadd is not None:
                 with self.profile.time("digest", bytes=coadd.bytes_read()):
                     found[d.uuid] = coadd.digest
-        return found
+        return found | {uuid: coadd.digest for uuid, coadd in self.crossed.items()}
 
     def chunks(self, name: str) -> Iterator[NDArray[Any]]:
         """One plane of all delivered rows in order, `(n, B, S, S)` at a time.

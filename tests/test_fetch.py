@@ -16,12 +16,13 @@ import pytest
 
 from ripple.artefact import open_artefact, verify
 from ripple.cutouts import CutoutBatch
-from ripple.errors import ConfigError
+from ripple.errors import ConfigError, SourceError
 from ripple.fetch import FetchConfig, fetch
 from ripple.geometry import Box
 from ripple.rubin.source import open_coadd
 from ripple.shard import unpack_cutouts
 from ripple.skymap import known
+from ripple.sources import merge_digests
 
 
 def run(sky: Path, out: Path, **options: object) -> FetchConfig:
@@ -273,3 +274,35 @@ def test_json_summary_is_on_stdout(sky: Path, fetched: Path) -> None:
     summary = json.loads(result.stdout)
     assert summary["done_before"]
     assert summary["facts"]["targets"] == rows(fetched)[0].num_rows
+
+
+def test_trusted_digests_refuse_a_file_that_reads_well_but_differs(
+    sky: Path, fetched: Path, tmp_path: Path
+) -> None:
+    recorded = open_artefact(fetched).manifest["attributes"]["source_sha256"]
+    root, files = copy_of(sky, tmp_path)
+    other, victim = files("g")
+    victim.write_bytes(other.read_bytes()[: victim.stat().st_size].ljust(victim.stat().st_size, b"\0"))
+    run(root, tmp_path / "out", digests=str(fetched))
+    notes = open_artefact(tmp_path / "out").manifest["attributes"]["notes"]
+    said = [n for n in notes if "trusted digest" in n]
+    assert len(said) == 1
+    uuid, digest = next((u, d) for u, d in recorded.items() if u in said[0])
+    assert digest in said[0]
+    index, _ = rows(tmp_path / "out")
+    touched = index.filter(pa.compute.equal(index["reason"], "unreadable_source"))
+    assert touched.num_rows
+    assert all("g" not in bands for bands in touched["bands"].to_pylist())
+    assert uuid not in open_artefact(tmp_path / "out").manifest["attributes"]["source_sha256"]
+    listed = tmp_path / "list.json"
+    listed.write_text(json.dumps(recorded | {uuid: "0" * 64}))
+    with pytest.raises(ConfigError, match=r"digests"):
+        run(root, tmp_path / "out", digests=str(listed))
+
+
+def test_two_versions_of_a_file_are_not_mixed() -> None:
+    a, b, ranges = "a" * 64, "b" * 64, "ranges:" + "c" * 64
+    assert merge_digests([{"u": ranges}, {"u": a}, {"u": a}]) == {"u": a}
+    assert merge_digests([{"u": ranges}])["u"] == ranges
+    with pytest.raises(SourceError, match=f"u changed while it was read: SHA-256 {a}, then {b}"):
+        merge_digests([{"u": a}, {"u": b}])

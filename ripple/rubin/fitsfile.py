@@ -187,13 +187,13 @@ class Ranges:
             return [whole[offset - low : offset - low + length] for offset, length in spans]
 
     def digest(self) -> str:
-        """sha256 (hex) over the ranges fetched so far, in file order: offset, length, bytes."""
+        """`ranges:` and sha256 (hex) over the ranges fetched so far, in file order: offset, length, bytes."""
         total = hashlib.sha256()
         with self._lock:
             for start, piece in zip(self._starts, self._pieces, strict=True):
                 total.update(struct.pack("<qq", start, len(piece)))
                 total.update(piece)
-        return total.hexdigest()
+        return "ranges:" + total.hexdigest()
 
     def bytes_read(self) -> int:
         """Bytes fetched so far."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -23,27 +24,30 @@ def open_dataset(dataset: Dataset, sparse: bool, *, repo: str) -> Coadd:
         As planned; its size was recorded by the Butler.
     sparse
         Fetch only the bytes under the boxes that are read later; else the whole file now, and what is
-        hashed is what is decoded.
+        hashed is what is decoded. A dataset with a known digest is always read whole.
     repo
         Butler repository, to resolve a dataset whose address was not kept (signed URLs are secrets).
 
     Raises
     ------
     UnreadableError
-        Missing, cut short, damaged, or not a coadd; names the file.
+        Missing, cut short, damaged, not a coadd, or not what its recorded digest says; names the file.
     SourceError
         A remote repository refuses access or does not answer.
     """
     if dataset.storage_class.startswith("Exposure") and afw_active():
-        return open_with_afw(dataset, repo=repo)
+        coadd = open_with_afw(dataset, repo=repo)
+        _check_sha256(coadd.name, dataset, coadd.digest)
+        return coadd
     name = label(dataset)
     path = local_path(dataset)
-    if sparse:
+    if sparse and not dataset.sha256:
         size, read = _local_ranges(path, name) if path else _remote_ranges(dataset, repo)
         _check_size(name, size, dataset.size)
         return open_coadd_sparse(read, name=name, size=size)
     data = _read_local(path, name) if path else _read_remote(dataset, repo)
     _check_size(name, len(data), dataset.size)
+    _check_digests(name, dataset, data)
     return open_coadd(data, name=name)
 
 
@@ -64,6 +68,26 @@ def _check_size(name: str, found: int, recorded: int) -> None:
         raise UnreadableError(
             f"{name}: {found} bytes, the Butler recorded {recorded}",
             hint="the file was cut short or replaced; restore it",
+        )
+
+
+def _check_digests(name: str, dataset: Dataset, data: bytes) -> None:
+    """The bytes that will be decoded against the operator's list and the Butler's own checksum."""
+    if dataset.sha256:
+        _check_sha256(name, dataset, hashlib.sha256(data).hexdigest())
+    # Only BLAKE2b is recorded by the Butler; another length would be another algorithm.
+    if len(dataset.checksum) == 128 and hashlib.blake2b(data).hexdigest() != dataset.checksum:
+        raise UnreadableError(
+            f"{name}: dataset {dataset.uuid}: BLAKE2b is not {dataset.checksum}, as the Butler recorded",
+            hint="the file is damaged or was replaced; restore it",
+        )
+
+
+def _check_sha256(name: str, dataset: Dataset, found: str) -> None:
+    if dataset.sha256 and found != dataset.sha256:
+        raise UnreadableError(
+            f"{name}: dataset {dataset.uuid}: SHA-256 is {found}, the trusted digest is {dataset.sha256}",
+            hint="the file is damaged or was replaced; restore it, or renew the list of --digests",
         )
 
 

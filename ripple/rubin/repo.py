@@ -56,7 +56,9 @@ class Dataset:
     size
         Bytes, as the Butler recorded them; -1 when it did not.
     checksum
-        As the Butler recorded it, usually empty.
+        As the Butler recorded it (BLAKE2b), usually empty.
+    sha256
+        What the whole file must hash to, from a list of trusted digests; empty when nothing is known.
     """
 
     uuid: str
@@ -69,6 +71,7 @@ class Dataset:
     uri: str
     size: int
     checksum: str = ""
+    sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True)

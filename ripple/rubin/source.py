@@ -98,7 +98,7 @@ class Coadd:
     read_psf
         PSF of the cells that overlap any of the boxes, or of all cells (None).
     read_digest
-        sha256 of the bytes read so far; of the whole file when it was opened whole.
+        sha256 of the whole file when it was opened whole, else `ranges:` and that of the bytes read so far.
     missing
         Boxes of missing cells.
     notes
@@ -172,7 +172,7 @@ class Coadd:
 
     @property
     def digest(self) -> str:
-        """sha256 (hex) of the bytes read."""
+        """sha256 (hex) of the file, or `ranges:` and that of the bytes read."""
         return self.read_digest()
 
     def _inside(self, box: Box | None) -> Box:
