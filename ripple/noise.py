@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import fft
 
 Float = NDArray[np.float64]
 
@@ -47,11 +47,18 @@ class Correlation:
         """`(B, 2 LAG + 1, 2 LAG + 1)` correlation coefficients; white where too little is known."""
         out = np.zeros_like(self.products)
         out[:, LAG, LAG] = 1
-        for band in np.flatnonzero(self.pairs[:, LAG, LAG] >= MIN_PIXELS):
-            r = self.products[band] / np.maximum(self.pairs[band], 1)
-            # The mean of each plane was taken off, which lowers every lag by the variance of that mean.
-            size = self.pairs[band, LAG, LAG] / self.planes[band]
-            r = r + r.sum() / max(size - r.size, 1)
+        whole = self.products.sum(axis=0), self.pairs.sum(axis=0)
+        for band in range(len(out)):
+            # Bands too crowded to tell take what all bands show together: they were resampled alike.
+            enough = self.pairs[band, LAG, LAG] >= MIN_PIXELS
+            products, pairs = (self.products[band], self.pairs[band]) if enough else whole
+            if pairs[LAG, LAG] < MIN_PIXELS:
+                continue
+            r = products / np.maximum(pairs, 1)
+            # What still varies together at the largest lags is no noise: wings of sources, or the mean taken
+            # off each plane. It does so at all lags alike.
+            far = np.concatenate([r[0], r[-1], r[:, 0], r[:, -1]])
+            r = r - far.mean()
             out[band] = r / r[LAG, LAG]
         return out
 
@@ -69,7 +76,7 @@ def correlation(
         `(N, B, H, W)` pixels without source or defect.
     """
     n, b, h, w = image.shape
-    size = (fft.next_fast_len(h + LAG, real=True), fft.next_fast_len(w + LAG, real=True))
+    size = (scipy.fft.next_fast_len(h + LAG, real=True), scipy.fft.next_fast_len(w + LAG, real=True))
     lags = np.arange(-LAG, LAG + 1)
     products, pairs = np.zeros((b, 2 * LAG + 1, 2 * LAG + 1)), np.zeros((b, 2 * LAG + 1, 2 * LAG + 1))
     planes = np.zeros(b)
@@ -78,8 +85,8 @@ def correlation(
         z, use = _normalised(image[rows], variance[rows], sky[rows])
         planes += use.any(axis=(2, 3)).sum(axis=0)
         for values, total in ((z, products), (use.astype(np.float64), pairs)):
-            power = (np.abs(fft.rfft2(values, s=size)) ** 2).sum(axis=0)
-            total += fft.irfft2(power, s=size)[:, lags[:, None], lags[None, :]]
+            power = (np.abs(scipy.fft.rfft2(values, s=size)) ** 2).sum(axis=0)
+            total += scipy.fft.irfft2(power, s=size)[:, lags[:, None], lags[None, :]]
     return Correlation(products, np.rint(pairs), planes)
 
 
@@ -103,10 +110,10 @@ def _normalised(
 
 def autocorrelation(kernel: NDArray[np.floating]) -> Float:
     """`(M, 2 LAG + 1, 2 LAG + 1)` autocorrelation of kernels `(M, S, S)`; the centre is sum K²."""
-    size = fft.next_fast_len(kernel.shape[-1] + LAG, real=True)
+    size = scipy.fft.next_fast_len(kernel.shape[-1] + LAG, real=True)
     lags = np.arange(-LAG, LAG + 1)
-    spectrum = fft.rfft2(np.asarray(kernel, np.float64), s=(size, size))
-    full = fft.irfft2(np.abs(spectrum) ** 2, s=(size, size))
+    spectrum = scipy.fft.rfft2(np.asarray(kernel, np.float64), s=(size, size))
+    full = scipy.fft.irfft2(np.abs(spectrum) ** 2, s=(size, size))
     return np.asarray(full[:, lags[:, None], lags[None, :]])
 
 
@@ -127,6 +134,16 @@ def variance_factor(auto: Float, rho: Float) -> Float:
     """
     centre = auto[:, LAG, LAG]
     return np.maximum((auto * rho).sum(axis=(1, 2)) / centre, 0.01)
+
+
+def damping(rho: Float) -> NDArray[np.float32]:
+    """Noise of second differences along rows and columns over that of white noise, `(B,)`.
+
+    `Var(p - 2 q + r) = (6 - 8 rho(1) + 2 rho(2)) sigma²`, and 6 sigma² for white noise.
+    """
+    one = (rho[:, LAG, LAG + 1] + rho[:, LAG + 1, LAG]) / 2
+    two = (rho[:, LAG, LAG + 2] + rho[:, LAG + 2, LAG]) / 2
+    return np.sqrt(np.clip((6 - 8 * one + 2 * two) / 6, 0.05, 3.0)).astype(np.float32)
 
 
 def noise_area(rho: Float, gain: Float) -> Float:

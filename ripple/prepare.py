@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
-from ripple import matching, noise, normalize, psf, quality
+from ripple import matching, measures, noise, normalize, psf, quality
 from ripple.config import neutral
 from ripple.cutouts import CutoutBatch, TensorBatch
 from ripple.errors import DataError
@@ -130,7 +130,7 @@ class Prepared:
     image: Float
     valid: NDArray[np.bool_]
     noise: Float
-    quality: quality.Quality
+    quality: measures.Quality
     extra: dict[str, Float]
 
 
@@ -193,20 +193,21 @@ def prepare(batch: CutoutBatch, config: PreprocessConfig, constants: dict[str, A
         batch, config.target, config.psf_profile, config.psf_beta, config.psf_tolerance
     )
     rho = _rho(batch, config, constants)
+    damping = None if rho is None else noise.damping(rho)
     frame = matching.make_frame(plan.kernels, (h, w), margin, variance=False)
     device = _device(config.device)
     if device is not None:
         frame = replace(frame, image=device.put(frame.image), weight=device.put(frame.weight))
     image = np.empty((n, b, h - 2 * margin, w - 2 * margin), np.float32)
     valid = np.empty(image.shape, bool)
-    parts: list[quality.Quality] = []
+    parts: list[measures.Quality] = []
     step = CHUNK if device is None else 64 * CHUNK
     for start in range(0, max(n, 1), step):  # once for an empty batch: it has columns too
         rows = slice(start, start + step)
         piece = _rows(batch, rows, 0)
-        good = quality.usable(piece)
+        good = measures.usable(piece)
         inner = (..., slice(margin, h - margin), slice(margin, w - margin))
-        parts.append(quality.measure(_rows(batch, rows, margin), good[inner]))
+        parts.append(measures.measure(_rows(batch, rows, margin), good[inner], damping))
         planes = piece.image if good.all() else np.where(good, piece.image, np.float32(0))
         if device is None:
             image[rows], valid[rows], _ = matching.apply(planes, good, plan.number[rows], frame)
@@ -234,9 +235,9 @@ def _rows(batch: CutoutBatch, rows: slice, margin: int) -> CutoutBatch:
     )  # fmt: skip
 
 
-def _joined(parts: list[quality.Quality]) -> quality.Quality:
+def _joined(parts: list[measures.Quality]) -> measures.Quality:
     names = parts[0].measures
-    return quality.Quality(
+    return measures.Quality(
         np.concatenate([p.good for p in parts]),
         np.concatenate([p.noise for p in parts]),
         np.concatenate([p.background for p in parts]),
@@ -260,7 +261,7 @@ def _rho(
     batch: CutoutBatch, config: PreprocessConfig, constants: dict[str, Any]
 ) -> NDArray[np.float64] | None:
     """Noise correlation `(B, L, L)`; None for white noise."""
-    if config.noise_correlation == "white" or config.psf == "none" or not len(batch):
+    if config.noise_correlation == "white" or not len(batch):
         return None
     given = constants.get("noise_correlation")
     if given is not None:
@@ -276,7 +277,7 @@ def correlation_of(batch: CutoutBatch) -> noise.Correlation:
             batch, image=batch.image[k], variance=batch.variance[k], mask=batch.mask[k],
             psf_index=batch.psf_index[k], catalog={},
         )  # fmt: skip
-    sky = quality.usable(batch) & ((batch.mask & batch.bits(*quality.DETECTED)) == 0)
+    sky = measures.usable(batch) & ((batch.mask & batch.bits(*measures.DETECTED)) == 0)
     return noise.correlation(batch.image, batch.variance, sky)
 
 

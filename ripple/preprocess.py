@@ -176,7 +176,7 @@ def data_constants(cutouts: Artefact, config: PreprocessConfig) -> dict[str, Any
         "duplicates": index["index"].to_numpy()[twin].tolist(),
         "class_map": dict(attributes.get("class_map", {})),
     }
-    if config.psf != "none" and config.noise_correlation == "measured":
+    if config.noise_correlation == "measured":
         rho = _correlation_pass(cutouts, config).rho()
         constants["noise_correlation"] = {b: np.round(r, 6).tolist() for b, r in zip(bands, rho, strict=True)}
     if config.scope == "dataset":

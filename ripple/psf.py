@@ -19,8 +19,8 @@ from enum import IntEnum
 from typing import Any, Literal
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import fft, ndimage
 
 Float = NDArray[np.float64]
 Profile = Literal["moffat", "gaussian"]
@@ -118,7 +118,7 @@ def fwhm(psf: NDArray[np.floating]) -> Float:
     if not m:
         return np.zeros(0)
     p = np.where(np.isfinite(p), p, 0.0)
-    spline = ndimage.spline_filter1d(ndimage.spline_filter1d(p, axis=1), axis=2)
+    spline = scipy.ndimage.spline_filter1d(scipy.ndimage.spline_filter1d(p, axis=1), axis=2)
     y0, x0, peak = _peak(p, spline)
     radius = np.arange(0.0, min(h, w) / 2, FWHM_STEP)
     angle = np.arange(FWHM_ANGLES) * (2 * np.pi / FWHM_ANGLES)
@@ -301,22 +301,22 @@ class _Solver:
     def __init__(self, psf: NDArray[np.floating], target: NDArray[np.floating], h: int) -> None:
         self.h = h
         half_target = max(target.shape[1:]) // 2
-        size = fft.next_fast_len(max(psf.shape[1:]) // 2 + h + max(h, half_target) + 1, real=True)
+        size = scipy.fft.next_fast_len(max(psf.shape[1:]) // 2 + h + max(h, half_target) + 1, real=True)
         self.shape = (size, size)
         self.psf = spectra(psf, size)
         self.target = np.broadcast_to(spectra(target, size), self.psf.shape)
         self.power, self.cross = np.abs(self.psf) ** 2, np.conj(self.psf) * self.target
         self.inside, self.near = _inside(size, h), _inside(size, half_target)
-        line = fft.fftfreq(size, 1 / size)
+        line = scipy.fft.fftfreq(size, 1 / size)
         self.moments = np.stack([self.inside, self.inside * line[:, None], self.inside * line[None, :]])
         # Directions in which a kernel can be corrected at little cost in the fit.
-        smooth = fft.rfft2(self.moments) / (self.power + 1e-4)[:, None]
+        smooth = scipy.fft.rfft2(self.moments) / (self.power + 1e-4)[:, None]
         self.steps = self.within(smooth)  # (M, 3, P, P)
         self.response = np.einsum("aij,kbij->kab", self.moments, self.steps)
 
     def within(self, spectrum: Any) -> Float:
         """A spectrum back in real space, cut to the support."""
-        return np.asarray(self.inside * fft.irfft2(spectrum, s=self.shape))
+        return np.asarray(self.inside * scipy.fft.irfft2(spectrum, s=self.shape))
 
     def solve(self, tolerance: float, max_gain: float) -> Kernels:
         """See `match_kernels`."""
@@ -354,14 +354,14 @@ class _Solver:
         power, cross = self.power[rows], self.cross[rows]
         wiener = 1 / (power + mu)
         x = self.within(cross * wiener)
-        r = self.within(cross) - self.within(power * fft.rfft2(x)) - mu * x
-        z = self.within(wiener * fft.rfft2(r))
+        r = self.within(cross) - self.within(power * scipy.fft.rfft2(x)) - mu * x
+        z = self.within(wiener * scipy.fft.rfft2(r))
         p, rz = z, _dot(r, z)
         for _ in range(STEPS):
-            ap = self.within(power * fft.rfft2(p)) + mu * p
+            ap = self.within(power * scipy.fft.rfft2(p)) + mu * p
             step = rz / np.maximum(_dot(p, ap), 1e-300)
             x, r = x + step * p, r - step * ap
-            z = self.within(wiener * fft.rfft2(r))
+            z = self.within(wiener * scipy.fft.rfft2(r))
             rz, old = _dot(r, z), rz
             p = z + rz / np.maximum(old, 1e-300) * p
         return x
@@ -371,8 +371,8 @@ class _Solver:
         error = np.array([1.0, 0.0, 0.0]) - np.einsum("aij,kij->ka", self.moments, x)
         amount = np.linalg.solve(self.response[rows], error[..., None])[..., 0]
         x = x + np.einsum("ka,kaij->kij", amount, self.steps[rows])
-        spectrum = fft.rfft2(x)
-        miss = np.abs(fft.irfft2(spectrum * self.psf[rows] - self.target[rows], s=self.shape))
+        spectrum = scipy.fft.rfft2(x)
+        miss = np.abs(scipy.fft.irfft2(spectrum * self.psf[rows] - self.target[rows], s=self.shape))
         residual = (miss * self.near).sum(axis=(1, 2))
         h = self.h
         kernel = np.roll(x, (h, h), axis=(1, 2))[:, : 2 * h + 1, : 2 * h + 1].astype(np.float32)
@@ -392,7 +392,7 @@ def _dot(a: Float, b: Float) -> Float:
 
 def _inside(size: int, h: int) -> Float:
     """1 within `h` pixels of the origin of a wrapped `(size, size)` array, else 0."""
-    line = (np.abs(fft.fftfreq(size, 1 / size)) <= h).astype(np.float64)
+    line = (np.abs(scipy.fft.fftfreq(size, 1 / size)) <= h).astype(np.float64)
     return np.asarray(line[:, None] * line[None, :])
 
 
@@ -401,10 +401,10 @@ def spectra(psf: NDArray[np.floating], size: int) -> NDArray[np.complex128]:
     p = np.asarray(psf, np.float64)
     p = p / p.sum(axis=(1, 2), keepdims=True)
     y, x = centroid(p)
-    fy, fx = fft.fftfreq(size), fft.rfftfreq(size)
+    fy, fx = scipy.fft.fftfreq(size), scipy.fft.rfftfreq(size)
     shift_y = np.exp(2j * np.pi * y[:, None] * fy)[:, :, None]
     shift_x = np.exp(2j * np.pi * x[:, None] * fx)[:, None, :]
-    out: NDArray[np.complex128] = fft.rfft2(p, s=(size, size)) * shift_y * shift_x
+    out: NDArray[np.complex128] = scipy.fft.rfft2(p, s=(size, size)) * shift_y * shift_x
     return out
 
 
@@ -454,7 +454,7 @@ def as_float(flags: Any, like: Any) -> Any:
 
 def _transforms(xp: Any) -> Any:
     # scipy's FFT transforms several lines at once with SIMD; numpy's does not.
-    return fft if xp is np else xp.fft
+    return scipy.fft if xp is np else xp.fft
 
 
 def reflect(length: int, before: int, after: int) -> NDArray[np.intp]:
@@ -520,7 +520,7 @@ def kernel_spectra(kernel: NDArray[np.floating], shape: tuple[int, int]) -> NDAr
     frame = np.zeros((len(k), *shape), np.float32)
     frame[:, : k.shape[1], : k.shape[2]] = k
     frame = np.roll(frame, (-used, -used), axis=(1, 2))
-    out: NDArray[np.complex64] = fft.rfft2(frame)
+    out: NDArray[np.complex64] = scipy.fft.rfft2(frame)
     return out
 
 
@@ -528,7 +528,7 @@ def frame_shape(shape: tuple[int, int], pad: int) -> tuple[int, int]:
     """Shape of the transforms for planes of `shape` extended by `pad` pixels on each side."""
     h, w = shape
     # Without `real`, factors 7 and 11 count as fast: for transforms of this size they are.
-    return int(fft.next_fast_len(h + 2 * pad)), int(fft.next_fast_len(w + 2 * pad))
+    return int(scipy.fft.next_fast_len(h + 2 * pad)), int(scipy.fft.next_fast_len(w + 2 * pad))
 
 
 def convolve(

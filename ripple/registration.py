@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import fft, ndimage
 
 Float = NDArray[np.float32]
 
@@ -24,7 +24,12 @@ TRANSFORMS: tuple[str, ...] = (
 MIN_SHIFT = 0.25  # px, so that 0.3 is mostly found; less is what colour gradients and refraction do
 NOTICEABLE = 0.3  # px; a band is decided when a shift this large would be sure
 SIGMAS = 5.0  # a shift or an orientation must be this sure
-MIN_CORRELATION = 0.96  # a blue arc beside a red lens correlates up to 0.95 after a shift: another shape
+MIN_CORRELATION = 0.96  # for orientations: a blue arc beside a red lens correlates up to 0.95: another shape
+MIN_SHIFTED = 0.85  # the same after a shift, which must also make the bands agree everywhere
+MAX_WORSE = 0.1  # where a shift makes bands differ more, over where it makes them differ less, at most
+TILE = 8  # px, for that comparison
+PART = 0.2  # of a shift: as close to its start or end are the bands that did not move against each other
+TILE_NOISE = 4.0  # square of the noise; what noise alone changes in a tile
 MIN_EXPLAINED = (
     0.3  # a shift must explain this much of what it leaves unexplained (colours of blended sources)
 )
@@ -143,23 +148,27 @@ def _compare(planes: Float, good: NDArray[np.bool_], rows: slice, out: Registrat
     """Measure all bands of these rows against their reference and write the result into `out`."""
     n, b, h, w = planes.shape
     enough = good.mean(axis=(2, 3)) > 0.7
-    smooth = ndimage.gaussian_filter(planes, SMOOTH, axes=(2, 3), mode="constant")
+    smooth = scipy.ndimage.gaussian_filter(planes, SMOOTH, axes=(2, 3), mode="constant")
     power = np.where(enough, (smooth**2).sum(axis=(2, 3)), -1.0)
     reference = power.argmax(axis=1)
     usable = enough.sum(axis=1) >= 2
     out.reference[rows] = np.where(usable, reference, -1)
     taper = np.outer(_taper(h), _taper(w)).astype(np.float32)
     index = np.arange(n)
+    vectors = np.zeros((n, b, 2))
     first, first_good = planes[index, reference], good[index, reference]
     for band in range(b):
         mine = np.flatnonzero(usable & enough[:, band] & (reference != band))
         if len(mine):
             both = (good[mine, band] & first_good[mine]) * taper
             at = index[mine] + rows.start
-            _measure(first[mine] * both, planes[mine, band] * both, taper, at, band, out)
+            vectors[mine, band] = _measure(
+                first[mine] * both, planes[mine, band] * both, taper, at, band, out
+            )
     at = index[usable] + rows.start
     for measure, value in ((out.shift, 0.0), (out.shift_error, 0.0), (out.correlation, 1.0), (out.peak, 1.0)):
         measure[at, reference[usable]] = value
+    _clear(rows, vectors, out)
     _blame(index[usable] + rows.start, out)
 
 
@@ -183,13 +192,13 @@ class _Pair:
 def _pair(f1: Float, f2: Float, taper: Float) -> _Pair:
     """Formulas: the notes of `check_registration`; sums run over the half plane that rfft2 keeps."""
     h, w = f1.shape[1:]
-    ky = 2 * np.pi * fft.fftfreq(h)[:, None]
-    kx = 2 * np.pi * fft.rfftfreq(w)[None, :]
+    ky = 2 * np.pi * scipy.fft.fftfreq(h)[:, None]
+    kx = 2 * np.pi * scipy.fft.rfftfreq(w)[None, :]
     twice = np.where((kx == 0) | np.isclose(kx, np.pi), 1.0, 2.0)
     beam = np.exp(-(SMOOTH**2) * (kx**2 + ky**2)).astype(np.float32)  # both images: the Gaussian squared
     white = float((taper**2).sum())  # power per mode of noise 1 per pixel
-    a = fft.rfft2(f1)
-    power1, power2 = np.abs(a) ** 2, np.abs(fft.rfft2(f2)) ** 2
+    a = scipy.fft.rfft2(f1)
+    power1, power2 = np.abs(a) ** 2, np.abs(scipy.fft.rfft2(f2)) ** 2
     fluctuation = white * (power1 + power2 - white) * beam**2 * twice
     signal1, signal2 = (power1 - white) * beam * twice, (power2 - white) * beam * twice
 
@@ -207,17 +216,23 @@ def _pair(f1: Float, f2: Float, taper: Float) -> _Pair:
     )
 
 
-def _measure(f1: Float, f2: Float, taper: Float, at: NDArray[np.intp], band: int, out: Registration) -> None:
-    """Compare `f2` (m, H, W) with the reference `f1` in every orientation, into rows `at` of `band`."""
+def _measure(
+    f1: Float, f2: Float, taper: Float, at: NDArray[np.intp], band: int, out: Registration
+) -> NDArray[np.float64]:
+    """Compare `f2` (m, H, W) with the reference `f1` in every orientation, into rows `at` of `band`.
+
+    Returns the shifts y, x `(m, 2)` in px.
+    """
     h, w = f1.shape[1:]
     pair = _pair(f1, f2, taper)
     names = TRANSFORMS if h == w else tuple(t for t in TRANSFORMS if t in UPRIGHT)
+    vector = np.zeros((len(f1), 2))
     peaks = np.empty((len(names), len(f1)))
     for k, name in enumerate(names):
-        cross = fft.irfft2(pair.conjugate * fft.rfft2(undo(f2, name)), s=(h, w))
-        peaks[k], shift = _peak(cross, max(2, min(h, w) // 4))
+        cross = scipy.fft.irfft2(pair.conjugate * scipy.fft.rfft2(undo(f2, name)), s=(h, w))
+        peaks[k], dy, dx = _peak(cross, max(2, min(h, w) // 4))
         if k == 0:
-            out.shift[at, band] = shift
+            out.shift[at, band], vector = np.hypot(dy, dx), np.stack([dy, dx], axis=1)
             out.correlation[at, band] = cross[:, 0, 0] / pair.scale
     best = peaks.argmax(axis=0)
     gain = peaks.max(axis=0) - peaks[0]
@@ -227,14 +242,17 @@ def _measure(f1: Float, f2: Float, taper: Float, at: NDArray[np.intp], band: int
     turned &= (match >= MIN_CORRELATION) & (best > 0)
     upright = peaks[0] / pair.scale
     error = pair.shift_error
-    moved = (out.shift[at, band] >= np.maximum(MIN_SHIFT, SIGMAS * error)) & (upright >= MIN_CORRELATION)
+    moved = (out.shift[at, band] >= np.maximum(MIN_SHIFT, SIGMAS * error)) & (upright >= MIN_SHIFTED)
     moved &= upright - out.correlation[at, band] > MIN_EXPLAINED * (1 - upright)
+    for row in np.flatnonzero(sure & moved):
+        moved[row] = _worse(f1[row], f2[row], vector[row]) <= MAX_WORSE
     out.shift_error[at, band] = error
     out.peak[at, band] = np.where(turned, match, upright)
     codes = np.array([TRANSFORMS.index(name) for name in names], np.int8)
     out.transform[at, band] = np.where(turned, codes[best], 0)
-    out.decided[at, band] = turned | (sure & (SIGMAS * error <= NOTICEABLE) & (match >= MIN_CORRELATION))
+    out.decided[at, band] = turned | (sure & (SIGMAS * error <= NOTICEABLE) & (match >= MIN_SHIFTED))
     out.flagged[at, band] = turned | (sure & moved)
+    return vector
 
 
 def undo(plane: Float, name: str) -> Float:
@@ -258,8 +276,31 @@ def undo(plane: Float, name: str) -> Float:
     return np.flip(swapped, axis=(-2, -1)) if name == "antitranspose" else swapped
 
 
-def _peak(cross: Float, limit: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Highest value `(m,)` of each correlation map within `limit` px of no shift, and its shift in px.
+def _worse(f1: Float, f2: Float, shift: NDArray[np.float64]) -> float:
+    """Does a shift of `f2` make it differ more from `f1` somewhere? The sum of that over the sum of gains.
+
+    A band that was moved gets better in every part of the stamp. Where two sources of different colours lie
+    side by side a shift makes the blend more alike, and spoils its surroundings.
+    """
+    a, b = (scipy.ndimage.gaussian_filter(f, SMOOTH) for f in (f1, f2))
+    gain = _misfit(a, b) - _misfit(a, scipy.ndimage.shift(b, -shift))
+    gain = np.sign(gain) * np.maximum(np.abs(gain) - TILE_NOISE, 0)
+    return float(-gain[gain < 0].sum() / max(gain[gain > 0].sum(), 1e-9))
+
+
+def _misfit(a: Float, b: Float) -> NDArray[np.float64]:
+    """Sum of squares of `b` not explained by a multiple of `a` and a constant, tile by tile."""
+    ny, nx = a.shape[0] // TILE, a.shape[1] // TILE
+    tiles = []
+    for plane in (a, b):
+        t = plane[: ny * TILE, : nx * TILE].astype(np.float64).reshape(ny, TILE, nx, TILE)
+        tiles.append(t - t.mean(axis=(1, 3), keepdims=True))
+    aa, ab, bb = ((tiles[i] * tiles[j]).sum(axis=(1, 3)) for i, j in ((0, 0), (0, 1), (1, 1)))
+    return np.asarray(bb - np.maximum(ab, 0) ** 2 / (aa + 1e-3))
+
+
+def _peak(cross: Float, limit: int) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Highest value `(m,)` of each correlation map within `limit` px of no shift, and its shift y, x in px.
 
     The peak between pixels comes from the quadratic through its 3 x 3 neighbours.
     """
@@ -277,7 +318,16 @@ def _peak(cross: Float, limit: int) -> tuple[NDArray[np.float64], NDArray[np.flo
     det = np.where(curved, det, 1.0)
     dx = np.where(curved, np.clip((xy * gy - yy * gx) / det, -1, 1), 0.0)
     dy = np.where(curved, np.clip((xy * gx - xx * gy) / det, -1, 1), 0.0)
-    return c[0, 0] + (gx * dx + gy * dy) / 2, np.hypot(x - limit + dx, y - limit + dy)
+    return c[0, 0] + (gx * dx + gy * dy) / 2, y - limit + dy, x - limit + dx
+
+
+def _clear(rows: slice, vectors: NDArray[np.float64], out: Registration) -> None:
+    """Take back a shift when another band is neither where it was nor where it is: colours do that."""
+    length = np.linalg.norm(vectors, axis=2)
+    along = np.einsum("njc,nkc->nkj", vectors, vectors) / np.maximum(length[..., None] ** 2, 1e-12)
+    elsewhere = (along > PART) & (np.abs(along - 1) > PART) & (length[:, None, :] >= MIN_SHIFT)
+    upright = out.transform[rows] == 0
+    out.flagged[rows] &= ~(upright & elsewhere.any(axis=2))
 
 
 def _blame(at: NDArray[np.intp], out: Registration) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stampmaker import coadd_noise, make_batch, moffat
 
-from ripple import matching, noise, psf, quality
+from ripple import matching, measures, noise, psf
 from ripple.psf import Fault
 
 ZOO = Path(__file__).parents[1].parent / "shared" / "data" / "psf_models" / "psf_zoo.npz"
@@ -94,7 +94,7 @@ def _measured(correlated: bool) -> tuple[float, float, float]:
     batch.image[:] = unit * np.sqrt(variance)
     batch.variance[:] = variance
     plan = matching.plan_matching(batch, width * 0.2)
-    good = quality.usable(batch)
+    good = measures.usable(batch)
     rho = noise.correlation(batch.image, batch.variance, good).rho()
     image, var, _ = matching.homogenise(batch, plan, good, 16, rho)
     return float(var.mean()), float(image.var(dtype=float)), float((image / np.sqrt(var)).std(dtype=float))
@@ -190,7 +190,7 @@ def test_reflection(length: int, before: int, after: int) -> None:
 def test_numpy_and_torch_agree() -> None:
     torch = pytest.importorskip("torch")
     batch = make_batch(5, "gi", 32, 8)
-    good = quality.usable(batch)
+    good = measures.usable(batch)
     good[1, 0, 5:9, 6:8] = False
     plan = matching.plan_matching(batch, "match")
     frame = matching.make_frame(plan.kernels, (48, 48), 8, variance=True)

@@ -71,7 +71,7 @@ def blank(batch: CutoutBatch, row: int, rng: np.random.Generator) -> None:
 
 
 def offset(batch: CutoutBatch, row: int, rng: np.random.Generator) -> None:
-    batch.image[row, rng.integers(3)] += SIGMA * rng.choice([-1.2, 1.2])
+    batch.image[row, rng.integers(3)] += SIGMA * rng.choice([-2.5, 2.5])
 
 
 def dip(batch: CutoutBatch, row: int, rng: np.random.Generator) -> None:

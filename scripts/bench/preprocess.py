@@ -27,7 +27,7 @@ from scipy import fft, signal  # noqa: E402
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from stampmaker import make_batch, moffat  # noqa: E402
 
-from ripple import matching, noise, normalize, psf, quality  # noqa: E402
+from ripple import matching, measures, noise, normalize, psf  # noqa: E402
 from ripple.cutouts import CutoutBatch  # noqa: E402
 from ripple.prepare import PreprocessConfig, preprocess_batch  # noqa: E402
 
@@ -127,9 +127,9 @@ def judge_all(batch: CutoutBatch) -> None:
             batch, image=batch.image[rows], variance=batch.variance[rows], mask=batch.mask[rows],
             psf_index=batch.psf_index[rows], catalog={},
         )  # fmt: skip
-        good = quality.usable(piece)
+        good = measures.usable(piece)
         cut = replace(piece, image=piece.image[inner], variance=piece.variance[inner], mask=piece.mask[inner])
-        quality.measure(cut, good[inner])
+        measures.measure(cut, good[inner])
 
 
 if __name__ == "__main__":
