@@ -175,6 +175,7 @@ class Reason(StrEnum):
     MISSING_BAND = "missing_band"  # some bands have no dataset there
     OUTSIDE = "outside"  # the box leaves the survey
     CROSS_TRACT = "cross_tract"  # the box leaves its tract
+    SEAM = "seam"  # patches disagree by more than the noise where they overlap under the box
     MISSING_CELL = "missing_cell"  # all pixels lie in missing cells
     UNREADABLE_SOURCE = "unreadable_source"
     WRONG_UNIT = "wrong_unit"

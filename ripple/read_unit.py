@@ -87,7 +87,7 @@ def _open_band(
     # A row whose own file cannot be used is not patched together from its neighbours.
     failed = np.isin(own, [patch for patch, band in reader.failures if band == k])
     edge = np.flatnonzero(~whole & ~failed)
-    band = Band(coadds, whole, edge, {})
+    band = Band(coadds, whole, np.where(whole, own, -1), edge, {})
     reader.coverage[whole, k] = 1
     _stitch(reader, k, band)
     _cross(reader, k, band, opener)
@@ -166,9 +166,21 @@ def _stitch(reader: UnitReader, k: int, band: Band) -> None:
                     seams, e, stamp_of(reader, row), source, box, out, patch=patch, own=own[row] == patch
                 )
             parts[e] += 1
+    _drop_uncentred(seams, band)
     reader.coverage[edge, k] = seams.filled.mean(axis=(1, 2))
     reader.disagreement[edge, k] = seams.disagreement
     reader.n_patches[edge] = np.maximum(reader.n_patches[edge], parts)
+
+
+def _drop_uncentred(seams: Seams, band: Band) -> None:
+    """A row has a band when a file of it covers the centre of the box: a mere border piece is no cutout."""
+    half = seams.filled.shape[-1] // 2
+    lost = ~seams.filled[:, half, half]
+    band.centre[band.edge] = np.where(lost, -1, seams.source[:, half, half])
+    seams.filled[lost] = False
+    seams.disagreement[lost] = 0
+    for name, stamps in band.stamps.items():
+        stamps[lost] = NO_DATA if name == "mask" else np.nan
 
 
 def _cross(reader: UnitReader, k: int, band: Band, opener: Opener) -> None:
@@ -234,11 +246,7 @@ def _psf(reader: UnitReader, k: int, coadd: Coadd, patch: int, band: Band) -> No
     """Kernel at the cutout centre, and how much it changes over the cells under the cutout."""
     task = reader.task
     half = task.size // 2
-    mine = task.catalog["patch"] == patch
-    usable = reader.coverage[:, k] > 0
-    # A neighbour's PSF serves only where the own patch gave none.
-    other = usable & ~mine & ~band.whole & (reader.psf_key[:, k] < 0)
-    rows = np.flatnonzero((mine & usable) | other)
+    rows = np.flatnonzero(band.centre == patch)
     if not rows.size:
         return
     try:

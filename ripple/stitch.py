@@ -65,7 +65,7 @@ class Seams:
     source
         `(E, S, S)` int32 patch that each pixel came from; -1 for none.
     disagreement
-        `(E,)` float32 largest absolute difference in nJy where two patches hold the same pixel.
+        `(E,)` float32 largest difference where two patches hold the same pixel, in units of its noise.
     """
 
     filled: NDArray[np.bool_]
@@ -120,13 +120,21 @@ def stitch_row(
     here, there = stamp.slices(common), plane_box.slices(common)
     before = seams.filled[row][here]
     if before.any():
-        old = out["image"][here][before].astype(np.float64)
-        new = planes["image"][there][before].astype(np.float64)
-        gap = np.abs(old - new)
-        worst = float(np.nanmax(gap)) if np.isfinite(gap).any() else 0.0
-        seams.disagreement[row] = max(float(seams.disagreement[row]), worst)
+        gap = _disagreement(
+            {n: out[n][here][before] for n in out}, {n: planes[n][there][before] for n in out}
+        )
+        seams.disagreement[row] = max(float(seams.disagreement[row]), gap)
     take = np.ones_like(before) if own else ~before
     for name, plane in planes.items():
         out[name][here][take] = plane[there][take]
     seams.source[row][here][take] = patch
     seams.filled[row][here] = True
+
+
+def _disagreement(old: dict[str, NDArray[Any]], new: dict[str, NDArray[Any]]) -> float:
+    """Largest difference of the same pixels in two patches over their noise; 0 where nothing can be said."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        noise = np.sqrt(np.maximum(old["variance"], new["variance"]).astype(np.float64))
+        gap = np.abs(old["image"].astype(np.float64) - new["image"]) / noise
+    gap = gap[np.isfinite(gap)]
+    return float(gap.max()) if gap.size else 0.0

@@ -91,6 +91,7 @@ class Band:
 
     coadds: dict[int, Coadd]
     whole: NDArray[np.bool_]
+    centre: NDArray[np.int64]  # patch that the central pixel of each row is from, -1 for none
     edge: NDArray[np.int64]
     stamps: dict[str, NDArray[Any]]
 

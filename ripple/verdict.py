@@ -13,6 +13,9 @@ from ripple.errors import Reason
 if TYPE_CHECKING:
     from ripple.unit import UnitReader
 
+#: Overlapping patches hold the same pixels; a difference beyond this share of the noise is named.
+SEAM_SIGMA = 1.0
+
 
 def judge(reader: UnitReader) -> None:
     """Status and reason of each row; the first reason that applies, gravest first."""
@@ -33,6 +36,7 @@ def judge(reader: UnitReader) -> None:
     _verdict(reader, ~has.all(axis=1), level, Reason.MISSING_BAND)
     outside = np.where(has, reader.coverage < 1 - 1e-6, False).any(axis=1)
     _verdict(reader, outside, "rejected" if task.edge == "reject" else "partial", Reason.OUTSIDE)
+    _verdict(reader, reader.disagreement.max(axis=1) > SEAM_SIGMA, "partial", Reason.SEAM)
     reader.kept = np.flatnonzero(reader.status != "rejected")
 
 

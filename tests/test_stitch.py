@@ -18,11 +18,11 @@ PATCHES = {
 
 
 def stitched(stamp: Box, own: int, order: list[int]) -> tuple[np.ndarray, Seams]:
-    out = {"image": np.full(stamp.shape, np.nan, np.float32)}
+    out = {n: np.full(stamp.shape, np.nan, np.float32) for n in ("image", "variance")}
     seams = Seams.empty(1, stamp.width)
     for patch in order:
         box = PATCHES[patch]
-        planes = {"image": PIXELS[MOSAIC.slices(box)]}
+        planes = {"image": PIXELS[MOSAIC.slices(box)], "variance": np.full(box.shape, 4, np.float32)}
         stitch_row(seams, 0, stamp, planes, box, out, patch=patch, own=patch == own)
     return out["image"], seams
 
@@ -55,12 +55,15 @@ def test_own_patch_wins_then_the_lowest_id(x: int, y: int, own: int) -> None:
 
 def test_patches_that_disagree_are_measured() -> None:
     stamp = Box.around(100, 250, 60)
-    out = {"image": np.full(stamp.shape, np.nan, np.float32)}
+    out = {n: np.full(stamp.shape, np.nan, np.float32) for n in ("image", "variance")}
     seams = Seams.empty(1, 60)
     for patch, offset in ((0, 0.0), (1, 2.5)):
-        planes = {"image": PIXELS[MOSAIC.slices(PATCHES[patch])] + np.float32(offset)}
+        planes = {
+            "image": PIXELS[MOSAIC.slices(PATCHES[patch])] + np.float32(offset),
+            "variance": np.full(PATCHES[patch].shape, 4, np.float32),
+        }
         stitch_row(seams, 0, stamp, planes, PATCHES[patch], out, patch=patch, own=patch == 0)
-    assert abs(seams.disagreement[0] - 2.5) < 1e-5
+    assert abs(seams.disagreement[0] - 2.5 / 2) < 1e-5  # in units of the noise
 
 
 @given(st.lists(st.tuples(st.integers(-150, 320), st.integers(0, 460)), min_size=1, max_size=20))
