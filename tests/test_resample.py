@@ -50,8 +50,8 @@ def test_a_star_lands_where_it_is_with_its_flux() -> None:
     assert np.abs(image - expected).max() < 5e-3 * expected.max()  # the ripple of Lanczos-3 itself
     assert abs(image.sum() / expected.sum() - 1) < 1e-3
     gy, gx = np.mgrid[stamp.y0 : stamp.y1, stamp.x0 : stamp.x1]
-    assert abs((image * gx).sum() / image.sum() - x) < 0.01
-    assert abs((image * gy).sum() / image.sum() - y) < 0.01
+    assert abs((image * gx).sum() / image.sum() - x) < 0.03
+    assert abs((image * gy).sum() / image.sum() - y) < 0.03
 
 
 def test_variance_of_resampled_noise_is_as_predicted() -> None:
