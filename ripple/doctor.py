@@ -15,10 +15,7 @@ Level = Literal["ok", "note", "fail"]
 
 #: Distributions of the plain install, checked against the floors of our own metadata.
 OPTIONAL = {
-    "galsim": "simulate",
-    "lenstronomy": "simulate",
     "distributed": "dask",
-    "reproject": "resample",
     "captum": "explain",
     "onnx": "onnx",
     "lsdb": "hats",

@@ -1,6 +1,6 @@
 """How fast the loader is, as ratios measured side by side in one run.
 
-    python scripts/bench/loader.py [--rows 20000] [--shards 100] [--dtype float32]
+    python scripts/bench/loader.py [--rows 20000] [--shards 100] [--dtype float32] [--peers ENVIRONMENT]
 
 Every competitor reads the same rows. Rounds are interleaved and the ratio of each round is taken, so that
 other work on the machine hits all of them alike; the median over rounds is printed.
@@ -14,8 +14,10 @@ import json
 import statistics
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -78,23 +80,29 @@ def plain(directory: Path, workers: int) -> Callable[[int], Iterator[int]]:
 
 
 def floor(directory: Path) -> Callable[[int], Iterator[int]]:
-    """The same bytes in file order, each copied once."""
-    artefact = open_artefact(directory)
-    maps = [shard.map_tensors(artefact.verified_path(k)).image for k in range(len(artefact.shards))]
+    """The same bytes in file order, each copied once (and made float32 in that copy), one thread.
 
-    kind = torch.from_numpy(np.empty(0, maps[0].dtype)).dtype
+    The batches are a ring of buffers made before: what a loader that reads ahead hands out, less the cost of
+    making it.
+    """
+    artefact = open_artefact(directory)
+    shards = [shard.map_tensors(artefact.verified_path(k)).image for k in range(len(artefact.shards))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch: the maps are not writable
+        maps = [torch.from_numpy(image) for image in shards]
+    ring = [torch.empty((BATCH, *maps[0].shape[1:])) for _ in range(4)]
 
     def epoch(_: int) -> Iterator[int]:
-        out, filled = torch.empty((BATCH, *maps[0].shape[1:]), dtype=kind), 0
+        turn, filled = 0, 0
         for image in maps:
             at = 0
             while at < len(image):
                 count = min(BATCH - filled, len(image) - at)
-                out.numpy()[filled : filled + count] = image[at : at + count]
+                ring[turn][filled : filled + count] = image[at : at + count]
                 at, filled = at + count, filled + count
                 if filled == BATCH:
                     yield BATCH
-                    out, filled = torch.empty((BATCH, *maps[0].shape[1:]), dtype=kind), 0
+                    turn, filled = (turn + 1) % len(ring), 0
 
     return epoch
 
@@ -115,15 +123,69 @@ def tars(directory: Path) -> Callable[[int], Iterator[int]]:
     return epoch
 
 
-def rate(epoch: Callable[[int], Iterator[int]], number: int, seconds: float) -> float:
-    """Rows per second over whole batches, for about `seconds`."""
+def chunks(directory: Path) -> Callable[[int], Iterator[int]]:
+    """litdata, samples read in its shuffled order."""
+    import litdata
+
+    out = directory.with_name("litdata")
+    source = TensorDataset(directory)
+    cache = litdata.streaming.Cache(str(out), chunk_bytes="64MB")
+    for row in range(len(source)):
+        item = source[row]
+        cache[row] = {"image": item["image"], "label": int(item["label"])}
+    cache.done()
+    cache.merge()
+
+    def epoch(number: int) -> Iterator[int]:
+        data = litdata.StreamingDataset(str(out), shuffle=True, seed=number)
+        for batch in litdata.StreamingDataLoader(data, batch_size=BATCH):
+            yield len(batch["image"].float())
+
+    return epoch
+
+
+def mosaic(directory: Path) -> Callable[[int], Iterator[int]]:
+    """mosaicml-streaming from a local directory, its default shuffle."""
+    import streaming
+
+    out, source = directory.with_name("mds"), TensorDataset(directory)
+    shape = ",".join(map(str, source.shape))
+    columns = {"image": f"ndarray:{source.dtype.name}:{shape}", "label": "int"}
+    with streaming.MDSWriter(out=str(out), columns=columns, size_limit=1 << 26) as writer:
+        for row, image in enumerate(source.read(source.rows)):
+            writer.write({"image": image, "label": row % 2})
+    data = streaming.StreamingDataset(local=str(out), shuffle=True, batch_size=BATCH, shuffle_seed=1)
+
+    def epoch(_: int) -> Iterator[int]:
+        for batch in torch.utils.data.DataLoader(data, BATCH):
+            yield len(batch["image"].float())
+
+    return epoch
+
+
+def with_peers(where: Path) -> None:
+    """Run this script again in an environment of its own that has litdata and mosaicml-streaming too."""
+    python = where / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", where], check=True)
+        packages = Path(sysconfig.get_path("purelib", vars={"base": str(where), "platbase": str(where)}))
+        # torch, ripple and the rest are seen through this line, and not installed twice.
+        (packages / "parent.pth").write_text(sysconfig.get_path("purelib") + "\n")
+        install = [python, "-m", "pip", "install", "--quiet", "litdata", "mosaicml-streaming"]
+        subprocess.run(install, check=True)
+    rest = [a for a in sys.argv[1:] if a != "--peers" and a != str(where)]
+    sys.exit(subprocess.run([python, __file__, *rest, "--peers-here"]).returncode)
+
+
+def rate(epoch: Callable[[int], Iterator[int]], number: int, seconds: float) -> tuple[float, float]:
+    """Rows per second, and per second of processor time of this process, over whole batches."""
     gc.collect()
-    start, rows = time.perf_counter(), 0
+    start, busy, rows = time.perf_counter(), time.process_time(), 0
     for count in epoch(number):
         rows += count
         if time.perf_counter() - start > seconds:
             break
-    return rows / (time.perf_counter() - start)
+    return rows / (time.perf_counter() - start), rows / (time.process_time() - busy)
 
 
 def first_batch(directory: Path) -> float:
@@ -157,28 +219,47 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "float16"), default="float32")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each competitor in each round")
+    parser.add_argument("--peers", type=Path, help="environment for litdata and mosaicml-streaming; made")
+    parser.add_argument("--peers-here", action="store_true", help="they are installed where this runs")
     args = parser.parse_args()
+    if args.peers is not None:
+        with_peers(args.peers)
     with tempfile.TemporaryDirectory() as scratch:
         directory = make(Path(scratch) / "tensors", args.rows, args.shards, args.dtype)
         result: dict[str, object] = {"rows": args.rows, "shards": args.shards, "dtype": args.dtype}
         result["first_batch_seconds"] = round(statistics.median(first_batch(directory) for _ in range(3)), 3)
         runs = {"ours": ours(directory), "floor": floor(directory), "h5py": plain(directory, 0),
                 "h5py, 2 workers": plain(directory, 2), "webdataset": tars(directory)}  # fmt: skip
-        rate(runs["ours"], 0, 60), rate(runs["floor"], 0, 60)  # map and verify every shard once
-        rates: dict[str, list[float]] = {name: [] for name in runs}
-        for number in range(args.rounds):
-            for name, epoch in runs.items():
-                rates[name].append(rate(epoch, number + 1, args.seconds))
-        result["rows_per_second"] = {name: round(statistics.median(r)) for name, r in rates.items()}
-        result["ours_over"] = {
-            name: round(statistics.median(a / b for a, b in zip(rates["ours"], r, strict=True)), 2)
-            for name, r in rates.items() if name != "ours"
-        }  # fmt: skip
+        if args.peers_here:
+            runs |= {"litdata": chunks(directory), "mosaicml-streaming": mosaic(directory)}
+        result |= compare(runs, args.rounds, args.seconds)
         used = memory(directory, 4)
         result["memory_growth_mb"] = round(used[-1] - used[0], 1)
         if torch.cuda.is_available():
             result["cuda"] = cuda(directory)
         print(json.dumps(result, indent=1))
+
+
+def compare(
+    runs: dict[str, Callable[[int], Iterator[int]]], rounds: int, seconds: float
+) -> dict[str, object]:
+    """Rows per second of each, and the median over rounds of ours over theirs."""
+    rate(runs["ours"], 0, 60), rate(runs["floor"], 0, 60)  # map and verify every shard once
+    rates: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+    for number in range(rounds):
+        for name, epoch in runs.items():
+            rates[name].append(rate(epoch, number + 1, seconds))
+
+    def over(name: str, which: int) -> float:
+        pairs = zip(rates["ours"], rates[name], strict=True)
+        return round(statistics.median(a[which] / b[which] for a, b in pairs), 2)
+
+    return {
+        "rows_per_second": {name: round(statistics.median(r)) for name, (r, _) in
+                            ((name, zip(*pairs, strict=True)) for name, pairs in rates.items())},
+        "ours_over": {name: over(name, 0) for name in runs if name != "ours"},
+        "ours_over_floor_per_processor_second": over("floor", 1),
+    }  # fmt: skip
 
 
 def cuda(directory: Path) -> dict[str, float]:
