@@ -112,6 +112,8 @@ class UnitReader:
         Remarks of the readers, each once.
     crossed
         Open files of other tracts, by dataset UUID.
+    unweighted
+        Planes (row, band number) whose variance, read before the mask, is NaN throughout.
     """
 
     task: UnitTask
@@ -129,6 +131,7 @@ class UnitReader:
     kernels: list[NDArray[np.float32]] = field(default_factory=list)
     notes: dict[str, None] = field(default_factory=dict)
     crossed: dict[str, Coadd] = field(default_factory=dict)
+    unweighted: set[tuple[int, int]] = field(default_factory=set)
     profile: Profile = field(default_factory=Profile)
     status: NDArray[Any] = field(default_factory=lambda: np.empty(0, "U8"))
     reason: NDArray[Any] = field(default_factory=lambda: np.empty(0, "U24"))
@@ -187,7 +190,20 @@ class UnitReader:
                 with self.profile.time("gather", bytes=out.nbytes):
                     for k, layer in enumerate(layers):
                         self._fill(out[:, k], k, name, part, layer)
+                    self._without_variance(out, name, part)
                 yield out
+
+    def _without_variance(self, out: NDArray[Any], name: str, rows: NDArray[np.int64]) -> None:
+        """NO_DATA in planes whose variance is NaN throughout, which would otherwise mean "not known"."""
+        if name == "variance":
+            for i, k in np.argwhere(np.isnan(out[:, :, 0, 0])).tolist():
+                if np.isnan(out[i, k]).all():
+                    self.unweighted.add((int(rows[i]), k))
+        elif name == "mask" and self.unweighted:
+            for i, row in enumerate(rows.tolist()):
+                for k in range(out.shape[1]):
+                    if (row, k) in self.unweighted:
+                        out[i, k] |= NO_DATA
 
     def _layer(self, k: int, patch: int, name: str, rows: NDArray[np.int64]) -> _Layer | None:
         """The plane of a patch that rows of it are cut from; None when no row lies wholly inside it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +13,24 @@ X0, Y0, CELLS, CELL, KERNEL = 14600, 12800, 3, 50, 15
 MISSING = (0, 2)
 
 
-def write_cell_coadd(
-    path: Path, *, seed: int = 1, lossy: bool = False, unit: str = "nJy", noise: int = 0, planes: int = 9
-) -> Any:
-    """Write a CellCoadd with one missing cell to `path`; gives the object."""
+#: Changes the arrays `image`, `variance`, `mask`, `psf` before they go into the file.
+Edit = Callable[[dict[str, Any]], None]
+
+
+def write_cell_coadd(path: Path, *, seed: int = 1, lossy: bool = False, **options: Any) -> Any:
+    """Write a CellCoadd with one missing cell to `path`; gives the object. Options: `make_cell_coadd`."""
     from lsst.images.fits import FitsCompressionOptions, write
 
-    coadd = make_cell_coadd(seed=seed, unit=unit, noise=noise, planes=planes)
+    coadd = make_cell_coadd(seed=seed, **options)
     lossy_planes = dict.fromkeys(("image", "variance"), FitsCompressionOptions.LOSSY)
     write(coadd, path, compression_options=lossy_planes if lossy else None, compression_seed=seed)
     return coadd
 
 
-def make_cell_coadd(*, seed: int = 1, unit: str = "nJy", noise: int = 0, planes: int = 9) -> Any:
-    """A CellCoadd of 3x3 cells of 50 px, noise and a gradient; cell (0, 2) is missing."""
+def make_cell_coadd(
+    *, seed: int = 1, unit: str = "nJy", noise: int = 0, planes: int = 9, edit: Edit | None = None, **wcs: Any
+) -> Any:
+    """A CellCoadd of 3x3 cells of 50 px, noise and a gradient; cell (0, 2) is missing. `wcs`: cards."""
     import astropy.units as u
     from lsst.images import (
         YX,
@@ -59,6 +64,10 @@ def make_cell_coadd(*, seed: int = 1, unit: str = "nJy", noise: int = 0, planes:
     psf = rng.uniform(0, 1, (CELLS, CELLS, KERNEL, KERNEL))
     psf /= psf.sum(axis=(2, 3), keepdims=True)
     psf[MISSING] = np.nan
+    if edit is not None:
+        arrays = {"image": image, "variance": variance, "mask": bits, "psf": psf}
+        edit(arrays)
+        image, variance, bits, psf = arrays.values()
     grid = CellGrid(bbox=box, cell_shape=YX(y=CELL, x=CELL))
     gone = frozenset({CellIJ(i=MISSING[0], j=MISSING[1])})
     return CellCoadd(
@@ -66,14 +75,14 @@ def make_cell_coadd(*, seed: int = 1, unit: str = "nJy", noise: int = 0, planes:
         mask=Mask(bits, schema=schema, yx0=YX(y=Y0, x=X0)),
         variance=Image(variance, bbox=box, unit=u.Unit(unit) ** 2),
         noise_realizations=[Image(image, bbox=box)] * noise,
-        sky_projection=projection(),
+        sky_projection=projection(**wcs),
         band="r",
         psf=CellPointSpreadFunction(psf, CellGridBounds(grid=grid, bbox=box, missing=gone)),
     )
 
 
-def projection() -> Any:
-    """TAN projection of a tract of 27600 px at 0.2 arcsec."""
+def projection(**changes: Any) -> Any:
+    """TAN projection of a tract of 27600 px at 0.2 arcsec, some of its cards changed."""
     import astropy.wcs
     from astropy.io.fits import Header
     from lsst.images import Box as LsstBox
@@ -87,5 +96,7 @@ def projection() -> Any:
         "CD1_1": -scale, "CD1_2": 0.0, "CD2_1": 0.0, "CD2_2": scale,
     }  # fmt: skip
     return SkyProjection.from_fits_wcs(
-        astropy.wcs.WCS(Header(cards)), TractFrame(skymap="test", tract=1, bbox=whole), pixel_bounds=whole
+        astropy.wcs.WCS(Header(cards | changes)),
+        TractFrame(skymap="test", tract=1, bbox=whole),
+        pixel_bounds=whole,
     )

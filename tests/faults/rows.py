@@ -31,20 +31,24 @@ PATIENCE = 30.0
 
 @dataclass(frozen=True)
 class Row:
-    """A row: its number in the plan, what happens, the function, and how many trials make it full."""
+    """A row: its number in the plan, what happens, the function, how many trials make it full or a gate.
+
+    `gating` rows of `verbs` and `sources` belong to the ordinary tests, all others to the slow ones.
+    """
 
     number: str
     name: str
     run: Callable[[int, int, Path], Tally]
     full: int
     gate: int = 10
+    gating: bool = False
 
 
 ROWS: list[Row] = []
 
 
 def row(
-    number: str, name: str, full: int, gate: int = 10, into: list[Row] | None = None
+    number: str, name: str, full: int, gate: int = 10, into: list[Row] | None = None, *, gating: bool = False
 ) -> Callable[[Any], Any]:
     """Register a row; the wrapped function gets a fresh `Tally` and a seeded generator."""
 
@@ -56,7 +60,7 @@ def row(
             tally.seconds = time.monotonic() - start
             return tally
 
-        (ROWS if into is None else into).append(Row(number, name, run, full, gate))
+        (ROWS if into is None else into).append(Row(number, name, run, full, gate, gating))
         return run
 
     return decorate

@@ -1,4 +1,4 @@
-"""The gate for whole verbs: a few trials of each row."""
+"""The gate for source files and whole verbs: a few trials of each row; all but the gating ones are slow."""
 
 from __future__ import annotations
 
@@ -7,13 +7,33 @@ from pathlib import Path
 
 import pytest
 import rows
+import sources
 import verbs
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("row", verbs.VERB_ROWS, ids=lambda r: f"{r.number}-{r.name[:40]}")
+def judged(row: rows.Row, directory: Path) -> None:
+    tally = row.run(row.gate, int(os.environ.get("FAULT_SEED", "0")), directory)
+    print(tally)
+    if tally.skipped:
+        pytest.skip(tally.skipped)
+    assert tally.trials
+    assert tally.clean, tally
+
+
+def name(row: rows.Row) -> str:
+    return f"{row.number}-{row.name[:40]}"
+
+
+def marked(found: list[rows.Row]) -> list[object]:
+    return [pytest.param(r, id=name(r), marks=[] if r.gating else pytest.mark.slow) for r in found]
+
+
+@pytest.mark.parametrize("row", marked(sources.SOURCE_ROWS))
+def test_source_row(row: rows.Row, tmp_path: Path) -> None:
+    judged(row, tmp_path)
+
+
+@pytest.mark.parametrize("row", marked(verbs.VERB_ROWS))
 def test_verb_row(row: rows.Row, sky: Path, tmp_path: Path) -> None:
     verbs.SKY = sky
-    tally = row.run(row.gate, int(os.environ.get("FAULT_SEED", "0")), tmp_path)
-    print(tally)
-    assert tally.clean, tally
+    judged(row, tmp_path)
