@@ -108,7 +108,9 @@ def test_scores_carry_doubts_and_noise_is_unlike_the_training_rows(model: Path, 
     assert np.median(ood[shard == 1]) > 1 > np.median(ood[shard == 0])
     assert table["abstain"].to_numpy()[shard == 1].mean() > 0.9
     assert set(table["set"].to_pylist()) <= {"", "lens", "nonlens", "nonlens|lens"}
-    assert (table["spread"].to_numpy()[shard == 0] > 0).all()  # dropout makes the one member disagree with itself
+    assert (
+        table["spread"].to_numpy()[shard == 0] > 0
+    ).all()  # dropout makes the one member disagree with itself
 
 
 def test_the_bank_is_held_to_its_digest(model: Path, tmp_path: Path) -> None:

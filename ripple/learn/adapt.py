@@ -5,6 +5,9 @@ One loop for all (`ripple.learn.fit`): the task loss on source rows plus a weigh
 epochs is source only; then the weight grows from 0 to `adapt_weight` as in Ganin et al. (2016). No method
 reads target labels, except `supervised`, and that no more than `target_labels` of them.
 
+Batch statistics are those of each domain: source and target rows pass through the network in turn, and the
+network that is kept carries the statistics of the target, measured at the end (`own_statistics`).
+
 What is assumed about the target is written down: its class shares are those of `target_prevalence`, by
 default those of the source. Source rows are weighted to these shares before domains are compared.
 """
@@ -31,6 +34,8 @@ from ripple.learn.network import Net
 from ripple.learn.rows import TargetSet, TrainingSet
 from ripple.learn.splits import TRAIN
 from ripple.learn.train_config import TrainConfig
+
+BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
 @dataclass(frozen=True)
@@ -97,36 +102,19 @@ class Method(nn.Module):
     def begin(self, net: Net, latent: Latent | None, progress: float) -> None:
         """Start an epoch; `net` is what will be judged at its end."""
 
-    def end(self, net: Net, batches: Iterator[Batch]) -> None:
-        """End an epoch, before `net` is judged; `batches` go once over the target."""
-
     def loss(self, step: Step) -> Tensor:
         """The adaptation loss `()`."""
         raise NotImplementedError
 
 
 class AdaBn(Method):
-    """Nothing but the batch statistics of the target (Li et al. 2018, Pattern Recognit. 80, 109)."""
+    """Nothing but batch statistics of its own for each domain (Li et al. 2018, Pattern Recognit. 80, 109).
 
-    @torch.no_grad()
-    def end(self, net: Net, batches: Iterator[Batch]) -> None:
-        """Means and variances of all norms from target rows."""
-        norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        if not norms:
-            raise ConfigError("adabn: the network has no batch normalisation", hint="another --adapt")
-        kept = [m.momentum for m in norms]
-        for m in norms:
-            m.reset_running_stats()
-            m.momentum = None  # the plain mean over batches
-            m.train()
-        for batch in batches:
-            net.features(batch["image"])
-        for m, momentum in zip(norms, kept, strict=True):
-            m.momentum = momentum
-            m.eval()
+    All methods have these; this one shows what the others add.
+    """
 
     def loss(self, step: Step) -> Tensor:
-        """Zero: training does not change."""
+        """Zero: the weights learn from the source alone."""
         return step.target.sum() * 0
 
 
@@ -285,7 +273,9 @@ class Teacher(Method):
             raise ConfigError("--adapt teacher: there is no moving average", hint="--ema above 0")
         image = step.target_batch["image"]
         with torch.no_grad():
-            p = torch.softmax(two_logits(step.average(image).float()), 1)
+            teacher = step.average.train()  # normalised by this batch, as the pupil is
+            p = torch.softmax(two_logits(teacher(image).float()), 1)
+            teacher.eval()
             self.mean.lerp_(p.mean(0), 0.05)
             p = p * self.shares / self.mean.clamp_min(1e-3)
             sure, label = (p / p.sum(1, keepdim=True)).max(1)
@@ -360,6 +350,8 @@ def make_method(config: TrainConfig, net: Net, shares: Tensor, seed: int) -> Met
     features, lr = net.head.in_features, min(config.lr, 1e-3)
     match config.adapt:
         case "adabn":
+            if not any(isinstance(m, BatchNorm) for m in net.modules()):
+                raise ConfigError("adabn: the network has no batch normalisation", hint="another --adapt")
             return AdaBn()
         case "mmd":
             return Mmd()
@@ -440,12 +432,6 @@ class Adaptation:
         self.method.begin(judged, latent, self._progress(epoch))
         self._stream = (b for k in count() for b in self.loader.epoch(epoch * 10_000 + k))
 
-    def end_epoch(self) -> None:
-        """Called after the last batch of an epoch, before the network is judged."""
-        if self.active:
-            judged = self.average if self.average is not None else self.net
-            self.method.end(judged, self.loader.epoch(0))
-
     def _progress(self, at: float) -> float:
         return min((at - self.start) / (self.config.epochs - self.start), 1.0)
 
@@ -462,13 +448,8 @@ class Adaptation:
         if not self.active:
             return self.net(batch["image"]), torch.zeros((), device=self.device)
         other = next(self._stream)
-        n = len(batch["image"])
-        # One forward pass, so that both domains share the batch statistics they will be judged with.
-        source, target = (
-            self.net.features(torch.cat([batch["image"], other["image"]]))
-            .float()
-            .split([n, len(other["image"])])
-        )
+        # In turn, not together: each domain is normalised by its own batch statistics (Chang et al. 2019).
+        source, target = (self.net.features(b["image"]).float() for b in (batch, other))
         outputs, theirs = (self.net.head(self.net.dropout(f)) for f in (source, target))
         progress = self._progress(at)
         loss = self.method.loss(Step(
@@ -494,9 +475,11 @@ class Adaptation:
     @torch.no_grad()
     def _survey(self, net: Net) -> Latent:
         rows = self.target.rows(TRAIN)
-        target = features_of(net, self.target.dataset, rows, self.device)
         known = self.data.rows(TRAIN)
-        source = features_of(net, self.data.dataset, known, self.device)
+        theirs = own_statistics(net, self.target.dataset, rows, self.device)
+        target = features_of(theirs, self.target.dataset, rows, self.device)
+        ours = own_statistics(net, self.data.dataset, known, self.device)
+        source = features_of(ours, self.data.dataset, known, self.device)
         label = torch.from_numpy(self.data.labels[known]).to(self.device)
         unit = nn.functional.normalize(source, dim=1)
         means = torch.stack([unit[label == k].mean(0) for k in range(len(self.shares))])
@@ -563,6 +546,21 @@ def features_of(net: Net, dataset: TensorDataset, rows: NDArray[np.int64], devic
     if not parts:
         raise DataError("no rows to take features of")
     return torch.cat(parts)
+
+
+@torch.no_grad()
+def own_statistics(net: Net, dataset: TensorDataset, rows: NDArray[np.int64], device: torch.device) -> Net:
+    """A copy of the network whose batch norms carry the statistics of these rows; as it is without norms."""
+    net = copy.deepcopy(net).eval()
+    for m in net.modules():
+        if isinstance(m, BatchNorm):
+            m.reset_running_stats()
+            m.momentum = None  # the plain mean over batches
+            m.train()
+    for batch in Loader(dataset, rows=rows, batch_size=256, seed=0, device=device).epoch(0):
+        if len(batch["image"]) > 1:
+            net.features(batch["image"])
+    return net.eval()
 
 
 def estimated_shares(probability: NDArray[Any], shares: NDArray[Any], *, steps: int = 1000) -> NDArray[Any]:

@@ -167,8 +167,6 @@ def fit(
                 follow(average, net, config.ema, epoch * len(train) + step)
             total += loss.item() * len(outputs)
             count += len(outputs)
-        if adaptation is not None:
-            adaptation.end_epoch()
         if ranks.first:
             record = {
                 "epoch": epoch + 1,

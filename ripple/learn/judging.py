@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from ripple.learn import calibrate, evaluate, uncertainty
-from ripple.learn.adapt import assumed_shares, estimated_shares, features_of
+from ripple.learn.adapt import assumed_shares, estimated_shares, features_of, own_statistics
 from ripple.learn.checkpoint import Bank, Contract, load_bank, save_bank
 from ripple.learn.fit import predict
 from ripple.learn.network import Net
@@ -27,6 +27,20 @@ def probabilities(contract: Contract, outputs: Float) -> Float:
         return uncertainty.class_probabilities(contract.calibration.probability(outputs[:, 0]))
     odds = np.exp(outputs - outputs.max(1, keepdims=True))
     return np.asarray(odds / odds.sum(1, keepdims=True))
+
+
+def both_domains(nets: list[Net], data: TrainingSet, device: torch.device) -> tuple[list[Net], list[Net]]:
+    """Adapted networks with the batch statistics of the target, which are kept, and of the source.
+
+    Source rows are judged and calibrated with their own statistics, so that the answers of both domains mean
+    the same.
+    """
+    assert data.target is not None
+    target, source = data.target.rows(TRAIN), data.rows(TRAIN)
+    return (
+        [own_statistics(net, data.target.dataset, target, device) for net in nets],
+        [own_statistics(net, data.dataset, source, device) for net in nets],
+    )
 
 
 def with_uncertainty(
@@ -87,7 +101,9 @@ def judge_target(
     return contract.model_copy(update={"training": training}), record
 
 
-def mean_outputs(nets: list[Net], target: TargetSet, rows: NDArray[np.int64], device: torch.device) -> Float:
+def mean_outputs(
+    nets: list[Net], target: TargetSet | TrainingSet, rows: NDArray[np.int64], device: torch.device
+) -> Float:
     """Mean outputs `(n, outputs)` of the members."""
     return np.asarray(np.mean([predict(net, target, rows, device) for net in nets], axis=0), np.float64)
 

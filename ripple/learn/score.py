@@ -92,12 +92,14 @@ def score(config: ScoreConfig) -> Summary:
                 stop()
                 table = score_shard(model, unit, batch, images, config, device, advance)
                 writer.commit(unit.number, _parquet(table), len(batch), {})
-        attributes = _finish(writer, model, units, config)
+        attributes = _finish(writer, model, units, config, device)
     return _summary(config, attributes, time.perf_counter() - began)
 
 
-def _finish(writer: ArtefactWriter, model: Model, units: list[Unit], config: ScoreConfig) -> dict[str, Any]:
-    """Sorted table, best rows, evaluation, then the manifest."""
+def _finish(
+    writer: ArtefactWriter, model: Model, units: list[Unit], config: ScoreConfig, device: torch.device
+) -> dict[str, Any]:
+    """Sorted table, best rows, evaluation, robustness, then the manifest."""
     paths = [writer.directory / writer.name(unit.number) for unit in units]
     digest, rows = write_sorted(paths, writer.directory / SORTED)
     if config.top:
@@ -116,9 +118,34 @@ def _finish(writer: ArtefactWriter, model: Model, units: list[Unit], config: Sco
         attributes["evaluation"] = found["evaluation"]["metrics"]
         if "visible" in found:
             attributes["visible"] = found["visible"]
+    if config.stress:
+        from ripple.learn.stress import stress
+
+        parts = _judged_rows(model.contract, units, config)
+        found = stress(
+            model, parts, writer.directory, seed=config.seed, attacked=config.attacked_rows, device=device
+        )
+        metrics["stress"] = found
+        worst = max(found["card"], key=lambda r: r["flip_rate"]["value"])
+        attributes["stress"] = {"worst": worst["disturbance"], "flip_rate": worst["flip_rate"]["value"]}
     artefacts = list({id(unit.artefact): unit.artefact for unit in units}.values())
     writer.finish(joined_index(artefacts), metrics, attributes)
     return attributes
+
+
+def _judged_rows(
+    contract: Contract, units: list[Unit], config: ScoreConfig
+) -> list[tuple[TensorBatch, NDArray[np.int64]]]:
+    """Labelled rows of unseen sky, at most `stress_rows`, evenly over the shards."""
+    found: list[tuple[TensorBatch, NDArray[np.int64]]] = []
+    share = -(-config.stress_rows // max(len(units), 1))
+    for unit in units:
+        batch = shard.map_tensors(unit.artefact.verified_path(unit.shard))
+        unseen = split_names(contract, unit.artefact, batch) == "test"
+        label = np.asarray(batch.catalog.get("label", np.full(len(batch), -1)))
+        rows = np.flatnonzero(unseen & (label >= 0) & (label < max(len(class_names(contract)), 1)))
+        found.append((batch, np.sort(np.random.default_rng(config.seed).permutation(rows)[:share])))
+    return found
 
 
 def _conversion(config: ScoreConfig) -> Conversion:
@@ -406,6 +433,8 @@ def _summary(
         entry = attributes.get("evaluation", {}).get(name)
         if isinstance(entry, dict) and "low" in entry:
             facts[f"{name} (unseen sky)"] = f"{entry['value']:.4f} [{entry['low']:.4f}, {entry['high']:.4f}]"
+    if "stress" in attributes:
+        facts["least robust to"] = "{worst}: {flip_rate:.1%} of decisions flip".format(**attributes["stress"])
     if "visible" in attributes:
         facts["visible arcs"] = json.dumps(attributes["visible"])
     return Summary("score", str(config.output), facts, seconds=seconds, done_before=done)

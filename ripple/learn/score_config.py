@@ -37,6 +37,11 @@ class ScoreConfig(Config):
     top: Annotated[int, Field(ge=0)] = Field(100, description="Rows of top.csv; 0 for none.")
 
     evaluate: bool = Field(False, description="Judge the scores of labelled rows on sky not trained on.")
+    stress: bool = Field(
+        False, description="Also disturb labelled rows of sky not trained on: the robustness card."
+    )
+    stress_rows: Annotated[int, Field(ge=1)] = Field(500, description="Rows that are disturbed.")
+    attacked_rows: Annotated[int, Field(ge=1)] = Field(50, description="Rows of the one-pixel attack.")
     visible_sb: float = Field(
         26.0, description="Arcs brighter than this surface brightness (mag/arcsec^2) count as visible."
     )

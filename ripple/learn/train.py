@@ -14,6 +14,7 @@ import re
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,12 +101,16 @@ def _train(
     if not ranks.first:
         return _contract(config, data, arch, members, identity)
     nets = [_net(arch, member, device) for member in members]
+    adapted = nets
+    if data.target is not None:
+        adapted, nets = judging.both_domains(nets, data, device)
+        members = [replace(m, state=n.state_dict()) for m, n in zip(members, adapted, strict=True)]
     contract = _contract(config, data, arch, members, identity)
     outputs = {k: mean_output(nets, data, data.rows(k), device) for k in (VALIDATION, TEST)}
     contract, evaluation = judge(contract.model_copy(update={"gates": report}), data, outputs, config)
     contract = judging.with_uncertainty(contract, data, outputs[VALIDATION], nets[0], device, config.output)
     if data.target is not None:
-        contract, found = judging.judge_target(contract, data, nets, config, device)
+        contract, found = judging.judge_target(contract, data, adapted, config, device)
         evaluation |= {"target": found}
     _write(config, contract, members, evaluation)
     shutil.rmtree(work)

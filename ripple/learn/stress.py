@@ -1,0 +1,468 @@
+"""`ripple score --stress`: what small, realistic disturbances do to the answers.
+
+Every disturbance is made on fluxes, in units of the noise of each image, and the fluxes are normalised
+again as the tensors were. The card says, for each, how many decisions flip, what becomes of the ranking, and
+how far rows lie from training rows of the wrong class.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ripple.cutouts import TensorBatch
+from ripple.errors import DataError
+from ripple.files import write_atomic
+from ripple.learn import evaluate, uncertainty
+from ripple.learn.augment import blur
+from ripple.learn.checkpoint import Bank, Contract, Facts, Model, convert
+from ripple.normalize import invert, plane_constants, transform
+
+Disturb = Callable[["Stamps", torch.Generator], Tensor]
+
+
+@dataclass(frozen=True)
+class Stamps:
+    """Fluxes `(n, B, H, W)`, and what they were normalised with.
+
+    Parameters
+    ----------
+    flux
+        In nJy, or the unit of the tensors.
+    noise
+        `(n, B, 1, 1)`, of the pixels, measured by differences of neighbours.
+    offset, scale
+        `(n, B)`, of the normalisation.
+    method
+        Of `ripple.normalize`.
+    pixel_scale
+        Arcsec.
+    """
+
+    flux: Tensor
+    noise: Tensor
+    offset: Tensor
+    scale: Tensor
+    method: Any
+    pixel_scale: float
+
+    def tensor(self, flux: Tensor) -> Tensor:
+        """Fluxes as the network takes them, float32."""
+        out: Tensor = transform(flux, self.offset, self.scale, self.method)
+        return out.float()
+
+    def take(self, rows: Tensor) -> Stamps:
+        """Some of the rows."""
+        return replace(
+            self, flux=self.flux[rows], noise=self.noise[rows], offset=self.offset[rows],
+            scale=self.scale[rows],
+        )  # fmt: skip
+
+
+def stamps_of(
+    batch: TensorBatch, rows: NDArray[np.int64], contract: Contract, device: torch.device
+) -> Stamps:
+    """Rows of a shard as fluxes, cut as the model takes them."""
+    image = convert(torch.from_numpy(batch.image[rows].astype(np.float32)), contract, Facts.of(batch))
+    method: Any = batch.normalization.get("method")
+    if method == "none":
+        constants: list[NDArray[Any]] = [np.zeros(image.shape[:2]), np.ones(image.shape[:2])]
+    else:
+        order = [batch.bands.index(band) for band in contract.bands]
+        constants = [np.asarray(c[rows][:, order], np.float64) for c in plane_constants(batch)]
+    put = [torch.from_numpy(np.ascontiguousarray(c)).to(device) for c in constants]
+    flux = invert(image.to(device).double(), put[0], put[1], method)
+    across = (flux[..., 1:] - flux[..., :-1]).flatten(2).abs()
+    noise = across.median(2).values.mul(1.4826 / math.sqrt(2)).clamp_min(1e-9)[..., None, None]
+    return Stamps(flux, noise, put[0], put[1], method, contract.pixel_scale)
+
+
+def joined(pieces: list[Stamps]) -> Stamps:
+    """The rows of several, all normalised by one method."""
+    flux, noise, offset, scale = (
+        torch.cat([getattr(p, n) for p in pieces]) for n in ("flux", "noise", "offset", "scale")
+    )
+    return replace(pieces[0], flux=flux, noise=noise, offset=offset, scale=scale)
+
+
+# --- disturbances: Stamps -> fluxes -------------------------------------------------------------------------
+
+
+def _normal(like: Tensor, g: torch.Generator) -> Tensor:
+    return torch.randn(like.shape, generator=g, dtype=like.dtype).to(like.device)
+
+
+def _uniform(shape: tuple[int, ...], like: Tensor, g: torch.Generator) -> Tensor:
+    return torch.rand(shape, generator=g, dtype=like.dtype).to(like.device)
+
+
+def more_noise(s: Stamps, g: torch.Generator, factor: float = 2.0) -> Tensor:
+    """White noise until the total is `factor` times what it was."""
+    return s.flux + s.noise * math.sqrt(factor**2 - 1) * _normal(s.flux, g)
+
+
+def shallower(s: Stamps, g: torch.Generator) -> Tensor:
+    """Half a magnitude less depth."""
+    return more_noise(s, g, 10 ** (0.4 * 0.5))
+
+
+def worse_seeing(s: Stamps, g: torch.Generator) -> Tensor:
+    """A blur of 0.5 arcsec FWHM, in quadrature with the PSF."""
+    sigma = 0.5 / 2.3548 / s.pixel_scale
+    return blur(s.flux, torch.full((len(s.flux),), sigma, device=s.flux.device), sigma)
+
+
+def sky_offset(s: Stamps, g: torch.Generator) -> Tensor:
+    """Sky left in each plane, scatter of one noise per pixel."""
+    return s.flux + s.noise * _normal(s.noise, g)
+
+
+def gain(s: Stamps, g: torch.Generator) -> Tensor:
+    """All fluxes 10 % high."""
+    return s.flux * 1.1
+
+
+def zero_points(s: Stamps, g: torch.Generator) -> Tensor:
+    """Zero points of the bands off by 0.1 mag, scatter."""
+    return s.flux * torch.pow(10.0, 0.4 * 0.1 * _normal(s.noise, g))
+
+
+def quantised(s: Stamps, g: torch.Generator) -> Tensor:
+    """Steps of one noise."""
+    return (s.flux / s.noise).round() * s.noise
+
+
+def lossy(s: Stamps, g: torch.Generator) -> Tensor:
+    """Steps of half a noise with subtractive dither, as tile compression makes them."""
+    dither = _uniform(tuple(s.flux.shape), s.flux, g) - 0.5
+    step = s.noise / 2
+    return ((s.flux / step + dither).round() - dither) * step
+
+
+def eight_bits(s: Stamps, g: torch.Generator) -> Tensor:
+    """256 levels of the tensor values, as a picture has."""
+    y = transform(s.flux, s.offset, s.scale, s.method)
+    low, high = y.amin((1, 2, 3), keepdim=True), y.amax((1, 2, 3), keepdim=True)
+    step = (high - low).clamp_min(1e-9) / 255
+    out: Tensor = invert(((y - low) / step).round() * step + low, s.offset, s.scale, s.method)
+    return out
+
+
+def _band(b: int, change: Callable[[Tensor], Tensor]) -> Disturb:
+    def apply(s: Stamps, g: torch.Generator) -> Tensor:
+        out = s.flux.clone()
+        out[:, b] = change(out[:, b : b + 1])[:, 0]
+        return out
+
+    return apply
+
+
+def shifted(flux: Tensor, dy: float, dx: float) -> Tensor:
+    """Shift by a fraction of a pixel in Fourier space; exact for what the pixels sample."""
+    fy = torch.fft.fftfreq(flux.shape[-2], dtype=flux.dtype, device=flux.device)[:, None]
+    fx = torch.fft.rfftfreq(flux.shape[-1], dtype=flux.dtype, device=flux.device)[None]
+    phase = torch.exp(-2j * math.pi * (fy * dy + fx * dx))
+    out: Tensor = torch.fft.irfft2(torch.fft.rfft2(flux) * phase, s=flux.shape[-2:])
+    return out
+
+
+def turned(flux: Tensor, degrees: float) -> Tensor:
+    """Rotation about the middle by cubic interpolation, edges mirrored."""
+    c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    matrix = torch.tensor([[c, -s, 0], [s, c, 0]], dtype=flux.dtype, device=flux.device)
+    grid = torch.nn.functional.affine_grid(
+        matrix.expand(len(flux), 2, 3), list(flux.shape), align_corners=False
+    )
+    return torch.nn.functional.grid_sample(
+        flux, grid, mode="bicubic", padding_mode="reflection", align_corners=False
+    )
+
+
+def cosmic_ray(s: Stamps, g: torch.Generator) -> Tensor:
+    """A straight track of about six pixels, 30 times the noise, in one band."""
+    return s.flux + _line(s, g, height=30.0, reach=3.0, width=0.6)
+
+
+def satellite(s: Stamps, g: torch.Generator) -> Tensor:
+    """A trail across the whole stamp, 5 times the noise and three pixels wide, in one band."""
+    return s.flux + _line(s, g, height=5.0, reach=math.inf, width=1.5)
+
+
+def _line(s: Stamps, g: torch.Generator, *, height: float, reach: float, width: float) -> Tensor:
+    n, bands, h, w = s.flux.shape
+    draw = _uniform((n, 4), s.flux, g)
+    y = torch.arange(h, device=s.flux.device)[None, :, None] - (0.25 + 0.5 * draw[:, 0, None, None]) * h
+    x = torch.arange(w, device=s.flux.device)[None, None, :] - (0.25 + 0.5 * draw[:, 1, None, None]) * w
+    angle = math.pi * draw[:, 2, None, None]
+    across = (x * angle.sin() - y * angle.cos()).abs()
+    along = (x * angle.cos() + y * angle.sin()).abs()
+    mark = ((across <= width) & (along <= reach)).to(s.flux.dtype)
+    chosen = (draw[:, 3] * bands).long()
+    plane = torch.nn.functional.one_hot(chosen, bands).to(s.flux.dtype)[:, :, None, None]
+    return height * s.noise * plane * mark[:, None]
+
+
+def disturbances(bands: tuple[str, ...]) -> dict[str, Disturb]:
+    """Name -> what it does, in the order of the card."""
+    every: dict[str, Disturb] = {
+        "noise x 2": more_noise, "depth - 0.5 mag": shallower, "seeing + 0.5 arcsec": worse_seeing,
+        "sky offset 1 noise": sky_offset, "gain + 10 %": gain, "zero points 0.1 mag": zero_points,
+        "quantised, 1 noise": quantised, "lossy compression": lossy, "8-bit picture": eight_bits,
+        "shift by half a pixel": lambda s, g: shifted(s.flux, 0.5, 0.5),
+        "turn by 90 deg": lambda s, g: torch.rot90(s.flux, 1, (-2, -1)),
+        "turn by 45 deg": lambda s, g: turned(s.flux, 45.0),
+        "mirror": lambda s, g: s.flux.flip(-1),
+        "cosmic ray": cosmic_ray, "satellite trail": satellite,
+    }  # fmt: skip
+    for b, band in enumerate(bands):
+        every[f"{band} missing"] = _band(b, torch.zeros_like)
+    middle = len(bands) // 2
+    every[f"{bands[middle]} shifted by a pixel"] = _band(middle, lambda f: shifted(f, 1.0, 0.0))
+    every[f"{bands[middle]} turned by 90 deg"] = _band(middle, lambda f: torch.rot90(f, 1, (-2, -1)))
+    return every
+
+
+# --- the one-pixel attack -----------------------------------------------------------------------------------
+
+
+def one_pixel(
+    probability: Callable[[Tensor], Tensor], s: Stamps, g: torch.Generator, *, population: int = 32,
+    rounds: int = 12,
+) -> Tensor:  # fmt: skip
+    """The one pixel that changes the answer most, by differential evolution.
+
+    Su et al. 2019 (IEEE TEC 23, 828). All rows and their populations are tried together. The
+    pixel may take any value that occurs in its plane.
+
+    Parameters
+    ----------
+    probability
+        Tensors `(k, B, H, W)` -> `(k,)` probability of the class that was answered; the attack lowers it.
+        Called with `population` images per row of `s`, in the order of rows.
+    s
+        `n` rows.
+    g
+        Of the random numbers.
+    population, rounds
+        Candidates per row, generations.
+
+    Returns
+    -------
+    `(n, B, H, W)` attacked fluxes.
+    """
+    n, bands, h, w = s.flux.shape
+    low, high = s.flux.amin((2, 3)), s.flux.amax((2, 3))
+
+    def paint(genes: Tensor) -> Tensor:  # (n, P, 2 + B) in [0, 1] -> (n * P, B, H, W)
+        p = genes.shape[1]
+        out = s.flux[:, None].expand(n, p, bands, h, w).clone()
+        y = (genes[..., 0] * h).long().clamp_max(h - 1)
+        x = (genes[..., 1] * w).long().clamp_max(w - 1)
+        value = low[:, None] + genes[..., 2:] * (high - low)[:, None]
+        i, j = torch.meshgrid(torch.arange(n), torch.arange(p), indexing="ij")
+        out[i, j, :, y, x] = value
+        return out.flatten(0, 1)
+
+    def cost(genes: Tensor) -> Tensor:
+        wide = s.take(torch.arange(n, device=s.flux.device).repeat_interleave(genes.shape[1]))
+        return probability(wide.tensor(paint(genes))).reshape(n, -1)
+
+    genes = _uniform((n, population, 2 + bands), s.flux, g)
+    best = cost(genes)
+    for _ in range(rounds):
+        draw = torch.rand(n, population, population, generator=g).argsort(2)[..., :3].to(genes.device)
+        a, b, c = (
+            torch.gather(genes, 1, draw[..., k, None].expand(-1, -1, genes.shape[2])) for k in range(3)
+        )
+        trial = (a + 0.5 * (b - c)) % 1.0
+        found = cost(trial)
+        better = found < best
+        genes, best = torch.where(better[..., None], trial, genes), torch.where(better, found, best)
+    winner = best.argmin(1)
+    chosen = genes[torch.arange(n), winner][:, None]
+    return paint(chosen)
+
+
+# --- the card -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Of some rows: probabilities `(n, K)`, decisions `(n,)`, mean logits, distance to the wrong class."""
+
+    probability: NDArray[np.float64]
+    decision: NDArray[np.int64]
+    score: NDArray[np.float64]
+    wrong: NDArray[np.float64]
+
+
+@torch.inference_mode()
+def answer(model: Model, image: Tensor, label: NDArray[np.int64]) -> Answers:
+    """What the model says of tensors `(n, B, size, size)`; without averaging over orientations."""
+    values, features = [], []
+    for part in image.split(256):
+        values.append(torch.stack([net(part) for net in model.nets], 1).double().cpu().numpy())
+        features.append(model.nets[0].features(part).double().cpu().numpy())
+    mean = np.concatenate(values).mean(1)
+    if model.contract.output == "lens":
+        p = uncertainty.class_probabilities(model.contract.calibration.probability(mean[:, 0]))
+        limit = math.log(model.contract.threshold / (1 - model.contract.threshold))
+        decision = (mean[:, 0] >= limit).astype(np.int64)
+    else:
+        odds = np.exp(mean - mean.max(1, keepdims=True))
+        p = odds / odds.sum(1, keepdims=True)
+        decision = p.argmax(1)
+    wrong = np.full(len(mean), np.nan)
+    if model.bank is not None:
+        wrong = wrong_class_distance(model.bank, np.concatenate(features), label)
+    return Answers(p, decision, mean[:, 0], wrong)
+
+
+def wrong_class_distance(bank: Bank, features: NDArray[Any], label: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Distance `(n,)` to the nearest training row of another class, in units of the spread of features."""
+    known, centre = bank.features.double().numpy(), bank.features.double().mean(0).numpy()
+    width = np.maximum(known.std(0), 0.05 * max(float(known.std(0).mean()), 1e-9))
+    known, x = (known - centre) / width, (features - centre) / width
+    theirs, out = bank.label.numpy(), np.full(len(x), np.nan)
+    for value in np.unique(label):
+        others, mine = known[theirs != value], label == value
+        if len(others):
+            square = (x[mine] ** 2).sum(1)[:, None] + (others**2).sum(1) - 2 * x[mine] @ others.T
+            out[mine] = np.sqrt(np.maximum(square.min(1), 0))
+    return out
+
+
+def card(
+    model: Model, s: Stamps, label: NDArray[np.int64], *, seed: int, attacked: int, device: torch.device
+) -> dict[str, Any]:
+    """The robustness card as JSON values.
+
+    Parameters
+    ----------
+    model
+        On the device.
+    s
+        Rows to disturb.
+    label
+        `(n,)` true labels.
+    seed
+        Of the disturbances.
+    attacked
+        Rows of the one-pixel attack, the slowest part.
+    device
+        Where the model is.
+    """
+    before = answer(model, s.tensor(s.flux), label)
+    rows = []
+    for k, (name, disturb) in enumerate(disturbances(model.contract.bands).items()):
+        g = torch.Generator().manual_seed(seed * 1000 + k)
+        after = answer(model, s.tensor(disturb(s, g)), label)
+        rows.append(_line_of(name, before, after, label, model))
+    some = torch.arange(min(attacked, len(label)), device=device)
+    few, part = s.take(some), label[: len(some)]
+    first = answer(model, few.tensor(few.flux), part)
+
+    def probability(image: Tensor) -> Tensor:
+        p = answer(model, image, np.repeat(part, len(image) // len(part))).probability
+        decided = np.repeat(first.decision, len(image) // len(part))
+        return torch.from_numpy(p[np.arange(len(p)), decided])
+
+    hit = one_pixel(probability, few, torch.Generator().manual_seed(seed))
+    rows.append(_line_of("one-pixel attack", first, answer(model, few.tensor(hit), part), part, model))
+    return {"rows": len(label), "undisturbed": _state(before, label, model), "card": rows}
+
+
+def _state(a: Answers, label: NDArray[np.int64], model: Model) -> dict[str, Any]:
+    found: dict[str, Any] = {"accuracy": float((a.decision == label).mean())}
+    if model.contract.output == "lens" and len(np.unique(label)) == 2:
+        found["auroc"] = evaluate.auroc(evaluate.curve(label, a.score))
+    if np.isfinite(a.wrong).any():
+        found["wrong_class_distance"] = float(np.nanmean(a.wrong))
+    return found
+
+
+def _line_of(
+    name: str, before: Answers, after: Answers, label: NDArray[np.int64], model: Model
+) -> dict[str, Any]:
+    flips = before.decision != after.decision
+    old, new = _state(before, label, model), _state(after, label, model)
+    line: dict[str, Any] = {
+        "disturbance": name, "rows": len(label),
+        "flip_rate": evaluate.wilson(flips.sum(), len(flips)).as_dict(),
+        "mean_change": float(np.abs(after.probability - before.probability).max(1).mean()),
+    }  # fmt: skip
+    for key in new:
+        line[key], line[f"{key}_change"] = new[key], new[key] - old[key]
+    return line
+
+
+def stress(
+    model: Model, parts: list[tuple[TensorBatch, NDArray[np.int64]]], directory: Path, *, seed: int,
+    attacked: int, device: torch.device,
+) -> dict[str, Any]:  # fmt: skip
+    """The card of some rows of some shards; writes `stress.json` and `stress.png`.
+
+    Parameters
+    ----------
+    model
+        On `device`, with classes.
+    parts
+        Shards with the rows to take of each; all with labels.
+    directory
+        Where to write.
+    seed, attacked, device
+        As in `card`.
+
+    Raises
+    ------
+    DataError
+        No rows, or a model without classes.
+    """
+    if model.contract.output == "regression":
+        raise DataError("--stress: decisions flip, quantities do not", hint="a model of classes")
+    chosen = [(b, rows) for b, rows in parts if len(rows)]
+    if not chosen:
+        raise DataError("--stress: no labelled rows on sky the model has not seen")
+    pieces = [stamps_of(b, rows, model.contract, device) for b, rows in chosen]
+    s = joined(pieces)
+    label = np.concatenate([np.asarray(b.catalog["label"], np.int64)[rows] for b, rows in chosen])
+    found = card(model, s, label, seed=seed, attacked=attacked, device=device)
+    write_atomic(directory / "stress.json", json.dumps(found, indent=1, sort_keys=True).encode())
+    write_atomic(directory / "stress.png", picture(found))
+    return found
+
+
+def picture(found: dict[str, Any]) -> bytes:
+    """Flip rates with intervals, and changes of the ranking, as PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = found["card"][::-1]
+    figure = Figure(figsize=(10, 0.32 * len(rows) + 1.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2, sharey=True)
+    place = np.arange(len(rows))
+    flips = [r["flip_rate"] for r in rows]
+    low = [f["value"] - f["low"] for f in flips]
+    high = [f["high"] - f["value"] for f in flips]
+    left.barh(place, [f["value"] for f in flips], xerr=[low, high], color="C0", ecolor="0.5")
+    left.set_yticks(place, [r["disturbance"] for r in rows])
+    left.set_xlabel("share of decisions that flip")
+    key = "auroc_change" if "auroc_change" in rows[0] else "accuracy_change"
+    right.barh(place, [r.get(key, 0.0) for r in rows], color="C3")
+    right.set_xlabel("change of " + key.removesuffix("_change"))
+    for axes in (left, right):
+        axes.grid(axis="x", alpha=0.3)
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=100, metadata={"Software": None})
+    return out.getvalue()

@@ -1,0 +1,257 @@
+"""The adaptation benchmark: every method against source-only, fine-tuning, and the ceiling.
+
+    python scripts/bench/gap.py configs/gap-instruments.yaml -o OUT [--set seeds=0,1,2 --set rows=1200]
+
+Methods start from the source-only network of their seed. OUT/result.json has every number, OUT/result.md the
+table. Running again goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+import yaml
+from gap_sky import KINDS, Instrument, make_sky, write_tensors
+from numpy.typing import NDArray
+from pydantic import Field
+
+from ripple.artefact import open_artefact
+from ripple.config import Config
+from ripple.learn import evaluate, uncertainty
+from ripple.learn.adapt import features_of, own_statistics
+from ripple.learn.checkpoint import load_model
+from ripple.learn.judging import mean_outputs, probabilities
+from ripple.learn.loader import TensorDataset
+from ripple.learn.rows import TargetSet, common_facts
+from ripple.learn.splits import TEST, split_blocks
+from ripple.learn.train import train
+from ripple.learn.train_config import TrainConfig
+
+CPU = torch.device("cpu")
+NSIDE = 512
+
+
+class Gap(Config):
+    """One benchmark."""
+
+    verb: ClassVar[str] = "gap"
+
+    name: str = Field(description="Of the benchmark.")
+    task: Literal["lens", "classes"] = Field("lens", description="As in `ripple train`.")
+    shares: tuple[float, ...] = Field(description="Of the kinds of galaxies.")
+    target_shares: tuple[float, ...] = Field((), description="Of the kinds in the target, when others.")
+    same_sky: bool = Field(True, description="Do both see the same objects.")
+    source: Instrument = Field(description="Labelled.")
+    target: Instrument = Field(description="Not labelled.")
+    methods: tuple[str, ...] = Field(
+        ("adabn", "mmd", "coral", "dann", "adda", "wdgrl", "kmeans", "teacher", "universal"),
+        description="Of --adapt.",
+    )
+    seeds: tuple[int, ...] = Field((0, 1, 2), description="Of sky, weights and order.")
+    rows: int = Field(1600, description="Galaxies in each data set.")
+    size: int = Field(40, description="Pixels.")
+    labels: tuple[int, ...] = Field((50, 200, 1000), description="Target labels for fine-tuning.")
+    weights: dict[str, float] = Field({}, description="--adapt-weight by method.")
+    train: dict[str, Any] = Field({}, description="Options of `ripple train` for the first training.")
+    adapt: dict[str, Any] = Field({}, description="Options for what starts from it.")
+
+
+FIRST = {"width": 3, "epochs": 20, "batch_size": 64, "lr": 0.01, "patience": 20}
+AFTER = {"epochs": 10, "lr": 0.003, "adapt_start": 0.0, "warmup": 0.5, "patience": 10}
+
+
+def run(gap: Gap, output: Path) -> dict[str, Any]:
+    """All trainings; one JSON file each, so that a killed run goes on."""
+    found: dict[str, Any] = {}
+    for seed in gap.seeds:
+        base = output / f"seed-{seed}"
+        source, target = data(gap, base, seed)
+        for name, options in plan(gap, base, source, target, seed):
+            record = base / f"{name}.json"
+            if not record.exists():
+                began = time.perf_counter()
+                train(TrainConfig.make(options))
+                numbers = measure(gap, Path(options["output"]), source, target)
+                numbers["seconds"] = round(time.perf_counter() - began, 1)
+                record.write_text(json.dumps(numbers))
+                print(seed, name, {k: v for k, v in numbers.items() if isinstance(v, float)}, flush=True)
+            found.setdefault(name, []).append(json.loads(record.read_text()))
+    return found
+
+
+def data(gap: Gap, base: Path, seed: int) -> tuple[Path, Path]:
+    """Two tensor artefacts."""
+    sky = make_sky(gap.rows, gap.shares, seed)
+    other = sky if gap.same_sky else make_sky(gap.rows, gap.target_shares or gap.shares, seed + 1000)
+    classes = {"0": "nonlens", "1": "lens"}
+    if gap.task == "classes":
+        classes = {str(k): KINDS[k] for k in range(3)}
+
+    def labels(kind: NDArray[np.int64]) -> NDArray[np.int64]:
+        return kind if gap.task == "classes" else (kind == KINDS.index("lens")).astype(np.int64)
+
+    paths = []
+    for name, what, instrument, look in (
+        ("source", sky, gap.source, 0), ("target", other, gap.target, 1),
+    ):  # fmt: skip
+        path = base / name
+        write_tensors(path, what, instrument, labels(what.kind), classes, size=gap.size, look=look)
+        paths.append(path)
+    return paths[0], paths[1]
+
+
+def plan(gap: Gap, base: Path, source: Path, target: Path, seed: int) -> list[tuple[str, dict[str, Any]]]:
+    """Name and options of every training, in order."""
+    common = {"task": gap.task, "nside": NSIDE, "seed": seed, "draws": 20, "gate_rows": 100, "threads": 1}
+
+    def options(name: str, tensors: Path, *more: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        made: dict[str, Any] = {**common, **FIRST, **gap.train}
+        for extra in more:
+            made |= extra
+        return name, made | {"tensors": [str(tensors)], "output": str(base / name)}
+
+    first = {"init": str(base / "source-only")}
+    after = AFTER | gap.adapt | first
+    jobs = [options("source-only", source)]
+    for method in gap.methods:
+        weight = {"adapt_weight": gap.weights.get(method, 1.0)}
+        jobs.append(options(method, source, after, weight, {"adapt": method, "target": [str(target)]}))
+    if gap.task == "lens":
+        plain = {k: v for k, v in after.items() if k != "adapt_start"}
+        for count in gap.labels:
+            few = {"labelled_rows": count, "batch_size": min(64, max(8, count // 4))}
+            jobs.append(options(f"fine-tune-{count}", target, plain, few))
+        few = {"adapt": "supervised", "target_labels": gap.labels[0], "target": [str(target)]}
+        jobs.append(options(f"supervised-{gap.labels[0]}", source, after, few))
+        jobs.append(options("ceiling", target))
+    return jobs
+
+
+# --- what a network is worth --------------------------------------------------------------------------
+
+
+def rows_of(path: Path) -> TargetSet:
+    """All rows with the split that training uses."""
+    artefact = open_artefact(path, "tensors")
+    dataset = TensorDataset([artefact])
+    split = split_blocks(
+        dataset.column("ra"), dataset.column("dec"), fractions=(0.7, 0.15, 0.15), seed=0, nside=NSIDE
+    )
+    return TargetSet(dataset, common_facts([artefact]), split, (artefact.digest,))
+
+
+def measure(gap: Gap, model: Path, source: Path, target: Path) -> dict[str, Any]:
+    """Source and target numbers on test sky, scores kept for paired intervals."""
+    loaded = load_model(model)
+    out: dict[str, Any] = {}
+    for name, path in (("source", source), ("target", target)):
+        part = rows_of(path)
+        rows = np.flatnonzero(part.split == TEST)
+        label = part.labels[rows]
+        nets = list(loaded.nets)
+        if name == "source" and "adaptation" in loaded.contract.training:
+            nets = [own_statistics(net, part.dataset, np.flatnonzero(part.split == 0), CPU) for net in nets]
+        outputs = mean_outputs(nets, part, rows, CPU)
+        p = probabilities(loaded.contract, outputs)
+        known = label < p.shape[1]
+        right = (p.argmax(1) == label)[known]
+        out |= {f"{name}_accuracy": float(right.mean()), f"{name}_right": right.astype(int).tolist()}
+        if gap.task == "lens":
+            curve = evaluate.curve(label, outputs[:, 0])
+            out |= {f"{name}_auroc": evaluate.auroc(curve), f"{name}_ece": evaluate.ece(label, p[:, 1]),
+                    f"{name}_score": outputs[:, 0].round(5).tolist(), f"{name}_label": label.tolist()}  # fmt: skip
+        if not known.all() and loaded.bank is not None:
+            there = features_of(nets[0], part.dataset, rows, CPU).numpy()
+            near = uncertainty.neighbour_distance(loaded.bank.features.numpy(), there)
+            entropy = -(p * np.log(np.maximum(p, 1e-12))).sum(1)
+            for kind, value in (("distance", near), ("entropy", entropy)):
+                out[f"unknown_{kind}"] = evaluate.auroc(evaluate.curve((~known).astype(int), value))
+        if loaded.contract.uncertainty is not None:
+            sets = uncertainty.conformal_sets(p[known], loaded.contract.uncertainty.quantiles)
+            out[f"{name}_coverage"] = uncertainty.set_coverage(sets, label[known])["coverage"]
+    return out
+
+
+def paired_gain(
+    ours: list[dict[str, Any]], base: list[dict[str, Any]], key: str
+) -> tuple[float, float, float]:
+    """Mean gain over the seeds and its 95 % interval: rows drawn again within seeds, and seeds among them."""
+    rng = np.random.default_rng(0)
+
+    def gain(a: dict[str, Any], b: dict[str, Any], rows: NDArray[np.int64] | None) -> float:
+        if key == "accuracy":
+            x, y = np.array(a["target_right"]), np.array(b["target_right"])
+            return float(np.mean(x - y) if rows is None else np.mean(x[rows] - y[rows]))
+        label = np.array(a["target_label"])
+        pick = np.arange(len(label)) if rows is None else rows
+        each = [
+            evaluate.auroc(evaluate.curve(label[pick], np.array(r["target_score"])[pick])) for r in (a, b)
+        ]
+        return each[0] - each[1]
+
+    centre = float(np.mean([gain(a, b, None) for a, b in zip(ours, base, strict=True)]))
+    draws = []
+    for _ in range(300):
+        seeds = rng.integers(len(ours), size=len(ours))
+        draws.append(np.mean([
+            gain(ours[s], base[s], rng.integers(len(ours[s]["target_right"]), size=len(ours[s]["target_right"])))
+            for s in seeds
+        ]))  # fmt: skip
+    low, high = np.quantile(draws, (0.025, 0.975))
+    return centre, float(low), float(high)
+
+
+def table(gap: Gap, found: dict[str, Any]) -> str:
+    """The result as a table in Markdown."""
+    keys = ["source_accuracy", "target_accuracy"]
+    keys += ["source_auroc", "target_auroc", "target_ece"] if gap.task == "lens" else []
+    keys += [k for k in ("unknown_distance", "unknown_entropy") if k in found["source-only"][0]]
+    keys.append("target_coverage")
+    main = "auroc" if gap.task == "lens" else "accuracy"
+    base = found["source-only"]
+    room = None
+    if "ceiling" in found:
+        room = mean(found["ceiling"], f"target_{main}") - mean(base, f"target_{main}")
+    head = ["run", *keys, f"gain in {main} [95 %]", "gap closed", "s"]
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    for name, records in found.items():
+        cells = [f"{mean(records, k):.3f} ± {np.std([r[k] for r in records]):.3f}" for k in keys]
+        gain, low, high = paired_gain(records, base, main)
+        closed = f"{100 * gain / room:.0f} %" if room and room > 0 else ""
+        seconds = mean(records, "seconds")
+        lines.append(f"| {name} | " + " | ".join(cells)
+                     + f" | {gain:+.3f} [{low:+.3f}, {high:+.3f}] | {closed} | {seconds:.0f} |")  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def mean(records: list[dict[str, Any]], key: str) -> float:
+    """Over the seeds."""
+    return float(np.mean([r[key] for r in records]))
+
+
+def main() -> None:
+    """Read the options, run, write."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("config", type=Path)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--set", action="append", default=[], help="KEY=YAML, over the file")
+    given = parser.parse_args()
+    values = yaml.safe_load(given.config.read_text())
+    values |= {k: yaml.safe_load(v) for k, _, v in (s.partition("=") for s in given.set)}
+    gap = Gap.make(values)
+    torch.set_num_threads(1)
+    found = run(gap, given.output)
+    text = table(gap, found)
+    (given.output / "result.md").write_text(text)
+    (given.output / "result.json").write_text(json.dumps({"config": gap.canonical(), "runs": found}))
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
