@@ -95,7 +95,10 @@ class Thresholds(Config):
         description="Blank when no band has a 4 x 4 px block of the central half this many sigma up.",
     )
     max_background: float = Field(
-        1.3, ge=0, description="Offset of a band that its light does not explain, in units of pixel noise."
+        1.3,
+        ge=0,
+        description="Offset of a band that the light does not explain, in units of pixel noise; "
+        "twice that with two bands.",
     )
     max_dip: float = Field(
         0.8, ge=0, description="How far the darkest 8 x 8 px lie below zero, in units of pixel noise."
@@ -189,7 +192,9 @@ def judge(quality: Quality, extra: dict[str, Float], limits: Thresholds) -> NDAr
         for flag, name, limit in _BELOW:
             if name in values:
                 mark(flag, values[name] < getattr(limits, limit))
-        mark(Flag.BACKGROUND, np.abs(values["background"]) > limits.max_background)
+        # Against one other band, the colour of the light explains less.
+        allowed = limits.max_background * np.where(quality.present.sum(axis=1, keepdims=True) == 2, 2, 1)
+        mark(Flag.BACKGROUND, np.abs(values["background"]) > allowed)
         best = np.where(quality.present, values["signal"], -np.inf).max(axis=1, initial=-np.inf)
     mark(Flag.BLANK, np.broadcast_to((best < limits.min_signal)[:, None], qc.shape))
     # A flat plane has no noise to compare: its variance plane cannot be right.

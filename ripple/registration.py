@@ -24,8 +24,7 @@ TRANSFORMS: tuple[str, ...] = (
 MIN_SHIFT = 0.25  # px, so that 0.3 is mostly found; less is what colour gradients and refraction do
 NOTICEABLE = 0.3  # px; a band is decided when a shift this large would be sure
 SIGMAS = 5.0  # a shift or an orientation must be this sure
-MIN_CORRELATION = 0.96  # for orientations: a blue arc beside a red lens correlates up to 0.95: another shape
-MIN_SHIFTED = 0.85  # the same after a shift, which must also make the bands agree everywhere
+MIN_CORRELATION = 0.85  # bands that look less alike than this, once put right, say nothing
 MAX_WORSE = 0.1  # where a shift makes bands differ more, over where it makes them differ less, at most
 TILE = 8  # px, for that comparison
 PART = 0.2  # of a shift: as close to its start or end are the bands that did not move against each other
@@ -33,7 +32,7 @@ TILE_NOISE = 4.0  # square of the noise; what noise alone changes in a tile
 MIN_EXPLAINED = (
     0.3  # a shift must explain this much of what it leaves unexplained (colours of blended sources)
 )
-MIN_GAIN = 0.08  # by how much an orientation must beat the given one
+MIN_GAIN = 0.08  # by how much an orientation must beat the given one, plus half of what it leaves unexplained
 KNEE = 10.0  # S/N above which pixels are compressed, so that one bright source does not decide alone
 SMOOTH = 1.2  # px, Gaussian; about the seeing, so that noise beyond it is not correlated
 CHUNK = 64  # rows at a time
@@ -238,11 +237,12 @@ def _measure(
     gain = peaks.max(axis=0) - peaks[0]
     match = peaks.max(axis=0) / pair.scale
     sure = pair.scale > SIGMAS * pair.noise
-    turned = sure & (gain > SIGMAS * np.sqrt(2) * pair.noise) & (gain > MIN_GAIN * pair.scale)
+    turned = sure & (gain > SIGMAS * np.sqrt(2) * pair.noise)
+    turned &= gain / pair.scale > MIN_GAIN + (1 - match) / 2
     turned &= (match >= MIN_CORRELATION) & (best > 0)
     upright = peaks[0] / pair.scale
     error = pair.shift_error
-    moved = (out.shift[at, band] >= np.maximum(MIN_SHIFT, SIGMAS * error)) & (upright >= MIN_SHIFTED)
+    moved = (out.shift[at, band] >= np.maximum(MIN_SHIFT, SIGMAS * error)) & (upright >= MIN_CORRELATION)
     moved &= upright - out.correlation[at, band] > MIN_EXPLAINED * (1 - upright)
     for row in np.flatnonzero(sure & moved):
         moved[row] = _worse(f1[row], f2[row], vector[row]) <= MAX_WORSE
@@ -250,7 +250,7 @@ def _measure(
     out.peak[at, band] = np.where(turned, match, upright)
     codes = np.array([TRANSFORMS.index(name) for name in names], np.int8)
     out.transform[at, band] = np.where(turned, codes[best], 0)
-    out.decided[at, band] = turned | (sure & (SIGMAS * error <= NOTICEABLE) & (match >= MIN_SHIFTED))
+    out.decided[at, band] = turned | (sure & (SIGMAS * error <= NOTICEABLE) & (match >= MIN_CORRELATION))
     out.flagged[at, band] = turned | (sure & moved)
     return vector
 

@@ -1,0 +1,82 @@
+"""Planted defects in cutouts: which flags catch them, and how many clean rows are flagged for nothing.
+
+    ripple simulate --output sky --patches 16
+    ripple fetch ... -o cutouts
+    python scripts/bench/defects.py cutouts [--config configs/quality-dp2.yaml] [--places 50]
+
+Prints a Markdown table (docs/quality.md). Clean rows are those that no defect of the survey touches: every
+pixel of every band is finite, and none is masked as no data, saturated, cosmic ray or interpolated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+from planted import DEFECTS, confusion, part
+
+from ripple import measures, quality
+from ripple.artefact import open_artefact
+from ripple.cli.options import section
+from ripple.cutouts import CutoutBatch
+from ripple.prepare import PreprocessConfig, correlation_of, preprocess_batch
+from ripple.shard import unpack_cutouts
+
+DAMAGE = (*measures.UNUSABLE, "INTERPOLATED", "INTRP", "COSMIC_RAY", "CR")
+
+
+def clean_rows(batch: CutoutBatch) -> np.ndarray[Any, Any]:
+    sound = measures.usable(batch) & ((batch.mask & batch.bits(*DAMAGE)) == 0)
+    return np.flatnonzero(sound.all(axis=(1, 2, 3)) & (batch.psf_index >= 0).all(axis=1))
+
+
+def alarms(
+    batch: CutoutBatch, config: PreprocessConfig, constants: dict[str, Any]
+) -> tuple[int, int, dict[str, int]]:
+    """Rows, rejected rows, and rows per flag, of the clean rows of a batch."""
+    tensors = preprocess_batch(part(batch, clean_rows(batch)), config, constants)
+    found = [quality.names(int(v)) for v in tensors.catalog["qc"]]
+    counts = {flag: sum(flag in f for f in found) for flag in quality.LABELS}
+    return len(tensors), int((tensors.catalog["accept"] == 0).sum()), counts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("cutouts", type=Path)
+    parser.add_argument("--config", type=Path, help="thresholds, as for ripple preprocess")
+    parser.add_argument("--places", type=int, default=50)
+    args = parser.parse_args()
+    cutouts = open_artefact(args.cutouts, "cutouts")
+    config = PreprocessConfig.make(section(args.config, "preprocess") if args.config else {})
+    margin = int(cutouts.manifest["attributes"]["margin"])
+    batches = [unpack_cutouts(cutouts.read(k)) for k in range(len(cutouts.shards))]
+    total = correlation_of(batches[0])
+    for batch in batches[1:]:
+        total = total + correlation_of(batch)
+    rho = dict(zip(batches[0].bands, total.rho(), strict=True))
+    constants = {"margin": margin, "noise_correlation": rho}
+    rows, rejected, marked = 0, 0, dict.fromkeys(quality.LABELS, 0)
+    for batch in batches:
+        n, r, counts = alarms(batch, config, constants)
+        rows, rejected = rows + n, rejected + r
+        marked = {flag: marked[flag] + counts[flag] for flag in marked}
+    clean = clean_rows(batches[0])
+    places = clean[clean > 0][:: max(1, len(clean) // args.places)][: args.places]
+    table = confusion(batches[0], places, margin, config, constants)
+    print(f"| planted ({len(places)} places each) | must be flagged | caught | rejected | also flagged |")
+    print("|---|---|---|---|---|")
+    for name, (_, flag) in DEFECTS.items():
+        found = table[name]
+        also = ", ".join(f"{k} {v}" for k, v in found.items() if v and k not in (flag.label, "rejected"))
+        print(f"| {name} | {flag.label} | {found[flag.label]} | {found['rejected']} | {also} |")
+    print(f"\n{rows} clean rows: {rejected} rejected ({100 * rejected / max(rows, 1):.2f} %).", end=" ")
+    print("Flags: " + (", ".join(f"{k} {v}" for k, v in marked.items() if v) or "none") + ".")
+
+
+if __name__ == "__main__":
+    main()
