@@ -127,7 +127,7 @@ def repository(repo: str, collections: tuple[str, ...]) -> list[Check]:
             checks.append(Check("repository", "ok", f"{repo}: collections {', '.join(opened.collections)}"))
             dataset_type = opened.coadd_type(None)
             checks.append(Check("coadds", "ok", dataset_type))
-            for skymap in opened.skymap_hashes():
+            for skymap in opened.skymaps():
                 bands = "".join(opened.bands(dataset_type, skymap))
                 if bands:
                     checks.append(Check("sky map", "ok", f"{skymap}: bands {bands}"))

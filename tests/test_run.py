@@ -1,0 +1,68 @@
+"""The chain from one file: done once, left alone when done, redone from where it was broken."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from ripple.run import CHAIN, run_chain
+
+TINY = """
+simulate: {patches: 2, targets: 36, bands: [g, r, i], seed: 5, lens_fraction: 0.4}
+fetch:
+  targets: "{output}/sky/truth.parquet"
+  label_column: label
+  bands: [g, r, i]
+  size: 32
+  margin: 8
+  workers: 1
+preprocess: {psf: match}
+train: {epochs: 2, width: 4, draws: 50, patience: 2, nside: 8192, fractions: [0.4, 0.3, 0.3]}
+score: {evaluate: true, draws: 50}
+report:
+"""
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    directory = tmp_path_factory.mktemp("chain")
+    config, out = directory / "tiny.yaml", directory / "out"
+    config.write_text(TINY)
+    outcome = run_chain(config, {"output": str(out)})
+    assert [s.verb for s in outcome.summaries] == list(CHAIN)
+    assert not any(s.done_before for s in outcome.summaries)
+    return config, out
+
+
+def test_sky_becomes_ranked_candidates(chain: tuple[Path, Path]) -> None:
+    _, out = chain
+    index = pq.read_table(out / "cutouts" / "index.parquet")
+    scores = pq.read_table(out / "scores" / "scores.parquet")
+    assert index.num_rows == 72
+    assert 0 < scores.num_rows <= 72
+    assert sorted(scores["rank"].to_pylist()) == list(range(1, scores.num_rows + 1))
+    assert set(scores["id"].to_pylist()) <= set(index["id"].to_pylist())
+    page = (out / "report" / "index.html").read_text()
+    assert "Content-Security-Policy" in page
+    assert json.loads((out / "model" / "model.json").read_text())["bands"] == ["g", "r", "i"]
+
+
+def test_running_again_does_nothing_and_says_so(chain: tuple[Path, Path]) -> None:
+    config, out = chain
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file() and p.name != ".lock"}
+    outcome = run_chain(config, {"output": str(out)})
+    assert outcome.done_before
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file() and p.name != ".lock"} == before
+
+
+def test_a_deleted_stage_is_redone_with_those_after_it(chain: tuple[Path, Path], tmp_path: Path) -> None:
+    config, out = chain
+    scores = (out / "scores" / "scores.parquet").read_bytes()
+    shutil.rmtree(out / "tensors")
+    outcome = run_chain(config, {"output": str(out)})
+    assert [s.done_before for s in outcome.summaries] == [True, True, False, False, False, False]
+    assert (out / "scores" / "scores.parquet").read_bytes() == scores
