@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import scipy.fft
+import scipy
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,10 @@ from hypothesis import strategies as st
 from tensorsets import make_tensors
 
 import ripple
+from ripple import shard
+from ripple.artefact import open_artefact
 from ripple.errors import ConfigError, DataError, IntegrityError
-from ripple.learn import augment
+from ripple.learn import augment, row_loops
 from ripple.learn.augment import Augment
 from ripple.learn.loader import Loader, TensorDataset
 
@@ -280,3 +283,49 @@ def test_cuda_batches_equal_cpu_batches(dataset: TensorDataset) -> None:
     for one, other in zip(cpu, gpu, strict=True):
         assert torch.equal(one["image"], other["image"].cpu())
         assert torch.equal(one["row"], other["row"].cpu())
+
+
+def test_float16_is_widened_exactly_whatever_its_bits() -> None:
+    bits = np.arange(65536, dtype=np.uint16).reshape(16, 4096)
+    out = np.empty((16, 4096), np.float32)
+    row_loops.widen(bits.ctypes.data + np.arange(16)[::-1] * 8192, out)
+    np.testing.assert_array_equal(out, bits[::-1].view(np.float16).astype(np.float32))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_read_gives_any_rows_in_any_order(tmp_path: Path, dtype: type) -> None:
+    directory = make_tensors(tmp_path / "t", rows=(5, 0, 7, 1), size=11, dtype=dtype)  # rows of odd bytes
+    dataset = TensorDataset(directory, accepted=False)
+    opened = open_artefact(directory)
+    whole = [shard.unpack_tensors(opened.read(k)) for k in range(4)]
+    image, valid = (np.concatenate([getattr(b, name) for b in whole]) for name in ("image", "valid"))
+    rows = np.array([12, 0, 0, 11, 4, 5, 2])
+    np.testing.assert_array_equal(dataset.read(rows), image[rows])
+    np.testing.assert_array_equal(dataset.read(rows, valid=True), valid[rows])
+    wide = dataset.read(rows, np.empty((7, 3, 11, 11), np.float32))
+    np.testing.assert_array_equal(wide, image[rows].astype(np.float32))
+    assert len(dataset.read(rows[:0])) == 0
+
+
+@pytest.mark.parametrize("row", [-1, 125, 2**62])
+def test_a_row_that_is_not_there_is_an_error_and_no_crash(dataset: TensorDataset, row: int) -> None:
+    with pytest.raises(DataError, match="beyond the 125 rows"):
+        dataset.read(np.array([3, row]))
+
+
+def test_read_refuses_what_it_could_not_fill(dataset: TensorDataset) -> None:
+    rows = np.arange(4)
+    with pytest.raises(DataError, match="out is float32"):
+        dataset.read(rows, np.empty((3, 3, 16, 16), np.float32))
+    with pytest.raises(DataError, match="out is float64"):
+        dataset.read(rows, np.empty((4, 3, 16, 16), np.float64))
+    with pytest.raises(DataError, match="contiguous"):
+        dataset.read(rows, np.empty((4, 3, 16, 32), np.float32)[..., ::2])
+
+
+def test_threads_share_the_verifying_of_many_shards(tmp_path: Path) -> None:
+    dataset = TensorDataset(make_tensors(tmp_path / "t", rows=(3,) * 40), accepted=False)
+    with ThreadPoolExecutor(6) as pool:
+        parts = list(pool.map(lambda _: dataset.read(np.arange(120)), range(6)))
+    assert len(dataset._maps) == 40
+    assert all(np.array_equal(part, parts[0]) for part in parts)

@@ -1,8 +1,8 @@
 """Tensor shards to batches on a device.
 
-`TensorDataset` is the rows of one or more tensor artefacts, mapped and not loaded; it works with any PyTorch
-code. `Loader` turns it into batches: the order is a function of (seed, epoch, rank, world), whatever the
-number of threads, and an epoch can be entered at any batch.
+`TensorDataset` (in `ripple.learn.dataset`) works with any PyTorch code. `Loader` turns it into batches: the
+order is a function of (seed, epoch, rank, world), whatever the number of threads, and an epoch can be entered
+at any batch.
 """
 
 from __future__ import annotations
@@ -13,246 +13,18 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
-from ripple import shard
-from ripple.artefact import Artefact, open_artefact
-from ripple.cutouts import TensorBatch
 from ripple.errors import ConfigError, DataError
 from ripple.learn.augment import Augment
+from ripple.learn.dataset import Batch, Rows, TensorDataset
 from ripple.learn.splits import mix64
 
-Batch = dict[str, Tensor]
-Rows = NDArray[np.int64]
-
-
-class TensorDataset(torch.utils.data.Dataset[Batch]):
-    """Rows of tensor artefacts, as a PyTorch dataset.
-
-    Shards are mapped when first touched, in the process that touches them, after their digest was checked; a
-    copy sent to another process carries names and columns, no file handle.
-
-    Parameters
-    ----------
-    artefacts
-        Directories of kind `tensors`, or open artefacts. All must have the same bands and image size.
-    rows
-        Global row numbers to keep, in this order; default all accepted rows.
-    accepted
-        Leave out rows that quality control refused. Ignored when `rows` is given.
-
-    Attributes
-    ----------
-    rows
-        `(n,)` int64 global row numbers: the position in all shards of all artefacts, in order.
-    total
-        Number of rows in all shards.
-    bands, shape
-        Names of the B bands; `(B, H, W)`.
-
-    Raises
-    ------
-    DataError
-        Artefacts that do not fit together, or no row is left.
-    """
-
-    def __init__(
-        self,
-        artefacts: Path | str | Artefact | Sequence[Path | str | Artefact],
-        *,
-        rows: ArrayLike | None = None,
-        accepted: bool = True,
-    ) -> None:
-        given = [artefacts] if isinstance(artefacts, Path | str | Artefact) else list(artefacts)
-        self.artefacts = [a if isinstance(a, Artefact) else open_artefact(Path(a), "tensors") for a in given]
-        self._units = [(a, k) for a in self.artefacts for k in range(len(a.shards))]
-        counts = [a.shards[k].rows for a, k in self._units]
-        self._offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        self.total = int(self._offsets[-1])
-        if self.total == 0:
-            names = ", ".join(str(a.directory) for a in self.artefacts)
-            raise DataError(f"{names or 'no artefact'}: no rows to load")
-        self._columns: dict[str, NDArray[Any]] = {}
-        self._indexes = [a.index() for a in self.artefacts]
-        self._reset()
-        first = self._map(int(np.argmax(np.array(counts) > 0)))
-        self.bands = first.bands
-        self.shape: tuple[int, int, int] = first.image.shape[1:]
-        self.dtype = first.image.dtype
-        self.rows: Rows = self._select(accepted) if rows is None else np.asarray(rows, np.int64)
-        if len(self.rows) and (self.rows.min() < 0 or self.rows.max() >= self.total):
-            raise DataError(f"row numbers beyond the {self.total} rows of the shards")
-
-    def _reset(self) -> None:
-        self._maps: dict[int, TensorBatch] = {}
-        self._locks = [threading.Lock() for _ in self._units]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_maps", "_locks")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._reset()
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, position: int) -> Batch:
-        """One row: `image` `(B, H, W)` float32, `label` and `row` int64."""
-        return self.__getitems__([position])[0]
-
-    def __getitems__(self, positions: list[int]) -> list[Batch]:
-        """Rows of one batch, read together (PyTorch's fetcher calls this when it exists)."""
-        rows = self.rows[positions]
-        image = torch.from_numpy(self.read(rows)).to(torch.float32)
-        label = torch.from_numpy(self.column("label")[rows].astype(np.int64))
-        numbers = torch.from_numpy(rows)
-        return [{"image": image[k], "label": label[k], "row": numbers[k]} for k in range(len(rows))]
-
-    def subset(self, rows: ArrayLike) -> TensorDataset:
-        """The same shards with other rows (global row numbers)."""
-        other = object.__new__(TensorDataset)
-        other.__setstate__({**self.__getstate__(), "rows": np.asarray(rows, np.int64)})
-        return other
-
-    def select(
-        self,
-        *,
-        labels: Sequence[int] | None = None,
-        split: NDArray[np.int8] | None = None,
-        which: int | Sequence[int] = 0,
-    ) -> Rows:
-        """Those of `rows` that pass every filter given.
-
-        Parameters
-        ----------
-        labels
-            Keep rows with one of these labels.
-        split
-            `(total,)` int8 from `ripple.learn.splits`, over all rows of the shards.
-        which
-            Keep rows in this split, or in one of these splits.
-
-        Returns
-        -------
-        `(m,)` int64 global row numbers.
-        """
-        keep = np.ones(len(self.rows), bool)
-        if labels is not None:
-            keep &= np.isin(self.column("label")[self.rows], labels)
-        if split is not None:
-            if len(split) != self.total:
-                raise DataError(f"split of {len(split)} rows, the shards hold {self.total}")
-            keep &= np.isin(split[self.rows], which)
-        chosen: Rows = self.rows[keep]
-        return chosen
-
-    def column(self, name: str) -> NDArray[Any]:
-        """A catalogue column over all `total` rows, for example `ra`, `label` (-1 unknown) or `id`.
-
-        Raises
-        ------
-        DataError
-            Neither the index nor all shards have it.
-        """
-        if name not in self._columns:
-            indexed = all(name in table.column_names for table in self._indexes)
-            self._columns[name] = self._from_indexes(name) if indexed else self._from_shards(name)
-        return self._columns[name]
-
-    def column_names(self) -> tuple[str, ...]:
-        """Names that `column` takes: those of the shards."""
-        return tuple(sorted(self._map(int(np.argmax(np.diff(self._offsets) > 0))).catalog))
-
-    def _from_indexes(self, name: str) -> NDArray[Any]:
-        """The index has targets in input order: put their values where the rows lie."""
-        parts, first = [], 0
-        for artefact, table in zip(self.artefacts, self._indexes, strict=True):
-            column = table[name]
-            values = column.fill_null(-1) if pa.types.is_signed_integer(column.type) else column
-            shard, row = table["shard"].to_numpy(), table["row"].to_numpy()
-            placed = shard >= 0
-            at = self._offsets[first + shard[placed]] - self._offsets[first] + row[placed]
-            plain = np.asarray(values.to_numpy())[placed]
-            parts.append(plain[np.argsort(at)])
-            first += len(artefact.shards)
-        whole = np.concatenate(parts)
-        return whole.astype(np.int64) if name == "label" else whole
-
-    def _from_shards(self, name: str) -> NDArray[Any]:
-        catalogs = [shard.map_tensors(a.verified_path(k)).catalog for a, k in self._units]
-        parts = [catalog.get(name) for catalog in catalogs]
-        have = [p for p in parts if p is not None]
-        if name == "label":
-            counts = np.diff(self._offsets)
-            filled = [
-                np.full(c, -1, np.int64) if p is None else p for p, c in zip(parts, counts, strict=True)
-            ]
-            return np.concatenate(filled).astype(np.int64)
-        if len(have) < len(parts):
-            known = ", ".join(sorted(catalogs[0]))
-            raise DataError(f"the tensors have no column {name!r}", hint=f"there are {known}")
-        return np.concatenate(have)
-
-    def _select(self, accepted: bool) -> Rows:
-        everything = np.arange(self.total, dtype=np.int64)
-        return everything[self._from_indexes("status") != "rejected"] if accepted else everything
-
-    def _map(self, unit: int) -> TensorBatch:
-        """Shard `unit`, verified and mapped; threads verify different shards side by side."""
-        with self._locks[unit]:
-            if unit not in self._maps:
-                artefact, k = self._units[unit]
-                path = artefact.verified_path(k)
-                batch = shard.map_tensors(path, catalog=False)
-                self._check(batch, path)
-                self._maps[unit] = batch
-            return self._maps[unit]
-
-    def _check(self, batch: TensorBatch, path: Path) -> None:
-        if not hasattr(self, "shape") or len(batch) == 0:
-            return
-        for what, mine, theirs in (
-            ("bands", self.bands, batch.bands),
-            ("image shape", self.shape, batch.image.shape[1:]),
-            ("dtype", self.dtype, batch.image.dtype),
-        ):
-            if mine != theirs:
-                raise DataError(f"{path}: {what} {theirs}, the first shard has {mine}")
-
-    def read(self, rows: Rows, out: NDArray[Any] | None = None, *, valid: bool = False) -> NDArray[Any]:
-        """Images (or validity planes) of rows, as stored.
-
-        Parameters
-        ----------
-        rows
-            `(n,)` global row numbers, any order, repeats allowed.
-        out
-            `(n, B, H, W)` to fill; made when not given.
-        valid
-            Read `/valid` (uint8) instead of `/image`.
-        """
-        if out is None:
-            out = np.empty((len(rows), *self.shape), np.uint8 if valid else self.dtype)
-        if (np.diff(rows) < 0).any():  # forward through each file: what disks, caches and page tables like
-            order = np.argsort(rows, kind="stable")
-            out[order] = self.read(rows[order], valid=valid)
-            return out
-        bounds = np.searchsorted(rows, self._offsets)
-        for unit in np.flatnonzero(np.diff(bounds)):
-            batch = self._map(int(unit))
-            here = slice(bounds[unit], bounds[unit + 1])
-            source = (batch.valid if valid else batch.image).view(np.ndarray)
-            # One copy per row, mapped file to batch, without the interpreter lock ("clip" needs no buffer).
-            np.take(source, rows[here] - self._offsets[unit], axis=0, out=out[here], mode="clip")
-        return out
+__all__ = ["Batch", "Loader", "Rows", "TensorDataset"]
 
 
 class Loader:
@@ -401,10 +173,8 @@ class Loader:
             image = torch.empty(shape, dtype=_TORCH[self.dataset.dtype.name], pin_memory=True)
             self.dataset.read(rows, image.numpy())
         else:
-            stored = self.dataset.read(rows, self._buffers.take(shape, self.dataset.dtype))
-            image = torch.from_numpy(stored)
-            if stored.dtype != np.float32:
-                image = torch.from_numpy(self._buffers.take(shape, np.dtype(np.float32))).copy_(image)
+            buffer = self._buffers.take(shape, np.dtype(np.float32))
+            image = torch.from_numpy(self.dataset.read(rows, buffer))
         batch = {"image": image, "label": torch.from_numpy(self._labels[rows]), "row": torch.from_numpy(rows)}
         if self.valid:
             batch["valid"] = torch.from_numpy(self.dataset.read(rows, valid=True))
