@@ -48,7 +48,7 @@ class ReportConfig(Config):
     output: Path = Field(description="Directory of the page.")
     top: int = Field(300, ge=1, le=5000, description="Best-ranked rows to show with a stamp.")
     missed: int = Field(24, ge=0, description="True lenses with the lowest rank to show as well.")
-    model: Path | None = Field(None, description="Model directory; default: the one beside the scores.")
+    model: Path | None = Field(None, description="Model directory; default: `model` beside the scores.")
     stretch: float = Field(8.0, gt=0, description="Linear range of the colour stamps, in sky noise.")
     softening: float = Field(8.0, gt=0, description="Q of the asinh stretch: larger is more logarithmic.")
     csv_rows: int = Field(100_000, ge=0, description="Rows of candidates.csv at most.")
@@ -229,8 +229,7 @@ def model_record(artefact: Artefact, config: ReportConfig) -> dict[str, Any]:
     """`model.json` of the model that scored, empty when it is not at hand."""
     from ripple.config import canonical_json
 
-    name = artefact.manifest["attributes"]["model"]["directory"]
-    path = (config.model or artefact.directory.parent / name) / "model.json"
+    path = (config.model or artefact.directory.parent / "model") / "model.json"
     try:
         record = json.loads(path.read_bytes())
         contract = record["contract"]

@@ -48,7 +48,7 @@ def test_sky_becomes_ranked_candidates(chain: tuple[Path, Path]) -> None:
     assert set(scores["id"].to_pylist()) <= set(index["id"].to_pylist())
     page = (out / "report" / "index.html").read_text()
     assert "Content-Security-Policy" in page
-    assert json.loads((out / "model" / "model.json").read_text())["bands"] == ["g", "r", "i"]
+    assert json.loads((out / "model" / "model.json").read_text())["contract"]["bands"] == ["g", "r", "i"]
 
 
 def test_running_again_does_nothing_and_says_so(chain: tuple[Path, Path]) -> None:
