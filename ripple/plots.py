@@ -77,6 +77,33 @@ def histogram_plot(
     )  # fmt: skip
 
 
+def scatter_plot(
+    title: str, x_label: str, y_label: str, groups: Sequence[tuple[str, NDArray[np.floating]]]
+) -> str:
+    """Points of up to four groups `(name, (n, 2))` as dots of four colours; later groups lie on top."""
+    every = np.concatenate([np.asarray(v, float).reshape(-1, 2) for _, v in groups])
+    every = every[np.isfinite(every).all(1)] if len(every) else np.zeros((1, 2))
+    low, high = every.min(0), every.max(0)
+    pad = 0.04 * np.maximum(high - low, 1e-9)
+    (x0, y0), (x1, y1) = (low - pad).tolist(), (high + pad).tolist()
+    frame = _Frame((x0, x1), (y0, y1), False, False)
+    dots = []
+    for k, (_, points) in enumerate(groups):
+        x, y = frame.x(points[:, 0]), frame.y(points[:, 1])
+        path = "".join(f"M{a:.1f} {b:.1f}h0" for a, b in zip(x, y, strict=True) if np.isfinite(a + b))
+        look = "stroke-width:4;stroke-linecap:round;opacity:.55"
+        dots.append(f'<path class="curve c{k % 4 + 1}" style="{look}" d="{path}"/>')
+    names = [
+        Line([], [], f"{name} ({len(points):,})", f"c{k % 4 + 1}") for k, (name, points) in enumerate(groups)
+    ]
+    parts = [
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" class="plot" role="img" aria-label="{escape(title)}">',
+        f'<text x="{WIDTH / 2:.0f}" y="15" class="title">{escape(title)}</text>',
+        *frame.axes(x_label, y_label), *dots, *_legend(names), "</svg>",
+    ]  # fmt: skip
+    return "".join(parts)
+
+
 @dataclass(frozen=True, slots=True)
 class _Frame:
     x_range: tuple[float, float]

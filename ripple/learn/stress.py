@@ -330,15 +330,12 @@ def answer(model: Model, image: Tensor, label: NDArray[np.int64]) -> Answers:
 
 def wrong_class_distance(bank: Bank, features: NDArray[Any], label: NDArray[np.int64]) -> NDArray[np.float64]:
     """Distance `(n,)` to the nearest training row of another class, in units of the spread of features."""
-    known, centre = bank.features.double().numpy(), bank.features.double().mean(0).numpy()
-    width = np.maximum(known.std(0), 0.05 * max(float(known.std(0).mean()), 1e-9))
-    known, x = (known - centre) / width, (features - centre) / width
-    theirs, out = bank.label.numpy(), np.full(len(x), np.nan)
+    known, theirs = bank.features.numpy(), bank.label.numpy()
+    out = np.full(len(features), np.nan)
     for value in np.unique(label):
-        others, mine = known[theirs != value], label == value
-        if len(others):
-            square = (x[mine] ** 2).sum(1)[:, None] + (others**2).sum(1) - 2 * x[mine] @ others.T
-            out[mine] = np.sqrt(np.maximum(square.min(1), 0))
+        mine = label == value
+        if (theirs != value).any():
+            out[mine] = uncertainty.standardised(known, known[theirs != value], features[mine]).min(1)
     return out
 
 

@@ -96,18 +96,28 @@ def neighbour_distance(bank: ArrayLike, features: ArrayLike, neighbour: int = NE
     neighbour
         Counts from 1; the farthest row when the bank is smaller.
     """
+    k = min(neighbour, len(np.asarray(bank))) - 1
+    out = np.empty(len(np.asarray(features)))
+    for at in range(0, len(out), 1024):
+        apart = standardised(bank, bank, np.asarray(features)[at : at + 1024])
+        out[at : at + 1024] = np.partition(apart, k, axis=1)[:, k]
+    return out
+
+
+def scaled(bank: ArrayLike, features: ArrayLike) -> Float:
+    """Features `(N, F)` about the mean and in units of the spread of the bank `(M, F)`."""
     known = np.asarray(bank, np.float64)
-    centre, width = known.mean(0), known.std(0)
+    width = known.std(0)
     # A feature that is always zero in training speaks loudly when it is not: bounded, not ignored.
     width = np.maximum(width, 0.05 * max(float(width.mean()), 1e-9))
-    known, x = (known - centre) / width, (np.asarray(features, np.float64) - centre) / width
-    k, square = min(neighbour, len(known)) - 1, (known**2).sum(1)
-    out = np.empty(len(x))
-    for at in range(0, len(x), 1024):
-        part = x[at : at + 1024]
-        apart = (part**2).sum(1)[:, None] + square - 2 * part @ known.T
-        out[at : at + 1024] = np.sqrt(np.maximum(np.partition(apart, k, axis=1)[:, k], 0))
-    return out
+    return np.asarray((np.asarray(features, np.float64) - known.mean(0)) / width)
+
+
+def standardised(bank: ArrayLike, others: ArrayLike, features: ArrayLike) -> Float:
+    """Distances `(N, K)` of features `(N, F)` to `others` `(K, F)`, both `scaled` by the bank."""
+    x, y = scaled(bank, features), scaled(bank, others)
+    square = (x**2).sum(1)[:, None] + (y**2).sum(1) - 2 * x @ y.T
+    return np.asarray(np.sqrt(np.maximum(square, 0)))
 
 
 def energy(logits: ArrayLike) -> Float:

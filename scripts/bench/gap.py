@@ -117,18 +117,17 @@ def plan(gap: Gap, base: Path, source: Path, target: Path, seed: int) -> list[tu
         return name, made | {"tensors": [str(tensors)], "output": str(base / name)}
 
     first = {"init": str(base / "source-only")}
-    after = AFTER | gap.adapt | first
+    after, tuned = AFTER | first | gap.adapt, AFTER | first
     jobs = [options("source-only", source)]
     for method in gap.methods:
         weight = {"adapt_weight": gap.weights.get(method, 1.0)}
         jobs.append(options(method, source, after, weight, {"adapt": method, "target": [str(target)]}))
     if gap.task == "lens":
-        plain = {k: v for k, v in after.items() if k != "adapt_start"}
         for count in gap.labels:
             few = {"labelled_rows": count, "batch_size": min(64, max(8, count // 4))}
-            jobs.append(options(f"fine-tune-{count}", target, plain, few))
+            jobs.append(options(f"fine-tune-{count}", target, tuned, few))
         few = {"adapt": "supervised", "target_labels": gap.labels[0], "target": [str(target)]}
-        jobs.append(options(f"supervised-{gap.labels[0]}", source, after, few))
+        jobs.append(options(f"supervised-{gap.labels[0]}", source, tuned, few))
         jobs.append(options("ceiling", target))
     return jobs
 
