@@ -58,6 +58,9 @@ class FetchConfig(Selection):
         None, description="Dask instead of --workers: tcp://HOST:PORT of a scheduler, or slurm."
     )
     dask_settings: dict[str, Any] = neutral({}, description="Settings of the batch system for `dask: slurm`.")
+    deadline: float = neutral(
+        3600.0, gt=0, description="Seconds a unit may take before its worker is killed as stuck."
+    )
     memory: str = neutral("4GiB", description="Memory for the whole run.")
     digests: str | None = Field(
         None,
@@ -220,7 +223,12 @@ def _read_units(config: FetchConfig, plan: Plan, writer: ArtefactWriter) -> tupl
     with watch, progress(total, "fetch") as advance, _executor(config) as executor:
         advance(total - sum(len(u.rows) for u in todo))
         results = ordered_map(
-            make_shard, tasks, workers=config.workers, executor=executor, allowed=watch.allowed
+            make_shard,
+            tasks,
+            workers=config.workers,
+            executor=executor,
+            deadline=config.deadline,
+            allowed=watch.allowed,
         )
         for k, result in results:
             if isinstance(result, WorkerFailure):

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ripple.errors import ConfigError, DataError, WriteError
+from ripple.errors import ConfigError, DataError, IntegrityError, WriteError
 from ripple.files import lock, remove_temporaries, unlock, write_atomic
 from ripple.learn import calibrate, evaluate, gates, judging
 from ripple.learn.checkpoint import (
@@ -112,9 +112,21 @@ def _train(
     if data.target is not None:
         contract, found = judging.judge_target(contract, data, adapted, config, device)
         evaluation |= {"target": found}
+    _still_whole(data, work)
     _write(config, contract, members, evaluation)
     shutil.rmtree(work)
     return contract
+
+
+def _still_whole(data: TrainingSet, work: Path) -> None:
+    """Refuse a model whose shards changed while it was trained; its state is not fit for a resume either."""
+    artefacts = [*data.dataset.artefacts, *(data.target.dataset.artefacts if data.target else ())]
+    try:
+        for artefact in artefacts:
+            artefact.recheck()
+    except IntegrityError as err:
+        shutil.rmtree(work)
+        raise IntegrityError(f"{err.message}; no model was written", hint=err.hint) from None
 
 
 def choose_device(name: str) -> torch.device:

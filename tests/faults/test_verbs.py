@@ -9,6 +9,7 @@ import pytest
 import rows
 import sources
 import verbs
+import workers  # noqa: F401 - adds its rows to those of verbs
 
 
 def judged(row: rows.Row, directory: Path) -> None:
