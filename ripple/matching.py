@@ -8,9 +8,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ripple import noise, psf
+from ripple import convolution, noise, psf, psf_kernels
 from ripple.cutouts import CutoutBatch
-from ripple.psf import Fault, Kernels, Profile
+from ripple.psf import Fault, Profile
+from ripple.psf_kernels import Kernels
 
 Float = NDArray[np.float32]
 
@@ -68,7 +69,7 @@ def plan_matching(
     profile, beta
         Shape of the target of given FWHM.
     tolerance
-        Residual at which a smooth kernel is good enough, see `psf.match_kernels`.
+        Residual at which a smooth kernel is good enough, see `psf_kernels.match_kernels`.
     """
     width_of = psf.fwhm(batch.psf).astype(np.float32)
     fault_of = psf.faults(batch.psf, width_of)
@@ -82,7 +83,7 @@ def plan_matching(
         width = np.where(has & (fault == Fault.NONE), width_of[safe], np.nan)
     number, aim = np.full(index.shape, -1, np.int32), np.full(index.shape, np.nan, np.float32)
     size = batch.psf.shape[-1] if batch.psf.size else 1
-    none = psf.match_kernels(np.zeros((0, size, size)), np.zeros((0, size, size)))
+    none = psf_kernels.match_kernels(np.zeros((0, size, size)), np.zeros((0, size, size)))
     out = Matching(number, none, fault, width, aim)
     if target == "none" or not (fault == Fault.NONE).any():
         return out
@@ -104,7 +105,7 @@ def _to_width(
 
 def _kernels(stamps: Float, target: NDArray[Any], tolerance: float) -> Kernels:
     half = stamps.shape[-1] // 2  # smooth kernels carry nothing further out
-    return psf.match_kernels(stamps, target, half=max(half, 1), tolerance=tolerance)
+    return psf_kernels.match_kernels(stamps, target, half=max(half, 1), tolerance=tolerance)
 
 
 def _to_broadest(batch: CutoutBatch, matching: Matching, tolerance: float) -> Matching:
@@ -147,16 +148,16 @@ def make_frame(kernels: Kernels, shape: tuple[int, int], margin: int, *, varianc
     """Transform kernels for planes of `shape` (margin included)."""
     reach = min(int(kernels.reach.max(initial=0)), REACH)
     pad = max(reach - margin, 0)
-    frame = psf.frame_shape(shape, pad)
+    frame = convolution.frame_shape(shape, pad)
     k = kernels.kernel
     weight = np.abs(k)
     weight = weight / np.maximum(weight.sum(axis=(1, 2), keepdims=True), 1e-30)
     return Frame(
         frame,
         margin,
-        psf.kernel_spectra(k, frame),
-        psf.kernel_spectra(k * k, frame) if variance else None,
-        psf.kernel_spectra(weight, frame),
+        convolution.kernel_spectra(k, frame),
+        convolution.kernel_spectra(k * k, frame) if variance else None,
+        convolution.kernel_spectra(weight, frame),
     )
 
 
@@ -188,31 +189,39 @@ def apply(
     h, w = image.shape[-2:]
     inner = (..., slice(m, h - m), slice(m, w - m))
     whole = bool(good.all())
-    filled = image if whole else psf.fill(image, good)
-    valid = psf.contiguous(good[inner])
-    spread: Any = None if variance is None else psf.fill(variance, good)
-    after: Any = None if spread is None else psf.contiguous(spread[inner])
+    filled = image if whole else _filled(image, good)
+    valid = convolution.contiguous(good[inner])
+    spread: Any = None if variance is None else _filled(variance, good)
+    after: Any = None if spread is None else convolution.contiguous(spread[inner])
     where = np.nonzero(number >= 0)
     k = number[where]
     if len(k) == number.size and variance is None and whole:
         # The usual case without the copies that picking planes costs.
-        return psf.convolve(image, frame.image, number, frame.shape, m), valid, None
-    out = psf.contiguous(filled[inner])
+        return convolution.convolve(image, frame.image, number, frame.shape, m), valid, None
+    out = convolution.contiguous(filled[inner])
     if not len(k):
         return out, valid, after
     holes = ~good[where].reshape(len(k), -1).all(axis=-1)
     alive = good[where].reshape(len(k), -1).any(axis=-1)
-    holes, alive = psf.to_numpy(holes), psf.to_numpy(alive)
+    holes, alive = convolution.to_numpy(holes), convolution.to_numpy(alive)
     where, k, holes = (where[0][alive], where[1][alive]), k[alive], holes[alive]
-    out[where] = psf.convolve(filled[where], frame.image, k, frame.shape, m)
+    out[where] = convolution.convolve(filled[where], frame.image, k, frame.shape, m)
     if holes.any():
         at = (where[0][holes], where[1][holes])
-        bad = psf.as_float(~good[at], image)
-        share = psf.convolve(bad, frame.weight, k[holes], frame.shape, m)
+        bad = convolution.as_float(~good[at], image)
+        share = convolution.convolve(bad, frame.weight, k[holes], frame.shape, m)
         valid[at] = valid[at] & (share <= GROW)
     if variance is not None:
-        after[where] = psf.convolve(spread[where], frame.variance, k, frame.shape, m)
+        after[where] = convolution.convolve(spread[where], frame.variance, k, frame.shape, m)
     return out, valid, after
+
+
+def _filled(planes: Any, good: Any) -> Any:
+    """`convolution.fill` of the planes that need it."""
+    holes = ~good.reshape(*good.shape[:2], -1).all(-1)
+    out = convolution.contiguous(planes)
+    out[holes] = convolution.fill(planes[holes], good[holes])
+    return out
 
 
 def homogenise(

@@ -19,9 +19,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ripple.convolution import namespace
 from ripple.cutouts import TensorBatch
 from ripple.errors import DataError
-from ripple.psf import namespace
 
 Method = Literal["asinh", "minmax", "zscore", "log", "sqrt", "percentile", "zscale", "lupton", "none"]
 Scope = Literal["row", "band", "dataset"]

@@ -47,31 +47,40 @@ def noise_ratios(image: Any, variance: Any, good: Any, ratio: Any) -> None:
     """Noise in second differences over that of the variance plane, into `(N, B)`; NaN without any.
 
     Second differences do not see slopes, so sources matter only where they curve: the median over both
-    axes of `(p - 2 q + r)² / (vp + 4 vq + vr)` is that of chi² with one degree of freedom times ratio².
+    axes of `(p - 2 q + r)² / (vp + 4 vq + vr)` is that of chi² with one degree of freedom times ratio². Every
+    other row is used, which fixes the noise to a per cent.
     """
     height, width = image.shape[2], image.shape[3]
-    scratch = np.zeros(1, np.float32)
-    as_bits = scratch.view(np.uint32)
+    line = np.zeros(width, np.float32)
+    as_bits = line.view(np.uint32)
+    use = np.zeros(width, np.bool_)
     counts = np.zeros(BINS, np.int64)
     for n in range(image.shape[0]):
         for b in range(image.shape[1]):
             counts[:] = 0
             total = 0
-            p, v, g = image[n, b], variance[n, b], good[n, b]
-            for y in range(height):
+            for y in range(0, height, 2):
+                p, v, g = image[n, b, y], variance[n, b, y], good[n, b, y]
                 for x in range(1, width - 1):
-                    if g[y, x - 1] and g[y, x] and g[y, x + 1]:
-                        d = p[y, x - 1] - p[y, x] - p[y, x] + p[y, x + 1]
-                        scratch[0] = d * d / (v[y, x - 1] + np.float32(4) * v[y, x] + v[y, x + 1])
-                        counts[as_bits[0] >> np.uint32(SHIFT)] += 1
+                    d = p[x - 1] - p[x] - p[x] + p[x + 1]
+                    line[x] = d * d / (v[x - 1] + np.float32(4) * v[x] + v[x + 1])
+                    use[x] = g[x - 1] & g[x] & g[x + 1]
+                for x in range(1, width - 1):
+                    if use[x]:
+                        counts[as_bits[x] >> np.uint32(SHIFT)] += 1
                         total += 1
-            for y in range(1, height - 1):
-                for x in range(width):
-                    if g[y - 1, x] and g[y, x] and g[y + 1, x]:
-                        d = p[y - 1, x] - p[y, x] - p[y, x] + p[y + 1, x]
-                        scratch[0] = d * d / (v[y - 1, x] + np.float32(4) * v[y, x] + v[y + 1, x])
-                        counts[as_bits[0] >> np.uint32(SHIFT)] += 1
-                        total += 1
+                if 1 <= y < height - 1:
+                    p0, p2 = image[n, b, y - 1], image[n, b, y + 1]
+                    v0, v2 = variance[n, b, y - 1], variance[n, b, y + 1]
+                    g0, g2 = good[n, b, y - 1], good[n, b, y + 1]
+                    for x in range(width):
+                        d = p0[x] - p[x] - p[x] + p2[x]
+                        line[x] = d * d / (v0[x] + np.float32(4) * v[x] + v2[x])
+                        use[x] = g0[x] & g[x] & g2[x]
+                    for x in range(width):
+                        if use[x]:
+                            counts[as_bits[x] >> np.uint32(SHIFT)] += 1
+                            total += 1
             ratio[n, b] = np.sqrt(_middle(counts, total) / MEDIAN_CHI2)
 
 

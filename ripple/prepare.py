@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
-from ripple import matching, measures, noise, normalize, psf, quality
+from ripple import convolution, matching, measures, noise, normalize, psf, psf_kernels, quality
 from ripple.config import neutral
 from ripple.cutouts import CutoutBatch, TensorBatch
 from ripple.errors import DataError
@@ -213,7 +213,7 @@ def prepare(batch: CutoutBatch, config: PreprocessConfig, constants: dict[str, A
             image[rows], valid[rows], _ = matching.apply(planes, good, plan.number[rows], frame)
         else:
             done = matching.apply(device.put(planes), device.put(good), plan.number[rows], frame)
-            image[rows], valid[rows] = psf.to_numpy(done[0]), psf.to_numpy(done[1])
+            image[rows], valid[rows] = convolution.to_numpy(done[0]), convolution.to_numpy(done[1])
     measured = _joined(parts)
     image[~measured.present] = 0
     valid[~measured.present] = False
@@ -309,7 +309,7 @@ def _psf_measures(
     out["psf_residual"] = plan.of_planes(kernels.residual, 0.0)
     out["psf_spill"] = plan.of_planes(kernels.spill, 0.0)
     out["psf_flux"] = plan.of_planes(flux, 1.0)
-    out["psf_edge"] = plan.of_planes(psf.weight_beyond(kernels.kernel, margin), 0.0)
+    out["psf_edge"] = plan.of_planes(psf_kernels.weight_beyond(kernels.kernel, margin), 0.0)
     out["psf_gain"] = gain
     white = np.zeros((1, 2 * noise.LAG + 1, 2 * noise.LAG + 1))
     white[:, noise.LAG, noise.LAG] = 1
@@ -358,7 +358,7 @@ def _normalised(
             y = normalize.transform(image[rows], offset[rows], scale[rows], config.normalize)
         else:
             x, o, s = (device.put(a[rows]) for a in (image, offset, scale))
-            y = psf.to_numpy(normalize.transform(x, o, s, config.normalize))
+            y = convolution.to_numpy(normalize.transform(x, o, s, config.normalize))
         out[rows] = np.clip(y, -HALF_MAX, HALF_MAX) if half else y
     out[~prepared.quality.present] = 0
     return out

@@ -33,6 +33,7 @@ MIN_EXPLAINED = (
     0.3  # a shift must explain this much of what it leaves unexplained (colours of blended sources)
 )
 MIN_GAIN = 0.08  # by how much an orientation must beat the given one, plus half of what it leaves unexplained
+DOUBT = 0.03  # correlations corrected for noise may come out above 1
 KNEE = 10.0  # S/N above which pixels are compressed, so that one bright source does not decide alone
 SMOOTH = 1.2  # px, Gaussian; about the seeing, so that noise beyond it is not correlated
 CHUNK = 64  # rows at a time
@@ -130,25 +131,28 @@ def _signal(image: NDArray[np.floating], variance: NDArray[np.floating], good: N
     """Signal-to-noise planes `(n, B, H, W)` float32, no background, bright pixels compressed, 0 if bad."""
     with np.errstate(all="ignore"):
         noise = np.sqrt(_masked_median(variance, good))
-        planes = np.where(good, (image - _masked_median(image, good)) / noise, 0.0)
-    return np.asarray(KNEE * np.arcsinh(np.nan_to_num(planes, posinf=0.0, neginf=0.0) / KNEE), np.float32)
+        planes = (image - _masked_median(image, good)) / (np.float32(KNEE) * noise)
+        planes = np.asarray(planes, np.float32)
+        planes[~(good & np.isfinite(planes))] = 0
+    return np.asarray(np.float32(KNEE) * np.arcsinh(planes))
 
 
-def _masked_median(values: NDArray[np.floating], good: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Median of each plane over its good pixels, `(n, B, 1, 1)`; NaN when there is none."""
-    flat = np.where(good, values, np.inf).reshape(*values.shape[:2], -1).astype(np.float64)
+def _masked_median(values: NDArray[np.floating], good: NDArray[np.bool_]) -> Float:
+    """Median of every other good pixel of each plane and axis, `(n, B, 1, 1)`; NaN when there is none."""
+    n, b, h, w = values[:, :, ::2, ::2].shape
+    some = good[:, :, ::2, ::2]
+    flat = np.where(some, values[:, :, ::2, ::2], np.inf).astype(np.float32).reshape(n, b, h * w)
     flat.sort(axis=-1)
-    middle = np.maximum(good.sum(axis=(2, 3)) - 1, 0) // 2
+    middle = np.maximum(np.count_nonzero(some, axis=(2, 3)) - 1, 0) // 2
     median = np.take_along_axis(flat, middle[..., None], axis=-1)[..., None]
-    return np.where(np.isinf(median), np.nan, median)
+    return np.where(np.isinf(median), np.float32(np.nan), median)
 
 
 def _compare(planes: Float, good: NDArray[np.bool_], rows: slice, out: Registration) -> None:
     """Measure all bands of these rows against their reference and write the result into `out`."""
     n, b, h, w = planes.shape
     enough = good.mean(axis=(2, 3)) > 0.7
-    smooth = scipy.ndimage.gaussian_filter(planes, SMOOTH, axes=(2, 3), mode="constant")
-    power = np.where(enough, (smooth**2).sum(axis=(2, 3)), -1.0)
+    power = np.where(enough, (_blocks(planes) ** 2).sum(axis=(2, 3)), -1.0)
     reference = power.argmax(axis=1)
     usable = enough.sum(axis=1) >= 2
     out.reference[rows] = np.where(usable, reference, -1)
@@ -171,6 +175,13 @@ def _compare(planes: Float, good: NDArray[np.bool_], rows: slice, out: Registrat
     _blame(index[usable] + rows.start, out)
 
 
+def _blocks(planes: Float) -> Float:
+    """Sums of 4 x 4 pixels, about as wide as the seeing."""
+    h, w = planes.shape[2] // 4 * 4, planes.shape[3] // 4 * 4
+    rows = sum((planes[:, :, k:h:4, :w] for k in range(1, 4)), planes[:, :, 0:h:4, :w])
+    return np.asarray(sum((rows[..., k::4] for k in range(1, 4)), rows[..., ::4]))
+
+
 def _taper(size: int) -> NDArray[np.float64]:
     """A window that falls to 0 over an eighth of the width on each side (Tukey)."""
     x = (np.arange(size) + 0.5) / size
@@ -183,6 +194,7 @@ class _Pair:
     """Spectra of one band (m rows) and its reference, and what noise alone does to their correlation."""
 
     conjugate: NDArray[np.complex64]  # of the reference, times the smoothing
+    second: NDArray[np.complex64]  # of the band
     scale: NDArray[np.float64]  # (m,) correlation of a perfect match
     noise: NDArray[np.float64]  # (m,) one sigma of the correlation
     shift_error: NDArray[np.float64]  # (m,) px
@@ -197,7 +209,8 @@ def _pair(f1: Float, f2: Float, taper: Float) -> _Pair:
     beam = np.exp(-(SMOOTH**2) * (kx**2 + ky**2)).astype(np.float32)  # both images: the Gaussian squared
     white = float((taper**2).sum())  # power per mode of noise 1 per pixel
     a = scipy.fft.rfft2(f1)
-    power1, power2 = np.abs(a) ** 2, np.abs(scipy.fft.rfft2(f2)) ** 2
+    b = scipy.fft.rfft2(f2)
+    power1, power2 = a.real**2 + a.imag**2, b.real**2 + b.imag**2
     fluctuation = white * (power1 + power2 - white) * beam**2 * twice
     signal1, signal2 = (power1 - white) * beam * twice, (power2 - white) * beam * twice
 
@@ -209,6 +222,7 @@ def _pair(f1: Float, f2: Float, taper: Float) -> _Pair:
         error += total(k**2 * fluctuation) / (total(k**2 * signal1) * total(k**2 * signal2))
     return _Pair(
         np.conj(a) * beam,
+        b,
         np.sqrt(total(signal1) * total(signal2)) / (h * w),
         np.sqrt(total(fluctuation)) / (h * w),
         np.sqrt(error),
@@ -225,22 +239,25 @@ def _measure(
     h, w = f1.shape[1:]
     pair = _pair(f1, f2, taper)
     names = TRANSFORMS if h == w else tuple(t for t in TRANSFORMS if t in UPRIGHT)
-    vector = np.zeros((len(f1), 2))
-    peaks = np.empty((len(names), len(f1)))
-    for k, name in enumerate(names):
-        cross = scipy.fft.irfft2(pair.conjugate * scipy.fft.rfft2(undo(f2, name)), s=(h, w))
-        peaks[k], dy, dx = _peak(cross, max(2, min(h, w) // 4))
-        if k == 0:
-            out.shift[at, band], vector = np.hypot(dy, dx), np.stack([dy, dx], axis=1)
-            out.correlation[at, band] = cross[:, 0, 0] / pair.scale
-    best = peaks.argmax(axis=0)
-    gain = peaks.max(axis=0) - peaks[0]
-    match = peaks.max(axis=0) / pair.scale
+    cross = scipy.fft.irfft2(pair.conjugate * pair.second, s=(h, w))
+    limit = max(2, min(h, w) // 4)
+    first, dy, dx = _peak(cross, limit)
+    out.shift[at, band], vector = np.hypot(dy, dx), np.stack([dy, dx], axis=1)
+    out.correlation[at, band] = cross[:, 0, 0] / pair.scale
+    upright = first / pair.scale
+    peaks = np.broadcast_to(first, (len(names), len(f1))).copy()
+    # What agrees so well cannot agree better by as much as is asked for.
     sure = pair.scale > SIGMAS * pair.noise
+    odd = np.flatnonzero(sure & (upright < 1 - MIN_GAIN + DOUBT))
+    for k, name in enumerate(names[1:] if len(odd) else (), 1):
+        cross = scipy.fft.irfft2(pair.conjugate[odd] * scipy.fft.rfft2(undo(f2[odd], name)), s=(h, w))
+        peaks[k, odd] = _peak(cross, limit)[0]
+    best = peaks.argmax(axis=0)
+    gain = peaks.max(axis=0) - first
+    match = peaks.max(axis=0) / pair.scale
     turned = sure & (gain > SIGMAS * np.sqrt(2) * pair.noise)
     turned &= gain / pair.scale > MIN_GAIN + (1 - match) / 2
     turned &= (match >= MIN_CORRELATION) & (best > 0)
-    upright = peaks[0] / pair.scale
     error = pair.shift_error
     moved = (out.shift[at, band] >= np.maximum(MIN_SHIFT, SIGMAS * error)) & (upright >= MIN_CORRELATION)
     moved &= upright - out.correlation[at, band] > MIN_EXPLAINED * (1 - upright)

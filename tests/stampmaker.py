@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from scipy import fft
 
+from ripple.convolution import kernel_spectra
 from ripple.cutouts import MASK_PLANES, CutoutBatch
 from ripple.geometry import Tan
-from ripple.psf import kernel_spectra, target_stamp
+from ripple.psf import target_stamp
 
 FWHM = {"u": 6.2, "g": 5.4, "r": 4.6, "i": 4.0, "z": 3.9, "y": 4.3}
 SIGMA = 20.0  # nJy per pixel

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stampmaker import coadd_noise, make_batch, moffat
 
-from ripple import matching, measures, noise, psf
+from ripple import convolution, matching, measures, noise, psf, psf_kernels
 from ripple.psf import Fault
 
 ZOO = Path(__file__).parents[1].parent / "shared" / "data" / "psf_models" / "psf_zoo.npz"
@@ -20,7 +20,7 @@ ZOO = Path(__file__).parents[1].parent / "shared" / "data" / "psf_models" / "psf
 
 def test_kernel_reaches_target_and_conserves_light() -> None:
     source = np.stack([moffat(w, ellipticity=e) for w in (3.3, 4.0, 4.6) for e in (0.0, 0.08)])
-    k = psf.match_kernels(source, psf.target_stamp(5.4, 41)[None])
+    k = psf_kernels.match_kernels(source, psf.target_stamp(5.4, 41)[None])
     assert k.residual.max() < 1e-3
     np.testing.assert_allclose(k.kernel.sum(axis=(1, 2), dtype=float), 1, atol=1e-6)
     y, x = psf.centroid(k.kernel)
@@ -30,7 +30,10 @@ def test_kernel_reaches_target_and_conserves_light() -> None:
 
 def test_tolerance_gives_shorter_kernels() -> None:
     source, target = moffat(4.0)[None], psf.target_stamp(5.4, 41)[None]
-    best, smooth = psf.match_kernels(source, target), psf.match_kernels(source, target, tolerance=0.003)
+    best, smooth = (
+        psf_kernels.match_kernels(source, target),
+        psf_kernels.match_kernels(source, target, tolerance=0.003),
+    )
     assert smooth.residual[0] <= 0.003
     assert smooth.reach[0] < best.reach[0]
     assert smooth.gain[0] <= best.gain[0]
@@ -43,7 +46,7 @@ def test_kernel_moves_nothing(shape: tuple[int, int], offset: tuple[float, float
     y, x = np.indices(shape)
     cy, cx = (shape[0] - 1) / 2 + offset[0], (shape[1] - 1) / 2 + offset[1]
     stamp = np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / (2 * 1.8**2))
-    k = psf.match_kernels(stamp[None], psf.target_stamp(5.5, 41, "gaussian")[None], half=20)
+    k = psf_kernels.match_kernels(stamp[None], psf.target_stamp(5.5, 41, "gaussian")[None], half=20)
     centre = np.indices((41, 41)) - 20
     expected = np.exp(-(centre**2).sum(axis=0) / (2 * ((5.5 / 2.3548) ** 2 + 1 / 12 - 1.8**2)))
     np.testing.assert_allclose(
@@ -54,7 +57,7 @@ def test_kernel_moves_nothing(shape: tuple[int, int], offset: tuple[float, float
 
 
 def test_sharper_target_is_not_forced() -> None:
-    k = psf.match_kernels(moffat(5.0)[None], psf.target_stamp(3.0, 41)[None], max_gain=1.0)
+    k = psf_kernels.match_kernels(moffat(5.0)[None], psf.target_stamp(3.0, 41)[None], max_gain=1.0)
     assert k.gain[0] <= 1.0
     assert k.residual[0] > 0.1
 
@@ -127,7 +130,7 @@ def test_star_profiles_agree_after_matching() -> None:
     spot[..., full // 2, full // 2] = 1e5
     from scipy import fft
 
-    spectrum = psf.kernel_spectra(batch.psf, frame)
+    spectrum = convolution.kernel_spectra(batch.psf, frame)
     batch.image[:] = fft.irfft2(fft.rfft2(spot, s=frame) * spectrum, s=frame)[..., :full, :full]
     good = np.ones(batch.image.shape, bool)
     y, x = np.indices((side, side)) - side // 2
@@ -184,7 +187,9 @@ def test_bad_pixels_are_filled_and_mask_grows() -> None:
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 40), st.integers(0, 100), st.integers(0, 100))
 def test_reflection(length: int, before: int, after: int) -> None:
-    assert (psf.reflect(length, before, after) == np.pad(np.arange(length), (before, after), "reflect")).all()
+    assert (
+        convolution.reflect(length, before, after) == np.pad(np.arange(length), (before, after), "reflect")
+    ).all()
 
 
 def test_numpy_and_torch_agree() -> None:

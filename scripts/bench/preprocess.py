@@ -30,6 +30,7 @@ from stampmaker import make_batch, moffat  # noqa: E402
 from ripple import matching, measures, noise, normalize, psf  # noqa: E402
 from ripple.cutouts import CutoutBatch  # noqa: E402
 from ripple.prepare import PreprocessConfig, preprocess_batch  # noqa: E402
+from ripple.registration import check_registration  # noqa: E402
 
 BANDS, SIZE, MARGIN, TARGET = "griz", 64, 12, 1.25
 
@@ -107,6 +108,7 @@ def main() -> None:
             "ripple, all of it": best(lambda b=batch: preprocess_batch(b, config, constants)) / n,
             "  of it kernels and PSF checks": best(lambda b=batch: matching.plan_matching(b, TARGET)) / n,
             "  of it quality measures": best(lambda b=batch: judge_all(b)) / n,
+            "  registration, on top": best(lambda b=batch: registration(b), 3) / n,
             "  of it match and normalise": best(lambda b=batch, p=plan: match_only(b, p)) / n,
             "FFTs alone": best(lambda b=batch, f=frame: floor(b, f)) / n,
             "loop of pypher + scipy": best(lambda b=batch, f=few: loop(b, pypher, f), 2) / few,
@@ -117,6 +119,11 @@ def main() -> None:
         for name, seconds in times.items():
             print(f"  {name:34s} {1e3 * seconds:8.3f} ms/row {1 / seconds:9.0f} rows/s"
                   f"  {seconds / ours:7.2f} x ripple {seconds / base:8.2f} x FFTs")  # fmt: skip
+
+
+def registration(batch: CutoutBatch) -> None:
+    inner = (..., slice(MARGIN, -MARGIN), slice(MARGIN, -MARGIN))
+    check_registration(batch.image[inner], batch.variance[inner])
 
 
 def judge_all(batch: CutoutBatch) -> None:
