@@ -281,11 +281,15 @@ class Teacher(Method):
             sure, label = (p / p.sum(1, keepdim=True)).max(1)
             limit = 0.9 * torch.softmax(step.source_logits, 1).amax(1).mean()
             width = float((image - image.median()).abs().median()) * 1.4826
-        strong = Augment(d4=True, shift=3, blur=1.0, noise=width)
-        other = strong(image, step.target_batch["row"], seed=self.seed + 1, epoch=int(step.progress * 1e6))
-        logits = two_logits(step.net(other).float())
-        each = nn.functional.cross_entropy(logits, label, reduction="none")
-        return (each * (sure >= limit)).mean()
+        strong = Augment(d4=True, shift=3, blur=1.5, noise=width)
+        turn = int(step.progress * 1e6)
+        other = strong(image, step.target_batch["row"], seed=self.seed + 1, epoch=turn)
+        each = nn.functional.cross_entropy(two_logits(step.net(other).float()), label, reduction="none")
+        # The source is disturbed as well: what blur and noise leave of an arc is learnt from true labels.
+        known, number = step.target_batch["source_image"], torch.arange(len(step.label), device=image.device)
+        other = strong(known, number, seed=self.seed + 2, epoch=turn)
+        ours = nn.functional.cross_entropy(two_logits(step.net(other).float()), step.label)
+        return (each * (sure >= limit)).mean() + ours
 
 
 class Universal(Method):
