@@ -69,7 +69,10 @@ class Part:
     image
         `(n, B, H, W)` float32 as stored; NaN where there is no pixel.
     variance, bad
-        Like `image`, or None. `bad` is true where a pixel is no measurement.
+        Like `image`, or None. `bad` is true where a pixel is no measurement:
+        the rule of `ripple preprocess`.
+    mask, mask_planes
+        Like `image`, uint32, and the name of each bit; None and empty for tensors.
     psf
         `(M, K, K)` kernels, or None; `psf_index` `(n, B)`, -1 for none.
     psf_fwhm
@@ -89,6 +92,8 @@ class Part:
     psf_fwhm: Float
     catalog: dict[str, NDArray[Any]]
     wcs: dict[int, Tan]
+    mask: NDArray[np.uint32] | None = None
+    mask_planes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,14 +203,15 @@ def _part(
     if isinstance(batch, TensorBatch):
         width = np.full(shape, batch.psf_fwhm, np.float32)
         return Part(numbers, image, None, batch.valid[rows] == 0, None, None, width, catalog, {})
+    from ripple.measures import usable
     from ripple.psf import fwhm
 
-    defects = ~batch.bits("DETECTED", "DETECTED_NEGATIVE", "INEXACT_PSF")
+    bad, mask = ~usable(batch)[rows], np.asarray(batch.mask[rows])
     which = batch.psf_index[rows]
     widths = np.append(fwhm(batch.psf) if len(batch.psf) else np.zeros(0), np.nan) * batch.pixel_scale
     return Part(
-        numbers, image, np.asarray(batch.variance[rows]), (batch.mask[rows] & defects) != 0, batch.psf, which,
-        widths[which].astype(np.float32), catalog, batch.wcs,
+        numbers, image, np.asarray(batch.variance[rows]), bad, batch.psf, which,
+        widths[which].astype(np.float32), catalog, batch.wcs, mask, batch.mask_planes,
     )  # fmt: skip
 
 

@@ -204,7 +204,10 @@ def zarr_v3(source: Source, config: ExportConfig, directory: Path) -> Iterator[i
 
 
 def fits_stamps(source: Source, config: ExportConfig, directory: Path) -> Iterator[int]:
-    """`0000000.fits`: IMAGE, VARIANCE, MASK and PSF of each band, with the WCS of the tract."""
+    """`0000000.fits`: IMAGE, VARIANCE, MASK and PSF of each band, with the WCS of the tract.
+
+    MASK names its bits as afw does: card `MP_<plane>` is the number of the bit.
+    """
     if source.kind != "cutouts":
         raise DataError(f"{config.source} holds {source.kind}", hint="FITS stamps are made from cutouts")
     names = []
@@ -228,15 +231,23 @@ def _fits_file(part: Part, k: int, source: Source) -> bytes:
         planes: list[tuple[str, Any, str]] = [("IMAGE", part.image[k, b], "nJy")]
         if part.variance is not None and np.isfinite(part.variance[k, b]).any():
             planes.append(("VARIANCE", part.variance[k, b], "nJy**2"))
-        if part.bad is not None:
-            planes.append(("MASK", part.bad[k, b].astype(np.uint8), ""))
+        if part.mask is not None:
+            planes.append(
+                ("MASK", part.mask[k, b].astype(np.int32 if len(part.mask_planes) < 32 else np.int64), "")
+            )
         for name, data, unit in planes:
-            hdus.append(_image_hdu(name, band, data, {**cards, **({"BUNIT": unit} if unit else {})}))
+            more = {"BUNIT": unit} if unit else _bits(part.mask_planes)
+            hdus.append(_image_hdu(name, band, data, {**cards, **more}))
         if part.psf is not None and part.psf_index is not None and part.psf_index[k, b] >= 0:
             hdus.append(_image_hdu("PSF", band, part.psf[part.psf_index[k, b]], {}))
     out = io.BytesIO()
     fits.HDUList(hdus).writeto(out)
     return out.getvalue()
+
+
+def _bits(planes: tuple[str, ...]) -> dict[str, int]:
+    # Names of more than eight characters need the HIERARCH convention.
+    return {f"HIERARCH MP_{name}" if len(name) > 5 else f"MP_{name}": bit for bit, name in enumerate(planes)}
 
 
 def _image_hdu(name: str, band: str, data: NDArray[Any], cards: dict[str, Any]) -> Any:

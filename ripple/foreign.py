@@ -39,6 +39,8 @@ class Stamp:
         `(B, H, W)` float32, or None.
     bad
         `(B, H, W)` bool, or None.
+    mask
+        `(B, H, W)` uint32 in bits of `MASK_PLANES` when the source names its planes, else None.
     psf
         `(B, K, K)` float32, or None.
     ra, dec
@@ -59,6 +61,7 @@ class Stamp:
     image: Float
     variance: Float | None = None
     bad: NDArray[np.bool_] | None = None
+    mask: NDArray[np.uint32] | None = None
     psf: Float | None = None
     ra: float = float("nan")
     dec: float = float("nan")

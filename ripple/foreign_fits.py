@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ripple.cutouts import MASK_PLANES
 from ripple.errors import DataError
 from ripple.foreign import BANDS, Float, Listing, Stamp, Unreadable, _one_line
 from ripple.geometry import Tan
@@ -207,7 +208,7 @@ def _stamp(name: str, files: dict[str, Path], bands: tuple[str, ...], convert: b
     ra, dec = _position(first, wcs, shape)
     return Stamp(
         id=_identity(first, name), image=image,
-        variance=_variance(by_role, bands, shape, to_njy), bad=_mask(by_role["mask"], bands, shape),
+        variance=_variance(by_role, bands, shape, to_njy), mask=_mask(by_role["mask"], bands, shape),
         psf=_kernels(by_role["psf"], bands), ra=ra, dec=dec, label=int(first.get("LABEL", -1)), wcs=wcs,
         place=_place(first), unit="nJy" if known else "",
     )  # fmt: skip
@@ -252,31 +253,32 @@ def _variance(
                 continue  # all zero: nobody measured it
             with np.errstate(divide="ignore", invalid="ignore"):
                 values = values**2 if role == "rms" else 1 / values if role == "ivar" else values
-            values = np.where(np.isfinite(values) & (values >= 0), values, np.nan)
+            # Infinite is how a pixel without weight is written; anything else that is no variance is unknown.
+            values = np.where(values >= 0, values, np.nan)
             out[k] = values * to_njy.get(band, 1.0) ** 2
     return out if np.isfinite(out).any() else None
 
 
 def _mask(
     planes: dict[str, Plane], bands: tuple[str, ...], shape: tuple[int, ...]
-) -> NDArray[np.bool_] | None:
+) -> NDArray[np.uint32] | None:
+    """Bits of `MASK_PLANES`: by name where `MP_<plane>` cards tell, as afw writes them; else all is BAD."""
     if not planes:
         return None
-    out = np.zeros((len(bands), *shape), bool)
+    out = np.zeros((len(bands), *shape), np.uint32)
     for k, band in enumerate(bands):
-        if band in planes:
-            # LSST masks mark detections too: a plane named DETECTED is not a defect.
-            values = planes[band].data.astype(np.int64)
-            out[k] = (values & ~_detected(planes[band].header)) != 0
+        if band not in planes:
+            continue
+        values, named = planes[band].data.astype(np.int64), 0
+        if values.shape != shape:
+            raise ValueError(f"mask of {band} has shape {values.shape}, the image {shape}")
+        for bit, name in enumerate(MASK_PLANES):
+            theirs = planes[band].header.get(f"MP_{name}", -1)
+            if isinstance(theirs, int) and 0 <= theirs < 62:
+                out[k] |= ((values >> theirs) & 1).astype(np.uint32) << np.uint32(bit)
+                named |= 1 << theirs
+        out[k][(values & ~named) != 0] |= np.uint32(1 << MASK_PLANES.index("BAD"))
     return out
-
-
-def _detected(header: Any) -> int:
-    bits = 0
-    for name in ("DETECTED", "DETECTED_NEGATIVE"):
-        bit = header.get(f"MP_{name}", -1)
-        bits |= 1 << bit if isinstance(bit, int) and 0 <= bit < 62 else 0
-    return bits
 
 
 def _kernels(planes: dict[str, Plane], bands: tuple[str, ...]) -> Float | None:

@@ -13,6 +13,7 @@ from ripple.cutouts import MASK_PLANES, CutoutBatch, TensorBatch
 from ripple.errors import Reason
 from ripple.foreign import Stamp, Unreadable
 from ripple.geometry import Tan
+from ripple.measures import usable
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +123,7 @@ def fitted(stamp: Stamp, frame: Frame) -> Stamp | Unreadable:
     shape = image.shape[1:]
     if shape != frame.size and not frame.resize:
         return Unreadable(stamp.id, f"{shape[0]}x{shape[1]} pixels, expected {frame.size[0]}x{frame.size[1]}")
-    for name, plane in (("variance", variance), ("mask", stamp.bad)):
+    for name, plane in (("variance", variance), ("mask", stamp.bad), ("mask", stamp.mask)):
         if plane is not None and plane.shape != image.shape:
             return Unreadable(stamp.id, f"{name} of shape {plane.shape}, image {image.shape}")
     if shape == frame.size:
@@ -137,6 +138,7 @@ def fitted(stamp: Stamp, frame: Frame) -> Stamp | Unreadable:
         stamp, image=_moved(image, frame.size, top, left, np.nan), wcs=wcs, place=place,
         variance=None if variance is None else _moved(variance, frame.size, top, left, np.nan),
         bad=None if stamp.bad is None else _moved(stamp.bad, frame.size, top, left, False),
+        mask=None if stamp.mask is None else _moved(stamp.mask, frame.size, top, left, 0),
     )  # fmt: skip
 
 
@@ -164,6 +166,8 @@ def cutouts(
             variance[k] = stamp.variance
         if stamp.bad is not None and frame.mask:
             mask[k][stamp.bad] |= bad
+        if stamp.mask is not None and frame.mask:
+            mask[k] |= stamp.mask
     mask[np.isnan(image)] |= no_data
     variance[np.isnan(image)] = np.nan
     psf, which = _psfs([stamp for _, stamp in kept], frame)
@@ -237,11 +241,10 @@ def _kernel(stamp: Stamp, j: int, band: str, side: int, frame: Frame) -> NDArray
 
 def tensors(batch: CutoutBatch, frame: Frame, unit: str) -> TensorBatch:
     """Pixels as they are: for data that somebody normalised already."""
-    bad = (batch.mask & batch.bits("BAD", "NO_DATA")) != 0
     n = len(batch)
     return TensorBatch(
         bands=batch.bands, image=np.where(np.isnan(batch.image), 0, batch.image).astype(np.float32),
-        valid=(~bad).astype(np.uint8),
+        valid=usable(batch).astype(np.uint8),
         catalog={**batch.catalog, "accept": np.ones(n, np.uint8), "qc": np.zeros(n, np.uint64)},
         pixel_scale=batch.pixel_scale, psf_fwhm=float("nan"),
         normalization={"method": "none", "offset": dict.fromkeys(frame.bands, 0.0),

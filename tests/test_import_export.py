@@ -348,7 +348,9 @@ def test_fits_round_trip_and_wcs(tmp_path: Path) -> None:
     kernels = [batch.psf[k] for k in batch.psf_index[3]]
     for kernel, k in zip(kernels, first.psf_index[3], strict=True):
         np.testing.assert_allclose(kernel, first.psf[k], rtol=1e-6)
-    assert (batch.mask & batch.bits("BAD") != 0).sum() >= (first.mask & first.bits("BAD") != 0).sum()
+    for name in first.mask_planes:
+        mine = first.mask & first.bits(name) != 0
+        np.testing.assert_array_equal(batch.mask & batch.bits(name) != 0, mine, err_msg=name)
 
 
 def test_mmu_round_trip(tmp_path: Path) -> None:
@@ -454,3 +456,29 @@ def test_export_again_is_done(tmp_path: Path) -> None:
     assert export(config).done_before
     with pytest.raises(ConfigError, match="rows_per_file"):
         export(config.model_copy(update={"rows_per_file": 3}))
+
+
+def test_named_mask_planes_mean_what_they_say(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    mask = np.array([[1, 2, 4, 8], [0, 0, 0, 3]], np.int32)
+    header = fits.Header({"MP_SAT": 0, "HIERARCH MP_DETECTED": 1, "MP_CR": 2})  # bit 3 has no name
+    image = fits.ImageHDU(np.ones((2, 4), np.float32), fits.Header({"BUNIT": "nJy"}), name="IMAGE_g")
+    hdus = [fits.PrimaryHDU(), image, fits.ImageHDU(mask, header, name="MASK_g")]
+    fits.HDUList(hdus).writeto(tmp_path / "in" / "a.fits")
+    batch = run_import(tmp_path / "in", tmp_path / "out", format="fits", bands="g", pixel_scale=0.2)
+    found = {name: (batch.mask[0, 0] & batch.bits(name) != 0).ravel().nonzero()[0].tolist()
+             for name in ("SAT", "DETECTED", "CR", "BAD")}  # fmt: skip
+    assert found == {"SAT": [0, 7], "DETECTED": [1, 7], "CR": [2], "BAD": [3]}
+
+
+def test_a_rejected_visit_is_no_bad_pixel(tmp_path: Path) -> None:
+    image = np.ones((2, 1, 8, 8), np.float32)
+    mask = np.zeros(image.shape, np.uint32)
+    mask[0, 0, 1, 1], mask[0, 0, 2, 2] = 1, 2
+    write_cutouts(
+        tmp_path / "c", image, ("i",), {"id": ["a", "b"], "ra": [1.0, 2.0], "dec": [3.0, 4.0]},
+        mask=mask, mask_planes=("REJECTED", "SAT"), variance=np.ones_like(image), pixel_scale=0.2,
+    )  # fmt: skip
+    out = run_export(tmp_path / "c", tmp_path / "mmu", format="mmu")
+    with h5py.File(next(out.rglob("*.hdf5"))) as file:
+        assert sum(int(m.sum()) for m in file["image_mask"][:]) == 1
