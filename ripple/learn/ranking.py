@@ -75,19 +75,24 @@ def _piece(
     return table.select(own + [name for name in table.column_names if name not in own])
 
 
+#: First characters of cells that a spreadsheet takes for a formula, or skips to reach one.
+FORMULA = tuple("=+-@\t\r\n")
+
+
 def top_csv(table: Path, count: int) -> bytes:
     """The best rows as CSV; text that a spreadsheet would run as a formula is quoted."""
     file = pq.ParquetFile(table)
     names = ["rank", "id", "ra", "dec", "score", "probability", "spread", "qc", "label"]
     names = [name for name in names if name in file.schema_arrow.names]
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
+    # With this line end the writer also quotes a lone carriage return, which readers take for one.
+    writer = csv.writer(out, lineterminator="\r\n")
     writer.writerow(names)
     left = count
     for batch in file.iter_batches(batch_size=min(count, 10_000), columns=names):
         for record in batch.slice(0, left).to_pylist():
             values = [record[name] for name in names]
-            writer.writerow(["'" + v if isinstance(v, str) and v[:1] in "=+-@" else v for v in values])
+            writer.writerow(["'" + v if isinstance(v, str) and v[:1] in FORMULA else v for v in values])
         left -= batch.num_rows
         if left <= 0:
             break

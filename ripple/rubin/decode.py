@@ -9,6 +9,7 @@ astropy, and the image says so in `note`.
 from __future__ import annotations
 
 import functools
+import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +28,12 @@ _BATCH = 65536  # bytes given to a compiled loop at once: fits in the cache toge
 _TINY = 2048  # below this many bytes zlib starts faster than libdeflate
 _COLUMNS = ("COMPRESSED_DATA", "GZIP_COMPRESSED_DATA", "UNCOMPRESSED_DATA", "ZSCALE", "ZZERO", "ZBLANK")
 _KINDS = {"P": ">u4", "Q": ">u8", "D": ">f8", "E": ">f4", "J": ">i4"}
+
+#: What astropy has raised on damaged bytes.
+_DECODING = (
+    OSError, ValueError, LookupError, TypeError, ArithmeticError, RuntimeError, EOFError, AttributeError,
+    AssertionError, MemoryError, struct.error, zlib.error,
+)  # fmt: skip
 
 Array = NDArray[Any]
 Window = tuple[int, int, int, int]
@@ -199,8 +206,11 @@ def _with_astropy(hdu: Hdu, source: Source, name: str, shape: tuple[int, ...], n
             pixels = np.asarray(fits.CompImageHDU(bintable=table).data)
         else:
             pixels = np.asarray(fits.ImageHDU.fromstring(blob).data)
-    except (OSError, ValueError, LookupError, TypeError, ArithmeticError, RuntimeError, EOFError) as error:
-        raise UnreadableError(f"{name}: astropy cannot decode it: {error}") from error
+    except (*_DECODING, fits.VerifyError) as error:
+        text = " ".join(str(error).split())[:200]
+        raise UnreadableError(f"{name}: astropy cannot decode it: {text}") from error
+    if pixels.dtype.kind not in "iuf" or pixels.size != prod(shape):
+        raise UnreadableError(f"{name}: damaged, {pixels.size} pixels of {pixels.dtype} for {shape}")
     flat = pixels.astype(pixels.dtype.newbyteorder("="), copy=False).reshape(-1, shape[-1])
     return Image(shape, flat.dtype, lambda y0, y1, x0, x1: flat[y0:y1, x0:x1].copy(), note)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import payloads  # noqa: F401 - as workers below
 import pytest
 import rows
 import sources

@@ -24,7 +24,7 @@ SKY: Path | None = None
 VERB_ROWS: list[Any] = []
 PATIENCE = 180.0
 CANARY = "CANARY-6f1d-secret-token"
-_RIPPLE = faultlib.python("-c", "from ripple.cli import main; main()")
+RIPPLE = faultlib.python("-c", "from ripple.cli import main; main()")
 
 Argv = Callable[[Path], list[str]]
 
@@ -40,7 +40,7 @@ def fetch_argv(output: Path, *more: str) -> list[str]:
         str(SKY / "truth.parquet"),
     ]
     return [
-        *_RIPPLE,
+        *RIPPLE,
         "fetch",
         *selection,
         "--bands",
@@ -56,7 +56,7 @@ def fetch_argv(output: Path, *more: str) -> list[str]:
 
 
 def preprocess_argv(cutouts: Path, output: Path, *more: str) -> list[str]:
-    return [*_RIPPLE, "preprocess", str(cutouts), "--workers", "2", "-o", str(output), *more]
+    return [*RIPPLE, "preprocess", str(cutouts), "--workers", "2", "-o", str(output), *more]
 
 
 def call(argv: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
@@ -177,9 +177,9 @@ def canary(tally: Tally, rng: random.Random, trials: int, directory: Path) -> No
         fetch_argv(directory / "b", "--collections", "nowhere"),
         fetch_argv(directory / "c", "--repo", "/nowhere"), preprocess_argv(out, directory / "t"),
         preprocess_argv(directory / "none", directory / "t2"), fetch_argv(directory / "d", "--bands", "x"),
-        fetch_argv(directory / "e", "--targets", "/nowhere.csv"), [*_RIPPLE, "doctor", "--json"],
-        fetch_argv(directory / "f", "--region", "CIRCLE 1"), [*_RIPPLE, "fetch", "--sise", "3"],
-        [*_RIPPLE, "verify", str(out)], [*_RIPPLE, "show", str(out)], [*_RIPPLE, "verify", "/nowhere"],
+        fetch_argv(directory / "e", "--targets", "/nowhere.csv"), [*RIPPLE, "doctor", "--json"],
+        fetch_argv(directory / "f", "--region", "CIRCLE 1"), [*RIPPLE, "fetch", "--sise", "3"],
+        [*RIPPLE, "verify", str(out)], [*RIPPLE, "show", str(out)], [*RIPPLE, "verify", "/nowhere"],
     ]  # fmt: skip
     traces = [
         CANARY.encode(),
