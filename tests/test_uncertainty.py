@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -101,8 +102,11 @@ def test_scores_carry_doubts_and_noise_is_unlike_the_training_rows(model: Path, 
     other = write_toys(tmp_path / "other", shards=1, rows=150, seed=9, image=noise)
     score(ScoreConfig.make({
         "model": str(model), "tensors": [str(same), str(other)], "output": str(tmp_path / "s"),
-        "mc_dropout": 5, "threads": 1,
+        "mc_dropout": 5, "threads": 1, "evaluate": True, "draws": 20,
     }))  # fmt: skip
+    doubt = json.loads((tmp_path / "s" / "evaluation.json").read_text())["doubt"]
+    assert 0 <= doubt["conformal"]["coverage"] <= 1
+    assert doubt["abstained"] >= doubt["outside"] > 0
     table = pq.read_table(tmp_path / "s" / "scores.parquet")
     shard, ood = table["shard"].to_numpy(), table["ood"].to_numpy()
     assert np.median(ood[shard == 1]) > 1 > np.median(ood[shard == 0])

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ripple.files import write_atomic
-from ripple.learn import evaluate
+from ripple.learn import evaluate, uncertainty
+from ripple.learn.calibrate import logit
 from ripple.learn.checkpoint import Contract
 from ripple.learn.score_config import ScoreConfig
 
@@ -48,6 +49,8 @@ def evaluation_report(
     match contract.output:
         case "lens":
             report = _lens_report(rows, contract, config)
+            p = contract.calibration.probability(logit(rows["score"].astype(np.float64)))
+            report |= doubt_report(uncertainty.class_probabilities(p), rows, contract)
             from ripple.learn.curves import evaluation_curves
 
             write_atomic(directory / "curves.png", evaluation_curves(report["evaluation"], report["slices"]))
@@ -55,6 +58,7 @@ def evaluation_report(
             names = [f"p_{contract.class_map[str(k)]}" for k in range(len(contract.class_map))]
             p = np.stack([rows[name] for name in names], 1)
             report = {"evaluation": evaluate.evaluate_classes(rows["label"], p, seed=config.seed)}
+            report |= doubt_report(p.astype(np.float64), rows, contract)
         case "regression":
             each = {t: evaluate.evaluate_regression(*_finite(rows, t)) for t in contract.targets}
             report = {"evaluation": {"metrics": each}}
@@ -78,6 +82,35 @@ def _rows(paths: list[Path], contract: Contract) -> dict[str, NDArray[Any]]:
             if name not in ("split", "id") and str(column.type) not in ("string", "large_string"):
                 parts.setdefault(name, []).append(column.to_numpy()[keep])
     return {name: np.concatenate(columns) for name, columns in parts.items() if len(columns) == len(paths)}
+
+
+def doubt_report(
+    probability: NDArray[np.float64], rows: dict[str, NDArray[Any]], contract: Contract
+) -> dict[str, Any]:
+    """Do the doubts hold: coverage of the conformal sets, abstentions, and risk against coverage.
+
+    Parameters
+    ----------
+    probability
+        `(N, K)`, as the sets were made of.
+    rows
+        Columns of the scores.
+    contract
+        Of the model.
+    """
+    known = contract.uncertainty
+    label = rows["label"].astype(np.int64)
+    if known is None or not known.quantiles or not len(label):
+        return {}
+    sets = uncertainty.conformal_sets(probability, known.quantiles)
+    right = probability.argmax(1) == label
+    return {
+        "doubt": {
+            "alpha": known.alpha, "conformal": uncertainty.set_coverage(sets, label),
+            "abstained": float(rows["abstain"].mean()), "outside": float((rows["ood"] > 1).mean()),
+            "risk_coverage": uncertainty.risk_coverage(probability.max(1), right),
+        }
+    }  # fmt: skip
 
 
 def _finite(rows: dict[str, NDArray[Any]], target: str) -> tuple[NDArray[Any], NDArray[Any]]:
