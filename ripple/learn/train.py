@@ -75,7 +75,12 @@ def train(config: TrainConfig) -> Summary:
     try:
         remove_temporaries(config.output)
         with process_group(device) as ranks, stoppable() as stop:
-            contract = _train(config, data, identity, device, ranks, stop)
+            try:
+                contract = _train(config, data, identity, device, ranks, stop)
+            except DataError:
+                # A shard that rotted while it was mapped gives numbers that are not finite: blame the shard.
+                _still_whole(data, config.output / WORK)
+                raise
     finally:
         unlock(handle)
     return _summary(config, contract, time.perf_counter() - began)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import payloads  # noqa: F401 - as workers below
+import learning  # noqa: F401 - adds its rows to those of verbs
+import payloads  # noqa: F401 - the same
 import pytest
 import rows
 import sources
 import verbs
-import workers  # noqa: F401 - adds its rows to those of verbs
+import workers  # noqa: F401 - the same
 
 
 def judged(row: rows.Row, directory: Path) -> None:

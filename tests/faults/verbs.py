@@ -81,7 +81,7 @@ def resume(tally: Tally, argv: list[str], output: Path, want: dict[str, str]) ->
         tally.note(f"differs: {sorted(set(contents(output).items()) ^ set(want.items()))[:3]}")
 
 
-def _killed(tally: Tally, rng: random.Random, trials: int, directory: Path, make: Argv) -> None:
+def killed(tally: Tally, rng: random.Random, trials: int, directory: Path, make: Argv) -> None:
     want, length = reference(make(directory / "reference"), directory / "reference")
     for trial in range(trials):
         here, tally.trials = directory / f"kill-{trial}", trial + 1
@@ -93,7 +93,7 @@ def _killed(tally: Tally, rng: random.Random, trials: int, directory: Path, make
         resume(tally, make(here), here, want)
 
 
-def _interrupted(tally: Tally, rng: random.Random, trials: int, directory: Path, make: Argv) -> None:
+def interrupted(tally: Tally, rng: random.Random, trials: int, directory: Path, make: Argv) -> None:
     want, length = reference(make(directory / "reference"), directory / "reference")
     for trial in range(trials):
         here, tally.trials = directory / f"signal-{trial}", trial + 1
@@ -118,18 +118,18 @@ def _interrupted(tally: Tally, rng: random.Random, trials: int, directory: Path,
 
 @row("1", "fetch: kill -9 at random moments, resume", full=200, gate=3, into=VERB_ROWS)
 def fetch_killed(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
-    _killed(tally, rng, trials, directory, fetch_argv)
+    killed(tally, rng, trials, directory, fetch_argv)
 
 
 @row("1", "preprocess: kill -9 at random moments, resume", full=200, gate=3, into=VERB_ROWS)
 def preprocess_killed(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
     reference(fetch_argv(directory / "cutouts"), directory / "cutouts")
-    _killed(tally, rng, trials, directory, lambda out: preprocess_argv(directory / "cutouts", out))
+    killed(tally, rng, trials, directory, lambda out: preprocess_argv(directory / "cutouts", out))
 
 
 @row("22", "fetch: SIGINT and SIGTERM at random moments, resume", full=200, gate=3, into=VERB_ROWS)
 def fetch_interrupted(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
-    _interrupted(tally, rng, trials, directory, fetch_argv)
+    interrupted(tally, rng, trials, directory, fetch_argv)
 
 
 @row("29", "preprocess on a damaged cutout artefact", full=300, gate=4, into=VERB_ROWS)
