@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -271,3 +274,19 @@ def test_a_target_that_does_not_fit_is_refused(pair: tuple[Path, Path], tmp_path
 def test_options_that_contradict(pair: tuple[Path, Path], tmp_path: Path, changes: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         config(pair, tmp_path, **changes)
+
+
+@pytest.mark.slow
+def test_the_benchmark_in_small(tmp_path: Path) -> None:
+    """Two instruments: batch statistics of the target's own already close part of the gap."""
+    root = Path(__file__).parents[1]
+    command = [sys.executable, str(root / "scripts/bench/gap.py"), str(root / "configs/gap-instruments.yaml")]
+    small = ["seeds=[0]", "rows=900", "methods=[adabn, mmd]", "labels=[50]", "train={epochs: 12}"]
+    command += ["-o", str(tmp_path / "gap"), *[part for s in small for part in ("--set", s)]]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, capture_output=True, env=environment, timeout=280)
+    runs = json.loads((tmp_path / "gap" / "result.json").read_text())["runs"]
+    auroc = {name: records[0]["target_auroc"] for name, records in runs.items()}
+    assert auroc["ceiling"] > auroc["source-only"] + 0.05
+    assert max(auroc["adabn"], auroc["mmd"]) > auroc["source-only"] + 0.03
+    assert (tmp_path / "gap" / "result.md").read_text().count("\n") == 8
