@@ -17,8 +17,9 @@ Float = NDArray[np.float64]
 
 #: Share of rows that a set may fail to cover.
 ALPHA = 0.1
-#: Neighbour whose distance counts, and the share of validation rows allowed beyond `ood` = 1.
-NEIGHBOUR, OUTSIDE = 10, 0.01
+#: Neighbour whose distance counts (with banks of a thousand rows the nearest finds unknown classes best,
+#: `configs/gap-unknown.yaml`), and the share of validation rows allowed beyond `ood` = 1.
+NEIGHBOUR, OUTSIDE = 1, 0.01
 #: Training rows whose features are kept.
 BANK = 4096
 
