@@ -44,6 +44,7 @@ def test_rows_are_the_accepted_ones_and_columns_follow_the_shards(dataset: Tenso
     np.testing.assert_array_equal(dataset.column("id"), [f"obj{k:06d}" for k in range(125)])
     assert dataset.column("theta_E").dtype == np.float32  # not in the index: read from the shards
     assert dataset.shape == (3, 16, 16)
+    assert set(dataset.column_names()) == {"index", "id", "ra", "dec", "label", "accept", "theta_E"}
     with pytest.raises(DataError, match="no column 'colour'"):
         dataset.column("colour")
 

@@ -70,6 +70,7 @@ class TensorDataset(torch.utils.data.Dataset[Batch]):
             names = ", ".join(str(a.directory) for a in self.artefacts)
             raise DataError(f"{names or 'no artefact'}: no rows to load")
         self._columns: dict[str, NDArray[Any]] = {}
+        self._names: tuple[str, ...] = ()
         self._indexes = [a.index() for a in self.artefacts]
         self._reset()
         first = self._map(int(np.argmax(np.array(counts) > 0)))
@@ -160,8 +161,11 @@ class TensorDataset(torch.utils.data.Dataset[Batch]):
         return self._columns[name]
 
     def column_names(self) -> tuple[str, ...]:
-        """Names that `column` takes: those of the shards."""
-        return tuple(sorted(self._map(int(np.argmax(np.diff(self._offsets) > 0))).catalog))
+        """Names that `column` takes: those of the first shard with rows, and `label`."""
+        if not self._names:
+            artefact, k = self._units[int(np.argmax(np.diff(self._offsets) > 0))]
+            self._names = tuple(sorted({*shard.map_tensors(artefact.verified_path(k)).catalog, "label"}))
+        return self._names
 
     def _from_indexes(self, name: str) -> NDArray[Any]:
         """The index has targets in input order: put their values where the rows lie."""
