@@ -12,6 +12,7 @@ import json
 import pickle
 import warnings
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -140,14 +141,42 @@ def _is_torchscript(data: bytes) -> bool:
 
 
 def _script_state(data: bytes, name: str) -> dict[str, Tensor]:
+    harmless = io.BytesIO(_without_code(data, name))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
-            return dict(torch.jit.load(io.BytesIO(data), map_location="cpu").state_dict())
-    except RuntimeError as err:
+            return dict(torch.jit.load(harmless, map_location="cpu").state_dict())
+    except (RuntimeError, ValueError) as err:
         raise IntegrityError(
             f"{name}: TorchScript cannot be read: {str(err).splitlines()[0][:120]}"
         ) from None
+
+
+def _without_code(data: bytes, name: str) -> bytes:
+    """The archive written anew, refused when loading it would run a method of the program.
+
+    `torch.jit.load` runs `__setstate__` in its interpreter, which can write files. Written anew, because what
+    was looked at must be what is loaded: two readers of zip files may see different members.
+    """
+    out = io.BytesIO()
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(out, "w") as new:
+            members = old.infolist()
+            if sum(m.file_size for m in members) > MAX_WEIGHT_BYTES:
+                raise IntegrityError(f"{name}: unpacks to more than {MAX_WEIGHT_BYTES} bytes")
+            if len({m.filename for m in members}) != len(members):
+                raise IntegrityError(f"{name}: two members of one name")
+            for member in members:
+                content = old.read(member)
+                if b"__setstate__" in content:
+                    raise IntegrityError(
+                        f"{name}: {member.filename} would run code when loaded",
+                        hint="export the state_dict as safetensors",
+                    )
+                new.writestr(zipfile.ZipInfo(member.filename), content)
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, ValueError, EOFError, RuntimeError) as err:
+        raise IntegrityError(f"{name}: TorchScript cannot be read: {str(err)[:120]}") from None
+    return out.getvalue()
 
 
 def _onnx_state(data: bytes, name: str) -> dict[str, Tensor]:

@@ -162,7 +162,61 @@ def fetch_drift(tally: Tally, rng: random.Random, trials: int, directory: Path) 
         named(tally, done.stderr, f"fetch.{key}")
 
 
-@row("39", "a token in the environment appears nowhere", full=20, gate=3, into=VERB_ROWS)
+def _configs(directory: Path) -> list[Any]:
+    """A configuration of each verb that writes an artefact."""
+    from ripple.fetch import FetchConfig
+    from ripple.learn.score_config import ScoreConfig
+    from ripple.prepare import PreprocessConfig
+
+    where = {"output": str(directory)}
+    score = {"model": "m", "tensors": ["t"]} | where
+    return [FetchConfig.make(where), PreprocessConfig.make({"cutouts": "c"} | where), ScoreConfig.make(score)]
+
+
+@row("37", "every key of every verb changed between runs", full=1000, gate=1000, into=VERB_ROWS, gating=True)
+def every_key(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
+    from ripple.artefact import ArtefactWriter, create
+    from ripple.errors import ConfigError
+
+    for config in _configs(directory):
+        here = directory / config.verb
+        options: dict[str, Any] = {"kind": "cutouts", "inputs": {}, "units": 1}
+        opened = create(here, config=config, **options)
+        assert isinstance(opened, ArtefactWriter)
+        with opened:
+            pass
+        for key in sorted(config.canonical())[:trials]:
+            tally.trials += 1
+            try:
+                with create(here, config=config.model_copy(update={key: ["another"]}), **options):
+                    tally.silent += 1
+                    tally.note(f"{config.verb}.{key} may change")
+            except ConfigError as err:
+                named(tally, str(err), f"{config.verb}.{key}")
+
+
+@row("37", "misspelt keys", full=50, gate=50, into=VERB_ROWS, gating=True)
+def typos(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
+    from ripple.errors import ConfigError
+
+    configs = _configs(directory)
+    for trial in range(trials):
+        tally.trials = trial + 1
+        kind = type(configs[trial % len(configs)])
+        key = rng.choice(sorted(kind.model_fields))
+        at = rng.randrange(len(key))
+        wrong = rng.choice([key[:at] + key[at + 1 :], key[:at] + "z" + key[at:], key.upper(), key + "s"])
+        if wrong in kind.model_fields or not wrong:
+            continue
+        try:
+            kind.make({wrong: 1})
+            tally.silent += 1
+            tally.note(f"{wrong} is taken")
+        except ConfigError as err:
+            named(tally, str(err), wrong)
+
+
+@row("39", "a token in the environment appears nowhere", full=26, gate=3, into=VERB_ROWS, gating=True)
 def canary(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
     out = directory / "out"
     names = (
@@ -180,6 +234,14 @@ def canary(tally: Tally, rng: random.Random, trials: int, directory: Path) -> No
         fetch_argv(directory / "e", "--targets", "/nowhere.csv"), [*RIPPLE, "doctor", "--json"],
         fetch_argv(directory / "f", "--region", "CIRCLE 1"), [*RIPPLE, "fetch", "--sise", "3"],
         [*RIPPLE, "verify", str(out)], [*RIPPLE, "show", str(out)], [*RIPPLE, "verify", "/nowhere"],
+        fetch_argv(directory / "g", "--repo", "https://127.0.0.1:9/api"),
+        fetch_argv(directory / "h", "--repo", "http://127.0.0.1:9/api"),
+        fetch_argv(directory / "i", "--digests", "/nowhere"), fetch_argv(directory / "j", "--dask", "tcp://x:1"),
+        [*RIPPLE, "plan", *fetch_argv(out)[4:-2]], [*RIPPLE, "train", str(out), "-o", str(directory / "m")],
+        [*RIPPLE, "score", "/nowhere", str(out), "-o", str(directory / "s")],
+        [*RIPPLE, "report", str(out), "-o", str(directory / "p")],
+        [*RIPPLE, "export", str(out), "--format", "fits", "-o", str(directory / "x")],
+        [*RIPPLE, "run", "-c", "/nowhere.yaml"], [*RIPPLE, "locate", "10", "-30"],
     ]  # fmt: skip
     traces = [
         CANARY.encode(),
