@@ -32,7 +32,9 @@ def test_pixel_to_sky_and_back_closes(ra0: float, dec0: float, x: float, y: floa
     assert np.hypot(bx - x, by - y) < 1e-6
 
 
-@pytest.mark.parametrize(("ra0", "dec0"), [(53.1, -27.8), (0.0, 0.0), (359.99, 12.0), (10.0, 89.999), (0, -90)])
+@pytest.mark.parametrize(
+    ("ra0", "dec0"), [(53.1, -27.8), (0.0, 0.0), (359.99, 12.0), (10.0, 89.999), (0, -90)]
+)
 def test_agrees_with_wcslib(ra0: float, dec0: float) -> None:
     t = tan(ra0, dec0)
     header = fits.Header()

@@ -134,7 +134,9 @@ def floor(root: Path, targets: Path, out: Path) -> float:
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
     spec = json.dumps([_files(root), _pixels(targets), str(out)])
-    done = subprocess.run([sys.executable, "-c", FLOOR], input=spec, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", FLOOR], input=spec, capture_output=True, text=True, check=True
+    )
     return float(done.stdout)
 
 
