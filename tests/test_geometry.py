@@ -54,7 +54,8 @@ def test_agrees_with_wcslib(ra0: float, dec0: float) -> None:
 
 def test_positions_behind_the_tangent_plane_are_nan() -> None:
     x, y = tan(10.0, 20.0).sky_to_pixel([190.0, 10.0], [-20.0, 20.0])
-    assert np.isnan(x[0]) and np.isnan(y[0])
+    assert np.isnan(x[0])
+    assert np.isnan(y[0])
     assert abs(x[1] - 14999.5) < 1e-9
 
 

@@ -51,7 +51,8 @@ def model(toys: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_learns_and_writes_a_model(toys: Path, model: Path) -> None:
     names = {p.name for p in model.iterdir()}
     assert names == {
-        ".lock", "latent.safetensors", "model.json", "model.safetensors", "history.csv", "evaluation.json", "curves.png",
+        ".lock", "latent.safetensors", "model.json", "model.safetensors", "history.csv", "evaluation.json",
+        "curves.png",
     }  # fmt: skip
     contract = load_contract(model)
     assert contract.metrics["auroc"]["value"] > 0.9

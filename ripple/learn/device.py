@@ -1,4 +1,4 @@
-"""Arrays on a device: the same functions of `ripple.convolution` and `ripple.normalize` run on them as on numpy."""
+"""Arrays on a device: `ripple.convolution` and `ripple.normalize` run on them as on numpy."""
 
 from __future__ import annotations
 
