@@ -397,6 +397,9 @@ def _attributes(config: FetchConfig, plan: Plan, writer: ArtefactWriter) -> dict
         "unit": "nJy",
         "mask_planes": list(MASK_PLANES),
         "wcs": {str(t): tan.cards() for t, tan in sorted(plan.projections.items())},
+        "patch_boxes": {
+            f"{t}/{p}": [box.x0, box.y0, box.x1, box.y1] for (t, p), box in sorted(plan.patch_boxes.items())
+        },
         "source_sha256": merge_digests(record["digests"] for record in records),
         "notes": list(notes),
     }

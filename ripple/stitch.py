@@ -138,3 +138,28 @@ def _disagreement(old: dict[str, NDArray[Any]], new: dict[str, NDArray[Any]]) ->
         gap = np.abs(old["image"].astype(np.float64) - new["image"]) / noise
     gap = gap[np.isfinite(gap)]
     return float(gap.max()) if gap.size else 0.0
+
+
+def seam_map(stamp: Box, own: int, boxes: dict[int, Box]) -> NDArray[np.int32]:
+    """Patch that each pixel of a cutout came from.
+
+    Parameters
+    ----------
+    stamp
+        Pixels of the cutout, PARENT frame.
+    own
+        Patch of the target.
+    boxes
+        Outer box of each patch of the tract that had data: `patch_boxes` in the manifest of cutouts.
+
+    Returns
+    -------
+    seams
+        `(H, W)` int32 patch ids, -1 where no patch holds the pixel.
+    """
+    out = np.full(stamp.shape, -1, np.int32)
+    for patch in [*sorted((p for p in boxes if p != own), reverse=True), own]:
+        common = stamp & boxes[patch] if patch in boxes else Box(0, 0, 0, 0)
+        if not common.empty:
+            out[stamp.slices(common)] = patch
+    return out

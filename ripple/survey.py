@@ -20,6 +20,7 @@ from ripple.cutouts import CutoutBatch, concatenate
 from ripple.errors import InputError
 from ripple.geometry import Box, Tan
 from ripple.rubin.cache import CacheCounts, PlaneCache, PlaneKey
+from ripple.stitch import seam_map
 
 if TYPE_CHECKING:
     from astropy.wcs import WCS
@@ -57,6 +58,8 @@ class Cutout:
         Where it was cut.
     status, reason
         `ok` or `partial`, and why.
+    seams
+        `(H, W)` int32 patch that each pixel came from, -1 for none (where all bands have the same patches).
     """
 
     bands: tuple[str, ...]
@@ -71,6 +74,7 @@ class Cutout:
     patch: int
     status: str
     reason: str
+    seams: NDArray[np.int32]
 
     @property
     def wcs(self) -> WCS:
@@ -171,7 +175,10 @@ class Survey:
         InputError
             Nothing there, with the reason.
         """
-        found = self.cutouts({"ra": [ra], "dec": [dec]}, size=size, bands=bands)
+        with self._lock:
+            wanted = tuple(bands) if bands is not None else self.bands
+            plan = self._plan(_targets({"ra": [ra], "dec": [dec]}), size, wanted)
+            found = self._read(plan)
         if not len(found.batch):
             raise InputError(f"no cutout at ra {ra}, dec {dec}: {found.reason[0]}")
         batch, row = found.batch, 0
@@ -182,10 +189,11 @@ class Survey:
         for k, m in enumerate(batch.psf_index[row]):
             if m >= 0:
                 psf[k] = batch.psf[m]
+        stamp, patch = Box(x0, y0, x0 + size, y0 + size), int(batch.catalog["patch"][row])
+        seams = seam_map(stamp, patch, {p: box for (t, p), box in plan.patch_boxes.items() if t == tract})
         return Cutout(
             batch.bands, batch.image[row], batch.variance[row], batch.mask[row], batch.mask_planes, psf,
-            Box(x0, y0, x0 + size, y0 + size), batch.wcs[tract], tract, int(batch.catalog["patch"][row]),
-            str(found.status[0]), str(found.reason[0]),
+            stamp, batch.wcs[tract], tract, patch, str(found.status[0]), str(found.reason[0]), seams,
         )  # fmt: skip
 
     def cutouts(self, table: Any, *, size: int = 64, bands: Iterable[str] | None = None) -> Cutouts:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ripple.geometry import Box
-from ripple.stitch import Seams, cut, inside, stitch_row, touches
+from ripple.stitch import Seams, cut, inside, seam_map, stitch_row, touches
 
 MOSAIC = Box(-100, 50, 300, 450)
 PIXELS = np.random.default_rng(3).normal(size=MOSAIC.shape).astype(np.float32)
@@ -51,6 +51,7 @@ def test_own_patch_wins_then_the_lowest_id(x: int, y: int, own: int) -> None:
         if not common.empty:
             expected[stamp.slices(common)] = patch
     np.testing.assert_array_equal(seams.source[0], expected)
+    np.testing.assert_array_equal(seam_map(stamp, own, PATCHES), expected)
 
 
 def test_patches_that_disagree_are_measured() -> None:

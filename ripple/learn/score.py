@@ -436,5 +436,7 @@ def _summary(
     if "stress" in attributes:
         facts["least robust to"] = "{worst}: {flip_rate:.1%} of decisions flip".format(**attributes["stress"])
     if "visible" in attributes:
-        facts["visible arcs"] = json.dumps(attributes["visible"])
+        seen = attributes["visible"]
+        name = f"arcs < {seen['arc_sb_below']:g} mag/arcsec^2 ({seen['lenses']})"
+        facts[name] = "AUROC {value:.3f} [{low:.3f}, {high:.3f}]".format(**seen["auroc"])
     return Summary("score", str(config.output), facts, seconds=seconds, done_before=done)
