@@ -8,7 +8,6 @@ says whether the model was trained on its piece of sky; only unseen sky is evalu
 from __future__ import annotations
 
 import io
-import json
 import queue
 import threading
 import time
@@ -438,5 +437,6 @@ def _summary(
     if "visible" in attributes:
         seen = attributes["visible"]
         name = f"arcs < {seen['arc_sb_below']:g} mag/arcsec^2 ({seen['lenses']})"
-        facts[name] = "AUROC {value:.3f} [{low:.3f}, {high:.3f}]".format(**seen["auroc"])
+        if isinstance(seen.get("auroc"), dict) and "low" in seen["auroc"]:
+            facts[name] = "AUROC {value:.3f} [{low:.3f}, {high:.3f}]".format(**seen["auroc"])
     return Summary("score", str(config.output), facts, seconds=seconds, done_before=done)
