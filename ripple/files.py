@@ -14,7 +14,9 @@ import platform
 import secrets
 import stat
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,8 @@ from ripple.errors import IntegrityError, LockedError, WriteError
 TEMPORARY = ".tmp-"
 LOCK = ".lock"
 _BLOCK = 1 << 22
+#: Chunks made ahead of the one that is being written.
+_AHEAD = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,22 +98,34 @@ def stage_chunks(directory: Path, name: str, chunks: Iterable[Any], size: int) -
 
 
 def _write_all(handle: int, chunks: Iterable[Any]) -> tuple[int, str]:
-    """Write, fsync, close. A failed fsync is final: the kernel may drop the pages it could not write."""
-    digest, written = hashlib.sha256(), 0
+    """Write, fsync, close. A failed fsync is final: the kernel may drop the pages it could not write.
+
+    One thread hashes and writes while the next chunks are made: both release the interpreter.
+    """
+    digest, sizes = hashlib.sha256(), 0
     try:
-        for chunk in chunks:
-            view, done = memoryview(chunk).cast("B"), 0
-            digest.update(view)
-            while done < len(view):
-                done += os.write(handle, view[done : done + (1 << 30)])
-            written += done
+        with ThreadPoolExecutor(1) as writer:
+            pending: deque[Future[int]] = deque()
+            for chunk in chunks:
+                if len(pending) >= _AHEAD:
+                    sizes += pending.popleft().result()
+                pending.append(writer.submit(_append, handle, digest, chunk))
+            sizes += sum(future.result() for future in pending)
         os.fsync(handle)
     except BaseException:
         with suppress(OSError):
             os.close(handle)
         raise
     os.close(handle)
-    return written, digest.hexdigest()
+    return sizes, digest.hexdigest()
+
+
+def _append(handle: int, digest: Any, chunk: Any) -> int:
+    view, done = memoryview(chunk).cast("B"), 0
+    digest.update(view)
+    while done < len(view):
+        done += os.write(handle, view[done : done + (1 << 30)])
+    return done
 
 
 def publish(path: Path, staged: Staged) -> None:
