@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -272,12 +273,26 @@ class TensorDataset(torch.utils.data.Dataset[Batch]):
             return out
         if rows.min() < 0 or rows.max() >= self.total:
             raise DataError(f"row numbers beyond the {self.total} rows of the shards")
+        loop: Callable[..., None] = row_loops.widen if widen else row_loops.copy
+        flat = out.reshape(len(rows), -1)
+        flat = flat if widen else flat.view(row_loops.WORD[stored.itemsize])
         unit = np.searchsorted(self._offsets, rows, side="right") - 1
-        self._map_all(np.unique(unit))
+        with self._loaded(loop, flat):
+            self._map_all(np.unique(unit))
         step = int(np.prod(self.shape)) * stored.itemsize
         address = self._start["valid" if valid else "image"][unit] + (rows - self._offsets[unit]) * step
-        if widen:
-            row_loops.widen(address, out.reshape(len(rows), -1))
-        else:
-            row_loops.copy(address, out.reshape(len(rows), -1).view(row_loops.WORD[stored.itemsize]))
+        loop(address, flat)
         return out
+
+    @contextmanager
+    def _loaded(self, loop: Callable[..., None], flat: NDArray[Any]) -> Iterator[None]:
+        """Load the compiled loop while the first shards are verified: hashing frees the interpreter."""
+        if self._maps:
+            yield
+            return
+        thread = threading.Thread(target=loop, args=(np.empty(0, np.int64), flat[:0]))
+        thread.start()
+        try:
+            yield
+        finally:
+            thread.join()
