@@ -250,7 +250,7 @@ def _psf(reader: UnitReader, k: int, coadd: Coadd, patch: int, band: Band) -> No
     if not rows.size:
         return
     try:
-        psf = coadd.psf_near([stamp_of(reader, row) for row in rows]) if len(rows) < 64 else coadd.psf
+        psf = coadd.psf_near([stamp_of(reader, row) for row in rows])
     except UnreadableError as err:
         raise DamagedError((patch, k), err) from None
     if not isinstance(psf, PsfCells):
