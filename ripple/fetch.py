@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
@@ -18,9 +17,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from ripple.config import neutral
-from ripple.errors import ConfigError, Reason, TooManyRejected, WorkerError
+from ripple.errors import ConfigError, Reason, WorkerError
 from ripple.plan import Plan, Selection, Unit, make_plan
-from ripple.profile import Profile, Summary, peak_rss, progress
+from ripple.profile import Profile, Summary, peak_rss, progress, tally
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -200,7 +199,8 @@ def _worker_bytes(tasks: list[ShardTask]) -> int:
     most = 0
     for task in tasks:
         unit = task.unit
-        files = sum(max(0, d.size) for d in unit.datasets if d.patch in set(unit.catalog["patch"].tolist()))
+        own = set(unit.catalog["patch"].tolist())
+        files = sum(max(0, d.size) for d in unit.datasets if d.patch in own)
         plane = max((b.width * b.height * 4 for b in unit.boxes.values()), default=0)
         most = max(most, files + (len(unit.bands) + 3) * plane)
     return IDLE_WORKER + most
@@ -407,23 +407,10 @@ def _attributes(config: FetchConfig, plan: Plan, writer: ArtefactWriter) -> dict
 
 def _summary(config: FetchConfig, index: pa.Table, attributes: dict[str, Any], seconds: float) -> Summary:
     """The closing screen; raises `TooManyRejected` when the user's limit is passed."""
-    status = Counter(index["status"].to_pylist())
-    reasons = Counter(r for r in index["reason"].to_pylist() if r)
-    n, rejected = index.num_rows, status["rejected"]
-    if n and rejected / n > config.max_rejected:
-        raise TooManyRejected(
-            f"{rejected} of {n} targets rejected: " + ", ".join(f"{k} {v}" for k, v in reasons.most_common()),
-            hint=f"the output {config.output} is complete; see its index.parquet",
-        )
-    facts: dict[str, Any] = {
-        "targets": n,
-        "ok": status["ok"],
-        "partial": status["partial"],
-        "rejected": rejected,
-        "bands": ", ".join(attributes["bands"]),
-    }
+    facts, reasons = tally(index, config.output, config.max_rejected)
+    facts["bands"] = ", ".join(attributes["bands"])
     if seconds:
-        facts["rate"] = f"{(n - rejected) / seconds:,.0f} rows/s"
+        facts["rate"] = f"{(facts['ok'] + facts['partial']) / seconds:,.0f} rows/s"
     return Summary(
-        "fetch", config.output, facts, dict(reasons), seconds, seconds == 0, tuple(attributes["notes"][:5])
+        "fetch", config.output, facts, reasons, seconds, seconds == 0, tuple(attributes["notes"][:5])
     )

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ripple import noise, normalize, quality
 from ripple.cutouts import CutoutBatch
-from ripple.errors import ConfigError, Reason, TooManyRejected, WorkerError
+from ripple.errors import ConfigError, Reason, WorkerError
 from ripple.prepare import (
     CORRELATION_ROWS,
     PreprocessConfig,
@@ -27,7 +27,7 @@ from ripple.prepare import (
     prepare,
     preprocess_batch,
 )
-from ripple.profile import Profile, Summary, peak_rss, progress
+from ripple.profile import Profile, Summary, peak_rss, progress, tally
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -340,28 +340,14 @@ def _attributes(cutouts: Artefact, config: PreprocessConfig, constants: dict[str
 
 def _summary(config: PreprocessConfig, index: pa.Table, seconds: float) -> Summary:
     """The closing screen; raises `TooManyRejected` when the user's limit is passed."""
-    status = Counter(index["status"].to_pylist())
-    reasons = Counter(r for r in index["reason"].to_pylist() if r)
+    facts, reasons = tally(index, config.output, config.max_rejected)
+    facts |= {"psf": config.psf, "normalize": f"{config.normalize} per {config.scope}"}
     flags: Counter[str] = Counter()
     if "qc" in index.column_names:
         for qc, count in zip(*np.unique(index["qc"].to_numpy(), return_counts=True), strict=True):
             flags.update({name: int(count) for name in quality.names(int(qc))})
-    n, rejected = index.num_rows, status["rejected"]
-    if n and rejected / n > config.max_rejected:
-        raise TooManyRejected(
-            f"{rejected} of {n} targets rejected: " + ", ".join(f"{k} {v}" for k, v in reasons.most_common()),
-            hint=f"the output {config.output} is complete; see its index.parquet",
-        )
-    facts: dict[str, Any] = {
-        "targets": n,
-        "ok": status["ok"],
-        "partial": status["partial"],
-        "rejected": rejected,
-        "psf": config.psf,
-        "normalize": f"{config.normalize} per {config.scope}",
-    }
     if flags:
         facts["flags"] = ", ".join(f"{name} {count}" for name, count in flags.most_common(8))
     if seconds:
-        facts["rate"] = f"{n / seconds:,.0f} rows/s"
-    return Summary("preprocess", config.output, facts, dict(reasons), seconds, seconds == 0)
+        facts["rate"] = f"{index.num_rows / seconds:,.0f} rows/s"
+    return Summary("preprocess", config.output, facts, reasons, seconds, seconds == 0)

@@ -6,10 +6,13 @@ import json
 import resource
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+from ripple.errors import TooManyRejected
 
 Counts = dict[str, dict[str, float]]
 
@@ -110,6 +113,40 @@ class Summary:
         console.print(table)
         for note in self.notes:
             console.print(Text(plain(note)))
+
+
+def tally(index: Any, output: str, max_rejected: float) -> tuple[dict[str, Any], dict[str, int]]:
+    """Count the verdicts of an index, for the closing screen.
+
+    Parameters
+    ----------
+    index
+        Arrow table with columns `status` and `reason`.
+    output
+        The finished artefact, for the message.
+    max_rejected
+        Largest share of rejected rows that the user allows.
+
+    Returns
+    -------
+    facts, reasons
+        Targets by status, and rows by reason.
+
+    Raises
+    ------
+    TooManyRejected
+        The limit is passed; the message counts the reasons.
+    """
+    status = Counter(index["status"].to_pylist())
+    reasons = Counter(r for r in index["reason"].to_pylist() if r)
+    n, rejected = index.num_rows, status["rejected"]
+    if n and rejected / n > max_rejected:
+        raise TooManyRejected(
+            f"{rejected} of {n} targets rejected: " + ", ".join(f"{k} {v}" for k, v in reasons.most_common()),
+            hint=f"the output {output} is complete; see its index.parquet",
+        )
+    facts = {"targets": n, "ok": status["ok"], "partial": status["partial"], "rejected": rejected}
+    return facts, dict(reasons)
 
 
 @contextmanager

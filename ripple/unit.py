@@ -143,7 +143,7 @@ class UnitReader:
         return draft_cutouts(shape, self.batch(), {"margin": self.task.margin})
 
     def batch(self) -> CutoutBatch:
-        """Everything but the planes, which have no rows here: only for `draft`."""
+        """Everything but the planes, which are zeros without memory here: only for `draft`."""
         b, s = len(self.task.bands), self.task.size
         psf, index = pack_kernels(self.kernels, self.psf_key[self.kept])
         return CutoutBatch(
@@ -237,7 +237,7 @@ class UnitReader:
                 if layer.plane is None:
                     out[i] = layer.pieces[int(row)]
                 else:
-                    cut(layer.plane, np.array([x]), np.array([y]), out[i : i + 1])
+                    out[i] = layer.plane[y : y + self.task.size, x : x + self.task.size]
             elif name in band.stamps:
                 out[i] = band.stamps[name][at[i]]
             else:
