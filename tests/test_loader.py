@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import concurrent.futures.thread
+import gc
 import pickle
 import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -172,13 +177,27 @@ def test_a_damaged_shard_is_refused_at_first_touch(tmp_path: Path) -> None:
 
 
 def test_stopping_early_leaves_no_threads(dataset: TensorDataset) -> None:
-    import threading
-
     before = threading.active_count()
-    batches = Loader(dataset, batch_size=4, threads=3).epoch(0)
+    loader = Loader(dataset, batch_size=4, threads=3)
+    batches = loader.epoch(0)
     next(batches)
-    batches.close()  # type: ignore[attr-defined]
-    assert threading.active_count() == before
+    del batches, loader
+    end = time.monotonic() + 30
+    while threading.active_count() > before and time.monotonic() < end:
+        time.sleep(0.01)
+    assert threading.active_count() <= before
+
+
+def test_an_unfinished_epoch_may_end_by_garbage_collection_under_any_lock(dataset: TensorDataset) -> None:
+    loader = Loader(dataset, batch_size=4, threads=3)
+    batches = loader.epoch(0)
+    next(batches)
+    cycle: list[Any] = [loader, batches]
+    cycle.append(cycle)
+    del loader, batches, cycle
+    # The collector runs where it likes, also while the standard library starts or ends a thread.
+    with concurrent.futures.thread._global_shutdown_lock:  # type: ignore[attr-defined]
+        gc.collect()
 
 
 def test_bad_arguments_are_refused(dataset: TensorDataset) -> None:

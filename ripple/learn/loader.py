@@ -8,6 +8,7 @@ at any batch.
 from __future__ import annotations
 
 import math
+import os
 import sys
 import threading
 from collections import deque
@@ -90,6 +91,7 @@ class Loader:
         if batch_size < 1 or not 0 <= rank < world:
             raise ConfigError(f"batch size {batch_size}, rank {rank} of {world}", hint="rank counts from 0")
         self._buffers = _Buffers(2 * self.threads + 4)
+        self._pool: tuple[int, ThreadPoolExecutor] | None = None
         self._labels = dataset.column("label")
         self._extra = {name: _numbers(name, dataset.column(name)) for name in columns}
         self._classes = self._by_class() if balance else ()
@@ -154,7 +156,7 @@ class Loader:
 
     def _host(self, batches: list[Rows]) -> Iterator[Batch]:
         """Batches in host memory, read ahead by threads, in order; memory for `threads + 1` batches."""
-        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="ripple-loader")
+        pool = self._threads()
         waiting: deque[Future[Batch]] = deque()
         try:
             for rows in batches:
@@ -164,7 +166,17 @@ class Loader:
             while waiting:
                 yield waiting.popleft().result()
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            # An epoch left unfinished may end here by garbage collection, in any thread and under any lock
+            # of `threading`: so nothing waits, and the pool lives as long as the loader.
+            for future in waiting:
+                future.cancel()
+
+    def _threads(self) -> ThreadPoolExecutor:
+        """The reading threads of this process: a fork has none of its parent's."""
+        if self._pool is None or self._pool[0] != os.getpid():
+            pool = ThreadPoolExecutor(self.threads, thread_name_prefix="ripple-loader")
+            self._pool = os.getpid(), pool
+        return self._pool[1]
 
     def _read(self, rows: Rows) -> Batch:
         pin = self.device.type == "cuda"

@@ -221,8 +221,7 @@ def _ahead[T](items: Iterable[T]) -> Iterator[T]:
                 return
             yield item
     finally:
-        stop.set()
-        thread.join()
+        stop.set()  # no join: garbage collection may run this under a lock of `threading`
 
 
 def score_shard(
