@@ -105,6 +105,7 @@ def _mmu_file(source: Source, parts: list[Part], cell: int) -> bytes:
         for name, values in sorted(arrays.items()):
             file.create_dataset(name, data=values, track_times=False)
         file.attrs["unit"] = source.unit
+        file.attrs["class_map"] = json.dumps(source.class_map, sort_keys=True)
         file.attrs["image_mask"] = "true where a pixel is flagged"
         file.flush()
         data: bytes = file.id.get_file_image()

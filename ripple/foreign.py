@@ -6,10 +6,11 @@ A reader lists its rows without reading pixels, then reads one row at a time. A 
 
 from __future__ import annotations
 
+import json
 import re
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +175,10 @@ def deeplense(root: Path, bands: tuple[str, ...], classes: tuple[str, ...]) -> L
     labels = {kind: k for k, kind in enumerate(order)}
     first = next((image for image in map(_peek, paths[:100]) if image is not None), None)
     if first is None:
-        raise DataError(f"{root}: none of its first .npy files holds one image", hint="see the reasons above")
+        raise DataError(
+            f"{root}: none of its first .npy files holds one image",
+            hint=f"{paths[0].name} is not an array of numbers (H, W), (B, H, W) or (H, W, B)",
+        )
     count = len(first)
     known = bands or (("g", "r", "i") if count == 3 else ("mono",) if count == 1 else ())
 
@@ -373,7 +377,10 @@ def multimodal_universe(root: Path, bands: tuple[str, ...], *, mask: str) -> Lis
         if "image_array" not in table or "object_id" not in table:
             raise DataError(f"{path}: no image_array and object_id", hint="is it a Multimodal Universe file?")
     starts = np.cumsum([0, *(table["image_array"].shape[0] for table in tables)])
-    first = tables[0]
+    facts = [_mmu_facts(path) for path in paths]
+    if len(set(facts)) > 1:
+        raise DataError(f"{root}: files of different units or classes", hint="import them one by one")
+    (unit, classes), first = facts[0], tables[0]
     count = first["image_array"].shape[1]
     named = bands or _band_names(first, count)
     scale = float(np.asarray(first["image_scale"][0]).flat[0]) if "image_scale" in first else None
@@ -381,11 +388,25 @@ def multimodal_universe(root: Path, bands: tuple[str, ...], *, mask: str) -> Lis
     def read(row: int) -> Stamp | Unreadable:
         k = int(np.searchsorted(starts, row, side="right")) - 1
         try:
-            return _mmu_row(tables[k], row - int(starts[k]), named, mask)
+            return replace(_mmu_row(tables[k], row - int(starts[k]), named, mask), unit=unit)
         except (OSError, ValueError, KeyError) as err:
             return Unreadable(f"{paths[k].name}:{row - starts[k]}", _one_line(err))
 
-    return Listing(int(starts[-1]), named, scale, (), read, paths)
+    return Listing(int(starts[-1]), named, scale, classes, read, paths)
+
+
+def _mmu_facts(path: Path) -> tuple[str, tuple[str, ...]]:
+    """`nJy` when the file says so, and its class names by label: files of `ripple export` carry both."""
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        said = {name: str(_plain(file.attrs[name])) for name in ("unit", "class_map") if name in file.attrs}
+    try:
+        names = json.loads(said.get("class_map", "{}"))
+        classes = tuple(str(names[str(k)]) for k in range(len(names)))
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f"{path}: class_map is not a map from labels 0, 1, ... to names") from None
+    return "nJy" if said.get("unit") == "nJy" else "", classes
 
 
 def _band_names(table: Mapping[str, Any], count: int) -> tuple[str, ...]:

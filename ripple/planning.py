@@ -96,6 +96,11 @@ class Planner:
         other = self._elsewhere(targets, place, reach)
         tracts = {int(t) for t in np.unique(np.concatenate([place.tract, other.tract]))} - {-1}
         datasets = {(d.tract, d.patch, d.band): d for d in self._datasets(tracts)}
+        if self.selection.grid and not datasets:
+            raise RegionError(
+                f"{self.repository.name}: no {self.dataset_type} lies in the selection",
+                hint="a blind grid needs coadds: another --region or --tract",
+            )
         have = self._have(datasets)
         covered = self._cover(place, reach, have)
         place, covered = self._moved(place, other, covered, reach, have)

@@ -261,13 +261,11 @@ class Survey:
 
             return piece
 
-        psf = coadd.psf
         return replace(
             coadd,
             read_image=through("image", coadd.read_image),
             read_variance=through("variance", coadd.read_variance),
             read_mask=through("mask", coadd.read_mask),
-            read_psf=lambda boxes: psf,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -12,8 +13,10 @@ import pytest
 from ripple.errors import Reason, UnreadableError
 from ripple.geometry import Box
 from ripple.rubin.afw import afw_active, from_exposure, open_with_afw
+from ripple.rubin.cache import PlaneCache
 from ripple.rubin.repo import Dataset
 from ripple.rubin.source import NoPsf, PsfCells
+from ripple.survey import Survey
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
 BOX = Box(100, 200, 200, 330)
@@ -120,6 +123,17 @@ def test_kernels_are_those_at_the_cutout_centres():
     assert isinstance(grid, PsfCells)
     assert grid.kernels.shape == (3, 2, 11, 11)
     np.testing.assert_array_equal(grid.index([101, 199, 200], [201, 329, 201]), [[0, 0], [2, 1], [0, 1]])
+
+
+@pytest.mark.usefixtures("points")
+def test_the_survey_asks_for_kernels_at_its_cutouts_too():
+    repository = SimpleNamespace(repository=SimpleNamespace(name="repo"))
+    survey = Survey(repository, PlaneCache(1 << 20), ExitStack())
+    coadd = made(psf=Psf())
+    boxes = [Box.around(120.3, 220.0, 16)]
+    exact, cached = coadd.psf_near(boxes), survey._cached(coadd, "uuid").psf_near(boxes)
+    np.testing.assert_array_equal(cached.kernels, exact.kernels)
+    assert cached.kernels.shape == (1, 1, 9, 9)
 
 
 @pytest.mark.skipif(

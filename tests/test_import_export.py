@@ -368,7 +368,7 @@ def test_mmu_round_trip(tmp_path: Path) -> None:
             file["image_psf_fwhm"][1], 2.3548 * 0.2 * np.array([2.0, 2.4, 2.8]), rtol=0.01
         )
         np.testing.assert_allclose(file["image_scale"][:], 0.2)
-    run_import(out, tmp_path / "back", format="mmu", unit="nJy", gaussian_psf=True)
+    run_import(out, tmp_path / "back", format="mmu", gaussian_psf=True)  # our files say that they are in nJy
     before, after = whole(tmp_path / "c"), whole(tmp_path / "back")
     assert before.keys() == after.keys()
     for name, image in before.items():

@@ -203,6 +203,8 @@ def test_an_unfinished_epoch_may_end_by_garbage_collection_under_any_lock(datase
 def test_bad_arguments_are_refused(dataset: TensorDataset) -> None:
     with pytest.raises(ConfigError, match="rank 2 of 2"):
         Loader(dataset, rank=2, world=2)
+    with pytest.raises(ConfigError, match="as many for each of 2 ranks"):
+        Loader(dataset, rows=[0, 1, 2], batch_size=1, world=2)
     with pytest.raises(ConfigError, match="does not hold numbers"):
         Loader(dataset, columns=("id",))
     with pytest.raises(DataError, match="row numbers beyond"):

@@ -389,6 +389,7 @@ def test_boxes_that_leave_their_tract(tmp_path: Path) -> None:
     ("values", "error", "message"),
     [
         ({"patch": [3]}, ConfigError, "exactly one --tract"),
+        ({"grid": 64, "region": "CIRCLE 200 60 0.1"}, RegionError, "no deep_coadd lies in the selection"),
         ({"grid": 64}, ConfigError, "--grid needs"),
         ({"grid": 64, "targets": "x.csv"}, ConfigError, "exclude"),
         ({"grid": 64, "region": "CIRCLE 1 2 1", "select": "a < 1"}, ConfigError, "has no columns"),

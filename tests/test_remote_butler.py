@@ -65,7 +65,7 @@ def remote() -> Iterator[str]:
 
 
 def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(300):
+    for _ in range(1200):  # a loaded machine takes a minute to import the server
         assert process.poll() is None, "the server died"
         with socket.socket() as client:
             if client.connect_ex(("127.0.0.1", port)) == 0:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from toys import toy_batch, write_toys
+from toys import toy_batch, write_batches, write_toys
 
 from ripple.cli import run
 from ripple.errors import ConfigError, ContractError, DataError, Interrupted, WriteError
@@ -203,6 +203,19 @@ def test_gates_find_copies_in_another_split(tmp_path: Path) -> None:
     data.dataset.column = lambda name: batch.catalog[name]
     found = gates.near_duplicates(data, batch.image.astype(np.float32), np.arange(60))
     assert found == {"position": 1, "pixels": 1, "pairs": ["train-test"]}
+
+
+def test_leaks_between_given_splits_are_refused(tmp_path: Path) -> None:
+    split = np.repeat([0, 1, 2], 20)
+    options = {"split_column": "part", "nside": 512}
+    batch = toy_batch(60, 5, catalog_extra={"part": split})
+    batch.catalog["ra"][40], batch.catalog["dec"][40] = batch.catalog["ra"][3], batch.catalog["dec"][3]
+    with pytest.raises(DataError, match=r"rows 3 \(train\) and 40 \(test\)"):
+        train(config(write_batches(tmp_path / "near", [batch]), tmp_path / "m1", **options))
+    batch = toy_batch(60, 5, catalog_extra={"part": split})
+    batch.image[59] = batch.image[3] * 1.5 + 0.2
+    with pytest.raises(DataError, match=r"1 pairs of rows show the same pixels \(train-test\)"):
+        train(config(write_batches(tmp_path / "same", [batch]), tmp_path / "m2", **options))
 
 
 def test_bad_input_is_named(toys: Path, tmp_path: Path) -> None:

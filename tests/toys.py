@@ -75,15 +75,21 @@ def toy_batch(
 
 def write_toys(directory: Path, *, shards: int = 3, rows: int = 120, seed: int = 0, **kwargs: Any) -> Path:
     """A finished tensor artefact of toys."""
-    writer = create(directory, kind="tensors", config=ToyConfig(seed=seed), inputs={}, units=shards)
+    batches = [toy_batch(rows, 100 * seed + k, first=k * rows, **kwargs) for k in range(shards)]
+    return write_batches(directory, batches, seed=seed)
+
+
+def write_batches(directory: Path, batches: list[TensorBatch], *, seed: int = 0) -> Path:
+    """A finished tensor artefact, a shard per batch."""
+    writer = create(directory, kind="tensors", config=ToyConfig(seed=seed), inputs={}, units=len(batches))
     assert isinstance(writer, ArtefactWriter)
     catalogs = []
     with writer:
-        for k in range(shards):
-            batch = toy_batch(rows, 100 * seed + k, first=k * rows, **kwargs)
+        for k, batch in enumerate(batches):
+            rows = len(batch.image)
             writer.commit(k, pack_tensors(batch, {}), rows, {})
             catalogs.append(batch.catalog | {"shard": np.full(rows, k), "row": np.arange(rows)})
         columns = {name: np.concatenate([c[name] for c in catalogs]) for name in catalogs[0]}
-        extra = {"status": ["ok"] * (shards * rows), "reason": [""] * (shards * rows)}
-        writer.finish(pa.table({**columns, **extra}), {}, {})
+        words = {"status": ["ok"] * len(columns["row"]), "reason": [""] * len(columns["row"])}
+        writer.finish(pa.table({**columns, **words}), {}, {})
     return directory

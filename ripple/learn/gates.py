@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ripple.errors import DataError
 from ripple.learn import evaluate
-from ripple.learn.rows import TrainingSet
+from ripple.learn.rows import TrainingSet, positions
 from ripple.learn.splits import SPLITS, TRAIN, drop_neighbours, twin_images
 
 Float = NDArray[np.float64]
@@ -210,8 +210,7 @@ def _stack(columns: list[Float], n: int) -> Float:
 def near_duplicates(data: TrainingSet, image: NDArray[np.float32], rows: NDArray[np.int64]) -> dict[str, Any]:
     """How many rows of a split have a twin in another: by position (2 arcsec) and by pixels."""
     split = data.split[rows]
-    ra = np.asarray(data.dataset.column("ra"), np.float64)[rows]
-    dec = np.asarray(data.dataset.column("dec"), np.float64)[rows]
+    ra, dec = (values[rows] for values in positions(data.dataset))
     near = drop_neighbours(ra, dec, split, radius=2.0) != split
     high = image - _smooth(image)
     first, second = twin_images(high, split) if min(image.shape[2:]) >= 8 else (rows[:0], rows[:0])

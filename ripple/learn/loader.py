@@ -97,6 +97,11 @@ class Loader:
         self._classes = self._by_class() if balance else ()
         if len(self.rows) < world:
             raise DataError(f"{len(self.rows)} rows for {world} ranks")
+        if batch_size == 1 and not drop_last and len(self.rows) % world:
+            raise ConfigError(
+                f"{len(self.rows)} rows in batches of one are not as many for each of {world} ranks",
+                hint="a larger batch, or drop_last",
+            )
 
     def _by_class(self) -> tuple[Rows, ...]:
         label = self._labels[self.rows]

@@ -17,6 +17,7 @@ from ripple.learn.splits import (
     TEST,
     TRAIN,
     VALIDATION,
+    check_leakage,
     drop_neighbours,
     sky_cells,
     split_blocks,
@@ -152,6 +153,7 @@ def training_set(config: TrainConfig) -> TrainingSet:
     if config.labelled_rows:
         split = _few(split, np.asarray(dataset.column("label")), config)
     digests = tuple(a.digest for a in artefacts)
+    check_leakage(*positions(dataset), split)
     made = TrainingSet(dataset, facts, class_map, split, sky, digests, notes)
     _require_classes(made, config)
     return with_target(made, config) if config.target else made
@@ -241,7 +243,7 @@ def _divide(
     if config.split_column is not None:
         split = named_split(np.asarray(dataset.column(config.split_column)), config.split_column)
         return np.where(usable, split, -1).astype(np.int8), None, ("split as given by the data",)
-    ra, dec = _positions(dataset)
+    ra, dec = positions(dataset)
     if not np.isfinite(ra[usable] + dec[usable]).all():
         keys = np.asarray(dataset.column("id"))
         split = split_keys(keys, fractions=config.fractions, seed=config.split_seed)
@@ -265,7 +267,8 @@ def _divide(
     return split, sky, (note,) if dropped else ()
 
 
-def _positions(dataset: TensorDataset) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def positions(dataset: TensorDataset) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """`(total,)` ra and dec, deg ICRS; NaN when the shards have none."""
     try:
         return np.asarray(dataset.column("ra"), np.float64), np.asarray(dataset.column("dec"), np.float64)
     except DataError:

@@ -221,6 +221,13 @@ def _gates(config: TrainConfig, data: TrainingSet, work: Path) -> dict[str, Any]
         )
         write_atomic(path, json.dumps(report).encode())
     report = json.loads(path.read_bytes())
+    twins = report["near_duplicates"]
+    if twins["pixels"]:
+        raise DataError(
+            f"leakage between splits: {twins['pixels']} pairs of rows show the same pixels"
+            f" ({', '.join(twins['pairs'])})",
+            hint="remove the copies, or give them one position or one split",
+        )
     for name, gate in report["shortcuts"].items():
         verdict = "ok" if gate["passed"] else "TOO GOOD"
         print(f"gate {name}: AUROC {gate['auroc']['value']:.3f} {verdict}", file=sys.stderr, flush=True)
