@@ -104,7 +104,8 @@ def _to_width(
 
 
 def _kernels(stamps: Float, target: NDArray[Any], tolerance: float) -> Kernels:
-    half = stamps.shape[-1] // 2  # smooth kernels carry nothing further out
+    # Half as far again as the stamps: the rims of both PSFs are matched too, which wider kernels hardly do better.
+    half = 3 * (stamps.shape[-1] // 2) // 2
     return psf_kernels.match_kernels(stamps, target, half=max(half, 1), tolerance=tolerance)
 
 
@@ -261,7 +262,7 @@ def homogenise(
 
 def gains(matching: Matching, rho: NDArray[np.float64] | None) -> tuple[Float, Float]:
     """Noise after over noise before, and the factor on `K² * variance`, each `(N, B)`; 1 without kernel."""
-    auto = noise.autocorrelation(matching.kernels.kernel)
+    auto = matching.kernels.auto
     gain = np.ones(matching.number.shape, np.float32)
     factor = np.ones(matching.number.shape, np.float32)
     for band in range(matching.number.shape[1]):

@@ -108,13 +108,28 @@ def _normalised(
     return np.where(use, z - z.sum(axis=(2, 3), keepdims=True) / count, 0.0), use
 
 
-def autocorrelation(kernel: NDArray[np.floating]) -> Float:
-    """`(M, 2 LAG + 1, 2 LAG + 1)` autocorrelation of kernels `(M, S, S)`; the centre is sum K²."""
-    size = scipy.fft.next_fast_len(kernel.shape[-1] + LAG, real=True)
+def autocorrelation(power: NDArray[np.floating]) -> Float:
+    """Autocorrelation of kernels at lags up to `LAG`.
+
+    Parameters
+    ----------
+    power
+        `(M, S, S // 2 + 1)` |rfft2|² of kernels in frames of S px, S larger than their width plus `LAG`, or
+        kernels that are faint at their rim.
+
+    Returns
+    -------
+    auto
+        `(M, 2 LAG + 1, 2 LAG + 1)`; the centre is sum K².
+    """
+    size = power.shape[1]
     lags = np.arange(-LAG, LAG + 1)
-    spectrum = scipy.fft.rfft2(np.asarray(kernel, np.float64), s=(size, size))
-    full = scipy.fft.irfft2(np.abs(spectrum) ** 2, s=(size, size))
-    return np.asarray(full[:, lags[:, None], lags[None, :]])
+    half = np.arange(power.shape[2])
+    twice = np.where((half == 0) | (2 * half == size), 1.0, 2.0) / size**2  # modes that rfft2 leaves out
+    wave = 2 * np.pi / size * lags
+    along_x = np.exp(1j * wave * half[:, None]) * twice[:, None]
+    along_y = np.exp(1j * wave[:, None] * np.arange(size))
+    return np.asarray((along_y @ (power @ along_x)).real)
 
 
 def variance_factor(auto: Float, rho: Float) -> Float:

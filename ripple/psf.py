@@ -97,65 +97,33 @@ def fwhm(psf: NDArray[np.floating]) -> Float:
     m, h, w = p.shape
     if not m:
         return np.zeros(0)
+    from ripple import psf_loops
+
     p = np.where(np.isfinite(p), p, 0.0)
     spline = scipy.ndimage.spline_filter1d(scipy.ndimage.spline_filter1d(p, axis=1), axis=2)
-    y0, x0, peak = _peak(p, spline)
-    radius = np.arange(0.0, min(h, w) / 2, FWHM_STEP)
+    y0, x0 = _peak(p)
     angle = np.arange(FWHM_ANGLES) * (2 * np.pi / FWHM_ANGLES)
-    dy, dx = np.outer(np.sin(angle), radius), np.outer(np.cos(angle), radius)
-    index = np.broadcast_to(np.arange(m)[:, None, None], (m, *dy.shape))
-    at = np.stack([index, y0[:, None, None] + dy, x0[:, None, None] + dx])
-    rays = _sample(spline, at) - 0.5 * peak[:, None, None]
-    below = rays <= 0
-    first = below.argmax(axis=2)
-    closed = below.any(axis=2) & (first > 0)
-    one = np.maximum(first, 1)[..., None]
-    inner = np.take_along_axis(rays, one - 1, 2)[..., 0]
-    outer = np.take_along_axis(rays, one, 2)[..., 0]
-    cross = (one[..., 0] - 1 + inner / np.where(inner > outer, inner - outer, 1.0)) * FWHM_STEP
-    # One secant step: the profile is curved between samples.
-    slope = np.where(inner > outer, inner - outer, 1.0) / FWHM_STEP
-    back = np.stack([index[..., 0], y0[:, None] + np.sin(angle) * cross, x0[:, None] + np.cos(angle) * cross])
-    cross = cross + (_sample(spline, back) - 0.5 * peak[:, None]) / slope
-    width = 2 * np.sqrt((cross**2).mean(axis=1))
-    return np.where(closed.all(axis=1) & (peak > 0), width, np.nan)
+    radius = np.empty((m, FWHM_ANGLES))
+    steps = int(np.ceil(min(h, w) / 2 / FWHM_STEP))
+    psf_loops.half_radii(
+        spline, y0, x0, np.stack([np.sin(angle), np.cos(angle)], axis=1), FWHM_STEP, steps, radius
+    )
+    return np.asarray(2 * np.sqrt((radius**2).mean(axis=1)))
 
 
-def _sample(spline: Float, at: Float) -> Float:
-    """Cubic spline values; the first coordinate is a stamp number, so it is not interpolated across."""
-    _, h, w = spline.shape
-    pad = np.pad(spline, ((0, 0), (3, 3), (3, 3)))
-    y, x = np.clip(at[1], -1.0, h) + 3, np.clip(at[2], -1.0, w) + 3
-    iy, ix = np.floor(y).astype(np.intp), np.floor(x).astype(np.intp)
-    number = at[0].astype(np.intp)
-    wy, wx = _bspline(y - iy), _bspline(x - ix)
-    out = np.zeros(y.shape)
-    for j in range(4):
-        for i in range(4):
-            out += wy[j] * wx[i] * pad[number, iy + j - 1, ix + i - 1]
-    return out
-
-
-def _bspline(t: Float) -> tuple[Float, Float, Float, Float]:
-    s = 1 - t
-    return s**3 / 6, 2 / 3 - t**2 * (2 - t) / 2, 2 / 3 - s**2 * (2 - s) / 2, t**3 / 6
-
-
-def _peak(p: Float, spline: Float) -> tuple[Float, Float, Float]:
-    """Position and height of the highest point of the spline, from the quadratic at the highest pixel."""
+def _peak(p: Float) -> tuple[Float, Float]:
+    """Position `y, x` of the peak, from the quadratic at the highest pixel."""
     m, h, w = p.shape
     y, x = np.divmod(p.reshape(m, -1).argmax(axis=1), w)
-    row, y, x = np.arange(m), np.clip(y, 1, max(h - 2, 1)), np.clip(x, 1, max(w - 2, 1))
     if h < 3 or w < 3:
-        return y.astype(float), x.astype(float), p.reshape(m, -1).max(axis=1)
+        return y.astype(float), x.astype(float)
+    row, y, x = np.arange(m), np.clip(y, 1, h - 2), np.clip(x, 1, w - 2)
     c = p[row, y, x]
     left, right, down, up = p[row, y, x - 1], p[row, y, x + 1], p[row, y - 1, x], p[row, y + 1, x]
     with np.errstate(all="ignore"):
         sx = np.nan_to_num((right - left) / (2 * (2 * c - left - right)), posinf=0, neginf=0)
         sy = np.nan_to_num((up - down) / (2 * (2 * c - down - up)), posinf=0, neginf=0)
-    yy, xx = y + np.clip(sy, -0.5, 0.5), x + np.clip(sx, -0.5, 0.5)
-    at = np.stack([row.astype(float), yy, xx])
-    return yy, xx, _sample(spline, at)
+    return y + np.clip(sy, -0.5, 0.5), x + np.clip(sx, -0.5, 0.5)
 
 
 def target_stamp(width: float, size: int, profile: Profile = "moffat", beta: float = 3.5) -> Float:

@@ -16,15 +16,18 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
+from ripple import noise
+from ripple.noise import LAG
 from ripple.psf import centroid
 
 Float = NDArray[np.float64]
 
 #: mu, for PSFs of sum 1: amplitudes below sqrt(mu) are noise in every stamp we have seen.
-REGULARISATION = 3e-7
+REGULARISATION = 5e-7
 #: Regularisations tried in turn when a tolerance is given.
 LADDER = (1e-4, 1e-5, 1e-6)
 STEPS = 3  # conjugate-gradient steps; three times as many change the residual by a few per cent
+TINY = np.float32(1e-30)
 CHUNK = 16  # kernels solved at a time: their spectra fit in the cache
 
 
@@ -46,6 +49,8 @@ class Kernels:
         `(M,)` largest Fourier amplitude of the kernel: above 1 it sharpens some scale.
     reach
         `(M,)` int32 px: half width of the square that holds 99 % of sum |K|.
+    auto
+        `(M, 2 LAG + 1, 2 LAG + 1)` autocorrelation of K (`noise.LAG`); the centre is sum K².
     """
 
     kernel: NDArray[np.float32]
@@ -54,6 +59,7 @@ class Kernels:
     gain: Float
     sharpening: Float
     reach: NDArray[np.int32]
+    auto: Float
 
     def __len__(self) -> int:
         return len(self.kernel)
@@ -104,11 +110,12 @@ def match_kernels(
     if not solved:
         none = np.zeros(0)
         empty = np.zeros((0, 2 * h + 1, 2 * h + 1), np.float32)
-        return Kernels(empty, none, none, none, none, none.astype(np.int32))
+        lags = np.zeros((0, 2 * LAG + 1, 2 * LAG + 1))
+        return Kernels(empty, none, none, none, none, none.astype(np.int32), lags)
     return Kernels(*(np.concatenate([getattr(part, name) for part in solved]) for name in _FIELDS))
 
 
-_FIELDS = ("kernel", "residual", "spill", "gain", "sharpening", "reach")
+_FIELDS = ("kernel", "residual", "spill", "gain", "sharpening", "reach", "auto")
 
 
 def _part(target: NDArray[np.floating], rows: Any) -> NDArray[np.floating]:
@@ -120,19 +127,20 @@ class _Solver:
 
     def __init__(self, psf: NDArray[np.floating], target: NDArray[np.floating], h: int) -> None:
         self.h = h
-        half_target = max(target.shape[1:]) // 2
-        size = scipy.fft.next_fast_len(max(psf.shape[1:]) // 2 + h + max(h, half_target) + 1, real=True)
+        half, half_target = max(psf.shape[1:]) // 2, max(target.shape[1:]) // 2
+        # Where the outermost kernel pixels meet the rim of the PSF products may wrap around: both are faint.
+        size = scipy.fft.next_fast_len(max(2 * h, h + half, half + half_target) + 2, real=True)
         self.shape = (size, size)
         self.psf = spectra(psf, size)
         self.target = np.broadcast_to(spectra(target, size), self.psf.shape)
-        self.power, self.cross = np.abs(self.psf) ** 2, np.conj(self.psf) * self.target
+        self.power, self.cross = _square(self.psf), np.conj(self.psf) * self.target
         self.inside, self.near = _inside(size, h), _inside(size, half_target)
-        line = scipy.fft.fftfreq(size, 1 / size)
-        self.moments = np.stack([self.inside, self.inside * line[:, None], self.inside * line[None, :]])
-        # Directions in which a kernel can be corrected at little cost in the fit.
-        smooth = scipy.fft.rfft2(self.moments) / (self.power + 1e-4)[:, None]
-        self.steps = self.within(smooth)  # (M, 3, P, P)
-        self.response = np.einsum("aij,kbij->kab", self.moments, self.steps)
+        line = scipy.fft.fftfreq(size, 1 / size).astype(np.float32)
+        moments = np.stack([self.inside, self.inside * line[:, None], self.inside * line[None, :]])
+        self.moments = moments.astype(np.float64)
+        # A constant and two slopes over the support put sum and centroid right: they are the cheapest
+        # corrections in the sum of squares, as PSFs pass such long waves unchanged.
+        self.steps = (moments / (self.moments**2).sum(axis=(1, 2))[:, None, None]).astype(np.float32)
 
     def within(self, spectrum: Any) -> Float:
         """A spectrum back in real space, cut to the support."""
@@ -141,23 +149,15 @@ class _Solver:
     def solve(self, tolerance: float, max_gain: float) -> Kernels:
         """See `match_kernels`."""
         every = np.arange(len(self.psf))
-        if tolerance <= 0:
-            out, todo = self.judged(every, self.fit(every, REGULARISATION)), every[:0]
-        else:
-            out = self.judged(every, self.wiener(every, LADDER[0]))
-            todo = np.flatnonzero(out.residual > tolerance)
-        for mu in LADDER[1:]:
-            if not len(todo):
-                break
-            again = self.judged(todo, self.wiener(todo, mu))
-            self._take(out, todo, again)
-            todo = todo[again.residual > tolerance]
+        mu = self.smoothest(tolerance)
+        out = self.judged(every, self.wiener(every, mu))
+        todo = np.flatnonzero(~(out.residual <= tolerance))
         if len(todo):
             self._take(out, todo, self.judged(todo, self.fit(todo, REGULARISATION)))
-        mu = REGULARISATION
-        while len(loud := np.flatnonzero(out.gain > max_gain)) and mu < 1e-2:
-            mu *= 3
-            self._take(out, loud, self.judged(loud, self.fit(loud, mu)))
+        more = REGULARISATION
+        while len(loud := np.flatnonzero(out.gain > max_gain)) and more < 1e-2:
+            more *= 3
+            self._take(out, loud, self.judged(loud, self.fit(loud, more)))
         return out
 
     @staticmethod
@@ -165,13 +165,27 @@ class _Solver:
         for name in _FIELDS:
             getattr(out, name)[rows] = getattr(new, name)
 
-    def wiener(self, rows: NDArray[np.intp], mu: float) -> Float:
-        """Wiener filters cut to the support: as good as `fit` when `mu` is large."""
-        return self.within(self.cross[rows] / (self.power[rows] + mu))
+    def smoothest(self, tolerance: float) -> NDArray[np.float32]:
+        """The largest of `LADDER` whose Wiener filter, not yet cut, fits to the tolerance; or the least."""
+        mu = np.full(len(self.psf), LADDER[-1], np.float32)
+        todo = np.arange(len(mu) if tolerance > 0 else 0)
+        for rung in LADDER[:-1]:
+            if not len(todo):
+                break
+            lost = self.target[todo] * (np.float32(rung) / (self.power[todo] + np.float32(rung)))
+            miss = np.abs(scipy.fft.irfft2(lost, s=self.shape))
+            fits = np.einsum("kij,ij->k", miss, self.near) <= tolerance
+            mu[todo[fits]] = rung
+            todo = todo[~fits]
+        return mu
 
-    def fit(self, rows: NDArray[np.intp], mu: float) -> Float:
+    def wiener(self, rows: NDArray[np.intp], mu: NDArray[np.float32]) -> Float:
+        """Wiener filters cut to the support: as good as `fit` when `mu` is large."""
+        return self.within(self.cross[rows] / (self.power[rows] + mu[:, None, None]))
+
+    def fit(self, rows: NDArray[np.intp], regularisation: float) -> Float:
         """Solve `inside (power * x) + mu x = inside cross` for x within the support."""
-        power, cross = self.power[rows], self.cross[rows]
+        power, cross, mu = self.power[rows], self.cross[rows], np.float32(regularisation)
         wiener = 1 / (power + mu)
         x = self.within(cross * wiener)
         r = self.within(cross) - self.within(power * scipy.fft.rfft2(x)) - mu * x
@@ -179,71 +193,86 @@ class _Solver:
         p, rz = z, _dot(r, z)
         for _ in range(STEPS):
             ap = self.within(power * scipy.fft.rfft2(p)) + mu * p
-            step = rz / np.maximum(_dot(p, ap), 1e-300)
+            step = rz / np.maximum(_dot(p, ap), TINY)
             x, r = x + step * p, r - step * ap
             z = self.within(wiener * scipy.fft.rfft2(r))
             rz, old = _dot(r, z), rz
-            p = z + rz / np.maximum(old, 1e-300) * p
+            p = z + rz / np.maximum(old, TINY) * p
         return x
 
     def judged(self, rows: NDArray[np.intp], x: Float) -> Kernels:
         """Give kernels sum 1 and first moments 0, and measure what they do."""
-        error = np.array([1.0, 0.0, 0.0]) - np.einsum("aij,kij->ka", self.moments, x)
-        amount = np.linalg.solve(self.response[rows], error[..., None])[..., 0]
-        x = x + np.einsum("ka,kaij->kij", amount, self.steps[rows])
+        for _ in range(2):  # once more for what single precision left
+            error = np.array([1.0, 0.0, 0.0]) - np.einsum("aij,kij->ka", self.moments, x)
+            x = x + np.einsum("ka,aij->kij", error.astype(np.float32), self.steps)
         spectrum = scipy.fft.rfft2(x)
         miss = np.abs(scipy.fft.irfft2(spectrum * self.psf[rows] - self.target[rows], s=self.shape))
-        residual = (miss * self.near).sum(axis=(1, 2))
-        h = self.h
-        kernel = np.roll(x, (h, h), axis=(1, 2))[:, : 2 * h + 1, : 2 * h + 1].astype(np.float32)
+        residual = np.einsum("kij,ij->k", miss, self.near, dtype=np.float64)
+        power = _square(spectrum)
+        auto = noise.autocorrelation(power)
+        kernel = _centred(x, self.h)
         return Kernels(
-            kernel=np.ascontiguousarray(kernel),
+            kernel=kernel,
             residual=residual,
-            spill=miss.sum(axis=(1, 2)) - residual,
-            gain=np.sqrt((x**2).sum(axis=(1, 2))),
-            sharpening=np.abs(spectrum).max(axis=(1, 2)),
+            spill=miss.sum(axis=(1, 2), dtype=np.float64) - residual,
+            gain=np.sqrt(auto[:, LAG, LAG]),
+            sharpening=np.sqrt(power.max(axis=(1, 2))).astype(np.float64),
             reach=_reach(kernel),
+            auto=auto,
         )
+
+
+def _centred(wrapped: NDArray[np.float32], h: int) -> NDArray[np.float32]:
+    """The `2h + 1` pixels around the origin of wrapped planes, the origin in their centre."""
+    out = np.empty((len(wrapped), 2 * h + 1, 2 * h + 1), np.float32)
+    for to, at in ((slice(h, None), slice(0, h + 1)), (slice(0, h), slice(-h, None))):
+        for to_x, at_x in ((slice(h, None), slice(0, h + 1)), (slice(0, h), slice(-h, None))):
+            out[:, to, to_x] = wrapped[:, at, at_x]
+    return out
+
+
+def _square(spectrum: NDArray[np.complexfloating]) -> Any:
+    return spectrum.real**2 + spectrum.imag**2
 
 
 def _dot(a: Float, b: Float) -> Float:
     return np.asarray(np.einsum("kij,kij->k", a, b)[:, None, None])
 
 
-def _inside(size: int, h: int) -> Float:
+def _inside(size: int, h: int) -> NDArray[np.float32]:
     """1 within `h` pixels of the origin of a wrapped `(size, size)` array, else 0."""
-    line = (np.abs(scipy.fft.fftfreq(size, 1 / size)) <= h).astype(np.float64)
+    line = (np.abs(scipy.fft.fftfreq(size, 1 / size)) <= h).astype(np.float32)
     return np.asarray(line[:, None] * line[None, :])
 
 
-def spectra(psf: NDArray[np.floating], size: int) -> NDArray[np.complex128]:
+def spectra(psf: NDArray[np.floating], size: int) -> NDArray[np.complex64]:
     """Fourier transforms `(M, size, size // 2 + 1)` of stamps of sum 1, first moments at the origin."""
     p = np.asarray(psf, np.float64)
-    p = p / p.sum(axis=(1, 2), keepdims=True)
+    total = p.sum(axis=(1, 2), keepdims=True)
     y, x = centroid(p)
     fy, fx = scipy.fft.fftfreq(size), scipy.fft.rfftfreq(size)
-    shift_y = np.exp(2j * np.pi * y[:, None] * fy)[:, :, None]
-    shift_x = np.exp(2j * np.pi * x[:, None] * fx)[:, None, :]
-    out: NDArray[np.complex128] = scipy.fft.rfft2(p, s=(size, size)) * shift_y * shift_x
+    shift_y = np.exp(2j * np.pi * y[:, None] * fy).astype(np.complex64)
+    shift_x = np.exp(2j * np.pi * x[:, None] * fx).astype(np.complex64)
+    out: NDArray[np.complex64] = scipy.fft.rfft2((p / total).astype(np.float32), s=(size, size))
+    out *= shift_y[:, :, None]
+    out *= shift_x[:, None, :]
     return out
 
 
 def weight_beyond(kernel: NDArray[np.float32], margin: int) -> Float:
     """Share of sum |K| beyond `margin` px from the centre, `(M,)`: what the edge of a stamp can spoil."""
-    h = kernel.shape[1] // 2
-    m = min(margin, h)
-    weight = np.abs(kernel)
-    inner = weight[:, h - m : h + m + 1, h - m : h + m + 1].sum(axis=(1, 2), dtype=np.float64)
-    total: Float = 1 - inner / np.maximum(weight.sum(axis=(1, 2), dtype=np.float64), 1e-30)
-    return total
+    weight = _rings(kernel)
+    return np.asarray(weight[:, margin + 1 :].sum(axis=1) / np.maximum(weight.sum(axis=1), 1e-30))
 
 
 def _reach(kernel: NDArray[np.float32]) -> NDArray[np.int32]:
-    h = kernel.shape[1] // 2
-    weight = np.abs(kernel).astype(np.float64)
-    cumulative = weight.cumsum(axis=1).cumsum(axis=2)
-    padded = np.pad(cumulative, ((0, 0), (1, 0), (1, 0)))
-    r = np.arange(h + 1)
-    lo, hi = h - r, h + r + 1
-    box = padded[:, hi, hi] - padded[:, lo, hi] - padded[:, hi, lo] + padded[:, lo, lo]
-    return np.asarray((box < 0.99 * box[:, -1:]).sum(axis=1), np.int32)
+    inside = _rings(kernel).cumsum(axis=1)
+    return np.asarray((inside < 0.99 * inside[:, -1:]).sum(axis=1), np.int32)
+
+
+def _rings(kernel: NDArray[np.float32]) -> Float:
+    from ripple import psf_loops
+
+    out = np.empty((len(kernel), kernel.shape[1] // 2 + 1))
+    psf_loops.rings(kernel, out)
+    return out
