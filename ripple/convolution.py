@@ -13,6 +13,9 @@ import scipy
 from numpy.typing import NDArray
 
 
+CHUNK = 16  # kernels transformed at a time: they stay in the cache
+
+
 def namespace(array: Any) -> Any:
     """The module whose functions take `array`: numpy, or torch when that is what made it."""
     return np if isinstance(array, np.ndarray) else sys.modules[type(array).__module__.partition(".")[0]]
@@ -21,6 +24,11 @@ def namespace(array: Any) -> Any:
 def to_numpy(array: Any) -> NDArray[Any]:
     """`array` in host memory as numpy."""
     return array if isinstance(array, np.ndarray) else np.asarray(array.cpu())
+
+
+def beside(array: NDArray[Any], like: Any) -> Any:
+    """`array` in the library of `like`, and on its device."""
+    return array if isinstance(like, np.ndarray) else namespace(like).asarray(array, device=like.device)
 
 
 def contiguous(array: Any) -> Any:
@@ -96,12 +104,21 @@ def kernel_spectra(kernel: NDArray[np.floating], shape: tuple[int, int]) -> NDAr
     """Transforms `(M, Hp, Wp // 2 + 1)` of kernels, cut to an odd size that fits `shape`, sum kept."""
     h = kernel.shape[-1] // 2
     used = min(h, (min(shape) - 1) // 2)
-    k = kernel[:, h - used : h + used + 1, h - used : h + used + 1].astype(np.float64)
-    k *= (kernel.sum(axis=(1, 2), dtype=np.float64) / k.sum(axis=(1, 2)))[:, None, None]
-    frame = np.zeros((len(k), *shape), np.float32)
-    frame[:, : k.shape[1], : k.shape[2]] = k
-    frame = np.roll(frame, (-used, -used), axis=(1, 2))
-    out: NDArray[np.complex64] = scipy.fft.rfft2(frame)
+    cut = slice(h - used, h + used + 1)
+    out = np.empty((len(kernel), shape[0], shape[1] // 2 + 1), np.complex64)
+    frame = np.zeros((min(CHUNK, len(kernel)), *shape), np.float32)
+    # The origin of the transform is the centre pixel: what lies before it wraps around.
+    quarters = ((slice(0, used + 1), slice(used, None)), (slice(-used, None), slice(0, used)))
+    for start in range(0, len(kernel), CHUNK):
+        k = kernel[start : start + CHUNK]
+        part = k[:, cut, cut]
+        if used < h:
+            kept, whole = (a.sum(axis=(1, 2), dtype=np.float64) for a in (part, k))
+            part = part * (whole / kept)[:, None, None]
+        for to_y, from_y in quarters[: 1 + (used > 0)]:
+            for to_x, from_x in quarters[: 1 + (used > 0)]:
+                frame[: len(k), to_y, to_x] = part[:, from_y, from_x]
+        out[start : start + len(k)] = scipy.fft.rfft2(frame[: len(k)])
     return out
 
 

@@ -134,15 +134,17 @@ class Frame:
         Of the transforms.
     trim
         Margin to cut off.
-    image, variance, weight
-        Spectra of K, K² and |K| / sum |K|, each `(M, ...)` complex64; the last two None when not wanted.
+    kernel
+        `(M, S, S)` float32.
+    image, variance
+        Spectra of K and K², each `(M, ...)` complex64; the last None when not wanted.
     """
 
     shape: tuple[int, int]
     trim: int
+    kernel: Float
     image: Any
     variance: Any
-    weight: Any
 
 
 def make_frame(kernels: Kernels, shape: tuple[int, int], margin: int, *, variance: bool) -> Frame:
@@ -151,14 +153,12 @@ def make_frame(kernels: Kernels, shape: tuple[int, int], margin: int, *, varianc
     pad = max(reach - margin, 0)
     frame = convolution.frame_shape(shape, pad)
     k = kernels.kernel
-    weight = np.abs(k)
-    weight = weight / np.maximum(weight.sum(axis=(1, 2), keepdims=True), 1e-30)
     return Frame(
         frame,
         margin,
+        k,
         convolution.kernel_spectra(k, frame),
         convolution.kernel_spectra(k * k, frame) if variance else None,
-        convolution.kernel_spectra(weight, frame),
     )
 
 
@@ -210,7 +210,11 @@ def apply(
     if holes.any():
         at = (where[0][holes], where[1][holes])
         bad = convolution.as_float(~good[at], image)
-        share = convolution.convolve(bad, frame.weight, k[holes], frame.shape, m)
+        used, place = np.unique(k[holes], return_inverse=True)
+        weight = np.abs(frame.kernel[used])
+        weight /= weight.sum(axis=(1, 2), keepdims=True)
+        spectra = convolution.beside(convolution.kernel_spectra(weight, frame.shape), image)
+        share = convolution.convolve(bad, spectra, place.reshape(-1), frame.shape, m)
         valid[at] = valid[at] & (share <= GROW)
     if variance is not None:
         after[where] = convolution.convolve(spread[where], frame.variance, k, frame.shape, m)

@@ -68,15 +68,11 @@ def usable(batch: CutoutBatch) -> Bool:
 
     A plane whose variance is NaN throughout has none (stamps from elsewhere): only its image is looked at.
     """
-    v = batch.variance
-    good: Bool = (batch.mask & batch.bits(*UNUSABLE)) == 0
-    with np.errstate(invalid="ignore"):  # comparisons with NaN are False: not a measurement
-        good &= np.abs(batch.image) < MAX_FLUX
-        sound = (v > 0) & (v < MAX_FLUX**2)
-    unknown = ~sound.any(axis=(2, 3))
-    if unknown.any():
-        sound[unknown] |= np.isnan(v[unknown]).all(axis=(1, 2))[:, None, None]
-    good &= sound
+    from ripple import plane_loops
+
+    good = np.empty(batch.image.shape, bool)
+    planes = (np.ascontiguousarray(a) for a in (batch.image, batch.variance, batch.mask))
+    plane_loops.usable(*planes, int(batch.bits(*UNUSABLE)), MAX_FLUX, good)
     return good
 
 
@@ -100,16 +96,18 @@ def measure(batch: CutoutBatch, good: Bool, damping: Float | None = None) -> Qua
     """
     from ripple import plane_loops
 
-    measures = _mask_shares(batch, good)
-    present = good.any(axis=(2, 3))
     # Trimmed stamps are views: the loops are twice as fast on copies, which cost little.
-    image, variance = np.ascontiguousarray(batch.image), np.ascontiguousarray(batch.variance)
+    image, variance, mask = (np.ascontiguousarray(a) for a in (batch.image, batch.variance, batch.mask))
     good = np.ascontiguousarray(good)
-    unknown = present & np.isnan(variance).all(axis=(2, 3))
+    measures, present = _mask_shares(batch, variance, mask, good)
+    n, b, h, w = image.shape
+    unknown = np.zeros((n, b), bool)
+    if h * w:
+        unknown = present & np.isnan(variance[:, :, 0, 0])  # the usual planes are not looked at whole
+        unknown[unknown] = np.isnan(variance[unknown]).all(axis=(1, 2))
     if unknown.any():
         variance = variance.copy()
         variance[unknown] = 1
-    n, b, h, w = image.shape
     k = BLOCK if min(h, w) >= 4 * BLOCK else 1
     means, spread = (np.empty((n, b, h // k, w // k), np.float32) for _ in range(2))
     plane_loops.block_means(image, variance, good, k, means, spread)
@@ -127,40 +125,40 @@ def measure(batch: CutoutBatch, good: Bool, damping: Float | None = None) -> Qua
     count = np.zeros((n, b), np.float32)
     plane_loops.spikes(image, good, np.nan_to_num(level), np.nan_to_num(noise, nan=np.inf), count)
     measures["spikes"] = count
-    measures["missing_cell"] = _mean(np.isposinf(batch.variance))
     for name, values in measures.items():
         if name not in ("no_data", "bad", "missing_cell"):
             values[~present] = np.nan
     return Quality(good, noise, measures["background"] * unit, measures, present)
 
 
-def _mean(flags: Bool) -> Float:
-    size = max(flags.shape[2] * flags.shape[3], 1)
-    return np.asarray(np.count_nonzero(flags, axis=(2, 3)) / size, np.float32)
+def _mask_shares(
+    batch: CutoutBatch, variance: Float, mask: NDArray[np.uint32], good: Bool
+) -> tuple[dict[str, Float], Bool]:
+    """Shares of pixels per mask measure, whole stamp and centre, and which planes have a good pixel."""
+    from ripple import plane_loops
 
-
-def _mask_shares(batch: CutoutBatch, good: Bool) -> dict[str, Float]:
-    """Shares of pixels per mask measure, whole stamp and centre; planes without the bit cost nothing."""
-    n, b, h, w = batch.image.shape
+    n, b, h, w = good.shape
     seen = np.zeros((n, b), np.uint32)
-    if h * w:
-        seen = np.bitwise_or.reduce(batch.mask, axis=(2, 3))
+    missing, bad, centre_bad = (np.zeros((n, b), np.int64) for _ in range(3))
+    plane_loops.tally(variance, mask, good, seen, missing, bad, centre_bad)
     y, x = slice(h // 4, h - h // 4), slice(w // 4, w - w // 4)
     out: dict[str, Float] = {}
     for name, planes in VOCABULARY.items():
         bits = batch.bits(*planes)
         whole, centre = np.zeros((n, b), np.float32), np.zeros((n, b), np.float32)
         where = np.nonzero(seen & bits)
-        if len(where[0]):
-            hit = (batch.mask[where] & bits) != 0
+        if len(where[0]):  # planes without the bit cost nothing
+            hit = (mask[where] & bits) != 0
             whole[where] = hit.mean(axis=(1, 2))
             centre[where] = hit[:, y, x].mean(axis=(1, 2))
         out[name] = whole
         if f"CENTRE_{name.upper()}" in Flag.__members__:
             out[f"centre_{name}"] = centre
-    out["bad"] = 1 - _mean(good)
-    out["centre_bad"] = 1 - _mean(good[:, :, y, x])
-    return out
+    middle = max((y.stop - y.start) * (x.stop - x.start), 1)
+    out["bad"] = (bad / max(h * w, 1)).astype(np.float32)
+    out["centre_bad"] = (centre_bad / middle).astype(np.float32)
+    out["missing_cell"] = (missing / max(h * w, 1)).astype(np.float32)
+    return out, bad < h * w
 
 
 def _low(blocks: Float, fraction: float) -> Float:

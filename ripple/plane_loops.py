@@ -18,7 +18,57 @@ _compile: Callable[[Callable[..., Any]], Callable[..., Any]] = numba.njit(
 BINS = 4096  # all positive float32: 16 to an octave
 SHIFT = 19  # bits dropped from a float32 to get its bin
 SPIKE_SIGMAS, SPIKE_SHARE = 8.0, 0.25  # an unmasked spike: so bright, while its neighbours have so little
+ROOT2 = np.float32(np.sqrt(2.0))
 MEDIAN_CHI2 = 0.454936  # of one degree of freedom
+
+
+@_compile
+def usable(image: Any, variance: Any, mask: Any, bits: Any, most: float, good: Any) -> None:
+    """Which pixels are a measurement: |flux| < most, 0 < variance < most², none of `bits` in the mask.
+
+    Where the variance of a plane is NaN throughout, only image and mask decide. Comparisons with NaN are false.
+    """
+    top, top2, none = np.float32(most), np.float32(most * most), np.uint32(0)
+    bad = np.uint32(bits)
+    for n in range(image.shape[0]):
+        for b in range(image.shape[1]):
+            known = False
+            for y in range(image.shape[2]):
+                for x in range(image.shape[3]):
+                    known |= not np.isnan(variance[n, b, y, x])
+            for y in range(image.shape[2]):
+                p, v, m, g = image[n, b, y], variance[n, b, y], mask[n, b, y], good[n, b, y]
+                if known:
+                    for x in range(len(p)):
+                        g[x] = (abs(p[x]) < top) & (v[x] > 0) & (v[x] < top2) & ((m[x] & bad) == none)
+                else:
+                    for x in range(len(p)):
+                        g[x] = (abs(p[x]) < top) & ((m[x] & bad) == none)
+
+
+@_compile
+def tally(variance: Any, mask: Any, good: Any, seen: Any, missing: Any, bad: Any, centre_bad: Any) -> None:
+    """Per plane, into `(N, B)`: all mask bits there are, and counts of pixels.
+
+    `missing` have infinite variance, `bad` are not good, `centre_bad` not good in the central half.
+    """
+    height, width = good.shape[2], good.shape[3]
+    y0, y1, x0, x1 = height // 4, height - height // 4, width // 4, width - width // 4
+    for n in range(good.shape[0]):
+        for b in range(good.shape[1]):
+            every, absent, wrong, middle = np.uint32(0), 0, 0, 0
+            for y in range(height):
+                v, m, g = variance[n, b, y], mask[n, b, y], good[n, b, y]
+                for x in range(width):
+                    every |= m[x]
+                for x in range(width):
+                    absent += v[x] == np.inf
+                for x in range(width):
+                    wrong += not g[x]
+                if y0 <= y < y1:
+                    for x in range(x0, x1):
+                        middle += not g[x]
+            seen[n, b], missing[n, b], bad[n, b], centre_bad[n, b] = every, absent, wrong, middle
 
 
 @_compile
@@ -138,3 +188,91 @@ def normal_matrices(blocks: Any, floor: float, share: float, out: Any) -> None:
                 for i in range(bands + 1):
                     for j in range(bands + 1):
                         out[n, i, j] += weight * v[i] * v[j]
+
+
+@_compile
+def asinh(image: Any, offset: Any, scale: Any, gain: float, out: Any) -> None:
+    """`gain * asinh((image - offset) / scale)`, to 3e-7; `offset` and `scale` `(N, B)` float32.
+
+    `asinh a = log1p(a + a² / (1 + sqrt(1 + a²)))` for a >= 0, and `log1p u = log y + (u - (y - 1)) / y` with
+    `y = fl(1 + u)`, so small values keep their digits. The logarithm is the polynomial of Cephes' `logf`.
+    Single operations on whole lines, as compilers make vector code of those.
+    """
+    one, two = np.float32(1), np.float32(2)
+    width = image.shape[3]
+    y, rest = np.empty(width, np.float32), np.empty(width, np.float32)
+    bits = y.view(np.uint32)
+    times = np.float32(gain)
+    for n in range(image.shape[0]):
+        for b in range(image.shape[1]):
+            zero, unit = offset[n, b], scale[n, b]
+            for row in range(image.shape[2]):
+                line, done = image[n, b, row], out[n, b, row]
+                for k in range(width):
+                    a = abs((line[k] - zero) / unit)
+                    t = min(a, one / a)  # no squares of large numbers
+                    root = np.sqrt(one + t * t)
+                    u = a + (a * t / (one + root) if a < one else a / (t + root))
+                    y[k] = one + u
+                    rest[k] = (u - (y[k] - one)) / y[k]
+                for k in range(width):
+                    power = np.float32(np.int32(bits[k] >> np.uint32(23)) - np.int32(127))
+                    bits[k] = (bits[k] & np.uint32(0x7FFFFF)) | np.uint32(0x3F800000)
+                    m = y[k]
+                    high = m > ROOT2
+                    z = (m / two if high else m) - one
+                    power = power + one if high else power
+                    s = np.float32(7.0376836292e-2)
+                    s = s * z - np.float32(1.1514610310e-1)
+                    s = s * z + np.float32(1.1676998740e-1)
+                    s = s * z - np.float32(1.2420140846e-1)
+                    s = s * z + np.float32(1.4249322787e-1)
+                    s = s * z - np.float32(1.6668057665e-1)
+                    s = s * z + np.float32(2.0000714765e-1)
+                    s = s * z - np.float32(2.4999993993e-1)
+                    s = s * z + np.float32(3.3333331174e-1)
+                    s = s * z * z * z - np.float32(2.12194440e-4) * power - np.float32(0.5) * z * z
+                    value = times * (z + s + np.float32(0.693359375) * power + rest[k])
+                    done[k] = value if line[k] >= zero else -value
+
+
+@_compile
+def correlate(a: Any, b: Any, beam: Any, width: int, white: float, cross: Any, sums: Any) -> None:
+    """Spectra of smoothed cross-correlations, and sums that say how sure they are.
+
+    Parameters
+    ----------
+    a, b
+        `(M, H, W // 2 + 1)` complex64 transforms of planes of `width` px.
+    beam
+        `(H, W // 2 + 1)` factor on the products.
+    white
+        Power per mode of the noise.
+    cross
+        Gets `conj(a) b beam`.
+    sums
+        `(M, 3, 3)` gets sums over all modes of the power of `a` without noise, of that of `b`, and of the
+        variance of their product, each plain and times ky² and kx².
+    """
+    height, half = a.shape[1], a.shape[2]
+    for m in range(len(a)):
+        total = np.zeros((3, 3))
+        for y in range(height):
+            ky = 2 * np.pi * min(y, height - y) / height
+            for x in range(half):
+                kx = 2 * np.pi * x / width
+                p, q, w = a[m, y, x], b[m, y, x], beam[y, x]
+                cross[m, y, x] = np.conj(p) * q * w
+                times = 1.0 if x == 0 or 2 * x == width else 2.0
+                first = p.real * p.real + p.imag * p.imag
+                second = q.real * q.real + q.imag * q.imag
+                parts = (
+                    (first - white) * w * times,
+                    (second - white) * w * times,
+                    white * (first + second - white) * w * w * times,
+                )
+                for i in range(3):
+                    total[i, 0] += parts[i]
+                    total[i, 1] += ky * ky * parts[i]
+                    total[i, 2] += kx * kx * parts[i]
+        sums[m] = total

@@ -197,7 +197,7 @@ def prepare(batch: CutoutBatch, config: PreprocessConfig, constants: dict[str, A
     frame = matching.make_frame(plan.kernels, (h, w), margin, variance=False)
     device = _device(config.device)
     if device is not None:
-        frame = replace(frame, image=device.put(frame.image), weight=device.put(frame.weight))
+        frame = replace(frame, image=device.put(frame.image))
     image = np.empty((n, b, h - 2 * margin, w - 2 * margin), np.float32)
     valid = np.empty(image.shape, bool)
     parts: list[measures.Quality] = []

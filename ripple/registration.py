@@ -129,22 +129,25 @@ def check_registration(
 
 def _signal(image: NDArray[np.floating], variance: NDArray[np.floating], good: NDArray[np.bool_]) -> Float:
     """Signal-to-noise planes `(n, B, H, W)` float32, no background, bright pixels compressed, 0 if bad."""
-    with np.errstate(all="ignore"):
-        noise = np.sqrt(_masked_median(variance, good))
-        planes = (image - _masked_median(image, good)) / (np.float32(KNEE) * noise)
-        planes = np.asarray(planes, np.float32)
-        planes[~(good & np.isfinite(planes))] = 0
-    return np.asarray(np.float32(KNEE) * np.arcsinh(planes))
+    from ripple import plane_loops
+
+    with np.errstate(invalid="ignore"):
+        unit = np.float32(KNEE) * np.sqrt(_masked_median(variance, good))
+    planes = np.empty(image.shape, np.float32)
+    level = _masked_median(image, good)
+    plane_loops.asinh(np.ascontiguousarray(image, np.float32), level, unit, KNEE, planes)
+    planes[~good] = 0
+    return planes
 
 
 def _masked_median(values: NDArray[np.floating], good: NDArray[np.bool_]) -> Float:
-    """Median of every other good pixel of each plane and axis, `(n, B, 1, 1)`; NaN when there is none."""
+    """Median of every other good pixel of each plane and axis, `(n, B)` float32; NaN when there is none."""
     n, b, h, w = values[:, :, ::2, ::2].shape
     some = good[:, :, ::2, ::2]
     flat = np.where(some, values[:, :, ::2, ::2], np.inf).astype(np.float32).reshape(n, b, h * w)
     flat.sort(axis=-1)
     middle = np.maximum(np.count_nonzero(some, axis=(2, 3)) - 1, 0) // 2
-    median = np.take_along_axis(flat, middle[..., None], axis=-1)[..., None]
+    median = np.take_along_axis(flat, middle[..., None], axis=-1)[..., 0]
     return np.where(np.isinf(median), np.float32(np.nan), median)
 
 
@@ -159,15 +162,19 @@ def _compare(planes: Float, good: NDArray[np.bool_], rows: slice, out: Registrat
     taper = np.outer(_taper(h), _taper(w)).astype(np.float32)
     index = np.arange(n)
     vectors = np.zeros((n, b, 2))
-    first, first_good = planes[index, reference], good[index, reference]
+    first_good, holed = good[index, reference], ~good.all(axis=(2, 3))
+    first = planes[index, reference] * (first_good * taper)
+    spectrum = scipy.fft.rfft2(first)
     for band in range(b):
         mine = np.flatnonzero(usable & enough[:, band] & (reference != band))
         if len(mine):
-            both = (good[mine, band] & first_good[mine]) * taper
+            f1, a = first[mine], spectrum[mine]
+            more = holed[mine, band]  # pixels that the reference must do without too
+            f1[more] *= good[mine[more], band]
+            a[more] = scipy.fft.rfft2(f1[more])
+            f2 = planes[mine, band] * (first_good[mine] * taper)
             at = index[mine] + rows.start
-            vectors[mine, band] = _measure(
-                first[mine] * both, planes[mine, band] * both, taper, at, band, out
-            )
+            vectors[mine, band] = _measure(f1, a, f2, taper, at, band, out)
     at = index[usable] + rows.start
     for measure, value in ((out.shift, 0.0), (out.shift_error, 0.0), (out.correlation, 1.0), (out.peak, 1.0)):
         measure[at, reference[usable]] = value
@@ -191,55 +198,55 @@ def _taper(size: int) -> NDArray[np.float64]:
 
 @dataclass(frozen=True, slots=True)
 class _Pair:
-    """Spectra of one band (m rows) and its reference, and what noise alone does to their correlation."""
+    """Cross-correlation of one band (m rows) with its reference, and what noise alone does to it."""
 
-    conjugate: NDArray[np.complex64]  # of the reference, times the smoothing
-    second: NDArray[np.complex64]  # of the band
+    cross: NDArray[np.complex64]  # its spectrum, smoothed
     scale: NDArray[np.float64]  # (m,) correlation of a perfect match
     noise: NDArray[np.float64]  # (m,) one sigma of the correlation
     shift_error: NDArray[np.float64]  # (m,) px
 
 
-def _pair(f1: Float, f2: Float, taper: Float) -> _Pair:
+def _beam(h: int, w: int) -> Float:
+    """What smoothing both images multiplies their correlation by: the transform of the Gaussian squared."""
+    ky, kx = 2 * np.pi * scipy.fft.fftfreq(h)[:, None], 2 * np.pi * scipy.fft.rfftfreq(w)
+    return np.exp(-(SMOOTH**2) * (kx**2 + ky**2)).astype(np.float32)
+
+
+def _pair(a: NDArray[np.complex64], b: NDArray[np.complex64], beam: Float, taper: Float) -> _Pair:
     """Formulas: the notes of `check_registration`; sums run over the half plane that rfft2 keeps."""
-    h, w = f1.shape[1:]
-    ky = 2 * np.pi * scipy.fft.fftfreq(h)[:, None]
-    kx = 2 * np.pi * scipy.fft.rfftfreq(w)[None, :]
-    twice = np.where((kx == 0) | np.isclose(kx, np.pi), 1.0, 2.0)
-    beam = np.exp(-(SMOOTH**2) * (kx**2 + ky**2)).astype(np.float32)  # both images: the Gaussian squared
+    from ripple import plane_loops
+
+    h, w = taper.shape
+    cross = np.empty(a.shape, np.complex64)
+    sums = np.empty((len(a), 3, 3))
     white = float((taper**2).sum())  # power per mode of noise 1 per pixel
-    a = scipy.fft.rfft2(f1)
-    b = scipy.fft.rfft2(f2)
-    power1, power2 = a.real**2 + a.imag**2, b.real**2 + b.imag**2
-    fluctuation = white * (power1 + power2 - white) * beam**2 * twice
-    signal1, signal2 = (power1 - white) * beam * twice, (power2 - white) * beam * twice
-
-    def total(modes: NDArray[np.floating]) -> NDArray[np.float64]:
-        return np.maximum(modes.sum(axis=(1, 2), dtype=np.float64), 1e-12)
-
-    error = np.zeros(len(f1))
-    for k in (kx, ky):
-        error += total(k**2 * fluctuation) / (total(k**2 * signal1) * total(k**2 * signal2))
+    plane_loops.correlate(a, b, beam, w, white, cross, sums)
+    # Of the first signal, the second, and the variance: in all, and weighted by ky² and kx².
+    one, two, fluctuation = np.maximum(sums, 1e-12).transpose(1, 2, 0)
+    error = (fluctuation[1:] / (one[1:] * two[1:])).sum(axis=0)
     return _Pair(
-        np.conj(a) * beam,
-        b,
-        np.sqrt(total(signal1) * total(signal2)) / (h * w),
-        np.sqrt(total(fluctuation)) / (h * w),
-        np.sqrt(error),
+        cross, np.sqrt(one[0] * two[0]) / (h * w), np.sqrt(fluctuation[0]) / (h * w), np.sqrt(error)
     )
 
 
 def _measure(
-    f1: Float, f2: Float, taper: Float, at: NDArray[np.intp], band: int, out: Registration
+    f1: Float,
+    a: NDArray[np.complex64],
+    f2: Float,
+    taper: Float,
+    at: NDArray[np.intp],
+    band: int,
+    out: Registration,
 ) -> NDArray[np.float64]:
-    """Compare `f2` (m, H, W) with the reference `f1` in every orientation, into rows `at` of `band`.
+    """Compare `f2` (m, H, W) with the reference `f1`, of spectrum `a`, into rows `at` of `band`.
 
     Returns the shifts y, x `(m, 2)` in px.
     """
     h, w = f1.shape[1:]
-    pair = _pair(f1, f2, taper)
+    beam = _beam(h, w)
+    pair = _pair(a, scipy.fft.rfft2(f2), beam, taper)
     names = TRANSFORMS if h == w else tuple(t for t in TRANSFORMS if t in UPRIGHT)
-    cross = scipy.fft.irfft2(pair.conjugate * pair.second, s=(h, w))
+    cross = scipy.fft.irfft2(pair.cross, s=(h, w))
     limit = max(2, min(h, w) // 4)
     first, dy, dx = _peak(cross, limit)
     out.shift[at, band], vector = np.hypot(dy, dx), np.stack([dy, dx], axis=1)
@@ -249,8 +256,9 @@ def _measure(
     # What agrees so well cannot agree better by as much as is asked for.
     sure = pair.scale > SIGMAS * pair.noise
     odd = np.flatnonzero(sure & (upright < 1 - MIN_GAIN + DOUBT))
+    conjugate = np.conj(a[odd]) * beam
     for k, name in enumerate(names[1:] if len(odd) else (), 1):
-        cross = scipy.fft.irfft2(pair.conjugate[odd] * scipy.fft.rfft2(undo(f2[odd], name)), s=(h, w))
+        cross = scipy.fft.irfft2(conjugate * scipy.fft.rfft2(undo(f2[odd], name)), s=(h, w))
         peaks[k, odd] = _peak(cross, limit)[0]
     best = peaks.argmax(axis=0)
     gain = peaks.max(axis=0) - first

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -204,7 +205,7 @@ def test_numpy_and_torch_agree() -> None:
     def put(a: np.ndarray) -> object:
         return torch.from_numpy(np.ascontiguousarray(a))
 
-    there = matching.Frame(frame.shape, 8, put(frame.image), put(frame.variance), put(frame.weight))
+    there = replace(frame, image=put(frame.image), variance=put(frame.variance))
     other = matching.apply(put(batch.image), put(good), plan.number, there, put(batch.variance))
     np.testing.assert_allclose(image, other[0].numpy(), atol=1e-5 * np.abs(image).max())
     np.testing.assert_allclose(spread, other[2].numpy(), rtol=1e-5)
