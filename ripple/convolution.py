@@ -12,7 +12,6 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
-
 CHUNK = 16  # kernels transformed at a time: they stay in the cache
 
 

@@ -104,7 +104,7 @@ def _to_width(
 
 
 def _kernels(stamps: Float, target: NDArray[Any], tolerance: float) -> Kernels:
-    # Half as far again as the stamps: the rims of both PSFs are matched too, which wider kernels hardly do better.
+    # Half as far again as the stamps, so that their rims are matched too; wider kernels gain hardly anything.
     half = 3 * (stamps.shape[-1] // 2) // 2
     return psf_kernels.match_kernels(stamps, target, half=max(half, 1), tolerance=tolerance)
 

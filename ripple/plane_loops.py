@@ -26,7 +26,8 @@ MEDIAN_CHI2 = 0.454936  # of one degree of freedom
 def usable(image: Any, variance: Any, mask: Any, bits: Any, most: float, good: Any) -> None:
     """Which pixels are a measurement: |flux| < most, 0 < variance < most², none of `bits` in the mask.
 
-    Where the variance of a plane is NaN throughout, only image and mask decide. Comparisons with NaN are false.
+    Where the variance of a plane is NaN throughout, only image and mask decide. Comparisons with NaN are
+    false.
     """
     top, top2, none = np.float32(most), np.float32(most * most), np.uint32(0)
     bad = np.uint32(bits)
@@ -192,7 +193,9 @@ def normal_matrices(blocks: Any, floor: float, share: float, out: Any) -> None:
 
 @_compile
 def asinh(image: Any, offset: Any, scale: Any, gain: float, out: Any) -> None:
-    """`gain * asinh((image - offset) / scale)`, to 3e-7; `offset` and `scale` `(N, B)` float32.
+    """Inverse hyperbolic sines of planes, to 3e-7.
+
+    `gain * asinh((image - offset) / scale)`, with `offset` and `scale` `(N, B)` float32.
 
     `asinh a = log1p(a + a² / (1 + sqrt(1 + a²)))` for a >= 0, and `log1p u = log y + (u - (y - 1)) / y` with
     `y = fl(1 + u)`, so small values keep their digits. The logarithm is the polynomial of Cephes' `logf`.
@@ -243,9 +246,11 @@ def correlate(a: Any, b: Any, beam: Any, width: int, white: float, cross: Any, s
     Parameters
     ----------
     a, b
-        `(M, H, W // 2 + 1)` complex64 transforms of planes of `width` px.
+        `(M, H, W // 2 + 1)` complex64 transforms of planes.
     beam
         `(H, W // 2 + 1)` factor on the products.
+    width
+        W in pixels.
     white
         Power per mode of the noise.
     cross

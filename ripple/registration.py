@@ -9,17 +9,15 @@ look the same in every orientation, bands that do not look like each other.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy
 from numpy.typing import NDArray
 
-Float = NDArray[np.float32]
+from ripple import correlation
 
-#: What was done to a band, relative to the reference: counter-clockwise turns as `numpy.rot90` makes them.
-TRANSFORMS: tuple[str, ...] = (
-    "identity", "rot90", "rot180", "rot270", "mirror_x", "mirror_y", "transpose", "antitranspose",
-)  # fmt: skip
+Float = NDArray[np.float32]
 
 MIN_SHIFT = 0.25  # px, so that 0.3 is mostly found; less is what colour gradients and refraction do
 NOTICEABLE = 0.3  # px; a band is decided when a shift this large would be sure
@@ -27,19 +25,17 @@ SIGMAS = 5.0  # a shift or an orientation must be this sure
 MIN_CORRELATION = 0.85  # bands that look less alike than this, once put right, say nothing
 MAX_WORSE = 0.1  # where a shift makes bands differ more, over where it makes them differ less, at most
 TILE = 8  # px, for that comparison
-PART = 0.2  # of a shift: as close to its start or end are the bands that did not move against each other
+PART = (0.2, 0.6)  # of a shift: a band that has gone so far has the colour between, and nothing was moved
 TILE_NOISE = 4.0  # square of the noise; what noise alone changes in a tile
 MIN_EXPLAINED = (
-    0.3  # a shift must explain this much of what it leaves unexplained (colours of blended sources)
+    0.5  # a shift must explain this much of what it leaves unexplained (colours of blended sources)
 )
-MIN_GAIN = 0.08  # by how much an orientation must beat the given one, plus half of what it leaves unexplained
+MAX_LEFT = 0.7  # an orientation must leave less than this of what the given one leaves unexplained
+MIN_GAIN = 0.08  # and beat it by this plus half of what it leaves, where no third band can confirm it
+NEARLY = 0.985  # an orientation is looked at when blocks of pixels agree in it by this much of the given one
 DOUBT = 0.03  # correlations corrected for noise may come out above 1
 KNEE = 10.0  # S/N above which pixels are compressed, so that one bright source does not decide alone
-SMOOTH = 1.2  # px, Gaussian; about the seeing, so that noise beyond it is not correlated
 CHUNK = 64  # rows at a time
-
-#: Orientations that keep a stamp's width and height.
-UPRIGHT: tuple[str, ...] = ("identity", "rot180", "mirror_x", "mirror_y")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +55,8 @@ class Registration:
     peak
         `(N, B)` float32 correlation in the best orientation at its best shift, corrected for noise.
     transform
-        `(N, B)` int8 best orientation, index into `TRANSFORMS`; 0 unless another one is significantly better.
+        `(N, B)` int8 best orientation, index into `correlation.TRANSFORMS`; 0 unless another one is
+        significantly better.
     decided
         `(N, B)` bool: there was enough signal to notice a shift of `NOTICEABLE` px.
     flagged
@@ -155,13 +152,16 @@ def _compare(planes: Float, good: NDArray[np.bool_], rows: slice, out: Registrat
     """Measure all bands of these rows against their reference and write the result into `out`."""
     n, b, h, w = planes.shape
     enough = good.mean(axis=(2, 3)) > 0.7
-    power = np.where(enough, (_blocks(planes) ** 2).sum(axis=(2, 3)), -1.0)
+    power = np.where(enough, (correlation.blocks(planes) ** 2).sum(axis=(2, 3)), -1.0)
     reference = power.argmax(axis=1)
     usable = enough.sum(axis=1) >= 2
     out.reference[rows] = np.where(usable, reference, -1)
-    taper = np.outer(_taper(h), _taper(w)).astype(np.float32)
+    taper = np.outer(correlation.taper(h), correlation.taper(w)).astype(np.float32)
     index = np.arange(n)
-    vectors = np.zeros((n, b, 2))
+    found = _Found(
+        np.zeros((n, b, 2)), np.zeros((n, b), bool), np.zeros((n, b), np.int8), np.zeros((n, b)),
+        np.zeros((n, b), bool), np.zeros((n, b), bool),
+    )  # fmt: skip
     first_good, holed = good[index, reference], ~good.all(axis=(2, 3))
     first = planes[index, reference] * (first_good * taper)
     spectrum = scipy.fft.rfft2(first)
@@ -173,60 +173,31 @@ def _compare(planes: Float, good: NDArray[np.bool_], rows: slice, out: Registrat
             f1[more] *= good[mine[more], band]
             a[more] = scipy.fft.rfft2(f1[more])
             f2 = planes[mine, band] * (first_good[mine] * taper)
-            at = index[mine] + rows.start
-            vectors[mine, band] = _measure(f1, a, f2, taper, at, band, out)
+            _measure(f1, a, f2, taper, mine, band, found, rows.start, out)
     at = index[usable] + rows.start
     for measure, value in ((out.shift, 0.0), (out.shift_error, 0.0), (out.correlation, 1.0), (out.peak, 1.0)):
         measure[at, reference[usable]] = value
-    _clear(rows, vectors, out)
-    _blame(index[usable] + rows.start, out)
-
-
-def _blocks(planes: Float) -> Float:
-    """Sums of 4 x 4 pixels, about as wide as the seeing."""
-    h, w = planes.shape[2] // 4 * 4, planes.shape[3] // 4 * 4
-    rows = sum((planes[:, :, k:h:4, :w] for k in range(1, 4)), planes[:, :, 0:h:4, :w])
-    return np.asarray(sum((rows[..., k::4] for k in range(1, 4)), rows[..., ::4]))
-
-
-def _taper(size: int) -> NDArray[np.float64]:
-    """A window that falls to 0 over an eighth of the width on each side (Tukey)."""
-    x = (np.arange(size) + 0.5) / size
-    edge = np.minimum(np.minimum(x, 1 - x) / 0.125, 1.0)
-    return np.asarray(0.5 - 0.5 * np.cos(np.pi * edge))
+    turned = np.zeros((n, b), bool)
+    for row, band in zip(*np.nonzero(found.turned), strict=True):
+        sky = planes[row] * (good[row] * taper)
+        turned[row, band] = _confirmed(sky, taper, int(reference[row]), int(row), int(band), found)
+    out.transform[rows] = np.where(turned, found.turned, 0)
+    out.peak[rows] = np.where(turned, found.match, out.peak[rows])
+    out.decided[rows] |= turned
+    out.flagged[rows] = turned | (found.moved & ~_between(found))
+    _blame(at, out)
 
 
 @dataclass(frozen=True, slots=True)
-class _Pair:
-    """Cross-correlation of one band (m rows) with its reference, and what noise alone does to it."""
+class _Found:
+    """What some rows show: `(n, B)` each, shifts y, x `(n, B, 2)` px."""
 
-    cross: NDArray[np.complex64]  # its spectrum, smoothed
-    scale: NDArray[np.float64]  # (m,) correlation of a perfect match
-    noise: NDArray[np.float64]  # (m,) one sigma of the correlation
-    shift_error: NDArray[np.float64]  # (m,) px
-
-
-def _beam(h: int, w: int) -> Float:
-    """What smoothing both images multiplies their correlation by: the transform of the Gaussian squared."""
-    ky, kx = 2 * np.pi * scipy.fft.fftfreq(h)[:, None], 2 * np.pi * scipy.fft.rfftfreq(w)
-    return np.exp(-(SMOOTH**2) * (kx**2 + ky**2)).astype(np.float32)
-
-
-def _pair(a: NDArray[np.complex64], b: NDArray[np.complex64], beam: Float, taper: Float) -> _Pair:
-    """Formulas: the notes of `check_registration`; sums run over the half plane that rfft2 keeps."""
-    from ripple import plane_loops
-
-    h, w = taper.shape
-    cross = np.empty(a.shape, np.complex64)
-    sums = np.empty((len(a), 3, 3))
-    white = float((taper**2).sum())  # power per mode of noise 1 per pixel
-    plane_loops.correlate(a, b, beam, w, white, cross, sums)
-    # Of the first signal, the second, and the variance: in all, and weighted by ky² and kx².
-    one, two, fluctuation = np.maximum(sums, 1e-12).transpose(1, 2, 0)
-    error = (fluctuation[1:] / (one[1:] * two[1:])).sum(axis=0)
-    return _Pair(
-        cross, np.sqrt(one[0] * two[0]) / (h * w), np.sqrt(fluctuation[0]) / (h * w), np.sqrt(error)
-    )
+    vectors: NDArray[np.float64]
+    moved: NDArray[np.bool_]
+    turned: NDArray[np.int8]  # orientation that fits better, index into `correlation.TRANSFORMS`
+    match: NDArray[np.float64]  # correlation in that orientation
+    alone: NDArray[np.bool_]  # it fits so much better that no other band need confirm it
+    sure: NDArray[np.bool_]  # there is signal to compare
 
 
 def _measure(
@@ -234,71 +205,98 @@ def _measure(
     a: NDArray[np.complex64],
     f2: Float,
     taper: Float,
-    at: NDArray[np.intp],
+    mine: NDArray[np.intp],
     band: int,
+    found: _Found,
+    start: int,
     out: Registration,
-) -> NDArray[np.float64]:
-    """Compare `f2` (m, H, W) with the reference `f1`, of spectrum `a`, into rows `at` of `band`.
-
-    Returns the shifts y, x `(m, 2)` in px.
-    """
+) -> None:
+    """Compare `f2` (m, H, W) with the reference `f1`, of spectrum `a`: rows `mine` of `band`."""
     h, w = f1.shape[1:]
-    beam = _beam(h, w)
-    pair = _pair(a, scipy.fft.rfft2(f2), beam, taper)
-    names = TRANSFORMS if h == w else tuple(t for t in TRANSFORMS if t in UPRIGHT)
+    at = mine + start
+    pair = correlation.pair(a, scipy.fft.rfft2(f2), correlation.beam(h, w), taper)
     cross = scipy.fft.irfft2(pair.cross, s=(h, w))
-    limit = max(2, min(h, w) // 4)
-    first, dy, dx = _peak(cross, limit)
-    out.shift[at, band], vector = np.hypot(dy, dx), np.stack([dy, dx], axis=1)
+    first, dy, dx = correlation.peak(cross, max(2, min(h, w) // 4))
+    vector = np.stack([dy, dx], axis=1)
+    out.shift[at, band], found.vectors[mine, band] = np.hypot(dy, dx), vector
     out.correlation[at, band] = cross[:, 0, 0] / pair.scale
     upright = first / pair.scale
-    peaks = np.broadcast_to(first, (len(names), len(f1))).copy()
-    # What agrees so well cannot agree better by as much as is asked for.
     sure = pair.scale > SIGMAS * pair.noise
-    odd = np.flatnonzero(sure & (upright < 1 - MIN_GAIN + DOUBT))
-    conjugate = np.conj(a[odd]) * beam
-    for k, name in enumerate(names[1:] if len(odd) else (), 1):
-        cross = scipy.fft.irfft2(conjugate * scipy.fft.rfft2(undo(f2[odd], name)), s=(h, w))
-        peaks[k, odd] = _peak(cross, limit)[0]
-    best = peaks.argmax(axis=0)
-    gain = peaks.max(axis=0) - first
-    match = peaks.max(axis=0) / pair.scale
-    turned = sure & (gain > SIGMAS * np.sqrt(2) * pair.noise)
-    turned &= gain / pair.scale > MIN_GAIN + (1 - match) / 2
-    turned &= (match >= MIN_CORRELATION) & (best > 0)
     error = pair.shift_error
     moved = (out.shift[at, band] >= np.maximum(MIN_SHIFT, SIGMAS * error)) & (upright >= MIN_CORRELATION)
-    moved &= upright - out.correlation[at, band] > MIN_EXPLAINED * (1 - upright)
-    for row in np.flatnonzero(sure & moved):
+    moved &= sure & (upright - out.correlation[at, band] > MIN_EXPLAINED * (1 - upright))
+    for row in np.flatnonzero(moved):
         moved[row] = _worse(f1[row], f2[row], vector[row]) <= MAX_WORSE
     out.shift_error[at, band] = error
-    out.peak[at, band] = np.where(turned, match, upright)
-    codes = np.array([TRANSFORMS.index(name) for name in names], np.int8)
-    out.transform[at, band] = np.where(turned, codes[best], 0)
-    out.decided[at, band] = turned | (sure & (SIGMAS * error <= NOTICEABLE) & (match >= MIN_CORRELATION))
-    out.flagged[at, band] = turned | (sure & moved)
-    return vector
+    out.peak[at, band] = upright
+    found.moved[mine, band], found.sure[mine, band] = moved, sure
+    best, match, turned = np.zeros(len(f1), np.int8), upright.copy(), np.zeros(len(f1), bool)
+    odd = np.flatnonzero(sure & _questionable(f1, f2))
+    if len(odd):
+        table = _fits(f1[odd], f2[odd], taper)
+        best[odd], match[odd] = table.argmax(axis=0), table.max(axis=0)
+        turned[odd] = _turned(table[0], match[odd], pair.noise[odd] / pair.scale[odd])
+        found.alone[mine[odd], band] = match[odd] - table[0] > MIN_GAIN + (1 - match[odd]) / 2
+    turned &= (match >= MIN_CORRELATION) & (best > 0)
+    found.turned[mine, band], found.match[mine, band] = np.where(turned, best, 0), match
+    out.decided[at, band] = sure & (SIGMAS * error <= NOTICEABLE) & (match >= MIN_CORRELATION)
 
 
-def undo(plane: Float, name: str) -> Float:
-    """Put a plane `(..., H, W)` right that was turned or mirrored as `name` says.
+def _turned(upright: Any, match: Any, noise: Any) -> Any:
+    """Does another orientation fit so much better that neither noise nor colours can be the reason?
 
-    Raises
-    ------
-    ValueError
-        When `name` is not one of `TRANSFORMS`.
+    Noise changes two correlations of the same planes alike, but for the part of the light that looks
+    different when turned: about `1 - upright` of it.
     """
-    if name not in TRANSFORMS:
-        raise ValueError(f"{name} is not one of {', '.join(TRANSFORMS)}")
-    if name.startswith("rot"):
-        return np.rot90(plane, -int(name[3:]) // 90, axes=(-2, -1))
-    flip = {"mirror_x": -1, "mirror_y": -2}
-    if name in flip:
-        return np.flip(plane, axis=flip[name])
-    if name == "identity":
-        return plane
-    swapped = np.swapaxes(plane, -1, -2)
-    return np.flip(swapped, axis=(-2, -1)) if name == "antitranspose" else swapped
+    gain = match - upright
+    sigma = noise * np.sqrt(2 * np.clip(1 - upright + DOUBT, 0, 1))
+    return (gain > SIGMAS * sigma) & (1 - match < MAX_LEFT * (1 - upright))
+
+
+def _questionable(f1: Float, f2: Float) -> NDArray[np.bool_]:
+    """Rows whose blocks agree in some other orientation nearly as well: a quick look that spares most."""
+    one, two = correlation.blocks(f1[:, None])[:, 0], correlation.blocks(f2[:, None])[:, 0]
+    names = correlation.orientations(one.shape[1:])[1:]
+    upright = np.einsum("kij,kij->k", one, two)
+    best = np.max([np.einsum("kij,kij->k", one, correlation.undo(two, name)) for name in names], axis=0)
+    return np.asarray(best > NEARLY * upright)
+
+
+def _fits(f1: Float, f2: Float, taper: Float) -> NDArray[np.float64]:
+    """Correlation `(8, m)` of two planes in each of `TRANSFORMS` at its best shift, at half the resolution.
+
+    Minus infinity for orientations that change the shape.
+    """
+    one, two = (correlation.halved(f) for f in (f1, f2))
+    h, w = one.shape[1:]
+    beam = correlation.beam(h, w, correlation.SMOOTH / 2)
+    a = scipy.fft.rfft2(one)
+    pair = correlation.pair(a, scipy.fft.rfft2(two), beam, taper, (h, w))
+    conjugate = np.conj(a) * beam
+    limit = max(2, min(h, w) // 4)
+    out = np.full((len(correlation.TRANSFORMS), len(one)), -np.inf)
+    for name in correlation.orientations((h, w)):
+        turned = scipy.fft.rfft2(np.ascontiguousarray(correlation.undo(two, name)))
+        cross = scipy.fft.irfft2(conjugate * turned, s=(h, w))
+        out[correlation.TRANSFORMS.index(name)] = correlation.peak(cross, limit)[0] / pair.scale
+    return out
+
+
+def _confirmed(planes: Float, taper: Float, reference: int, row: int, band: int, found: _Found) -> bool:
+    """Do the other bands say too that this one is turned? Colours may make two bands fit better turned.
+
+    Most of those that have signal must agree; where there are none, the fit must be better by far.
+    """
+    turn = found.turned[row, band]
+    votes = []
+    for other in np.flatnonzero(found.sure[row]):
+        if other in (band, reference):
+            continue
+        fits = _fits(planes[other][None], planes[band][None], taper)[:, 0]
+        # Turned alike, the two agree as they are: then it is the reference that is turned.
+        alike = found.turned[row, other] == turn
+        votes.append(bool(alike or 1 - fits[turn] < MAX_LEFT * (1 - fits[0])))
+    return sum(votes) * 2 > len(votes) if votes else bool(found.alone[row, band])
 
 
 def _worse(f1: Float, f2: Float, shift: NDArray[np.float64]) -> float:
@@ -307,7 +305,7 @@ def _worse(f1: Float, f2: Float, shift: NDArray[np.float64]) -> float:
     A band that was moved gets better in every part of the stamp. Where two sources of different colours lie
     side by side a shift makes the blend more alike, and spoils its surroundings.
     """
-    a, b = (scipy.ndimage.gaussian_filter(f, SMOOTH) for f in (f1, f2))
+    a, b = (scipy.ndimage.gaussian_filter(f, correlation.SMOOTH) for f in (f1, f2))
     gain = _misfit(a, b) - _misfit(a, scipy.ndimage.shift(b, -shift))
     gain = np.sign(gain) * np.maximum(np.abs(gain) - TILE_NOISE, 0)
     return float(-gain[gain < 0].sum() / max(gain[gain > 0].sum(), 1e-9))
@@ -324,35 +322,15 @@ def _misfit(a: Float, b: Float) -> NDArray[np.float64]:
     return np.asarray(bb - np.maximum(ab, 0) ** 2 / (aa + 1e-3))
 
 
-def _peak(cross: Float, limit: int) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Highest value `(m,)` of each correlation map within `limit` px of no shift, and its shift y, x in px.
-
-    The peak between pixels comes from the quadratic through its 3 x 3 neighbours.
-    """
-    m = len(cross)
-    window = np.roll(cross, (limit + 1, limit + 1), axis=(1, 2))[:, : 2 * limit + 3, : 2 * limit + 3]
-    inner = window[:, 1:-1, 1:-1].reshape(m, -1)
-    y, x = np.divmod(inner.argmax(axis=1), 2 * limit + 1)
-    rows = np.arange(m)
-    c = {(j, i): window[rows, y + 1 + j, x + 1 + i].astype(float) for j in (-1, 0, 1) for i in (-1, 0, 1)}
-    gx, gy = (c[0, 1] - c[0, -1]) / 2, (c[1, 0] - c[-1, 0]) / 2
-    xx, yy = c[0, 1] + c[0, -1] - 2 * c[0, 0], c[1, 0] + c[-1, 0] - 2 * c[0, 0]
-    xy = (c[1, 1] + c[-1, -1] - c[1, -1] - c[-1, 1]) / 4
-    det = xx * yy - xy**2
-    curved = det > 1e-6 * (xx * yy + 1e-30)
-    det = np.where(curved, det, 1.0)
-    dx = np.where(curved, np.clip((xy * gy - yy * gx) / det, -1, 1), 0.0)
-    dy = np.where(curved, np.clip((xy * gx - xx * gy) / det, -1, 1), 0.0)
-    return c[0, 0] + (gx * dx + gy * dy) / 2, y - limit + dy, x - limit + dx
-
-
-def _clear(rows: slice, vectors: NDArray[np.float64], out: Registration) -> None:
-    """Take back a shift when another band is neither where it was nor where it is: colours do that."""
-    length = np.linalg.norm(vectors, axis=2)
-    along = np.einsum("njc,nkc->nkj", vectors, vectors) / np.maximum(length[..., None] ** 2, 1e-12)
-    elsewhere = (along > PART) & (np.abs(along - 1) > PART) & (length[:, None, :] >= MIN_SHIFT)
-    upright = out.transform[rows] == 0
-    out.flagged[rows] &= ~(upright & elsewhere.any(axis=2))
+def _between(found: _Found) -> NDArray[np.bool_]:
+    """Shifts `(n, B)` of which another band has gone a part, or that are part of another's: colours do so."""
+    v = found.vectors
+    length = np.linalg.norm(v, axis=2)
+    dot = np.einsum("njc,nkc->njk", v, v)
+    longer = np.maximum(length[:, :, None], length[:, None, :])
+    part = dot / np.maximum(longer**2, 1e-12)
+    both = np.minimum(length[:, :, None], length[:, None, :]) >= MIN_SHIFT
+    return np.asarray((both & (part > PART[0]) & (part < PART[1])).any(axis=2))
 
 
 def _blame(at: NDArray[np.intp], out: Registration) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ripple.registration import TRANSFORMS, check_registration, undo
+from ripple.correlation import TRANSFORMS, undo
+from ripple.registration import check_registration
 
 SIZE = 64
 BANDS = 4

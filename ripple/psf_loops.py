@@ -1,0 +1,87 @@
+"""Compiled loops over PSF stamps and kernels. Importing this module loads numba."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+
+_compile: Callable[[Callable[..., Any]], Callable[..., Any]] = numba.njit(
+    cache=True, nogil=True, error_model="numpy"
+)
+
+
+@_compile
+def _weights(t: float, out: Any) -> None:
+    """Cubic B-spline weights of the four coefficients around a point at fraction `t`."""
+    s = 1.0 - t
+    out[0] = s**3 / 6.0
+    out[1] = 2.0 / 3.0 - t**2 * (2.0 - t) / 2.0
+    out[2] = 2.0 / 3.0 - s**2 * (2.0 - s) / 2.0
+    out[3] = t**3 / 6.0
+
+
+@_compile
+def _value(spline: Any, y: float, x: float, wy: Any, wx: Any) -> float:
+    """Spline value at `y, x`; coefficients outside of the stamp are 0."""
+    height, width = spline.shape
+    iy, ix = int(np.floor(y)), int(np.floor(x))
+    _weights(y - iy, wy)
+    _weights(x - ix, wx)
+    total = 0.0
+    for j in range(4):
+        for i in range(4):
+            yy, xx = iy + j - 1, ix + i - 1
+            if 0 <= yy < height and 0 <= xx < width:
+                total += wy[j] * wx[i] * spline[yy, xx]
+    return total
+
+
+@_compile
+def half_radii(spline: Any, y0: Any, x0: Any, angles: Any, step: float, steps: int, out: Any) -> None:
+    """Distance from `y0, x0` to half the value there, along rays.
+
+    Parameters
+    ----------
+    spline
+        `(M, H, W)` float64 coefficients of cubic splines.
+    y0, x0
+        `(M,)` px.
+    angles
+        `(A, 2)` sine and cosine.
+    step, steps
+        Rays are sampled every `step` px, `steps` times; the crossing comes from the two samples around it and
+        one secant step, as the profile is curved between samples.
+    out
+        `(M, A)` px; NaN where the ray ends above the half, or the value at its start is not positive.
+    """
+    wy, wx = np.empty(4), np.empty(4)
+    for m in range(len(spline)):
+        half = 0.5 * _value(spline[m], y0[m], x0[m], wy, wx)
+        for a in range(len(angles)):
+            sin, cos = angles[a, 0], angles[a, 1]
+            out[m, a] = np.nan
+            inner = half
+            for k in range(1, steps):
+                r = k * step
+                outer = _value(spline[m], y0[m] + sin * r, x0[m] + cos * r, wy, wx) - half
+                if outer <= 0 and half > 0:
+                    fall = inner - outer if inner > outer else 1.0
+                    r += step * (inner / fall - 1)
+                    left = _value(spline[m], y0[m] + sin * r, x0[m] + cos * r, wy, wx) - half
+                    out[m, a] = r + left * step / fall
+                    break
+                inner = outer
+
+
+@_compile
+def rings(kernel: Any, out: Any) -> None:
+    """Sum of |K| on each square around the centre, `(M, h + 1)`, of kernels `(M, 2h + 1, 2h + 1)`."""
+    h = kernel.shape[1] // 2
+    out[:] = 0.0
+    for m in range(len(kernel)):
+        for y in range(kernel.shape[1]):
+            for x in range(kernel.shape[2]):
+                out[m, max(abs(y - h), abs(x - h))] += abs(kernel[m, y, x])
