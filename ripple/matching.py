@@ -103,10 +103,17 @@ def _to_width(
     return replace(matching, kernels=_kernels(batch.psf[wanted], stamp, tolerance))
 
 
+def half_width(size: int) -> int:
+    """Half width of kernels for PSF stamps of `size` px.
+
+    Half as far again as the stamps, so that their rims are matched too; wider kernels gain hardly anything.
+    """
+    return max(3 * (size // 2) // 2, 1)
+
+
 def _kernels(stamps: Float, target: NDArray[Any], tolerance: float) -> Kernels:
-    # Half as far again as the stamps, so that their rims are matched too; wider kernels gain hardly anything.
-    half = 3 * (stamps.shape[-1] // 2) // 2
-    return psf_kernels.match_kernels(stamps, target, half=max(half, 1), tolerance=tolerance)
+    half = half_width(stamps.shape[-1])
+    return psf_kernels.match_kernels(stamps, target, half=half, tolerance=tolerance)
 
 
 def _to_broadest(batch: CutoutBatch, matching: Matching, tolerance: float) -> Matching:

@@ -166,20 +166,53 @@ DEFECTS: dict[str, tuple[Plant, Flag]] = {
 }
 
 
+MOVED_SNR, MOVED_SHARE, COVERED = 50.0, 0.03, 2.5
+
+
+def visible(name: str, before: CutoutBatch, after: CutoutBatch, margin: int) -> np.ndarray[Any, Any]:
+    """`(N,)` rows in which the defect can be seen at all, from the pixels before and after it was planted.
+
+    Moved or turned: what changes has S/N of `MOVED_SNR` or more, and is `MOVED_SHARE` of the light or more,
+    both as squares summed over the stamp, the noise taken off; less is what the colours of a galaxy do. Dips:
+    the light under the half-depth contour is below `COVERED` sigma, half the depth, so that the hole goes below
+    zero.
+    """
+    inner = (..., slice(margin, -margin), slice(margin, -margin))
+    change = (after.image - before.image)[inner].astype(float)
+    if name not in ("shifted band", "turned band", "over-subtracted"):
+        return np.ones(len(before), bool)
+    rows, band = np.arange(len(before)), np.abs(change).sum(axis=(2, 3)).argmax(axis=1)
+    change, light = change[rows, band], before.image[inner][rows, band].astype(float)
+    variance = before.variance[inner][rows, band].astype(float)
+    if name == "over-subtracted":
+        hole = change < 0.5 * change.min(axis=(1, 2), keepdims=True)
+        sigma = np.sqrt(np.percentile(variance, 10, axis=(1, 2)))
+        return np.asarray((light * hole).sum(axis=(1, 2)) / hole.sum(axis=(1, 2)) < COVERED * sigma)
+    pixels = light.shape[1] * light.shape[2]
+    light = light - np.median(light, axis=(1, 2), keepdims=True)
+    moved = (change**2 / variance).sum(axis=(1, 2)) - 2 * pixels  # both planes have noise
+    whole = (light**2 / variance).sum(axis=(1, 2)) - pixels
+    return np.asarray((moved > MOVED_SNR**2) & (moved > 2 * MOVED_SHARE * whole))
+
+
 def confusion(
     batch: CutoutBatch, rows: np.ndarray[Any, Any], margin: int, config: Any, constants: dict[str, Any]
 ) -> dict[str, dict[str, int]]:
-    """Defect -> flag -> rows that carry it; each defect is planted alone, in copies of clean `rows`."""
+    """Defect -> flag -> rows that carry it; each defect is planted alone, in copies of clean `rows`.
+
+    Beside the flags: `rejected`; `visible`, see there, and `found`, those of them that carry the right flag.
+    """
     from ripple import quality
     from ripple.prepare import preprocess_batch
 
     batch = with_bad_psfs(batch)
     table = {}
-    for number, (name, (plant, _)) in enumerate(DEFECTS.items()):
+    for number, (name, (plant, flag)) in enumerate(DEFECTS.items()):
         near = np.unique(np.concatenate([rows, rows - 1]))
         piece = part(batch, near)
         rng = np.random.default_rng(number)
         mine = np.flatnonzero(np.isin(near, rows))
+        before = part(piece, mine)
         for row in mine:
             plant(piece, int(row), margin, rng)
         tensors = preprocess_batch(piece, config, {"margin": margin, **constants})
@@ -188,6 +221,9 @@ def confusion(
         found = [quality.names(int(v)) for v in tensors.catalog["qc"][mine]]
         table[name] = {flag: sum(flag in f for f in found) for flag in quality.LABELS}
         table[name]["rejected"] = int((tensors.catalog["accept"][mine] == 0).sum())
+        seen = visible(name, before, part(piece, mine), margin)
+        table[name]["visible"] = int(seen.sum())
+        table[name]["found"] = sum(flag.label in f for f, s in zip(found, seen, strict=True) if s)
     return table
 
 

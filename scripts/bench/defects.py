@@ -4,7 +4,8 @@
     ripple fetch ... -o cutouts
     python scripts/bench/defects.py cutouts [--config configs/quality-dp2.yaml] [--places 50]
 
-Prints a Markdown table (docs/quality.md). Clean rows are those that no defect of the survey touches: every
+Prints a Markdown table (docs/quality.md). "Visible" is decided from the pixels before and after the defect was
+planted (`tests/planted.py`). Clean rows are those that no defect of the survey touches: every
 pixel of every band is finite, and none is masked as no data, saturated, cosmic ray or interpolated.
 """
 
@@ -27,6 +28,7 @@ from ripple.cutouts import CutoutBatch
 from ripple.prepare import PreprocessConfig, correlation_of, preprocess_batch
 from ripple.shard import unpack_cutouts
 
+NO_FLAGS = ("rejected", "visible", "found")
 DAMAGE = (*measures.UNUSABLE, "INTERPOLATED", "INTRP", "COSMIC_RAY", "CR")
 
 
@@ -68,12 +70,14 @@ def main() -> None:
     clean = clean_rows(batches[0])
     places = clean[clean > 0][:: max(1, len(clean) // args.places)][: args.places]
     table = confusion(batches[0], places, margin, config, constants)
-    print(f"| planted ({len(places)} places each) | must be flagged | caught | rejected | also flagged |")
-    print("|---|---|---|---|---|")
+    print(f"| planted ({len(places)} places each) | must be flagged | caught | of those visible | rejected |"
+          " also flagged |")  # fmt: skip
+    print("|---|---|---|---|---|---|")
     for name, (_, flag) in DEFECTS.items():
         found = table[name]
-        also = ", ".join(f"{k} {v}" for k, v in found.items() if v and k not in (flag.label, "rejected"))
-        print(f"| {name} | {flag.label} | {found[flag.label]} | {found['rejected']} | {also} |")
+        also = ", ".join(f"{k} {v}" for k, v in found.items() if v and k not in (flag.label, *NO_FLAGS))
+        seen = f"{found['found']} of {found['visible']}"
+        print(f"| {name} | {flag.label} | {found[flag.label]} | {seen} | {found['rejected']} | {also} |")
     print(f"\n{rows} clean rows: {rejected} rejected ({100 * rejected / max(rows, 1):.2f} %).", end=" ")
     print("Flags: " + (", ".join(f"{k} {v}" for k, v in marked.items() if v) or "none") + ".")
 

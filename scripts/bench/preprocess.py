@@ -4,7 +4,9 @@
 
 4 bands of 64 px with a margin of 12, PSFs of 41 px, a target of 1.25 arcsec. `dense`: rows share 8 cells, as
 objects of a patch do. `sparse`: every row has PSFs of its own. The loops make one kernel per row and band, as
-users of those tools do, and convolve with scipy; they neither judge nor normalise nor keep masks.
+users of those tools do, and convolve with scipy. Of each there are two: the image alone; and image, variance (with
+the squared kernel) and mask (grown by the kernel), which `ripple.matching.homogenise` is the counterpart of. They
+neither judge nor normalise.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from ripple.prepare import PreprocessConfig, preprocess_batch  # noqa: E402
 from ripple.registration import check_registration  # noqa: E402
 
 BANDS, SIZE, MARGIN, TARGET = "griz", 64, 12, 1.25
+UNUSABLE = np.uint32(0x5)
 
 
 def batch_with_cells(rows: int, cells: int) -> CutoutBatch:
@@ -54,12 +57,16 @@ def best(function: Callable[[], Any], repeats: int = 5) -> float:
     return min(times)
 
 
-def loop(batch: CutoutBatch, make: Callable[[Any, Any], Any], rows: int) -> None:
+def loop(batch: CutoutBatch, make: Callable[[Any, Any], Any], rows: int, *, everything: bool = False) -> None:
     target = psf.target_stamp(TARGET / 0.2, 41)
     for row in range(rows):
         for band in range(len(BANDS)):
             kernel = make(batch.psf[batch.psf_index[row, band]].astype(float), target)
             signal.fftconvolve(batch.image[row, band].astype(float), kernel, mode="same")
+            if everything:
+                signal.fftconvolve(batch.variance[row, band].astype(float), kernel**2, mode="same")
+                bad = (batch.mask[row, band] & UNUSABLE) != 0
+                signal.fftconvolve(bad.astype(float), np.abs(kernel), mode="same")
 
 
 def pypher(source: Any, target: Any) -> Any:
@@ -110,15 +117,27 @@ def main() -> None:
             "  of it quality measures": best(lambda b=batch: judge_all(b)) / n,
             "  registration, on top": best(lambda b=batch: registration(b), 3) / n,
             "  of it match and normalise": best(lambda b=batch, p=plan: match_only(b, p)) / n,
+            "image, variance and mask": best(lambda b=batch: homogenise(b), 3) / n,
             "FFTs alone": best(lambda b=batch, f=frame: floor(b, f)) / n,
-            "loop of pypher + scipy": best(lambda b=batch, f=few: loop(b, pypher, f), 2) / few,
-            "loop of photutils + scipy": best(lambda b=batch, f=few: loop(b, wiener, f), 2) / few,
+            "pypher + scipy, image": best(lambda b=batch, f=few: loop(b, pypher, f), 2) / few,
+            "photutils + scipy, image": best(lambda b=batch, f=few: loop(b, wiener, f), 2) / few,
+            "pypher, image, variance, mask": best(
+                lambda b=batch, f=few: loop(b, pypher, f, everything=True), 2
+            ) / few,
+            "photutils, image, variance, mask": best(
+                lambda b=batch, f=few: loop(b, wiener, f, everything=True), 2
+            ) / few,
         }  # fmt: skip
         ours, base = times["ripple, all of it"], times["FFTs alone"]
         print(f"{label}: {args.rows} rows, {len(batch.psf)} PSFs, transforms of {frame[0]} x {frame[1]}")
         for name, seconds in times.items():
             print(f"  {name:34s} {1e3 * seconds:8.3f} ms/row {1 / seconds:9.0f} rows/s"
                   f"  {seconds / ours:7.2f} x ripple {seconds / base:8.2f} x FFTs")  # fmt: skip
+
+
+def homogenise(batch: CutoutBatch) -> None:
+    """Kernels, and image, variance and mask with them: what the second kind of loop does."""
+    matching.homogenise(batch, matching.plan_matching(batch, TARGET), measures.usable(batch), MARGIN)
 
 
 def registration(batch: CutoutBatch) -> None:
