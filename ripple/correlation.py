@@ -82,7 +82,7 @@ class Pair:
 def beam(h: int, w: int, sigma: float = SMOOTH) -> Float:
     """What smoothing both images multiplies their correlation by: the transform of the Gaussian squared."""
     ky, kx = 2 * np.pi * scipy.fft.fftfreq(h)[:, None], 2 * np.pi * scipy.fft.rfftfreq(w)
-    return np.exp(-(sigma**2) * (kx**2 + ky**2)).astype(np.float32)
+    return np.asarray(np.exp(-(sigma**2) * (kx**2 + ky**2)), np.float32)
 
 
 def pair(

@@ -97,8 +97,8 @@ def measure(batch: CutoutBatch, good: Bool, damping: Float | None = None) -> Qua
     from ripple import plane_loops
 
     # Trimmed stamps are views: the loops are twice as fast on copies, which cost little.
-    image, variance, mask = (np.ascontiguousarray(a) for a in (batch.image, batch.variance, batch.mask))
-    good = np.ascontiguousarray(good)
+    image, variance = np.ascontiguousarray(batch.image), np.ascontiguousarray(batch.variance)
+    mask, good = np.ascontiguousarray(batch.mask), np.ascontiguousarray(good)
     measures, present = _mask_shares(batch, variance, mask, good)
     n, b, h, w = image.shape
     unknown = np.zeros((n, b), bool)

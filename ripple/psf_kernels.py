@@ -222,7 +222,7 @@ class _Solver:
         )
 
 
-def _centred(wrapped: NDArray[np.float32], h: int) -> NDArray[np.float32]:
+def _centred(wrapped: NDArray[np.floating], h: int) -> NDArray[np.float32]:
     """The `2h + 1` pixels around the origin of wrapped planes, the origin in their centre."""
     out = np.empty((len(wrapped), 2 * h + 1, 2 * h + 1), np.float32)
     for to, at in ((slice(h, None), slice(0, h + 1)), (slice(0, h), slice(-h, None))):

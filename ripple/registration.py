@@ -163,7 +163,7 @@ def _compare(planes: Float, good: NDArray[np.bool_], rows: slice, out: Registrat
         np.zeros((n, b), bool), np.zeros((n, b), bool),
     )  # fmt: skip
     first_good, holed = good[index, reference], ~good.all(axis=(2, 3))
-    first = planes[index, reference] * (first_good * taper)
+    first = np.asarray(planes[index, reference] * (first_good * taper), np.float32)
     spectrum = scipy.fft.rfft2(first)
     for band in range(b):
         mine = np.flatnonzero(usable & enough[:, band] & (reference != band))
@@ -172,7 +172,7 @@ def _compare(planes: Float, good: NDArray[np.bool_], rows: slice, out: Registrat
             more = holed[mine, band]  # pixels that the reference must do without too
             f1[more] *= good[mine[more], band]
             a[more] = scipy.fft.rfft2(f1[more])
-            f2 = planes[mine, band] * (first_good[mine] * taper)
+            f2 = np.asarray(planes[mine, band] * (first_good[mine] * taper), np.float32)
             _measure(f1, a, f2, taper, mine, band, found, rows.start, out)
     at = index[usable] + rows.start
     for measure, value in ((out.shift, 0.0), (out.shift_error, 0.0), (out.correlation, 1.0), (out.peak, 1.0)):

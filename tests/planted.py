@@ -174,8 +174,7 @@ def visible(name: str, before: CutoutBatch, after: CutoutBatch, margin: int) -> 
 
     Moved or turned: what changes has S/N of `MOVED_SNR` or more, and is `MOVED_SHARE` of the light or more,
     both as squares summed over the stamp, the noise taken off; less is what the colours of a galaxy do. Dips:
-    the light under the half-depth contour is below `COVERED` sigma, half the depth, so that the hole goes below
-    zero.
+    the light in the half-depth contour is below `COVERED` sigma, half the depth: the hole goes below zero.
     """
     inner = (..., slice(margin, -margin), slice(margin, -margin))
     change = (after.image - before.image)[inner].astype(float)
