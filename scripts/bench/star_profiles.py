@@ -8,7 +8,7 @@
 `--pick` takes the stars of i = 17.8 to 20.5 from the survey's object table and says how much light of catalogued
 neighbours lies beside each: the sum of their flux over that of the star, times (1 + (d / 5 px)²)^-1.5, in the
 worst band. Looked at are the isolated ones, below 0.005, whose peak is so far above the noise that noise
-leaves less than a third of the goal. Profiles are normalised to their light within 6 px; the difference to the
+alone leaves less than 1 %. Profiles are normalised to their light within 6 px; the difference to the
 last band is given as a share of the peak. A broader PSF has less light within an aperture, which is no loss:
 the change of the flux is given as it is and over what the PSFs say.
 """
