@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 #: Index columns to draw: prefix of the name, title, unit.
 MEASURES = (
     ("psf_fwhm_", "PSF width before matching", "FWHM, arcsec"),
+    ("psf_after_", "PSF width matched to", "FWHM, arcsec"),
     ("noise_", "Sky noise", "nJy per pixel"),
     ("qc_signal_", "Brightest block", "sigma"),
 )
@@ -74,7 +75,7 @@ def _flags(index: pa.Table) -> list[list[str]]:
 def _plots(index: pa.Table, bands: tuple[str, ...]) -> list[str]:
     out = []
     for prefix, title, unit in MEASURES:
-        groups = [(band, numbers(index, prefix + band)) for band in bands]
+        groups = [(band, _values(index, prefix, band)) for band in bands]
         groups = [(band, values[np.isfinite(values)]) for band, values in groups]
         values = np.concatenate([v for _, v in groups]) if groups else np.zeros(0)
         if len(values):
@@ -82,6 +83,13 @@ def _plots(index: pa.Table, bands: tuple[str, ...]) -> list[str]:
             inside = (float(low), float(high))
             out.append(histogram_plot(title, unit, groups[:4], x_range=inside))
     return out
+
+
+def _values(index: pa.Table, prefix: str, band: str) -> NDArray[np.float64]:
+    """A column of the index; the width matched to is the one before over `psf_sharpening`."""
+    if prefix != "psf_after_":
+        return numbers(index, prefix + band)
+    return numbers(index, f"psf_fwhm_{band}") / numbers(index, f"psf_sharpening_{band}")
 
 
 def _counted(title: str, name: str, counts: Counter[str]) -> Table:
