@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,19 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from ripple.errors import UnreadableError
+from ripple.rubin import decode
 from ripple.rubin.decode import Image, open_image
 from ripple.rubin.fitsfile import Memory, Ranges, walk
 
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@pytest.fixture(scope="module", autouse=True, params=["numpy", "numba"])
+def loops(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Everything once with the loops for few tiles and once with those for many."""
+    before, decode._FEW = decode._FEW, 1 << 40 if request.param == "numpy" else -1
+    yield
+    decode._FEW = before
 
 
 def ours(data: bytes, hdu: int = 1) -> Image:
@@ -254,6 +265,24 @@ def test_four_axes_in_tiny_tiles(dtype: str) -> None:
     same_bits(image.all(), psf)
     row = (1 * 4 + 3) * 41
     same_bits(image.read(row, row + 41, 0, 41), psf[1, 3])
+
+
+def test_damage_in_tiny_tiles_is_caught() -> None:
+    psf = np.random.default_rng(7).normal(0, 1, (2, 2, 41, 41))
+    data = bytearray(astropy_file(psf, compression_type="GZIP_2"))
+    hdu = walk(bytes(data), name="test.fits")[1]
+    heap = hdu.data + hdu.integer("NAXIS1") * hdu.integer("NAXIS2")
+    first, second = np.frombuffer(data, ">i4", 4, hdu.data)[::2].tolist()
+    assert len(data) > heap + first + second
+    for where, said in [(heap + 40, "inflate"), (heap + first - 2, "pixels"), (heap + first + 1, "inflate")]:
+        broken = bytearray(data)
+        broken[where] ^= 1
+        with pytest.raises(UnreadableError, match=said):
+            ours(bytes(broken)).all()
+    # A stream that holds more than it says must not be written out at any size.
+    bomb = gzip.compress(bytes(50_000_000))[:-4] + (328).to_bytes(4, "little")
+    with pytest.raises(UnreadableError, match=r"pixels|inflate"):
+        decode._gunzip_members(memoryview(bomb), 328, "test.fits")
 
 
 @pytest.mark.parametrize("dtype", ["u1", "i2", "u2", "i4", "u4", "i8", "f4", "f8"])

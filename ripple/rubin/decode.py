@@ -9,6 +9,7 @@ astropy, and the image says so in `note`.
 from __future__ import annotations
 
 import functools
+import io
 import struct
 import zlib
 from collections.abc import Callable
@@ -26,6 +27,8 @@ _TYPES = {8: "u1", 16: "i2", 32: "i4", 64: "i8", -32: "f4", -64: "f8"}
 _DITHER = {"": 0, "NO_DITHER": 0, "SUBTRACTIVE_DITHER_1": 1, "SUBTRACTIVE_DITHER_2": 2}
 _BATCH = 65536  # bytes given to a compiled loop at once: fits in the cache together with the output
 _TINY = 2048  # below this many bytes zlib starts faster than libdeflate
+_GZIP_BYTES = 18  # header and trailer of a gzip stream (RFC 1952)
+_FEW = 64  # up to so many tiles numpy is done before numba is loaded
 _COLUMNS = ("COMPRESSED_DATA", "GZIP_COMPRESSED_DATA", "UNCOMPRESSED_DATA", "ZSCALE", "ZZERO", "ZBLANK")
 _KINDS = {"P": ">u4", "Q": ">u8", "D": ">f8", "E": ">f4", "J": ">i4"}
 
@@ -284,13 +287,13 @@ class _Tiles:
         if not coded.all():
             self._uncoded(table[~coded], jobs[~coded], out)
             rows, table, jobs = rows[coded], table[coded], jobs[coded]
-        views = self._views(table["COMPRESSED_DATA"], jobs)
+        descriptors, algorithm = table["COMPRESSED_DATA"], self.hdu.text("ZCMPTYPE")
         if "ZSCALE" in (self.row.names or ()) and self.stored.kind == "f":
-            self._quantized(views, rows, table, jobs, out)
-        elif self.hdu.text("ZCMPTYPE").startswith("RICE"):
-            self._rice(views, jobs, out)
-        else:
-            self._lossless(views, jobs, out, self.hdu.text("ZCMPTYPE"))
+            self._quantized(self._views(descriptors, jobs), rows, table, jobs, out)
+        elif algorithm.startswith("RICE"):
+            self._rice(self._views(descriptors, jobs), jobs, out)
+        elif not (algorithm.startswith("GZIP") and self._tiny(descriptors, jobs, out, algorithm)):
+            self._lossless(self._views(descriptors, jobs), jobs, out, algorithm)
         return _flipped(out, self.result)
 
     def _jobs(self, y0: int, y1: int, x0: int, x1: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -306,8 +309,10 @@ class _Tiles:
         jobs[:, 7], jobs[:, 8] = top + jobs[:, 3] - y0, left + jobs[:, 5] - x0
         return ty * across + tx, jobs
 
-    def _views(self, descriptors: Array, jobs: NDArray[np.int64], size: int = 1) -> list[memoryview]:
-        """Bytes of tiles, from `(length, offset)` in the heap; `size` bytes per element."""
+    def _spans(
+        self, descriptors: Array, jobs: NDArray[np.int64], size: int = 1
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Offsets in the file and lengths of tiles, from `(length, offset)` in the heap."""
         heap = self.hdu.data + self.hdu.integer(
             "THEAP", self.hdu.integer("NAXIS1") * self.hdu.integer("NAXIS2")
         )
@@ -323,7 +328,12 @@ class _Tiles:
             raise UnreadableError(f"{self.name}: damaged, a tile is longer than its pixels")
         if len(lengths) and int((offsets + lengths).max()) + heap > self.hdu.data + self.hdu.size:
             raise UnreadableError(f"{self.name}: damaged, a tile lies outside its table")
-        return self.source.many(list(zip((offsets + heap).tolist(), lengths.tolist(), strict=True)))
+        return offsets + heap, lengths
+
+    def _views(self, descriptors: Array, jobs: NDArray[np.int64], size: int = 1) -> list[memoryview]:
+        """Bytes of tiles, parameters as in `_spans`."""
+        offsets, lengths = self._spans(descriptors, jobs, size)
+        return self.source.many(list(zip(offsets.tolist(), lengths.tolist(), strict=True)))
 
     def _inflate(self, views: list[memoryview], jobs: NDArray[np.int64], algorithm: str, size: int) -> Array:
         """Bytes of consecutive tiles, `size` per pixel; sets the start of each job."""
@@ -338,17 +348,33 @@ class _Tiles:
         return np.frombuffer(pieces[0] if len(pieces) == 1 else b"".join(pieces), np.uint8)
 
     def _lossless(self, views: list[memoryview], jobs: NDArray[np.int64], out: Array, algorithm: str) -> None:
-        from ripple.rubin import kernels
-
         size = out.itemsize
         batch = max(1, _BATCH // (self.tile[0] * self.tile[1] * size))
         for k in range(0, len(views), batch):
             part = jobs[k : k + batch]
             raw = self._inflate(views[k : k + batch], part, algorithm, size)
-            if algorithm == "GZIP_2" and size == 4:
-                kernels.unshuffle4(raw, part, out.view(np.uint32))
-            else:
-                kernels.unpack(raw, part, algorithm == "GZIP_2", out.view(f"u{size}"))
+            _place(raw, part, algorithm == "GZIP_2", out, few=len(views) <= _FEW)
+
+    def _tiny(self, descriptors: Array, jobs: NDArray[np.int64], out: Array, algorithm: str) -> bool:
+        """Decode many tiny tiles that follow one another: a call per tile costs more than the tile.
+
+        Each is a member of one gzip stream. False when these tiles are not like that.
+        """
+        sizes = jobs[:, 1] * jobs[:, 2] * out.itemsize
+        if len(jobs) < 2 or sizes.max() >= _TINY:
+            return False
+        offsets, lengths = self._spans(descriptors, jobs)
+        if lengths.min() < _GZIP_BYTES or (offsets[1:] != offsets[:-1] + lengths[:-1]).any():
+            return False
+        stream = self.source(int(offsets[0]), int(lengths.sum()))
+        last = np.cumsum(lengths)[:, None] - np.arange(4, 0, -1)
+        stated = np.frombuffer(stream, np.uint8)[last].view("<u4")[:, 0]
+        if (stated != sizes).any():
+            raise UnreadableError(f"{self.name}: damaged, a tile does not have the pixels of its shape")
+        jobs[:, 0] = np.cumsum(sizes) - sizes
+        raw = _gunzip_members(stream, int(sizes.sum()), self.name)
+        _place(raw, jobs, algorithm == "GZIP_2", out, few=len(jobs) <= _FEW)
+        return True
 
     def _uncoded(self, table: Array, jobs: NDArray[np.int64], out: Array) -> None:
         """Tiles that did not quantise well: floats under GZIP_1, or plain."""
@@ -421,6 +447,44 @@ def _check_window(window: Window, height: int, width: int, name: str) -> None:
     y0, y1, x0, x1 = window
     if not (0 <= y0 < y1 <= height and 0 <= x0 < x1 <= width):
         raise ValueError(f"{name}: window {window} is not inside {height}x{width} pixels")
+
+
+def _place(raw: Array, jobs: NDArray[np.int64], shuffled: bool, out: Array, *, few: bool) -> None:
+    """Inflated tiles into `out`; `few` of them by numpy, since loading numba takes half a second."""
+    if few:
+        _place_few(raw, jobs, shuffled, out)
+        return
+    from ripple.rubin import kernels
+
+    if shuffled and out.itemsize == 4:
+        kernels.unshuffle4(raw, jobs, out.view(np.uint32))
+    else:
+        kernels.unpack(raw, jobs, shuffled, out.view(f"u{out.itemsize}"))
+
+
+def _place_few(raw: Array, jobs: NDArray[np.int64], shuffled: bool, out: Array) -> None:
+    """As `kernels.unpack`."""
+    size, into = out.itemsize, out.view(f"u{out.itemsize}")
+    for start, h, w, y0, y1, x0, x1, row, column in jobs.tolist():
+        tile = raw[start : start + h * w * size]
+        tile = tile.reshape(size, h, w).transpose(1, 2, 0) if shuffled else tile.reshape(h, w, size)
+        pixels = np.ascontiguousarray(tile[y0:y1, x0:x1]).view(f">u{size}")
+        into[row : row + y1 - y0, column : column + x1 - x0] = pixels[..., 0]
+
+
+def _gunzip_members(stream: memoryview, size: int, name: str) -> Array:
+    """What a gzip stream of many members holds: exactly `size` bytes, all checksums verified."""
+    from zlib_ng import gzip_ng, zlib_ng
+
+    out = np.empty(size, np.uint8)
+    try:
+        with gzip_ng.GzipNGFile(fileobj=io.BytesIO(stream)) as file:
+            count = file.readinto(memoryview(out))
+            if count != size or file.read(1):
+                raise UnreadableError(f"{name}: damaged, its tiles do not have the pixels of their shapes")
+    except (OSError, EOFError, zlib.error, zlib_ng.error) as error:
+        raise UnreadableError(f"{name}: damaged, a tile does not inflate: {error}") from error
+    return out
 
 
 def _gunzip(view: memoryview, size: int, name: str) -> bytes | bytearray:

@@ -74,6 +74,9 @@ class NoPsf:
 
 Plane = NDArray[np.generic]
 
+#: Up to so many pixels numpy is done before numba is loaded.
+_FEW_PIXELS = 1 << 18
+
 
 @dataclass(frozen=True)
 class Coadd:
@@ -215,8 +218,6 @@ def renumber(mask: Plane, schema: dict[str, int], planes: tuple[str, ...]) -> ND
     mask
         uint32, same shape.
     """
-    from ripple.rubin import kernels
-
     target = {name: bit for bit, name in enumerate(planes)}
     moved: dict[int, int] = {}  # distance to the left -> bits of the file that move so far
     for name, bit in schema.items():
@@ -224,7 +225,14 @@ def renumber(mask: Plane, schema: dict[str, int], planes: tuple[str, ...]) -> ND
             moved[target[name] - bit] = moved.get(target[name] - bit, 0) | 1 << bit
     word = np.uint64 if mask.dtype.itemsize == 8 else np.uint32
     bits = np.ascontiguousarray(mask).reshape(-1).view(f"u{mask.dtype.itemsize}").astype(word, copy=False)
-    out = np.empty(mask.size, np.uint32)
+    out = np.zeros(mask.size, np.uint32)
+    if mask.size <= _FEW_PIXELS:
+        for left, chosen in moved.items():
+            part = bits & word(chosen)
+            out |= (part << word(left) if left >= 0 else part >> word(-left)).astype(np.uint32)
+        return out.reshape(mask.shape)
+    from ripple.rubin import kernels
+
     kernels.move_bits(bits, np.array(list(moved.values()), word), np.array(list(moved), np.int64), out)
     return out.reshape(mask.shape)
 
