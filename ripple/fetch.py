@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator
-from concurrent.futures import Executor
-from contextlib import contextmanager
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,14 +19,20 @@ from pydantic import Field
 from ripple.config import neutral
 from ripple.errors import ConfigError, Reason, WorkerError
 from ripple.plan import Plan, Selection, Unit, make_plan
-from ripple.profile import Profile, Summary, peak_rss, progress, tally
+from ripple.profile import Profile, Summary, Timeline, peak_rss, progress, tally
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from ripple.artefact import ArtefactWriter
     from ripple.files import Staged
+    from ripple.pool import Started
+    from ripple.rubin.repo import Dataset
+    from ripple.rubin.source import Coadd
     from ripple.unit import UnitReader, UnitTask
+
+#: Workers that start before it is known how many units there are.
+_EARLY = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,19 +112,47 @@ def fetch(config: FetchConfig) -> Summary:
     if not config.output:
         raise ConfigError("fetch: no output directory", hint="give one with -o DIR")
     start = time.perf_counter()
-    plan, inputs = _trusted(config, make_plan(config))
-    opened = create(Path(config.output), kind="cutouts", config=config, inputs=inputs, units=len(plan.units))
-    if isinstance(opened, Finished):
-        done = opened.artefact
-        return _summary(config, done.index(), done.manifest["attributes"], 0.0)
-    with opened as writer:
-        profile, peak = _read_units(config, plan, writer)
-        index = _index(config, plan, writer)
-        seconds = time.perf_counter() - start
-        metrics = {"operations": profile.operations, "seconds": seconds, "peak_rss": peak}
-        attributes = _attributes(config, plan, writer)
-        writer.finish(index, metrics, attributes)
+    profile = Profile()
+    with _started(config) as started:
+        with profile.time("query"):
+            plan, inputs = _trusted(config, make_plan(config))
+        opened = create(
+            Path(config.output), kind="cutouts", config=config, inputs=inputs, units=len(plan.units)
+        )
+        if isinstance(opened, Finished):
+            done = opened.artefact
+            return _summary(config, done.index(), done.manifest["attributes"], 0.0)
+        with opened as writer:
+            timeline = Timeline(start)
+            peak = _read_units(config, plan, writer, started, profile, timeline)
+            with profile.time("index"):
+                index = _index(config, plan, writer)
+                attributes = _attributes(config, plan, writer)
+            seconds = time.perf_counter() - start
+            metrics = {
+                "operations": profile.operations, "seconds": seconds, "peak_rss": peak,
+                "timeline": timeline.points(),
+            }  # fmt: skip
+            writer.finish(index, metrics, attributes)
     return _summary(config, index, attributes, seconds)
+
+
+def _started(config: FetchConfig) -> AbstractContextManager[Started | None]:
+    """The first workers, started beside the making of the plan."""
+    from ripple.pool import starting
+
+    if config.dask is not None or config.workers == 0:
+        return nullcontext()
+    return starting(make_shard, min(config.workers, _EARLY), prepare=prepare_worker)
+
+
+def prepare_worker() -> None:
+    """Load the readers and the compiled loops, which a worker would otherwise do at its first unit."""
+    import ripple.read_unit
+    import ripple.rubin.read  # noqa: F401
+    from ripple.rubin.kernels import load
+
+    load()
 
 
 def plan_inputs(plan: Plan) -> dict[str, Any]:
@@ -157,7 +191,6 @@ def make_shard(task: ShardTask) -> UnitResult:
     """Read one unit and write its shard beside its place: what a worker does."""
     from ripple.files import stage_chunks
     from ripple.read_unit import read_attempts
-    from ripple.rubin.read import open_dataset
     from ripple.unit import PLANES
 
     def consume(reader: UnitReader) -> Staged:
@@ -165,10 +198,15 @@ def make_shard(task: ShardTask) -> UnitResult:
         chunks = draft.chunks({name: reader.chunks(name) for name in PLANES})
         return stage_chunks(Path(task.directory), task.name, chunks, draft.size)
 
-    opener = partial(open_dataset, repo=task.unit.repo)
     start = time.perf_counter()
-    reader, staged = read_attempts(task.unit, opener, consume)
-    digests = reader.digests()
+    with ThreadPoolExecutor(1) as beside:
+        profile = Profile()
+        opener = partial(_open_hashed, repo=task.unit.repo, beside=beside, profile=profile)
+        reader, staged = read_attempts(task.unit, opener, consume)
+        digests = reader.digests()
+    reader.profile.add(profile.operations)
+    reader.profile.count("write", calls=1, seconds=staged.write_seconds, bytes=staged.bytes)
+    reader.profile.count("sync", calls=1, seconds=staged.sync_seconds, bytes=staged.bytes)
     reader.profile.count("unit", calls=1, seconds=time.perf_counter() - start, bytes=staged.bytes)
     record = {
         "verdicts": _exceptions(reader),
@@ -177,6 +215,23 @@ def make_shard(task: ShardTask) -> UnitResult:
         "profile": {"operations": reader.profile.operations, "peak_rss": peak_rss()},
     }
     return UnitResult(staged, len(reader.kept), record)
+
+
+def _open_hashed(
+    dataset: Dataset, sparse: bool, *, repo: str, beside: ThreadPoolExecutor, profile: Profile
+) -> Coadd:
+    """Open a dataset; one that is read whole is hashed by another thread meanwhile."""
+    from ripple.rubin.read import open_dataset
+
+    coadd = open_dataset(dataset, sparse, repo=repo)
+
+    def digest() -> str:
+        with profile.time("digest"):
+            found = coadd.digest
+        profile.count("digest", bytes=coadd.bytes_read())
+        return found
+
+    return replace(coadd, read_digest=digest if sparse else beside.submit(digest).result)
 
 
 def _exceptions(reader: UnitReader) -> dict[str, list[str]]:
@@ -206,17 +261,20 @@ def _worker_bytes(tasks: list[ShardTask]) -> int:
     return IDLE_WORKER + most
 
 
-def _read_units(config: FetchConfig, plan: Plan, writer: ArtefactWriter) -> tuple[Profile, int]:
-    """Map the units that are not committed yet over the workers, committing each as it comes."""
+def _read_units(
+    config: FetchConfig, plan: Plan, writer: ArtefactWriter, started: Started | None, profile: Profile,
+    timeline: Timeline,
+) -> int:  # fmt: skip
+    """Map the units that are not committed yet over the workers, committing each as it comes; peak memory."""
     from ripple.budget import MemoryWatch, parse_bytes
     from ripple.pool import WorkerFailure, ordered_map
 
-    todo = [unit for unit in plan.units if writer.done(unit.number) is None]
+    with profile.time("verify"):
+        todo = [unit for unit in plan.units if writer.done(unit.number) is None]
     tasks = [
         ShardTask(unit_task(config, plan, unit), str(writer.directory), writer.name(unit.number))
         for unit in todo
     ]
-    profile = Profile()
     lost: list[str] = []
     total = sum(len(u.rows) for u in plan.units)
     watch = MemoryWatch(parse_bytes(config.memory), _worker_bytes(tasks))
@@ -229,6 +287,7 @@ def _read_units(config: FetchConfig, plan: Plan, writer: ArtefactWriter) -> tupl
             executor=executor,
             deadline=config.deadline,
             allowed=watch.allowed,
+            started=started,
         )
         for k, result in results:
             if isinstance(result, WorkerFailure):
@@ -241,12 +300,13 @@ def _read_units(config: FetchConfig, plan: Plan, writer: ArtefactWriter) -> tupl
             profile.add(result.record["profile"]["operations"])
             watch.learn(result.record["profile"]["peak_rss"])
             advance(len(todo[k].rows))
+            timeline.add(len(todo[k].rows), result.staged.bytes)
     if lost and config.lost == "stop":
         raise WorkerError(
             f"{len(lost)} of {len(plan.units)} units lost their worker twice: {'; '.join(lost[:3])}",
             hint="all other units are committed; run again to retry, or reject them with --lost reject",
         )
-    return profile, watch.peak
+    return watch.peak
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +29,23 @@ LOCK = ".lock"
 _BLOCK = 1 << 22
 #: Chunks made ahead of the one that is being written.
 _AHEAD = 16
+#: Bytes after which the disk is told to begin, so that it does not wait for the last of them.
+_FLUSH = 1 << 26
 
 
 @dataclass(frozen=True, slots=True)
 class Staged:
-    """Bytes on disk under a temporary name, fsynced: what a worker hands to `ArtefactWriter.commit`."""
+    """Bytes on disk under a temporary name, fsynced: what a worker hands to `ArtefactWriter.commit`.
+
+    `write_seconds` went into hashing and writing, beside the making of the bytes; `sync_seconds` into waiting
+    for the disk after the last of them.
+    """
 
     temporary: str
     bytes: int
     sha256: str
+    write_seconds: float = 0.0
+    sync_seconds: float = 0.0
 
 
 def write_atomic(path: Path, data: bytes | memoryview) -> None:
@@ -87,45 +95,67 @@ def stage_chunks(directory: Path, name: str, chunks: Iterable[Any], size: int) -
     except OSError as err:
         raise write_error(directory / name, err, size) from None
     try:
-        written, digest = _write_all(handle, chunks)
+        output = _write_all(handle, chunks)
     except BaseException as err:
         with suppress(OSError):
             temporary.unlink()
         if isinstance(err, OSError):
             raise write_error(directory / name, err, size) from None
         raise
-    return Staged(temporary.name, written, digest)
+    return Staged(temporary.name, output.bytes, output.sha256.hexdigest(), output.seconds, output.waited)
 
 
-def _write_all(handle: int, chunks: Iterable[Any]) -> tuple[int, str]:
+@dataclass(slots=True)
+class _Output:
+    """An open file, what went into it so far, and how long that took."""
+
+    handle: int
+    sha256: Any = field(default_factory=hashlib.sha256)
+    bytes: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+
+    def append(self, chunk: Any) -> None:
+        """Hash and write a buffer."""
+        start, view, done = time.perf_counter(), memoryview(chunk).cast("B"), 0
+        self.sha256.update(view)
+        while done < len(view):
+            done += os.write(self.handle, view[done : done + (1 << 30)])
+        self.bytes += done
+        self.seconds += time.perf_counter() - start
+
+
+def _write_all(handle: int, chunks: Iterable[Any]) -> _Output:
     """Write, fsync, close. A failed fsync is final: the kernel may drop the pages it could not write.
 
-    One thread hashes and writes while the next chunks are made: both release the interpreter.
+    One thread hashes and writes while the next chunks are made, another has the disk take what is written;
+    they release the interpreter.
     """
-    digest, sizes = hashlib.sha256(), 0
+    output, flushed = _Output(handle), 0
     try:
-        with ThreadPoolExecutor(1) as writer:
-            pending: deque[Future[int]] = deque()
+        with ThreadPoolExecutor(1) as writer, ThreadPoolExecutor(1) as flusher:
+            pending: deque[Future[None]] = deque()
+            flush: Future[None] = Future()
+            flush.set_result(None)
             for chunk in chunks:
                 if len(pending) >= _AHEAD:
-                    sizes += pending.popleft().result()
-                pending.append(writer.submit(_append, handle, digest, chunk))
-            sizes += sum(future.result() for future in pending)
+                    pending.popleft().result()
+                pending.append(writer.submit(output.append, chunk))
+                if output.bytes - flushed >= _FLUSH and flush.done():
+                    flush.result()
+                    flush, flushed = flusher.submit(os.fdatasync, handle), output.bytes
+            for append in pending:
+                append.result()
+            start = time.perf_counter()
+            flush.result()
         os.fsync(handle)
+        output.waited = time.perf_counter() - start
     except BaseException:
         with suppress(OSError):
             os.close(handle)
         raise
     os.close(handle)
-    return sizes, digest.hexdigest()
-
-
-def _append(handle: int, digest: Any, chunk: Any) -> int:
-    view, done = memoryview(chunk).cast("B"), 0
-    digest.update(view)
-    while done < len(view):
-        done += os.write(handle, view[done : done + (1 << 30)])
-    return done
+    return output
 
 
 def publish(path: Path, staged: Staged) -> None:

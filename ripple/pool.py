@@ -78,6 +78,7 @@ def ordered_map[T, R](
     deadline: float | None = None,
     retries: int = 1,
     allowed: Callable[[], int] | None = None,
+    started: Started | None = None,
 ) -> Iterator[tuple[int, R | WorkerFailure]]:
     """Yield `(k, function(tasks[k]))` for k = 0, 1, ..., in this order, computed in parallel.
 
@@ -102,6 +103,8 @@ def ordered_map[T, R](
     allowed
         How many of the workers may have a task now, asked before each task; those beyond are ended, so that
         their memory is free. At least one always works.
+    started
+        Workers of `starting` for the same function, to be used first.
 
     Raises
     ------
@@ -124,6 +127,7 @@ def ordered_map[T, R](
                 deadline,
                 retries,
                 allowed or (lambda: workers),
+                started if started is not None else Started(None, deque()),
             )
             results = pool.results(stop)
         for k, result in results:
@@ -131,6 +135,50 @@ def ordered_map[T, R](
                 raise result
             yield k, cast("R | WorkerFailure", result)
             stop.check()
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """Workers that have no task yet, and what the later ones do first as well.
+
+    Parameters
+    ----------
+    prepare
+        Called once in each worker before its first task.
+    workers
+        Processes and our end of their connections.
+    """
+
+    prepare: Callable[[], None] | None
+    workers: deque[tuple[subprocess.Popen[bytes], Connection]]
+
+
+@contextmanager
+def starting(
+    function: Callable[[Any], Any], count: int, *, prepare: Callable[[], None] | None = None
+) -> Iterator[Started]:
+    """Start workers while their tasks are still being made: interpreter and libraries take a second.
+
+    Parameters
+    ----------
+    function
+        As in `ordered_map`.
+    count
+        Processes.
+    prepare
+        A module-level function that each worker calls first, e.g. to import what its tasks need.
+    """
+    _check_function(function)
+    started = Started(prepare, deque())
+    try:
+        for _ in range(count):
+            started.workers.append(_launch(function, None, prepare))
+        yield started
+    finally:
+        for process, connection in started.workers:
+            connection.close()
+            process.kill()
+            process.wait()
 
 
 # Signals ------------------------------------------------------------
@@ -196,6 +244,7 @@ class _Pool:
     deadline: float | None
     retries: int
     allowed: Callable[[], int]
+    started: Started
     changed: threading.Condition = field(default_factory=threading.Condition)
     todo: deque[int] = field(default_factory=deque)
     finished: dict[int, Any] = field(default_factory=dict)
@@ -316,16 +365,15 @@ class _Pool:
 
     def _start(self, slot: _Slot) -> int | None:
         """Start a worker and wait until it says that it is ready; its exit code when it never does."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            process = _spawn(theirs.fileno())
-        connection = Connection(ours.detach())
+        try:
+            process, connection = self.started.workers.popleft()
+        except IndexError:
+            process, connection = _launch(self.function, self.memory_bytes, self.started.prepare)
         with self.changed:
             slot.process, slot.since, slot.verdict = process, time.monotonic(), ""
             if self.closing:
                 process.kill()
         try:
-            connection.send((self.function, self.memory_bytes))
             connection.recv()
         except (EOFError, OSError):
             connection.close()
@@ -390,9 +438,25 @@ def _check_function(function: Any) -> None:
         raise WorkerError(f"{inner!r} cannot be run in a worker", hint="define it at the top of a module")
 
 
+def _launch(
+    function: Any, memory_bytes: int | None, prepare: Callable[[], None] | None
+) -> tuple[subprocess.Popen[bytes], Connection]:
+    """A worker that gets ready for `function`; it says so on the connection."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        process = _spawn(theirs.fileno())
+    connection = Connection(ours.detach())
+    with suppress(OSError):  # it has died already: whoever waits for it finds out
+        connection.send((function, memory_bytes, prepare))
+    return process, connection
+
+
 def _spawn(handle: int) -> subprocess.Popen[bytes]:
     """A fresh interpreter with our import path that serves tasks on the socket `handle`."""
-    code = "import json, sys; sys.path[:] = json.loads(sys.argv[3]); from ripple.pool import serve; serve()"
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); import json, sys; "
+        "sys.path[:] = json.loads(sys.argv[3]); from ripple.pool import serve; serve()"
+    )
     argv = [sys.executable, "-P", "-c", code, str(handle), str(os.getpid()), json.dumps(sys.path)]
     # Standard output belongs to the parent's data: what a library prints in a worker goes to standard error.
     return subprocess.Popen(  # noqa: S603 - our own interpreter and arguments
@@ -433,9 +497,14 @@ def serve() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with_parent(parent)
     connection = Connection(handle)
-    function, memory_bytes = connection.recv()
+    try:
+        function, memory_bytes, prepare = connection.recv()
+    except EOFError:  # nobody needs this worker any more
+        return
     if memory_bytes is not None:
         resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
+    if prepare is not None:
+        prepare()
     connection.send("ready")
     while True:
         try:

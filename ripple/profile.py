@@ -52,6 +52,30 @@ class Profile:
             self.count(name, **row)
 
 
+@dataclass(slots=True)
+class Timeline:
+    """What was done when: rows and bytes over the seconds since `start` (of `time.perf_counter`)."""
+
+    start: float
+    _seconds: list[float] = field(default_factory=list)
+    _rows: list[int] = field(default_factory=list)
+    _bytes: list[int] = field(default_factory=list)
+
+    def add(self, rows: int, bytes: int) -> None:
+        """Note that a unit is done."""
+        self._seconds.append(time.perf_counter() - self.start)
+        self._rows.append(rows + (self._rows[-1] if self._rows else 0))
+        self._bytes.append(bytes + (self._bytes[-1] if self._bytes else 0))
+
+    def points(self, most: int = 1000) -> dict[str, list[float]]:
+        """`seconds`, and `rows` and `bytes` done by then, at no more than about `most` times."""
+        step = max(1, len(self._seconds) // most)
+        chosen = [*range(step - 1, len(self._seconds) - 1, step), len(self._seconds) - 1]
+        chosen = chosen if self._seconds else []
+        columns = {"seconds": self._seconds, "rows": self._rows, "bytes": self._bytes}
+        return {name: [values[k] for k in chosen] for name, values in columns.items()}
+
+
 def peak_rss() -> int:
     """Peak resident memory of this process so far, bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

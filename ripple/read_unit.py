@@ -113,7 +113,9 @@ def _open(reader: UnitReader, k: int, dataset: Dataset, opener: Opener) -> Coadd
     try:
         with reader.profile.time("open sparse" if sparse else "open dense"):
             coadd = opener(dataset, sparse)
-        reader.profile.count("open sparse" if sparse else "open dense", rows=rows)
+        # What the choice was made of, see `is_sparse`.
+        pixels = planned.width * planned.height
+        reader.profile.count("open sparse" if sparse else "open dense", rows=rows, plane_pixels=pixels)
         _check_grid(coadd, task.projection, task.tract)
     except UnreadableError as err:
         _fail(reader, (dataset.patch, k), err)

@@ -165,8 +165,7 @@ class UnitReader:
         for d in self.task.datasets:
             coadd = self.bands[self.task.bands.index(d.band)].coadds.get(d.patch)
             if coadd is not None:
-                with self.profile.time("digest", bytes=coadd.bytes_read()):
-                    found[d.uuid] = coadd.digest
+                found[d.uuid] = coadd.digest
         return found | {uuid: coadd.digest for uuid, coadd in self.crossed.items()}
 
     def chunks(self, name: str) -> Iterator[NDArray[Any]]:

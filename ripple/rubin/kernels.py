@@ -15,6 +15,16 @@ import numpy as np
 _compile: Callable[[Callable[..., Any]], Callable[..., Any]] = numba.njit(cache=True, nogil=True)
 
 
+def load() -> None:
+    """Load the loops that every dense read needs: their first call takes tenths of a second."""
+    raw, jobs = np.frombuffer(bytes(32), np.uint8), np.zeros((0, 9), np.int64)  # read-only, as inflated tiles
+    unshuffle4(raw, jobs, np.zeros((1, 1), np.uint32))
+    unpack(raw, jobs, True, np.zeros((1, 1), np.uint8))
+    unpack(raw.copy(), jobs, True, np.zeros((1, 1), np.uint64))
+    bits = np.zeros(0, np.uint32)
+    move_bits(bits, bits, np.zeros(0, np.int64), bits)
+
+
 @_compile
 def unshuffle4(raw: Any, jobs: Any, out: Any) -> None:
     """Shuffled big-endian 4-byte pixels (GZIP_2) to native ones; `raw` uint8, `out` `(H, W)` uint32."""
