@@ -90,6 +90,44 @@ def operations(directory: Path) -> list[dict[str, Any]]:
 # Pictures -----------------------------------------------------------
 
 
+def cost_picture(directory: Path, output: Path) -> None:
+    """Draw seconds by operation, and rows and bytes per second while it ran, as PNG.
+
+    Parameters
+    ----------
+    directory
+        An artefact that keeps metrics.
+    output
+        PNG file; replaced.
+
+    Raises
+    ------
+    InputError
+        As in `operations`.
+    """
+    import io
+
+    from matplotlib.figure import Figure
+
+    rows = [row for row in operations(directory) if row.get("seconds", 0) > 0]
+    timeline = open_artefact(directory).metrics().get("timeline")
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    bars, rate = figure.subplots(1, 2)
+    bars.barh([str(row["operation"]) for row in rows][::-1], [row["seconds"] for row in rows][::-1])
+    bars.set_xlabel("seconds, all workers")
+    if timeline and timeline["seconds"]:
+        time = np.array([0.0, *timeline["seconds"]])
+        for name, unit, axis, colour in (("rows", 1.0, rate, "C0"), ("bytes", 1e6, rate.twinx(), "C1")):
+            done = np.array([0.0, *timeline[name]]) / unit
+            axis.stairs(np.diff(done) / np.maximum(np.diff(time), 1e-9), time, color=colour, baseline=None)
+            axis.set_ylabel(f"{'MB' if name == 'bytes' else name} per second", color=colour)
+            axis.set_ylim(bottom=0)
+    rate.set_xlabel("seconds since the start; a step is a finished unit")
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=110)
+    write_atomic(output, data.getvalue())
+
+
 def picture(directory: Path, output: Path, *, seed: int = 0) -> int:
     """Draw random rows as colour stamps beside histograms of the pixels of each band, as PNG.
 

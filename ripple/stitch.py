@@ -16,6 +16,9 @@ from ripple.geometry import Box
 
 Ints = NDArray[np.int64]
 
+#: Up to so many boxes numpy is done before numba is loaded.
+_FEW = 32
+
 
 def inside(box: Box, x0: Ints, y0: Ints, size: int) -> NDArray[np.bool_]:
     """Which boxes of `size` pixels starting at `(x0, y0)` lie wholly in `box`: `(N,)` bool."""
@@ -37,21 +40,30 @@ def is_sparse(rows: int, size: int, box: Box, tile: int = 150) -> bool:
     return 4 * touched < (box.width / tile) * (box.height / tile)
 
 
-def cut(plane: NDArray[Any], x: Ints, y: Ints, out: NDArray[Any]) -> None:
-    """Copy boxes of a plane into `out`.
+def cut(plane: NDArray[Any], x: Ints, y: Ints, out: NDArray[Any], band: int) -> None:
+    """Copy boxes of a plane into one band of `out`.
 
     Parameters
     ----------
     plane
-        `(h, w)` array.
+        `(h, w)` array of 4-byte pixels.
     x, y
         `(N,)` first pixels as array indices; the boxes must lie inside the plane.
     out
-        `(N, S, S)` array, written in place.
+        `(N, B, S, S)` C-contiguous array of the same type, written in place.
+    band
+        Which of the B.
     """
     size = out.shape[-1]
-    for i, (a, b) in enumerate(zip(x.tolist(), y.tolist(), strict=True)):
-        out[i] = plane[b : b + size, a : a + size]
+    if len(x) <= _FEW:
+        for i, (a, b) in enumerate(zip(x.tolist(), y.tolist(), strict=True)):
+            out[i, band] = plane[b : b + size, a : a + size]
+        return
+    from ripple.rubin.kernels import copy_boxes
+
+    if not inside(Box(0, 0, plane.shape[1], plane.shape[0]), x, y, size).all():
+        raise ValueError(f"boxes of {size} pixels outside a plane of shape {plane.shape}")
+    copy_boxes(np.ascontiguousarray(plane).view(np.uint32), x, y, out.view(np.uint32), band)
 
 
 @dataclass(slots=True)

@@ -188,7 +188,7 @@ class UnitReader:
                 out = np.empty((len(part), b, s, s), dtype)
                 with self.profile.time("gather", bytes=out.nbytes):
                     for k, layer in enumerate(layers):
-                        self._fill(out[:, k], k, name, part, layer)
+                        self._fill(out, k, name, part, layer)
                     self._without_variance(out, name, part)
                 yield out
 
@@ -227,20 +227,20 @@ class UnitReader:
         band = self.bands[k]
         blank = NO_DATA if name == "mask" else np.float32(np.nan)
         if layer is not None and layer.plane is not None and band.whole[rows].all():
-            cut(layer.plane, self.x0[rows] - layer.box.x0, self.y0[rows] - layer.box.y0, out)
+            cut(layer.plane, self.x0[rows] - layer.box.x0, self.y0[rows] - layer.box.y0, out, k)
             return
         at = np.searchsorted(band.edge, rows)
         for i, row in enumerate(rows):
             if band.whole[row] and layer is not None:
                 x, y = self.x0[row] - layer.box.x0, self.y0[row] - layer.box.y0
                 if layer.plane is None:
-                    out[i] = layer.pieces[int(row)]
+                    out[i, k] = layer.pieces[int(row)]
                 else:
-                    out[i] = layer.plane[y : y + self.task.size, x : x + self.task.size]
+                    out[i, k] = layer.plane[y : y + self.task.size, x : x + self.task.size]
             elif name in band.stamps:
-                out[i] = band.stamps[name][at[i]]
+                out[i, k] = band.stamps[name][at[i]]
             else:
-                out[i] = blank
+                out[i, k] = blank
 
 
 @dataclass(frozen=True, slots=True)

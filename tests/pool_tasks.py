@@ -18,6 +18,23 @@ def square(x: int) -> int:
     return x * x
 
 
+def pid(_: int) -> int:
+    time.sleep(0.05)
+    return os.getpid()
+
+
+calls = 0
+
+
+def prepare() -> None:
+    global calls
+    calls += 1
+
+
+def prepared(_: int) -> int:
+    return calls
+
+
 def uneven(x: int) -> tuple[int, int]:
     time.sleep(0.02 * ((x * 7) % 3))
     return x, os.getpid()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
 import random
@@ -14,7 +16,7 @@ import pytest
 from ripple.artefact import ArtefactWriter, Finished, create, open_artefact, stage, verify, write_atomic
 from ripple.config import Config, neutral
 from ripple.errors import ConfigError, InputError, IntegrityError, LockedError, WriteError
-from ripple.files import TEMPORARY
+from ripple.files import TEMPORARY, stage_chunks
 
 
 class DemoConfig(Config):
@@ -266,3 +268,27 @@ def test_writer_killed_between_manifest_and_tidying_leaves_nothing(tmp_path: Pat
     (tmp_path / "a/.tmp-x").write_bytes(b"left over")
     assert isinstance(begin(tmp_path / "a"), Finished)
     assert contents(tmp_path / "a") == before
+
+
+def test_a_disk_that_fails_while_more_is_written_fails_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+
+    def broken(handle: int) -> None:
+        calls.append(handle)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("ripple.files._FLUSH", 1000)
+    monkeypatch.setattr("ripple.files.os.fdatasync", broken)
+    chunks = (bytes(1000) for _ in range(100))
+    with pytest.raises(WriteError, match="Input/output error"):
+        stage_chunks(tmp_path, "shard", chunks, 100_000)
+    assert calls
+    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    monkeypatch.setattr("ripple.files._FLUSH", 1000)
+    staged = stage_chunks(tmp_path, "shard", (bytes([k]) * 1000 for k in range(100)), 100_000)
+    whole = b"".join(bytes([k]) * 1000 for k in range(100))
+    assert (tmp_path / staged.temporary).read_bytes() == whole
+    assert (staged.bytes, staged.sha256) == (len(whole), hashlib.sha256(whole).hexdigest())

@@ -16,7 +16,7 @@ import pool_tasks as tasks
 import pytest
 
 from ripple.errors import DataError, Interrupted, WorkerError
-from ripple.pool import WorkerFailure, ordered_map
+from ripple.pool import WorkerFailure, ordered_map, starting
 
 HERE = Path(__file__).parent
 
@@ -39,6 +39,28 @@ def test_order_and_values(workers: int) -> None:
     found = list(ordered_map(tasks.square, range(20), workers=workers))
     assert found == [(k, k * k) for k in range(20)]
     assert list(ordered_map(tasks.square, [], workers=workers)) == []
+
+
+def test_workers_started_ahead_are_used_and_those_left_over_end() -> None:
+    with starting(tasks.pid, 3, prepare=tasks.prepare) as started:
+        early = {process.pid for process, _ in started.workers}
+        found = [pid for _, pid in ordered_map(tasks.pid, range(8), workers=2, started=started)]
+        assert set(found) <= early
+        assert len(started.workers) == 1
+    assert all(gone(pid) for pid in early)
+
+
+def test_workers_prepare_once_and_before_their_first_task() -> None:
+    with starting(tasks.prepared, 1, prepare=tasks.prepare) as started:
+        first, *others = [r for _, r in ordered_map(tasks.prepared, range(4), workers=2, started=started)]
+    assert first == 1
+    assert set(others) == {1}
+
+
+def test_a_worker_that_dies_before_its_first_task_is_replaced() -> None:
+    with starting(tasks.square, 1) as started:
+        started.workers[0][0].kill()
+        assert list(ordered_map(tasks.square, [2, 3], workers=1, started=started)) == [(0, 4), (1, 9)]
 
 
 def test_results_come_in_order_whatever_finishes_first() -> None:

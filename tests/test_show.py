@@ -49,6 +49,16 @@ def test_metrics_table(cutouts: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "1.250" in capsys.readouterr().err
 
 
+def test_metrics_picture(cutouts: Path, tmp_path: Path) -> None:
+    timeline = {"seconds": [1.0, 1.5, 4.0], "rows": [8, 16, 30], "bytes": [10_000, 20_000, 30_000]}
+    operations = {"decode": {"calls": 3, "seconds": 1.25, "bytes": 10}, "cut": {"calls": 1, "seconds": 2.0}}
+    for metrics in ({"operations": operations, "timeline": timeline}, {"operations": operations}):
+        (cutouts / "metrics.json").write_text(json.dumps(metrics))
+        assert run(["show", str(cutouts), "--metrics", "--picture", str(tmp_path / "p.png")]) == 0
+        with Image.open(tmp_path / "p.png") as picture:
+            assert picture.size[0] > 1000
+
+
 def test_picture(cutouts: Path, tmp_path: Path) -> None:
     assert run(["show", str(cutouts), "--picture", str(tmp_path / "p.png")]) == 0
     with Image.open(tmp_path / "p.png") as picture:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import numpy as np
-from hypothesis import given
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ripple import stitch
 from ripple.geometry import Box
 from ripple.stitch import Seams, cut, inside, seam_map, stitch_row, touches
 
@@ -67,6 +71,7 @@ def test_patches_that_disagree_are_measured() -> None:
     assert abs(seams.disagreement[0] - 2.5 / 2) < 1e-5  # in units of the noise
 
 
+@settings(deadline=None)  # the first call compiles
 @given(st.lists(st.tuples(st.integers(-150, 320), st.integers(0, 460)), min_size=1, max_size=20))
 def test_cut_inside_and_touches_agree_with_boxes(corners: list[tuple[int, int]]) -> None:
     size = 32
@@ -77,7 +82,17 @@ def test_cut_inside_and_touches_agree_with_boxes(corners: list[tuple[int, int]])
     assert whole.tolist() == [patch.contains(b) for b in boxes]
     assert touches(patch, x, y, size).tolist() == [not (patch & b).empty for b in boxes]
     plane = PIXELS[MOSAIC.slices(patch)]
-    stamps = np.empty((int(whole.sum()), size, size), np.float32)
-    cut(plane, x[whole] - patch.x0, y[whole] - patch.y0, stamps)
-    for stamp, box in zip(stamps, [b for b, w in zip(boxes, whole, strict=True) if w], strict=True):
-        np.testing.assert_array_equal(stamp, plane[patch.slices(box)])
+    inner = [b for b, w in zip(boxes, whole, strict=True) if w]
+    for few in (0, 1000):  # the compiled loop, then that of numpy
+        stamps = np.full((len(inner), 2, size, size), -1, np.float32)
+        with mock.patch.object(stitch, "_FEW", few):
+            cut(plane, x[whole] - patch.x0, y[whole] - patch.y0, stamps, 1)
+        for stamp, box in zip(stamps, inner, strict=True):
+            np.testing.assert_array_equal(stamp[1], plane[patch.slices(box)])
+            assert (stamp[0] == -1).all()
+
+
+def test_boxes_outside_the_plane_are_refused() -> None:
+    at, out = np.full(40, 90), np.empty((40, 1, 16, 16), np.float32)
+    with pytest.raises(ValueError, match="outside"):
+        cut(np.zeros((100, 100), np.float32), at, at, out, 0)

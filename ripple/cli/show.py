@@ -9,9 +9,13 @@ import click
 
 @click.command("show", epilog="Example: ripple show cutouts --picture cutouts.png")
 @click.argument("directory", type=click.Path(path_type=Path))
-@click.option("--metrics", is_flag=True, help="Costs by operation: calls, seconds, bytes.")
 @click.option(
-    "--picture", type=click.Path(path_type=Path), help="Draw random rows and histograms to a PNG file."
+    "--metrics", is_flag=True, help="Costs by operation: calls, seconds, bytes; with --picture also drawn."
+)
+@click.option(
+    "--picture",
+    type=click.Path(path_type=Path),
+    help="Draw random rows and histograms (with --metrics: time by operation, rate over time) to a PNG file.",
 )
 @click.option("--seed", default=0, show_default=True, help="Which rows --picture draws.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON on stdout.")
@@ -20,11 +24,14 @@ def command(directory: Path, metrics: bool, picture: Path | None, seed: int, as_
     from ripple import show
 
     if metrics:
-        _table(show.operations(directory), as_json)
+        rows = show.operations(directory)
+        if picture is not None:
+            show.cost_picture(directory, picture)
+        _table(rows, as_json)
         return
     if picture is not None:
-        rows = show.picture(directory, picture, seed=seed)
-        click.echo(f"{rows} rows drawn to {picture}", err=True)
+        drawn = show.picture(directory, picture, seed=seed)
+        click.echo(f"{drawn} rows drawn to {picture}", err=True)
         return
     show.describe(directory).print(as_json=as_json)
 

@@ -17,12 +17,25 @@ _compile: Callable[[Callable[..., Any]], Callable[..., Any]] = numba.njit(cache=
 
 def load() -> None:
     """Load the loops that every dense read needs: their first call takes tenths of a second."""
-    raw, jobs = np.frombuffer(bytes(32), np.uint8), np.zeros((0, 9), np.int64)  # read-only, as inflated tiles
+    raw = np.frombuffer(bytes(32), np.uint8)  # read-only, as inflated tiles
+    jobs, none = np.zeros((0, 9), np.int64), np.zeros(0, np.int64)
     unshuffle4(raw, jobs, np.zeros((1, 1), np.uint32))
     unpack(raw, jobs, True, np.zeros((1, 1), np.uint8))
     unpack(raw.copy(), jobs, True, np.zeros((1, 1), np.uint64))
+    copy_boxes(np.zeros((1, 1), np.uint32), none, none, np.zeros((0, 1, 1, 1), np.uint32), 0)
     bits = np.zeros(0, np.uint32)
-    move_bits(bits, bits, np.zeros(0, np.int64), bits)
+    move_bits(bits, bits, none, bits)
+
+
+@_compile
+def copy_boxes(plane: Any, x: Any, y: Any, out: Any, band: int) -> None:
+    """Boxes of `plane` that start at `(x, y)` into `out[:, band]`, `(N, B, S, S)` of the same type."""
+    size = out.shape[3]
+    for i in range(out.shape[0]):
+        for row in range(size):
+            line, into = plane[y[i] + row, x[i] : x[i] + size], out[i, band, row]
+            for column in range(size):
+                into[column] = line[column]
 
 
 @_compile

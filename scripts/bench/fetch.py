@@ -1,14 +1,18 @@
 #!/usr/bin/env python3
 """Fetch against its peers and against the floor, in one run, as ratios (median of paired rounds).
 
-    .venv/bin/python scripts/bench/fetch.py [--patches 2] [--rounds 5] [--quick] [--directory DIR]
+    .venv/bin/python scripts/bench/fetch.py [--patches 2] [--rounds 5] [--directory DIR] [--output DIR] [CASE ...]
 
 Makes its own repository of full-size patches (3300 x 3300 px, 150 px cells, 4 bands, lossless GZIP_2) once, and
 cuts 64 px stamps with image, variance, mask and PSF:
 
 - `butler loop`: `butler.get(bbox=...)` per band and target, on a sample, as the tutorials do;
 - `floor`: `fitsio` reads each plane once, slices, `np.save` (image, variance, mask; no PSF, index or digests);
-- `ripple`: `ripple.fetch.fetch`, worker start-up, plan, PSF, index, digests and fsync included.
+- `ripple`: `ripple.fetch.fetch`, worker start-up, plan, PSF, index, digests and fsync included. A worker hashes
+  and writes beside its decoding, so CPU seconds are printed next to wall time: the floor has one thread.
+
+`--output` is where results go: on a slow disk fetch waits for it (fsync) and the floor does not; the rate of the
+disk is printed. The peers astrocut and Cutana are in `scripts/bench/peers.py`.
 """
 
 from __future__ import annotations
@@ -16,14 +20,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +41,8 @@ PLANES = (
     "NO_DATA", "INTERPOLATED", "COSMIC_RAY", "SATURATED", "DETECTION_EDGE", "CLIPPED", "REJECTED", "DETECTED",
     "INEXACT_PSF",
 )  # fmt: skip
+#: Galaxies per square degree with i < 23.5: see docs/engine.md.
+GALAXIES = 80_000
 PATCHES = [44, 45, 54, 55, 46, 56, 64, 65, 66, 43]
 
 
@@ -101,12 +111,32 @@ def ripple_fetch(root: Path, targets: Path, out: Path, **options: object) -> tup
         "t = time.perf_counter(); s = fetch(FetchConfig.make(json.loads(sys.argv[1])))\n"
         "print(json.dumps({'seconds': time.perf_counter() - t, 'ok': s.facts['ok']}))"
     )
+    before = _children_cpu()
     done = subprocess.run(
         [sys.executable, "-c", code, json.dumps(values)], capture_output=True, text=True, check=True
     )
-    record = json.loads(done.stdout)
+    record = json.loads(done.stdout) | {"cpu": _children_cpu() - before}
     metrics = json.loads((out / "metrics.json").read_text())
     return record["seconds"], {**metrics, **record}
+
+
+def _children_cpu() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def disk_rate(directory: Path, size: int = 1 << 30) -> float:
+    """Bytes per second that the disk takes, fsync included."""
+    path, block = directory / "disk-rate", os.urandom(1 << 24)
+    start = time.perf_counter()
+    with path.open("wb") as file:
+        for _ in range(size // len(block)):
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+    rate = size / (time.perf_counter() - start)
+    path.unlink()
+    return rate
 
 
 FLOOR = """
@@ -207,102 +237,182 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--patches", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="dense and sparse cases only")
-    parser.add_argument("--directory", type=Path)
+    parser.add_argument("--directory", type=Path, help="repository and targets; kept")
+    parser.add_argument("--output", type=Path, help="where results are written, by default in --directory")
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}; all by default")
     args = parser.parse_args()
+    if unknown := set(args.cases) - set(CASES):
+        parser.error(f"no case {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
     work = args.directory or Path(tempfile.mkdtemp(prefix="ripple-bench-"))
     work.mkdir(parents=True, exist_ok=True)
+    output = args.output or work
+    output.mkdir(parents=True, exist_ok=True)
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     patches = PATCHES[: args.patches]
-    root = work / f"repo-{args.patches}"
+    bench = Bench(_repository(work, patches), patches, work, output, args.rounds)
+    print(
+        f"machine: {os.cpu_count()} cores, {os.uname().machine}; load {os.getloadavg()[0]:.1f}; "
+        f"output takes {disk_rate(output) / 1e6:.0f} MB/s with fsync"
+    )
+    for name, case in CASES.items():
+        if not args.cases or name in args.cases:
+            case(bench)
+    if args.directory is None:
+        shutil.rmtree(work)
+
+
+def _repository(work: Path, patches: list[int]) -> Path:
+    """The repository with so many patches, made once."""
+    root = work / f"repo-{len(patches)}"
     if not (root / "butler.yaml").exists():
         shutil.rmtree(root, ignore_errors=True)
         start = time.perf_counter()
         make_repository(root, patches)
         print(f"made {len(patches)} patches x {len(BANDS)} bands in {time.perf_counter() - start:.0f} s")
-    print(f"machine: {os.cpu_count()} cores, {os.uname().machine}; load {os.getloadavg()[0]:.1f}")
-    dense(root, patches, work, args.rounds)
-    sparse(root, patches, work, args.rounds)
-    if not args.quick:
-        two_workers(root, patches, work, args.rounds)
-        memory(root, patches, work)
-        growth(root, patches, work)
-    estimate()
-    if args.directory is None:
-        shutil.rmtree(work)
+    return root
 
 
-RATES: dict[str, float] = {}
+@dataclass
+class Bench:
+    """Where things are, and rates measured so far."""
+
+    root: Path
+    patches: list[int]
+    work: Path
+    output: Path
+    rounds: int
+    rates: dict[str, float] = field(default_factory=dict)
+
+    def targets(self, per_patch: int) -> Path:
+        """Catalogue with so many targets in each patch."""
+        path = self.work / f"t{per_patch}-{len(self.patches)}.csv"
+        make_targets(path, self.patches, per_patch)
+        return path
+
+    def fetch(self, targets: Path, **options: object) -> tuple[float, dict[str, Any]]:
+        """Seconds and metrics."""
+        return ripple_fetch(self.root, targets, self.output / "out", **options)
 
 
-def dense(root: Path, patches: list[int], work: Path, rounds: int) -> None:
+def dense(bench: Bench) -> None:
     for per_patch in (500, 5000):
-        targets, n = work / f"t{per_patch}.csv", per_patch * len(patches)
-        make_targets(targets, patches, per_patch)
-        ours, base = paired(
-            rounds,
-            lambda: ripple_fetch(root, targets, work / "out")[0],  # noqa: B023 - called before the next turn
-            lambda: floor(root, targets, work / "floor"),  # noqa: B023
+        targets, n = bench.targets(per_patch), per_patch * len(bench.patches)
+        cpu: list[float] = []
+
+        def ours(targets: Path = targets, cpu: list[float] = cpu) -> float:
+            seconds, metrics = bench.fetch(targets)
+            cpu.append(metrics["cpu"])
+            return seconds
+
+        took, base = paired(
+            bench.rounds, ours, lambda targets=targets: floor(bench.root, targets, bench.output / "floor")
         )
-        loop = butler_loop(root, targets, 12)
-        rate = n / statistics.median(ours)
-        RATES[f"dense {per_patch}"] = rate
-        print(f"dense {per_patch:5d}/patch: ripple {rate:7.0f} targets/s, fitsio floor {n / statistics.median(base):7.0f}, "
-              f"butler loop {loop:5.1f}; vs loop {rate / loop:6.0f}x; time / floor {median_ratio(ours, base):.2f}")  # fmt: skip
+        loop = butler_loop(bench.root, targets, 12)
+        rate = n / statistics.median(took)
+        bench.rates[f"dense {per_patch}"] = rate
+        print(f"dense {per_patch:5d}/patch: ripple {rate:7.0f} targets/s ({statistics.median(took):.2f} s, "
+              f"{statistics.median(cpu[1:]):.2f} CPU s), fitsio floor {n / statistics.median(base):7.0f}, "
+              f"butler loop {loop:5.1f}; vs loop {rate / loop:6.0f}x; time / floor {median_ratio(took, base):.2f}")  # fmt: skip
 
 
-def sparse(root: Path, patches: list[int], work: Path, rounds: int) -> None:
-    targets = work / "t2.csv"
-    make_targets(targets, patches, 2)
-    total = sum(p.stat().st_size for p in root.rglob("*.fits"))
-    seconds, metrics = [], {}
-    for _ in range(rounds):
-        took, metrics = ripple_fetch(root, targets, work / "out")
-        seconds.append(took)
-    unit = metrics["operations"]["unit"]["seconds"]
-    loop = butler_loop(root, targets, 2 * len(patches))
+def sparse(bench: Bench) -> None:
+    targets, patches = bench.targets(2), bench.patches
+    total = sum(p.stat().st_size for p in bench.root.rglob("*.fits"))
+    bench.fetch(targets)
+    runs = [bench.fetch(targets) for _ in range(bench.rounds)]
+    seconds, metrics = [took for took, _ in runs], runs[-1][1]
+    unit = statistics.median(m["operations"]["unit"]["seconds"] for _, m in runs)
+    loop = butler_loop(bench.root, targets, 2 * len(patches))
     read = metrics["operations"]["digest"]["bytes"]
     n = 2 * len(patches)
     print(f"sparse 2/patch: ripple {n / unit:6.1f} targets/s reading ({n / statistics.median(seconds):.1f} with start-up and plan), "
           f"butler loop {loop:.1f}; vs loop {n / unit / loop:.1f}x; bytes read {read / total:.1%} of the files")  # fmt: skip
 
 
-def two_workers(root: Path, patches: list[int], work: Path, rounds: int) -> None:
-    targets = work / "t5000.csv"
+def two_workers(bench: Bench) -> None:
+    """As they come, and with one core and two: a worker alone already keeps a second core half busy."""
+    targets = bench.targets(5000)
     one, two = paired(
-        rounds,
-        lambda: ripple_fetch(root, targets, work / "out", workers=1)[0],
-        lambda: ripple_fetch(root, targets, work / "out", workers=2)[0],
+        bench.rounds,
+        lambda: bench.fetch(targets, workers=1)[0],
+        lambda: bench.fetch(targets, workers=2)[0],
     )
     print(f"2 workers against 1: {median_ratio(one, two):.2f}x faster")
+    with _cores(1):
+        alone, _ = paired(bench.rounds, lambda: bench.fetch(targets, workers=1)[0], lambda: 0.0)
+    print(f"2 workers on all cores against 1 worker on one core: {median_ratio(alone, two):.2f}x faster")
 
 
-def memory(root: Path, patches: list[int], work: Path) -> None:
-    targets = work / "t50000.csv"
-    make_targets(targets, patches, 50_000 // len(patches))
-    _, metrics = ripple_fetch(root, targets, work / "out", workers=2, memory="2GiB")
+@contextmanager
+def _cores(count: int) -> Iterator[None]:
+    """This process and its children on the first `count` cores."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(before)[:count])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def memory(bench: Bench) -> None:
+    targets = bench.targets(50_000 // len(bench.patches))
+    _, metrics = bench.fetch(targets, workers=2, memory="2GiB")
     print(
         f"50,000 targets with --memory 2GiB: peak RSS of all processes {metrics['peak_rss'] / 2**30:.2f} GiB"
     )
 
 
-def growth(root: Path, patches: list[int], work: Path) -> None:
-    few, many = work / "t500.csv", work / "t5000.csv"
-    small, large = paired(
-        3, lambda: ripple_fetch(root, few, work / "out")[0], lambda: ripple_fetch(root, many, work / "out")[0]
-    )
+def growth(bench: Bench) -> None:
+    few, many = bench.targets(500), bench.targets(5000)
+    small, large = paired(3, lambda: bench.fetch(few)[0], lambda: bench.fetch(many)[0])
     print(f"10x the targets in the same patches: {median_ratio(large, small):.2f}x the time")
 
 
-def estimate() -> None:
-    """All of DP2 on one 64-core node, from the dense rate of this machine."""
-    area, bands, galaxies = 3000.0, 6, 80_000  # deg^2; galaxies with i < 23.5 per deg^2, about
-    rows = area * galaxies
-    rate = RATES["dense 5000"] * len(BANDS) / bands * 64
-    print(f"DP2: {area:.0f} deg^2 x {galaxies:,} galaxies = {rows:.2e} rows x {bands} bands; {RATES['dense 5000']:.0f} rows/s "
-          f"per core with {len(BANDS)} bands x {len(BANDS)}/{bands} x 64 cores = {rate:,.0f} rows/s: {rows / rate / 3600:.1f} h "
-          f"(disk permitting: {rows * bands * SIZE**2 * 12 / 1e12:.0f} TB of stamps)")  # fmt: skip
+def patches(bench: Bench) -> None:
+    """One patch against ten, as many targets in each."""
+    large = Bench(_repository(bench.work, PATCHES), PATCHES, bench.work, bench.output, bench.rounds)
+    one = Bench(large.root, PATCHES[:1], bench.work, bench.output, bench.rounds)
+    few, many = one.targets(500), large.targets(500)
+    small, big = paired(3, lambda: one.fetch(few)[0], lambda: large.fetch(many)[0])
+    print(f"10x the patches: {median_ratio(big, small):.2f}x the time")
 
+
+def cache(bench: Bench) -> None:
+    """Random questions to a `Survey` whose planes fit into its cache, then to one that holds a single plane."""
+    import ripple
+
+    rng = np.random.default_rng(1)
+    table = np.genfromtxt(bench.targets(500), delimiter=",", names=True)
+    plane = 3300 * 3300 * 4
+    for budget, questions in ((24 * plane, 200), (plane, 3)):
+        with ripple.open_survey(str(bench.root), collections="mini", cache_bytes=budget) as survey:
+            rows = rng.integers(0, len(table), questions)
+            for row in table[rows]:
+                survey.cutout(ra=row["ra"], dec=row["dec"], size=SIZE, bands="griz")
+            counts = survey.cache.counts()
+        touched = min(counts.misses, 3 * len(BANDS) * len(bench.patches))
+        share = counts.hits / (counts.hits + counts.misses - touched)
+        print(f"cache of {budget // plane} planes, {questions} random questions: {counts.hits} hits, {counts.misses} misses, "
+              f"{counts.evictions} evictions; {share:.1%} hits after the first touch of {touched} planes")  # fmt: skip
+
+
+def estimate(bench: Bench) -> None:
+    """All of DP2 on one 64-core node, from the dense rate of this machine."""
+    if "dense 5000" not in bench.rates:
+        return
+    area, bands, rate = 3000.0, 6, bench.rates["dense 5000"]
+    rows = area * GALAXIES
+    node = rate * len(BANDS) / bands * 64
+    print(f"DP2: {area:.0f} deg^2 x {GALAXIES:,} galaxies = {rows:.2e} rows x {bands} bands; {rate:.0f} rows/s per worker "
+          f"with {len(BANDS)} bands x {len(BANDS)}/{bands} x 64 workers = {node:,.0f} rows/s: {rows / node / 3600:.1f} h, "
+          f"if the file system takes {node * bands * SIZE**2 * 12 / 1e9:.0f} GB/s "
+          f"({rows * bands * SIZE**2 * 12 / 1e12:.0f} TB of stamps)")  # fmt: skip
+
+
+CASES: dict[str, Callable[[Bench], None]] = {
+    "dense": dense, "sparse": sparse, "workers": two_workers, "memory": memory, "growth": growth,
+    "patches": patches, "cache": cache, "estimate": estimate,
+}  # fmt: skip
 
 if __name__ == "__main__":
     main()
