@@ -278,6 +278,8 @@ def _read_units(
     lost: list[str] = []
     total = sum(len(u.rows) for u in plan.units)
     watch = MemoryWatch(parse_bytes(config.memory), _worker_bytes(tasks))
+    if started is not None:
+        started.keep(min(len(tasks), watch.allowed()))
     with watch, progress(total, "fetch") as advance, _executor(config) as executor:
         advance(total - sum(len(u.rows) for u in todo))
         results = ordered_map(

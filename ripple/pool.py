@@ -152,6 +152,14 @@ class Started:
     prepare: Callable[[], None] | None
     workers: deque[tuple[subprocess.Popen[bytes], Connection]]
 
+    def keep(self, count: int) -> None:
+        """End all but `count` of them: there is no work, or no memory, for more."""
+        while len(self.workers) > count:
+            process, connection = self.workers.pop()
+            connection.close()
+            process.kill()
+            process.wait()
+
 
 @contextmanager
 def starting(
@@ -175,10 +183,7 @@ def starting(
             started.workers.append(_launch(function, None, prepare))
         yield started
     finally:
-        for process, connection in started.workers:
-            connection.close()
-            process.kill()
-            process.wait()
+        started.keep(0)
 
 
 # Signals ------------------------------------------------------------

@@ -232,7 +232,7 @@ def test_policies_pad_or_reject(sky: Path, tmp_path: Path) -> None:
 def cli(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     code = "import sys; from ripple.cli import main; main(sys.argv[1:])"
     return subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=cwd, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code, *arguments], cwd=cwd, capture_output=True, text=True, timeout=280
     )
 
 

@@ -41,8 +41,9 @@ PLANES = (
     "NO_DATA", "INTERPOLATED", "COSMIC_RAY", "SATURATED", "DETECTION_EDGE", "CLIPPED", "REJECTED", "DETECTED",
     "INEXACT_PSF",
 )  # fmt: skip
-#: Galaxies per square degree with i < 23.5: see docs/engine.md.
-GALAXIES = 80_000
+#: Galaxies per square degree with i < 23.5: 46 * 10**(0.31 * (i - 25)) per square arcminute (LSST Science
+#: Collaboration 2009, arXiv:0912.0201, section 3.7.2, from the CFHTLS Deep counts; holds for 20.5 < i < 25.5).
+GALAXIES = round(3600 * 46 * 10 ** (0.31 * (23.5 - 25)))
 PATCHES = [44, 45, 54, 55, 46, 56, 64, 65, 66, 43]
 
 
