@@ -248,8 +248,10 @@ def _exceptions(reader: UnitReader) -> dict[str, list[str]]:
 
 
 def _worker_bytes(tasks: list[ShardTask]) -> int:
-    """Memory that a worker needs: the files and one plane per band of a patch, and what decoding takes."""
+    """Memory that a worker needs: files, a plane per band, what decoding takes, what waits to be written."""
     from ripple.budget import IDLE_WORKER
+    from ripple.files import AHEAD
+    from ripple.unit import CHUNK_BYTES
 
     most = 0
     for task in tasks:
@@ -257,7 +259,9 @@ def _worker_bytes(tasks: list[ShardTask]) -> int:
         own = set(unit.catalog["patch"].tolist())
         files = sum(max(0, d.size) for d in unit.datasets if d.patch in own)
         plane = max((b.width * b.height * 4 for b in unit.boxes.values()), default=0)
-        most = max(most, files + (len(unit.bands) + 3) * plane)
+        rows = unit.rows * len(unit.bands) * unit.size**2 * 12
+        waiting = min(rows, AHEAD * CHUNK_BYTES)
+        most = max(most, files + (len(unit.bands) + 3) * plane + waiting)
     return IDLE_WORKER + most
 
 

@@ -27,8 +27,8 @@ from ripple.errors import IntegrityError, LockedError, WriteError
 TEMPORARY = ".tmp-"
 LOCK = ".lock"
 _BLOCK = 1 << 22
-#: Chunks made ahead of the one that is being written.
-_AHEAD = 16
+#: Chunks made ahead of the one that is being written: what the disk gets while the next planes are decoded.
+AHEAD = 64
 #: Bytes after which the disk is told to begin, so that it does not wait for the last of them.
 _FLUSH = 1 << 26
 
@@ -138,7 +138,7 @@ def _write_all(handle: int, chunks: Iterable[Any]) -> _Output:
             flush: Future[None] = Future()
             flush.set_result(None)
             for chunk in chunks:
-                if len(pending) >= _AHEAD:
+                if len(pending) >= AHEAD:
                     pending.popleft().result()
                 pending.append(writer.submit(output.append, chunk))
                 if output.bytes - flushed >= _FLUSH and flush.done():

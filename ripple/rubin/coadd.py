@@ -367,12 +367,17 @@ class _Psf:
         return PsfCells(kernels, self.grid.x0, self.grid.y0, width, height)
 
     def _under(self, boxes: Iterable[Box]) -> NDArray[np.bool_]:
-        wanted = np.zeros(self.image.shape[:2], bool)
         height, width = self.cell
-        for box in boxes:
-            part = box & self.grid
-            if not part.empty:
-                i0, j0 = (part.y0 - self.grid.y0) // height, (part.x0 - self.grid.x0) // width
-                i1, j1 = (part.y1 - 1 - self.grid.y0) // height, (part.x1 - 1 - self.grid.x0) // width
-                wanted[i0 : i1 + 1, j0 : j1 + 1] = True
-        return wanted
+        grid = self.grid
+        corners = np.array([(b.x0, b.y0, b.x1, b.y1) for b in boxes], np.int64).reshape(-1, 4)
+        x0, x1 = (np.clip(corners[:, k], grid.x0, grid.x1) - grid.x0 for k in (0, 2))
+        y0, y1 = (np.clip(corners[:, k], grid.y0, grid.y1) - grid.y0 for k in (1, 3))
+        some = (x0 < x1) & (y0 < y1)
+        i0, i1 = y0[some] // height, (y1[some] - 1) // height + 1
+        j0, j1 = x0[some] // width, (x1[some] - 1) // width + 1
+        # How many boxes begin and end at each cell; the sums are how many lie over it.
+        edges = np.zeros((self.image.shape[0] + 1, self.image.shape[1] + 1), np.int64)
+        for i, j, step in ((i0, j0, 1), (i1, j1, 1), (i0, j1, -1), (i1, j0, -1)):
+            np.add.at(edges, (i, j), step)
+        over: NDArray[np.bool_] = edges.cumsum(axis=0).cumsum(axis=1)[:-1, :-1] > 0
+        return over

@@ -30,6 +30,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -295,23 +296,20 @@ class Bench:
         return ripple_fetch(self.root, targets, self.output / "out", **options)
 
 
-def dense(bench: Bench) -> None:
-    for per_patch in (500, 5000):
-        targets, n = bench.targets(per_patch), per_patch * len(bench.patches)
-        cpu: list[float] = []
+def dense(bench: Bench, per_patch: int) -> None:
+    targets, n = bench.targets(per_patch), per_patch * len(bench.patches)
+    cpu: list[float] = []
 
-        def ours(targets: Path = targets, cpu: list[float] = cpu) -> float:
-            seconds, metrics = bench.fetch(targets)
-            cpu.append(metrics["cpu"])
-            return seconds
+    def ours() -> float:
+        seconds, metrics = bench.fetch(targets)
+        cpu.append(metrics["cpu"])
+        return seconds
 
-        took, base = paired(
-            bench.rounds, ours, lambda targets=targets: floor(bench.root, targets, bench.output / "floor")
-        )
-        loop = butler_loop(bench.root, targets, 12)
-        rate = n / statistics.median(took)
-        bench.rates[f"dense {per_patch}"] = rate
-        print(f"dense {per_patch:5d}/patch: ripple {rate:7.0f} targets/s ({statistics.median(took):.2f} s, "
+    took, base = paired(bench.rounds, ours, lambda: floor(bench.root, targets, bench.output / "floor"))
+    loop = butler_loop(bench.root, targets, 12)
+    rate = n / statistics.median(took)
+    bench.rates[f"dense {per_patch}"] = rate
+    print(f"dense {per_patch:5d}/patch: ripple {rate:7.0f} targets/s ({statistics.median(took):.2f} s, "
               f"{statistics.median(cpu[1:]):.2f} CPU s), fitsio floor {n / statistics.median(base):7.0f}, "
               f"butler loop {loop:5.1f}; vs loop {rate / loop:6.0f}x; time / floor {median_ratio(took, base):.2f}")  # fmt: skip
 
@@ -411,7 +409,7 @@ def estimate(bench: Bench) -> None:
 
 
 CASES: dict[str, Callable[[Bench], None]] = {
-    "dense": dense, "sparse": sparse, "workers": two_workers, "memory": memory, "growth": growth,
+    "dense-500": partial(dense, per_patch=500), "dense-5000": partial(dense, per_patch=5000), "sparse": sparse, "workers": two_workers, "memory": memory, "growth": growth,
     "patches": patches, "cache": cache, "estimate": estimate,
 }  # fmt: skip
 
