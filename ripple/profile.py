@@ -7,7 +7,7 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,7 +72,9 @@ class Timeline:
         step = max(1, len(self._seconds) // most)
         chosen = [*range(step - 1, len(self._seconds) - 1, step), len(self._seconds) - 1]
         chosen = chosen if self._seconds else []
-        columns = {"seconds": self._seconds, "rows": self._rows, "bytes": self._bytes}
+        columns: dict[str, Sequence[float]] = {
+            "seconds": self._seconds, "rows": self._rows, "bytes": self._bytes
+        }  # fmt: skip
         return {name: [values[k] for k in chosen] for name, values in columns.items()}
 
 
