@@ -104,7 +104,7 @@ def ordered_map[T, R](
         How many of the workers may have a task now, asked before each task; those beyond are ended, so that
         their memory is free. At least one always works.
     started
-        Workers of `starting` for the same function, to be used first.
+        Workers of `starting` for the same function, to be used first; they have no memory limit.
 
     Raises
     ------
