@@ -150,9 +150,12 @@ def prepare_worker() -> None:
     """Load the readers and the compiled loops, which a worker would otherwise do at its first unit."""
     import ripple.read_unit
     import ripple.rubin.read  # noqa: F401
+    from ripple.plane_loops import copy_boxes
     from ripple.rubin.kernels import load
 
     load()
+    none = np.zeros(0, np.int64)
+    copy_boxes(np.zeros((1, 1), np.uint32), none, none, np.zeros((0, 1, 1, 1), np.uint32), 0)
 
 
 def plan_inputs(plan: Plan) -> dict[str, Any]:

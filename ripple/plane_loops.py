@@ -281,3 +281,14 @@ def correlate(a: Any, b: Any, beam: Any, width: int, white: float, cross: Any, s
                     total[i, 1] += ky * ky * parts[i]
                     total[i, 2] += kx * kx * parts[i]
         sums[m] = total
+
+
+@_compile
+def copy_boxes(plane: Any, x: Any, y: Any, out: Any, band: int) -> None:
+    """Boxes of `plane` that start at `(x, y)` into `out[:, band]`, `(N, B, S, S)` of the same type."""
+    size = out.shape[3]
+    for i in range(out.shape[0]):
+        for row in range(size):
+            line, into = plane[y[i] + row, x[i] : x[i] + size], out[i, band, row]
+            for column in range(size):
+                into[column] = line[column]

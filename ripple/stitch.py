@@ -59,7 +59,7 @@ def cut(plane: NDArray[Any], x: Ints, y: Ints, out: NDArray[Any], band: int) -> 
         for i, (a, b) in enumerate(zip(x.tolist(), y.tolist(), strict=True)):
             out[i, band] = plane[b : b + size, a : a + size]
         return
-    from ripple.rubin.kernels import copy_boxes
+    from ripple.plane_loops import copy_boxes
 
     if not inside(Box(0, 0, plane.shape[1], plane.shape[0]), x, y, size).all():
         raise ValueError(f"boxes of {size} pixels outside a plane of shape {plane.shape}")

@@ -22,20 +22,8 @@ def load() -> None:
     unshuffle4(raw, jobs, np.zeros((1, 1), np.uint32))
     unpack(raw, jobs, True, np.zeros((1, 1), np.uint8))
     unpack(raw.copy(), jobs, True, np.zeros((1, 1), np.uint64))
-    copy_boxes(np.zeros((1, 1), np.uint32), none, none, np.zeros((0, 1, 1, 1), np.uint32), 0)
     bits = np.zeros(0, np.uint32)
     move_bits(bits, bits, none, bits)
-
-
-@_compile
-def copy_boxes(plane: Any, x: Any, y: Any, out: Any, band: int) -> None:
-    """Boxes of `plane` that start at `(x, y)` into `out[:, band]`, `(N, B, S, S)` of the same type."""
-    size = out.shape[3]
-    for i in range(out.shape[0]):
-        for row in range(size):
-            line, into = plane[y[i] + row, x[i] : x[i] + size], out[i, band, row]
-            for column in range(size):
-                into[column] = line[column]
 
 
 @_compile
