@@ -25,7 +25,7 @@ class Tally:
 
     row: str
     name: str
-    seed: int = 0
+    seed: str = "0"
     trials: int = 0
     lost: int = 0
     silent: int = 0

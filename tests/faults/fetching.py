@@ -1,7 +1,8 @@
 """`ripple fetch` with small units whose workers die, hang or run out of memory as told.
 
-`FAULT` in the environment is JSON: `units`, `how`, `times` (visits that go wrong), `marks` (a directory that
-counts them), `pause` (seconds a unit takes at least).
+`FAULT` in the environment names a JSON file: `units`, `how`, `times` (visits that go wrong), `marks` (a
+directory that counts them), `pause` (seconds a unit takes at least). It is read for every unit, so workers
+that live on (Dask's) see the fault of the trial.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ ROWS_PER_UNIT = 6
 
 def make_shard(task: ShardTask) -> UnitResult:
     """The real thing, after what `FAULT` says."""
-    fault = json.loads(os.environ.get("FAULT", "{}"))
+    fault = json.loads(Path(os.environ["FAULT"]).read_text())
     time.sleep(fault.get("pause", 0))
     # Without datasets it is the parent, which writes down a unit that is lost.
     if (
@@ -80,7 +81,8 @@ def faulty(directory: Path, **fault: Any) -> Iterator[None]:
     ripple.planning.PATCH_BYTES = ROWS_PER_UNIT * ripple.planning.PIXEL_BYTES * 3 * 48 * 48
     pool._STOPPED_SECONDS = 2.0
     ripple.fetch.make_shard = make_shard
-    os.environ["FAULT"] = json.dumps({"marks": str(marks)} | fault)
+    (directory / "fault.json").write_text(json.dumps({"marks": str(marks)} | fault))
+    os.environ["FAULT"] = str(directory / "fault.json")
     try:
         yield
     finally:

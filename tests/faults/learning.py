@@ -54,25 +54,25 @@ def score_argv(trained: Path, tensors: Path, output: Path) -> list[str]:
 @row("35", "train: kill -9 at random moments, resume to the same weights", full=100, gate=2, into=VERB_ROWS)
 def train_killed(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
     data = toys(directory)
-    verbs.killed(tally, rng, trials, directory, lambda out: train_argv(data, out))
+    verbs.killed(tally, rng, trials, directory, lambda out, _: train_argv(data, out))
 
 
 @row("22", "train: SIGINT and SIGTERM at random moments, resume", full=200, gate=1, into=VERB_ROWS)
 def train_interrupted(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
     data = toys(directory)
-    verbs.interrupted(tally, rng, trials, directory, lambda out: train_argv(data, out))
+    verbs.interrupted(tally, rng, trials, directory, lambda out, _: train_argv(data, out))
 
 
 @row("1", "score: kill -9 at random moments, resume", full=200, gate=1, into=VERB_ROWS)
 def score_killed(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
     data, trained = toys(directory), model(directory / "model")
-    verbs.killed(tally, rng, trials, directory, lambda out: score_argv(trained, data, out))
+    verbs.killed(tally, rng, trials, directory, lambda out, _: score_argv(trained, data, out))
 
 
 @row("22", "score: SIGINT and SIGTERM at random moments, resume", full=200, gate=1, into=VERB_ROWS)
 def score_interrupted(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
     data, trained = toys(directory), model(directory / "model")
-    verbs.interrupted(tally, rng, trials, directory, lambda out: score_argv(trained, data, out))
+    verbs.interrupted(tally, rng, trials, directory, lambda out, _: score_argv(trained, data, out))
 
 
 # Row 31: rot while it trains ----------------------------------------

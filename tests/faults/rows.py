@@ -45,6 +45,8 @@ class Row:
 
 
 ROWS: list[Row] = []
+#: Which part of the trials this process runs, of how many: `scripts/faults --chunk`.
+CHUNK = (0, 1)
 
 
 def row(
@@ -54,9 +56,10 @@ def row(
 
     def decorate(function: Callable[[Tally, random.Random, int, Path], None]) -> Any:
         def run(trials: int, seed: int, directory: Path) -> Tally:
-            tally = Tally(number, name, seed)
+            part = f"{seed}" if CHUNK[1] == 1 else f"{seed} chunk {CHUNK[0]}/{CHUNK[1]}"
+            tally = Tally(number, name, part)
             start = time.monotonic()
-            function(tally, random.Random(f"{seed}/{number}/{name}"), trials, directory)
+            function(tally, random.Random(f"{part}/{number}/{name}"), trials, directory)
             tally.seconds = time.monotonic() - start
             return tally
 
@@ -211,6 +214,7 @@ def _every_call(
     plan = [(call, k) for call in calls for k in range(1, counts[call] + 1)]
     if trials < len(plan):
         plan = sorted(rng.sample(plan, trials))
+    plan = plan[CHUNK[0] :: CHUNK[1]]
     for number, (call, k) in enumerate(plan):
         here, tally.trials = directory / f"call-{number}", number + 1
         argv = faultlib.injected(call, what, k, [*script, str(here)])

@@ -5,18 +5,24 @@
 
 from __future__ import annotations
 
+import atexit
 import base64
 import os
 import random
+import shutil
 import signal
 import subprocess
+import tempfile
 import time
 import urllib.parse
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import faultlib
+import forked
 from faultlib import Tally, contents
 from rows import named, row
 
@@ -24,112 +30,193 @@ SKY: Path | None = None
 VERB_ROWS: list[Any] = []
 PATIENCE = 180.0
 CANARY = "CANARY-6f1d-secret-token"
-RIPPLE = faultlib.python("-c", "from ripple.cli import main; main()")
+#: Units of at most 16 targets, so that a small survey has several.
+PATCH_BYTES = 16 * 12 * 3 * 48 * 48
+RIPPLE = faultlib.python(
+    "-c", f"import ripple.planning as p; p.PATCH_BYTES = {PATCH_BYTES}; from ripple.cli import main; main()"
+)
+Make = Callable[[Path, int], list[str]]
+_server: list[forked.Server] = []
 
-Argv = Callable[[Path], list[str]]
+
+def server() -> forked.Server:
+    """The fork server of this process, made when it is first asked for."""
+    if not _server:
+        _server.append(forked.Server())
+        atexit.register(_server[0].close)
+    return _server[0]
 
 
-def fetch_argv(output: Path, *more: str) -> list[str]:
+def fetch_argv(output: Path, *more: str, workers: int = 2) -> list[str]:
     assert SKY is not None
-    selection = [
-        "--repo",
-        str(SKY / "repo"),
-        "--collections",
-        "mini",
-        "--targets",
-        str(SKY / "truth.parquet"),
-    ]
-    return [
-        *RIPPLE,
-        "fetch",
-        *selection,
-        "--bands",
-        "gri",
-        "--size",
-        "48",
-        "--workers",
-        "2",
-        "-o",
-        str(output),
-        *more,
-    ]
+    where = ["--repo", str(SKY / "repo"), "--collections", "mini", "--targets", str(SKY / "truth.parquet")]
+    what = ["--bands", "gri", "--size", "48", "--workers", str(workers)]
+    return [*RIPPLE, "fetch", *where, *what, "-o", str(output), *more]
 
 
-def preprocess_argv(cutouts: Path, output: Path, *more: str) -> list[str]:
-    return [*RIPPLE, "preprocess", str(cutouts), "--workers", "2", "-o", str(output), *more]
+def preprocess_argv(cutouts: Path, output: Path, *more: str, workers: int = 2) -> list[str]:
+    return [*RIPPLE, "preprocess", str(cutouts), "--workers", str(workers), "-o", str(output), *more]
 
 
 def call(argv: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run to the end in a fresh interpreter."""
     return subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE, **options)
 
 
+@dataclass
+class Run:
+    """A command on its way, forked (quick) or in a fresh interpreter; its standard error goes to a file."""
+
+    process: subprocess.Popen[bytes] | forked.Child
+    log: IO[bytes]
+
+    def text(self) -> str:
+        self.log.seek(0)
+        return self.log.read().decode(errors="replace")
+
+    def end(self, seconds: float = PATIENCE) -> int | None:
+        """The exit code, or None after killing what did not end in time."""
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return None
+
+    def kill(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def start(argv: list[str], *, fresh: bool = False, **options: Any) -> Run:
+    """Start a command in a session of its own."""
+    log = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the run
+    null = os.open(os.devnull, os.O_WRONLY)
+    try:
+        if fresh:
+            process: Any = subprocess.Popen(argv, stdout=null, stderr=log, start_new_session=True, **options)
+        else:
+            process = server().ripple(
+                argv[len(RIPPLE) :], stdout=null, stderr=log.fileno(), patch_bytes=PATCH_BYTES, **options
+            )
+    finally:
+        os.close(null)
+    return Run(process, log)
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How a command is run: its workers, a fresh interpreter or a forked one, and how long it takes."""
+
+    workers: int
+    fresh: bool
+    seconds: float
+
+
 def reference(argv: list[str], output: Path) -> tuple[dict[str, str], float]:
-    """Digests of a run without faults, and how long it took."""
-    start = time.monotonic()
+    """Digests of a run without faults in a fresh interpreter, and how long it took."""
+    begin = time.monotonic()
     done = call(argv)
     assert done.returncode == 0, done.stderr[-2000:]
-    return contents(output), time.monotonic() - start
+    return contents(output), time.monotonic() - begin
+
+
+def modes(tally: Tally, directory: Path, make: Make, want: dict[str, str], fresh: float) -> list[Mode]:
+    """The modes of a command; their output is the same. The server gets to know the modules first."""
+    found = [Mode(2, True, fresh)]
+    for workers in (0, 0, 2):
+        here = directory / f"forked-{len(found)}"
+        begin = time.monotonic()
+        resume(tally, make(here, workers), here, want)
+        found.append(Mode(workers, False, time.monotonic() - begin))
+    return found
+
+
+def choose(found: list[Mode], trial: int) -> Mode:
+    """Mostly forked without workers; now and then with workers, and in a fresh interpreter."""
+    return found[0] if trial % 40 == 39 else found[3] if trial % 8 == 7 else found[2]
 
 
 def resume(tally: Tally, argv: list[str], output: Path, want: dict[str, str]) -> None:
-    done = call(argv)
-    if done.returncode != 0:
+    run = start(argv)
+    code = run.end()
+    if code is None:
+        tally.hung += 1
+        tally.note("the resume hung")
+    elif code != 0:
         tally.lost += 1
-        tally.note(f"resume exits {done.returncode}: {done.stderr[-300:]}")
+        tally.note(f"resume exits {code}: {run.text()[-300:]}")
     elif contents(output) != want:
         tally.silent += 1
         tally.note(f"differs: {sorted(set(contents(output).items()) ^ set(want.items()))[:3]}")
+    shutil.rmtree(output, ignore_errors=True)
 
 
-def killed(tally: Tally, rng: random.Random, trials: int, directory: Path, make: Argv) -> None:
-    want, length = reference(make(directory / "reference"), directory / "reference")
+def killed(tally: Tally, rng: random.Random, trials: int, directory: Path, make: Make) -> None:
+    """Killed, with all of its workers, at a moment of its run; the resume gives the same bytes."""
+    want, length = reference(make(directory / "reference", 2), directory / "reference")
+    found = modes(tally, directory, make, want, length)
     for trial in range(trials):
         here, tally.trials = directory / f"kill-{trial}", trial + 1
-        process = subprocess.Popen(make(here), stderr=subprocess.DEVNULL, start_new_session=True)
-        try:
-            process.wait(rng.uniform(0.3, 1.0) * length)
-        except subprocess.TimeoutExpired:
-            faultlib.stop_process(process)
-        resume(tally, make(here), here, want)
+        mode = choose(found, trial)
+        for _ in range(rng.randint(1, 2)):
+            run = start(make(here, mode.workers), fresh=mode.fresh)
+            with suppress(subprocess.TimeoutExpired):
+                run.process.wait(rng.uniform(0.3 if mode.fresh else 0, 1.0) * mode.seconds)
+            run.kill()
+        resume(tally, make(here, 0), here, want)
 
 
-def interrupted(tally: Tally, rng: random.Random, trials: int, directory: Path, make: Argv) -> None:
-    want, length = reference(make(directory / "reference"), directory / "reference")
+def interrupted(tally: Tally, rng: random.Random, trials: int, directory: Path, make: Make) -> None:
+    """A signal at a moment of its run: it ends within 10 s with the right code and can be resumed."""
+    want, length = reference(make(directory / "reference", 2), directory / "reference")
+    found = modes(tally, directory, make, want, length)
     for trial in range(trials):
         here, tally.trials = directory / f"signal-{trial}", trial + 1
+        mode = choose(found, trial)
         signum = rng.choice([signal.SIGINT, signal.SIGTERM])
-        process = subprocess.Popen(make(here), stderr=subprocess.PIPE, start_new_session=True)
+        run = start(make(here, mode.workers), fresh=mode.fresh)
         try:
-            process.wait(rng.uniform(0.3, 1.0) * length)
+            run.process.wait(rng.uniform(0.3 if mode.fresh else 0, 1.0) * mode.seconds)
         except subprocess.TimeoutExpired:
-            process.send_signal(signum)
-        try:
-            _, text = process.communicate(timeout=10)
-        except subprocess.TimeoutExpired:
-            tally.hung += 1
-            faultlib.stop_process(process)
-            text = b""
-        # Before a verb installs its handlers a signal has its plain meaning: -15, which a shell shows as 143.
-        if process.returncode not in (0, 128 + signum, -signum) or b"Traceback" in text:
-            tally.unnamed += 1
-            tally.note(f"exit {process.returncode}: {text[-300:]!r}")
-        resume(tally, make(here), here, want)
+            run.process.send_signal(signum)
+        signalled(tally, run, signum)
+        resume(tally, make(here, 0), here, want)
+
+
+def signalled(tally: Tally, run: Run, signum: int) -> None:
+    code = run.end(10)
+    if code is None:
+        tally.hung += 1
+        tally.note(f"no answer to signal {signum}: {run.text()[-300:]}")
+    # Before a verb installs its handlers a signal has its plain meaning: -15, which a shell shows as 143.
+    elif code not in (0, 128 + signum, -signum) or "Traceback" in run.text():
+        tally.unnamed += 1
+        tally.note(f"exit {code}: {run.text()[-300:]!r}")
 
 
 @row("1", "fetch: kill -9 at random moments, resume", full=200, gate=3, into=VERB_ROWS)
 def fetch_killed(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
-    killed(tally, rng, trials, directory, fetch_argv)
+    killed(tally, rng, trials, directory, lambda out, n: fetch_argv(out, workers=n))
 
 
 @row("1", "preprocess: kill -9 at random moments, resume", full=200, gate=3, into=VERB_ROWS)
 def preprocess_killed(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
-    reference(fetch_argv(directory / "cutouts"), directory / "cutouts")
-    killed(tally, rng, trials, directory, lambda out: preprocess_argv(directory / "cutouts", out))
+    cutouts = directory / "cutouts"
+    reference(fetch_argv(cutouts), cutouts)
+    killed(tally, rng, trials, directory, lambda out, n: preprocess_argv(cutouts, out, workers=n))
 
 
 @row("22", "fetch: SIGINT and SIGTERM at random moments, resume", full=200, gate=3, into=VERB_ROWS)
 def fetch_interrupted(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
-    interrupted(tally, rng, trials, directory, fetch_argv)
+    interrupted(tally, rng, trials, directory, lambda out, n: fetch_argv(out, workers=n))
+
+
+@row("22", "preprocess: SIGINT and SIGTERM at random moments, resume", full=100, gate=2, into=VERB_ROWS)
+def preprocess_interrupted(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
+    cutouts = directory / "cutouts"
+    reference(fetch_argv(cutouts), cutouts)
+    interrupted(tally, rng, trials, directory, lambda out, n: preprocess_argv(cutouts, out, workers=n))
 
 
 @row("29", "preprocess on a damaged cutout artefact", full=300, gate=4, into=VERB_ROWS)
@@ -141,11 +228,12 @@ def damaged_input(tally: Tally, rng: random.Random, trials: int, directory: Path
         tally.trials = trial + 1
         path = files[trial % len(files)]
         with faultlib.flipped_bit(path, rng):
-            done = call(preprocess_argv(here, directory / f"tensors-{trial}"))
-        if done.returncode != 4 or (directory / f"tensors-{trial}/manifest.json").exists():
+            run = start(preprocess_argv(here, directory / f"tensors-{trial}", workers=0))
+            code = run.end()
+        if code != 4 or (directory / f"tensors-{trial}/manifest.json").exists():
             tally.silent += 1
-            tally.note(f"{path.name}: exit {done.returncode}")
-        named(tally, done.stderr, path.name)
+            tally.note(f"{path.name}: exit {code}")
+        named(tally, run.text(), path.name)
 
 
 @row("37", "fetch: option changed on a finished output", full=4, gate=2, into=VERB_ROWS)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import random
+import shutil
 import signal
 import sqlite3
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import fetching
+import forked
 import verbs
 from faultlib import Tally, contents
 from fetching import faulty
@@ -43,6 +44,20 @@ def _compare(tally: Tally, here: Path, want: dict[str, str]) -> None:
         tally.note(f"differs: {sorted(set(contents(here).items()) ^ set(want.items()))[:3]}")
 
 
+def _run(trial: int, output: Path, **options: Any) -> None:
+    """Fetch with two workers: forked ones, and fresh interpreters every tenth time."""
+    with nullcontext() if trial % 10 == 9 else forked.forked_workers(verbs.server()):
+        fetching.run(_sky(), output, **options)
+
+
+def _again(tally: Tally, here: Path, want: dict[str, str]) -> None:
+    """Resume in this process without faults; the result is the reference."""
+    with faulty(here.parent):
+        fetching.run(_sky(), here, workers=0)
+    _compare(tally, here, want)
+    shutil.rmtree(here)
+
+
 @contextmanager
 def _clock(tally: Tally, limit: float) -> Iterator[None]:
     start = time.monotonic()
@@ -60,7 +75,7 @@ def crashing_file(tally: Tally, rng: random.Random, trials: int, directory: Path
         bad, how = rng.randrange(units), rng.choice(["abort", "segfault", "exit", "SIGBUS"])
         with faulty(directory, units=[bad], how=how, times=99), _clock(tally, 60):
             try:
-                fetching.run(_sky(), here)
+                _run(trial, here)
                 tally.silent += 1
                 tally.note("a unit without a worker, and no error")
             except WorkerError as err:
@@ -68,9 +83,7 @@ def crashing_file(tally: Tally, rng: random.Random, trials: int, directory: Path
         if len(list(here.glob("shard-*"))) != units - 1:
             tally.lost += 1
             tally.note(f"{len(list(here.glob('shard-*')))} of {units - 1} innocent units are there")
-        with faulty(directory):
-            fetching.run(_sky(), here)
-        _compare(tally, here, want)
+        _again(tally, here, want)
 
 
 @row("8", "fetch --lost reject: only the crashing unit's rows are lost", full=10, gate=1, into=VERB_ROWS)
@@ -81,7 +94,7 @@ def crashing_rejected(tally: Tally, rng: random.Random, trials: int, directory: 
         here, tally.trials = directory / f"reject-{trial}", trial + 1
         bad = rng.randrange(units)
         with faulty(directory, units=[bad], how="abort", times=99):
-            fetching.run(_sky(), here, lost="reject")
+            _run(trial, here, lost="reject")
         after = open_artefact(here).index().to_pylist()
         if len(after) != len(before):
             tally.lost += 1
@@ -101,8 +114,9 @@ def workers_killed(tally: Tally, rng: random.Random, trials: int, directory: Pat
         shot = sorted(rng.sample(range(units), rng.randint(1, min(3, units))))
         how = rng.choice(["SIGKILL", "SIGSEGV", "SIGBUS", "abort"])
         with faulty(directory, units=shot, how=how, times=1), _clock(tally, 60):
-            fetching.run(_sky(), here)
+            _run(trial, here)
         _compare(tally, here, want)
+        shutil.rmtree(here)
 
 
 @row("20", "fetch: a worker stopped, or a read that never returns", full=30, gate=2, into=VERB_ROWS)
@@ -113,8 +127,9 @@ def workers_stuck(tally: Tally, rng: random.Random, trials: int, directory: Path
         how = ("SIGSTOP", "sleep")[trial % 2]
         fault = {"units": [rng.randrange(units)], "how": how, "times": 1}
         with faulty(directory, **fault), _clock(tally, 40):
-            fetching.run(_sky(), here, deadline=3600.0 if how == "SIGSTOP" else 4.0)
+            _run(trial, here, deadline=3600.0 if how == "SIGSTOP" else 4.0)
         _compare(tally, here, want)
+        shutil.rmtree(here)
 
 
 @row("21", "fetch: a worker without memory, at 10 levels", full=50, gate=3, into=VERB_ROWS)
@@ -126,12 +141,10 @@ def out_of_memory(tally: Tally, rng: random.Random, trials: int, directory: Path
         fault = {"units": [rng.randrange(units)], "how": f"memory{levels[trial % 10]}", "times": 99}
         with faulty(directory, **fault), _clock(tally, 60):
             try:
-                fetching.run(_sky(), here)
+                _run(trial, here)
             except WorkerError as err:
                 named(tally, str(err), f"shard {fault['units'][0]} ", "run again")
-        with faulty(directory):
-            fetching.run(_sky(), here)
-        _compare(tally, here, want)
+        _again(tally, here, want)
 
 
 # Dask ---------------------------------------------------------------
@@ -155,19 +168,17 @@ def dask_killed(tally: Tally, rng: random.Random, trials: int, directory: Path) 
         tally.skipped = "distributed is not installed"
         return
     want, units = _reference(directory)
-    for trial in range(trials):
-        here, tally.trials = directory / f"dask-{trial}", trial + 1
-        # Dask's workers take the environment when they start.
-        shot = [] if trial == 0 else [rng.randrange(units)]
-        with (
-            faulty(directory, units=shot, how="SIGKILL", times=1, pause=0.2),
-            _cluster(2) as cluster, _clock(tally, 120),
-        ):  # fmt: skip
-            fetching.run(_sky(), here, dask=cluster.scheduler_address)
-        if shot and not list((directory / "marks").iterdir()):
-            tally.note("nobody was killed")
-            tally.hung += 1
-        _compare(tally, here, want)
+    with faulty(directory), _cluster(2) as cluster:
+        for trial in range(trials):
+            here, tally.trials = directory / f"dask-{trial}", trial + 1
+            shot = [rng.randrange(units)]
+            with faulty(directory, units=shot, how="SIGKILL", times=1, pause=0.1), _clock(tally, 120):
+                fetching.run(_sky(), here, dask=cluster.scheduler_address)
+            if not list((directory / "marks").iterdir()):
+                tally.note("nobody was killed")
+                tally.hung += 1
+            _compare(tally, here, want)
+            shutil.rmtree(here)
 
 
 # Row 23: a locked registry ------------------------------------------
@@ -189,14 +200,12 @@ def _locked(seconds: float) -> Iterator[None]:
         connection.close()
 
 
-def _first_line(process: subprocess.Popen[str], word: str) -> float:
-    """Seconds until a line with this word comes on standard error."""
-    start = time.monotonic()
-    assert process.stderr is not None
-    for line in process.stderr:
-        if word in line:
-            break
-    return time.monotonic() - start
+def _said(run: verbs.Run, word: str, patience: float) -> bool:
+    """Whether the command says the word in time."""
+    end = time.monotonic() + patience
+    while word not in run.text() and time.monotonic() < end and run.process.poll() is None:
+        time.sleep(0.05)
+    return word in run.text()
 
 
 @row("23", "fetch: registry locked by another process", full=12, gate=2, into=VERB_ROWS)
@@ -204,28 +213,40 @@ def locked_registry(tally: Tally, rng: random.Random, trials: int, directory: Pa
     want, length = verbs.reference(verbs.fetch_argv(directory / "reference"), directory / "reference")
     for trial in range(trials):
         here, tally.trials = directory / f"locked-{trial}", trial + 1
-        argv = verbs.fetch_argv(here)
-        freed = trial % 2 == 0
+        freed, fresh = trial % 2 == 0, trial % 6 >= 4
         with _locked(8 if freed else 120):
-            process = subprocess.Popen(argv, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-            # Python and the Butler take their time to start, as they did without a lock.
-            if _first_line(process, "is locked, waiting") > 3 + length:
+            run = verbs.start(verbs.fetch_argv(here, workers=0), fresh=fresh)
+            # A fresh Python and the Butler take their time to start, as they did without a lock.
+            if not _said(run, "is locked, waiting", 3 + (length if fresh else 1)):
                 tally.hung += 1
                 tally.note("silent for too long")
             if not freed:
-                process.send_signal(signal.SIGINT)
-            try:
-                _, text = process.communicate(timeout=60 if freed else 10)
-            except subprocess.TimeoutExpired:
-                tally.hung += 1
-                process.kill()
-                process.communicate()
-                continue
-        if process.returncode != (0 if freed else 130) or "Traceback" in text:
+                run.process.send_signal(signal.SIGINT)
+            code = run.end(60 if freed else 10)
+        if code is None:
+            tally.hung += 1
+        elif code != (0 if freed else 130) or "Traceback" in run.text():
             tally.unnamed += 1
-            tally.note(f"exit {process.returncode}: {text[-300:]}")
-        if freed:
+            tally.note(f"exit {code}: {run.text()[-300:]}")
+        elif freed:
             _compare(tally, here, want)
+
+
+@row("22", "fetch: SIGINT and SIGTERM while the registry is locked", full=50, gate=2, into=VERB_ROWS)
+def locked_interrupted(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
+    want, _ = verbs.reference(verbs.fetch_argv(directory / "reference"), directory / "reference")
+    for trial in range(trials):
+        here, tally.trials = directory / f"locked-{trial}", trial + 1
+        signum = rng.choice([signal.SIGINT, signal.SIGTERM])
+        with _locked(120):
+            run = verbs.start(verbs.fetch_argv(here, workers=0))
+            time.sleep(rng.uniform(0.0, 5.0))
+            run.process.send_signal(signum)
+            verbs.signalled(tally, run, signum)
+        if run.process.returncode == 0:
+            tally.silent += 1
+            tally.note("it did not wait for the lock")
+        verbs.resume(tally, verbs.fetch_argv(here, workers=0), here, want)
 
 
 @row("23", "a registry that stays locked is an error with a name", full=2, gate=1, into=VERB_ROWS)
