@@ -71,14 +71,18 @@ def misbehave(how: str, task: ShardTask) -> UnitResult:
 
 
 @contextmanager
-def faulty(directory: Path, **fault: Any) -> Iterator[None]:
-    """Fetch with small units, and this fault."""
+def faulty(
+    directory: Path, *, rows: int = ROWS_PER_UNIT, size: int = 48, bands: int = 3, **fault: Any
+) -> Iterator[None]:
+    """Fetch with units of so many rows, and this fault."""
     marks = directory / "marks"
     marks.mkdir(exist_ok=True)
     for mark in marks.iterdir():
         mark.unlink()
-    kept = ripple.planning.PATCH_BYTES, pool._STOPPED_SECONDS
-    ripple.planning.PATCH_BYTES = ROWS_PER_UNIT * ripple.planning.PIXEL_BYTES * 3 * 48 * 48
+    kept = ripple.planning.PATCH_BYTES, ripple.planning.UNIT_BYTES, pool._STOPPED_SECONDS
+    ripple.planning.PATCH_BYTES = ripple.planning.UNIT_BYTES = (
+        rows * ripple.planning.PIXEL_BYTES * bands * size**2
+    )
     pool._STOPPED_SECONDS = 2.0
     ripple.fetch.make_shard = make_shard
     (directory / "fault.json").write_text(json.dumps({"marks": str(marks)} | fault))
@@ -86,7 +90,7 @@ def faulty(directory: Path, **fault: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        ripple.planning.PATCH_BYTES, pool._STOPPED_SECONDS = kept
+        ripple.planning.PATCH_BYTES, ripple.planning.UNIT_BYTES, pool._STOPPED_SECONDS = kept
         ripple.fetch.make_shard = _make_shard
         del os.environ["FAULT"]
 

@@ -1,16 +1,18 @@
 """Processes that start in milliseconds: a server that has imported everything forks one per request.
 
 The server imports and forks, nothing else: no verb and no computation runs in it, so a child is as a fresh
-interpreter that has just finished its imports, in a session of its own. The modules that a child has loaded
-beyond those of the server are loaded there for the next ones.
+interpreter that has just finished its imports, in a session of its own. The modules and compiled functions
+that a child has loaded beyond those of the server are loaded there for the next ones.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
+import pickle
 import pkgutil
 import select
 import signal
@@ -65,26 +67,18 @@ class Child:
         self.send_signal(signal.SIGKILL)
 
 
-class Server:
-    """Starts processes; ends with the process that made it."""
+class Client:
+    """Asks a fork server for processes."""
 
-    def __init__(self) -> None:
-        ours, theirs = socket.socketpair()
-        argv = [sys.executable, "-c", "import forked; forked.serve()", str(theirs.fileno())]
-        pinned = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
-        paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
-        environment = {**os.environ, **pinned, "PYTHONPATH": paths}
-        self.process = subprocess.Popen(argv, pass_fds=(theirs.fileno(),), env=environment)
-        theirs.close()
-        self._talk, self._lock = ours, threading.Lock()
-
-    def close(self) -> None:
-        self._talk.close()
-        self.process.wait()
+    def __init__(self, talk: socket.socket) -> None:
+        self._talk, self._lock = talk, threading.Lock()
 
     def ripple(self, args: list[str], *, stdout: int, stderr: int, **options: Any) -> Child:
-        """The command line `ripple` with these arguments; `patch_bytes`, `env` and `cwd` of the process."""
-        return self._ask({"args": args, "path": None, **options}, [stdout, stderr])
+        """The command line `ripple` with these arguments; `patch_bytes`, `env` and `cwd` of the process.
+
+        `fork_workers`: workers of its pool are its forks, not fresh interpreters; it must have no threads yet.
+        """
+        return self._ask({"args": args, "path": None, "fork_workers": False, **options}, [stdout, stderr])
 
     def worker(self, handle: int) -> Child:
         """In place of `ripple.pool._spawn`: a worker that serves tasks on the socket `handle`."""
@@ -101,8 +95,26 @@ class Server:
         return Child(ours)
 
 
+class Server(Client):
+    """A fork server of its own, which ends with this process."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        argv = [sys.executable, "-c", "import forked; forked.serve()", str(theirs.fileno())]
+        pinned = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
+        paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
+        environment = {**os.environ, **pinned, "PYTHONPATH": paths}
+        self.process = subprocess.Popen(argv, pass_fds=(theirs.fileno(),), env=environment)
+        theirs.close()
+        super().__init__(ours)
+
+    def close(self) -> None:
+        self._talk.close()
+        self.process.wait()
+
+
 @contextmanager
-def forked_workers(server: Server) -> Iterator[None]:
+def forked_workers(server: Client) -> Iterator[None]:
     """Workers of the pool in this process are forked, too."""
     from ripple import pool
 
@@ -133,9 +145,13 @@ def _import(name: str) -> None:
 
 
 def serve() -> None:
-    """Fork on request until the client is gone, and report how each child ended."""
-    talk = socket.socket(fileno=int(sys.argv[1]))
+    """The server: fork on request until the client is gone, and report how each child ended."""
     load()
+    loop(socket.socket(fileno=int(sys.argv[1])))
+
+
+def loop(talk: socket.socket) -> None:
+    """Serve the requests that come on a socket."""
     children: dict[int, tuple[int, socket.socket, int]] = {}  # pidfd -> pid, connection, pipe of modules
     while True:
         ready, _, _ = select.select([talk, *children], [], [])
@@ -181,15 +197,33 @@ def _reap(pid: int, connection: socket.socket, pipe: int, pidfd: int) -> None:
     with contextlib.suppress(OSError):
         connection.sendall(struct.pack("i", os.waitstatus_to_exitcode(status)))
     connection.close()
-    os.set_blocking(pipe, False)
-    with contextlib.suppress(BlockingIOError), open(pipe, "rb") as file:
-        for name in (file.read() or b"").decode().split():
-            _import(name)
+    with open(pipe, "rb") as file:
+        data = file.read()
+    modules, compiled = pickle.loads(data) if data else ([], [])
+    for name in modules:
+        _import(name)
+    for module, function, types in compiled:
+        getattr(sys.modules[module], function).compile(types)  # from the cache on disk
+    gc.freeze()
+
+
+def _compiled() -> set[tuple[str, str, Any]]:
+    """The functions of RIPPLe that numba has loaded: module, name, types of the arguments."""
+    from numba.core.registry import CPUDispatcher
+
+    return {
+        (module.__name__, name, types)
+        for module in list(sys.modules.values())
+        if module.__name__.startswith("ripple.")
+        for name, value in vars(module).items()
+        if isinstance(value, CPUDispatcher) and value.py_func.__module__ == module.__name__
+        for types in value.overloads
+    }
 
 
 def _child(request: dict[str, Any], handles: list[int], pipe: int) -> None:
     """The whole life of a child."""
-    before = set(sys.modules)
+    before = set(sys.modules), _compiled()
     code = 70
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # as while Python starts
     try:
@@ -209,9 +243,12 @@ def _child(request: dict[str, Any], handles: list[int], pipe: int) -> None:
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
             sys.stderr.flush()
-        os.set_blocking(pipe, False)
-        with contextlib.suppress(OSError):
-            os.write(pipe, " ".join(sorted(set(sys.modules) - before)).encode()[:60_000])
+        more = sorted(set(sys.modules) - before[0]), list(_compiled() - before[1])
+        if any(more):
+            os.set_blocking(pipe, False)
+            data = pickle.dumps(more)
+            if len(data) < 60_000:  # the pipe takes all of it, or it is not sent
+                os.write(pipe, data)
         os._exit(code)
 
 
@@ -225,12 +262,25 @@ def _run(function: Callable[[dict[str, Any], list[int]], None], *args: Any) -> i
 
 def _command(request: dict[str, Any], handles: list[int]) -> None:
     import ripple.planning
+    from ripple import pool
     from ripple.cli import main
 
     ripple.planning.PATCH_BYTES = request["patch_bytes"]
+    if request["fork_workers"]:
+        pool._spawn = _server_of_this_process().worker  # type: ignore[assignment]
     sys.argv = ["ripple", *request["args"]]
     signal.signal(signal.SIGINT, signal.default_int_handler)
     main()
+
+
+def _server_of_this_process() -> Client:
+    ours, theirs = socket.socketpair()
+    if os.fork() == 0:
+        ours.close()
+        loop(theirs)
+        os._exit(0)
+    theirs.close()
+    return Client(ours)
 
 
 def _worker(request: dict[str, Any], handles: list[int]) -> None:

@@ -20,18 +20,18 @@ from typing import Any
 
 import verbs
 from faultlib import Tally
-from rows import named, row
+from rows import named, row, trials_in_time
 from verbs import VERB_ROWS
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-SMALL = ["--width", "2", "--nside", "512", "--threads", "1", "--draws", "20", "--batch-size", "32"]
+SMALL = ["--width", "2", "--nside", "512", "--threads", "1", "--draws", "3", "--batch-size", "16"]
 
 
-def toys(directory: Path) -> Path:
+def toys(directory: Path, rows: int = 100) -> Path:
     """A tensor artefact of toys, made once per row."""
     from toys import write_toys
 
-    return write_toys(directory / "toys", shards=3, rows=100)
+    return write_toys(directory / "toys", shards=3, rows=rows)
 
 
 def model(directory: Path, **changes: Any) -> Path:
@@ -40,7 +40,7 @@ def model(directory: Path, **changes: Any) -> Path:
     return make_model(directory, **changes)
 
 
-def train_argv(tensors: Path, output: Path, epochs: int = 4) -> list[str]:
+def train_argv(tensors: Path, output: Path, epochs: int = 3) -> list[str]:
     return [*verbs.RIPPLE, "train", str(tensors), "--epochs", str(epochs), *SMALL, "-o", str(output)]
 
 
@@ -51,27 +51,27 @@ def score_argv(trained: Path, tensors: Path, output: Path) -> list[str]:
 # Rows 1, 22, 35: killed and interrupted -----------------------------
 
 
-@row("35", "train: kill -9 at random moments, resume to the same weights", full=100, gate=2, into=VERB_ROWS)
+@row("35", "train: kill -9 at random moments, resume to the same weights", full=200, gate=2, into=VERB_ROWS)
 def train_killed(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
-    data = toys(directory)
+    data = toys(directory, 40)
     verbs.killed(tally, rng, trials, directory, lambda out, _: train_argv(data, out))
 
 
 @row("22", "train: SIGINT and SIGTERM at random moments, resume", full=200, gate=1, into=VERB_ROWS)
 def train_interrupted(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
-    data = toys(directory)
+    data = toys(directory, 40)
     verbs.interrupted(tally, rng, trials, directory, lambda out, _: train_argv(data, out))
 
 
 @row("1", "score: kill -9 at random moments, resume", full=200, gate=1, into=VERB_ROWS)
 def score_killed(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
-    data, trained = toys(directory), model(directory / "model")
+    data, trained = toys(directory, 40), model(directory / "model")
     verbs.killed(tally, rng, trials, directory, lambda out, _: score_argv(trained, data, out))
 
 
 @row("22", "score: SIGINT and SIGTERM at random moments, resume", full=200, gate=1, into=VERB_ROWS)
 def score_interrupted(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
-    data, trained = toys(directory), model(directory / "model")
+    data, trained = toys(directory, 40), model(directory / "model")
     verbs.interrupted(tally, rng, trials, directory, lambda out, _: score_argv(trained, data, out))
 
 
@@ -91,7 +91,7 @@ def rot(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
     shards = sorted(data.glob("shard-*"))
     original = fitting.lens_loss
     options = OPTIONS | {"epochs": 2, "draws": 5, "tensors": [str(data)]}
-    for trial in range(trials):
+    for trial in trials_in_time(trials):
         here, tally.trials = directory / f"rot-{trial}", trial + 1
         path = rng.choice(shards)
         place, bit, after = rng.randrange(path.stat().st_size), 1 << rng.randrange(8), rng.randint(1, 10)

@@ -47,6 +47,16 @@ class Row:
 ROWS: list[Row] = []
 #: Which part of the trials this process runs, of how many: `scripts/faults --chunk`.
 CHUNK = (0, 1)
+#: When long rows stop with the trials done so far (monotonic seconds): `scripts/faults --seconds`.
+STOP = [float("inf")]
+
+
+def trials_in_time(trials: int) -> Iterator[int]:
+    """0, 1, ... until `trials` or the time is up; the tally says how many there were."""
+    for trial in range(trials):
+        if trial and time.monotonic() > STOP[0]:
+            return
+        yield trial
 
 
 def row(
@@ -170,7 +180,7 @@ def kill_random(tally: Tally, rng: random.Random, trials: int, directory: Path) 
     start = time.monotonic()
     finish(spawn(directory / "timing", log, units=8), tally)
     length = time.monotonic() - start
-    for trial in range(trials):
+    for trial in trials_in_time(trials):
         here, tally.trials = directory / f"kill-{trial}", trial + 1
         for _ in range(rng.randint(1, 3)):
             process = spawn(here, log, units=8)
@@ -186,7 +196,7 @@ def kill_with_workers(tally: Tally, rng: random.Random, trials: int, directory: 
 
     want = reference(directory, units=8)
     log = directory / "log"
-    for trial in range(trials):
+    for trial in trials_in_time(trials):
         here, tally.trials = directory / f"pool-{trial}", trial + 1
         process = spawn(here, log, units=8, workers=2, pause=0.05)
         time.sleep(rng.uniform(0.1, 0.8))
@@ -215,7 +225,8 @@ def _every_call(
     if trials < len(plan):
         plan = sorted(rng.sample(plan, trials))
     plan = plan[CHUNK[0] :: CHUNK[1]]
-    for number, (call, k) in enumerate(plan):
+    for number in trials_in_time(len(plan)):
+        call, k = plan[number]
         here, tally.trials = directory / f"call-{number}", number + 1
         argv = faultlib.injected(call, what, k, [*script, str(here)])
         try:
@@ -300,7 +311,7 @@ def io_error_at_calls(tally: Tally, rng: random.Random, trials: int, directory: 
 @row("17", "two to eight writers at once", full=100, gate=5)
 def many_writers(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
     want = reference(directory)
-    for trial in range(trials):
+    for trial in trials_in_time(trials):
         here, tally.trials = directory / f"writers-{trial}", trial + 1
         logs = [directory / f"log-{trial}-{k}" for k in range(rng.randint(2, 8))]
         processes = []
@@ -320,7 +331,7 @@ def many_writers(tally: Tally, rng: random.Random, trials: int, directory: Path)
 @row("18", "reader while a writer works", full=50, gate=5)
 def reader_and_writer(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
     want = reference(directory)
-    for trial in range(trials):
+    for trial in trials_in_time(trials):
         here, tally.trials = directory / f"reader-{trial}", trial + 1
         process = spawn(here, directory / "log", pause=0.02)
         while process.is_alive():
@@ -343,7 +354,7 @@ def reader_and_writer(tally: Tally, rng: random.Random, trials: int, directory: 
 @row("19", "workers killed by SIGKILL, SIGSEGV, SIGBUS", full=200, gate=5)
 def workers_killed(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
     want = reference(directory, units=8)
-    for trial in range(trials):
+    for trial in trials_in_time(trials):
         here, tally.trials = directory / f"worker-{trial}", trial + 1
         shots = rng.choices([signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS], k=rng.randint(1, 5))
         process = spawn(here, directory / "log", units=8, workers=2, pause=0.1, retries=6)
@@ -359,7 +370,7 @@ def workers_killed(tally: Tally, rng: random.Random, trials: int, directory: Pat
 @row("20", "workers stopped (SIGSTOP), deadline 2 s", full=30, gate=3)
 def workers_stuck(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
     want = reference(directory, units=6)
-    for trial in range(trials):
+    for trial in trials_in_time(trials):
         here, tally.trials = directory / f"stuck-{trial}", trial + 1
         process = spawn(here, directory / "log", units=6, workers=2, pause=0.2, deadline=2.0, retries=3)
         with faultlib.harassed(process.pid, rng, [signal.SIGSTOP], (0.4, 0.9)):
@@ -375,7 +386,7 @@ def workers_stuck(tally: Tally, rng: random.Random, trials: int, directory: Path
 def interrupted(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
     want = reference(directory, units=8)
     log = directory / "log"
-    for trial in range(trials):
+    for trial in trials_in_time(trials):
         here, tally.trials = directory / f"signal-{trial}", trial + 1
         signum = rng.choice([signal.SIGINT, signal.SIGTERM])
         argv = faultlib.python(str(HERE / "victim.py"), str(here), "8", "20000", "2", "0.2")

@@ -24,7 +24,7 @@ from typing import IO, Any
 import faultlib
 import forked
 from faultlib import Tally, contents
-from rows import named, row
+from rows import named, row, trials_in_time
 
 SKY: Path | None = None
 VERB_ROWS: list[Any] = []
@@ -156,10 +156,10 @@ def killed(tally: Tally, rng: random.Random, trials: int, directory: Path, make:
     """Killed, with all of its workers, at a moment of its run; the resume gives the same bytes."""
     want, length = reference(make(directory / "reference", 2), directory / "reference")
     found = modes(tally, directory, make, want, length)
-    for trial in range(trials):
+    for trial in trials_in_time(trials):
         here, tally.trials = directory / f"kill-{trial}", trial + 1
         mode = choose(found, trial)
-        for _ in range(rng.randint(1, 2)):
+        for _ in range(rng.choice([1, 1, 1, 2])):
             run = start(make(here, mode.workers), fresh=mode.fresh)
             with suppress(subprocess.TimeoutExpired):
                 run.process.wait(rng.uniform(0.3 if mode.fresh else 0, 1.0) * mode.seconds)
@@ -171,7 +171,7 @@ def interrupted(tally: Tally, rng: random.Random, trials: int, directory: Path, 
     """A signal at a moment of its run: it ends within 10 s with the right code and can be resumed."""
     want, length = reference(make(directory / "reference", 2), directory / "reference")
     found = modes(tally, directory, make, want, length)
-    for trial in range(trials):
+    for trial in trials_in_time(trials):
         here, tally.trials = directory / f"signal-{trial}", trial + 1
         mode = choose(found, trial)
         signum = rng.choice([signal.SIGINT, signal.SIGTERM])
@@ -224,7 +224,7 @@ def damaged_input(tally: Tally, rng: random.Random, trials: int, directory: Path
     here = directory / "cutouts"
     reference(fetch_argv(here), here)
     files = [*sorted(here.glob("shard-*")), here / "index.parquet", here / "manifest.json"]
-    for trial in range(trials):
+    for trial in trials_in_time(trials):
         tally.trials = trial + 1
         path = files[trial % len(files)]
         with faultlib.flipped_bit(path, rng):

@@ -18,7 +18,7 @@ import forked
 import verbs
 from faultlib import Tally, contents
 from fetching import faulty
-from rows import named, row
+from rows import named, row, trials_in_time
 from verbs import VERB_ROWS
 
 from ripple.artefact import open_artefact
@@ -70,7 +70,7 @@ def _clock(tally: Tally, limit: float) -> Iterator[None]:
 @row("8", "fetch: a file that always crashes its reader", full=50, gate=2, into=VERB_ROWS)
 def crashing_file(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
     want, units = _reference(directory)
-    for trial in range(trials):
+    for trial in trials_in_time(trials):
         here, tally.trials = directory / f"crash-{trial}", trial + 1
         bad, how = rng.randrange(units), rng.choice(["abort", "segfault", "exit", "SIGBUS"])
         with faulty(directory, units=[bad], how=how, times=99), _clock(tally, 60):
@@ -90,7 +90,7 @@ def crashing_file(tally: Tally, rng: random.Random, trials: int, directory: Path
 def crashing_rejected(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
     _, units = _reference(directory)
     before = open_artefact(directory / "reference").index().to_pylist()
-    for trial in range(trials):
+    for trial in trials_in_time(trials):
         here, tally.trials = directory / f"reject-{trial}", trial + 1
         bad = rng.randrange(units)
         with faulty(directory, units=[bad], how="abort", times=99):
@@ -109,7 +109,7 @@ def crashing_rejected(tally: Tally, rng: random.Random, trials: int, directory: 
 @row("19", "fetch: workers killed once each", full=200, gate=3, into=VERB_ROWS)
 def workers_killed(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
     want, units = _reference(directory)
-    for trial in range(trials):
+    for trial in trials_in_time(trials):
         here, tally.trials = directory / f"killed-{trial}", trial + 1
         shot = sorted(rng.sample(range(units), rng.randint(1, min(3, units))))
         how = rng.choice(["SIGKILL", "SIGSEGV", "SIGBUS", "abort"])
@@ -122,7 +122,7 @@ def workers_killed(tally: Tally, rng: random.Random, trials: int, directory: Pat
 @row("20", "fetch: a worker stopped, or a read that never returns", full=30, gate=2, into=VERB_ROWS)
 def workers_stuck(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
     want, units = _reference(directory)
-    for trial in range(trials):
+    for trial in trials_in_time(trials):
         here, tally.trials = directory / f"stuck-{trial}", trial + 1
         how = ("SIGSTOP", "sleep")[trial % 2]
         fault = {"units": [rng.randrange(units)], "how": how, "times": 1}
@@ -136,7 +136,7 @@ def workers_stuck(tally: Tally, rng: random.Random, trials: int, directory: Path
 def out_of_memory(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
     want, units = _reference(directory)
     levels = [0, 1, 2, 4, 8, 12, 16, 24, 32, 64]
-    for trial in range(trials):
+    for trial in trials_in_time(trials):
         here, tally.trials = directory / f"memory-{trial}", trial + 1
         fault = {"units": [rng.randrange(units)], "how": f"memory{levels[trial % 10]}", "times": 99}
         with faulty(directory, **fault), _clock(tally, 60):
@@ -169,7 +169,7 @@ def dask_killed(tally: Tally, rng: random.Random, trials: int, directory: Path) 
         return
     want, units = _reference(directory)
     with faulty(directory), _cluster(2) as cluster:
-        for trial in range(trials):
+        for trial in trials_in_time(trials):
             here, tally.trials = directory / f"dask-{trial}", trial + 1
             shot = [rng.randrange(units)]
             with faulty(directory, units=shot, how="SIGKILL", times=1, pause=0.1), _clock(tally, 120):
@@ -211,7 +211,7 @@ def _said(run: verbs.Run, word: str, patience: float) -> bool:
 @row("23", "fetch: registry locked by another process", full=12, gate=2, into=VERB_ROWS)
 def locked_registry(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
     want, length = verbs.reference(verbs.fetch_argv(directory / "reference"), directory / "reference")
-    for trial in range(trials):
+    for trial in trials_in_time(trials):
         here, tally.trials = directory / f"locked-{trial}", trial + 1
         freed, fresh = trial % 2 == 0, trial % 6 >= 4
         with _locked(8 if freed else 120):
@@ -235,7 +235,7 @@ def locked_registry(tally: Tally, rng: random.Random, trials: int, directory: Pa
 @row("22", "fetch: SIGINT and SIGTERM while the registry is locked", full=50, gate=2, into=VERB_ROWS)
 def locked_interrupted(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
     want, _ = verbs.reference(verbs.fetch_argv(directory / "reference"), directory / "reference")
-    for trial in range(trials):
+    for trial in trials_in_time(trials):
         here, tally.trials = directory / f"locked-{trial}", trial + 1
         signum = rng.choice([signal.SIGINT, signal.SIGTERM])
         with _locked(120):
