@@ -411,7 +411,12 @@ class Artefact:
         path, entry = self.directory / INDEX, self.manifest["index"]
         data = read_whole(path)
         _compare(path, (len(data), hashlib.sha256(data).hexdigest()), (entry["bytes"], entry["sha256"]))
-        return pq.read_table(pa.BufferReader(data))
+        try:
+            table = pq.read_table(pa.BufferReader(data))
+            table.validate(full=True)
+        except (pa.ArrowException, OSError, ValueError) as err:  # of an artefact made by others
+            raise IntegrityError(f"{path}: not a table: {' '.join(str(err).split())[:200]}") from None
+        return table
 
     def shard_path(self, k: int) -> Path:
         """Path of shard `k`; not verified, see `verified_path`."""

@@ -81,7 +81,10 @@ def run_chain(
     for key in sections:
         if key not in (*CHAIN, "run"):
             raise ConfigError(f"{path}: unknown stage {key!r}" + suggest(key, list(CHAIN)))
-    config = RunConfig.make({**(sections.get("run") or {}), **overrides})
+    own = sections.get("run") or {}
+    if not isinstance(own, dict):
+        raise ConfigError(f"{path}: 'run' must be a mapping of options")
+    config = RunConfig.make({**own, **overrides})
     if not config.output:
         raise ConfigError("run: no output directory", hint="give one with -o DIR")
     out = Path(config.output)

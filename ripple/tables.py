@@ -68,6 +68,7 @@ def read_table(path: Path, *, cone: tuple[float, float, float] | None = None) ->
             stream.seek(0)
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         found, units = _read_file(path, start)
+        clean, notes = _scalars(found)
     except OSError as err:
         raise CatalogueError(f"{path}: {err.strerror or err}", hint="give a readable table") from None
     except (pa.ArrowException, ValueError, TypeError, LookupError, UnicodeError) as err:
@@ -75,7 +76,6 @@ def read_table(path: Path, *, cone: tuple[float, float, float] | None = None) ->
     if len(set(found.column_names)) != found.num_columns:
         twice = sorted({n for n in found.column_names if found.column_names.count(n) > 1})
         raise CatalogueError(f"{path}: column {twice[0]!r} occurs twice", hint="rename one")
-    clean, notes = _scalars(found)
     return UserTable(clean, units, digest, notes)
 
 
@@ -85,7 +85,9 @@ def _read_file(path: Path, start: bytes) -> tuple[pa.Table, dict[str, str]]:
 
     name = path.name.lower()
     if start[:4] == b"PAR1":
-        return pyarrow.parquet.read_table(path), {}
+        table = pyarrow.parquet.read_table(path)
+        table.validate(full=True)  # else text that is not UTF-8 fails where it is used
+        return table, {}
     if start[:6] == b"SIMPLE":
         return _by_astropy(path, "fits")
     if b"%ECSV" in start or name.endswith((".ecsv", ".ecsv.gz")):
@@ -104,13 +106,17 @@ def _by_astropy(path: Path, form: str) -> tuple[pa.Table, dict[str, str]]:
     import warnings
 
     import pyarrow as pa
+    from astropy.io.fits import VerifyError
     from astropy.table import Table
     from astropy.utils.exceptions import AstropyWarning
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AstropyWarning)
         warnings.simplefilter("ignore", UserWarning)
-        table = Table.read(path, format=form)
+        try:
+            table = Table.read(path, format=form)
+        except VerifyError as err:
+            raise ValueError(str(err)) from None
     units = {n: str(table[n].unit) for n in table.colnames if getattr(table[n], "unit", None) is not None}
     return pa.table({name: _column(table[name]) for name in table.colnames}), units
 

@@ -335,8 +335,9 @@ def machines(tally: Tally, rng: random.Random, trials: int, directory: Path) -> 
                 (lambda out, n: verbs.fetch_argv(out, workers=n), want),
                 (lambda out, n: verbs.preprocess_argv(directory / "reference", out, workers=n), prepared),
             ):
-                run = verbs.start(make(here, workers), fresh=fresh, env=dict(os.environ), cwd=os.getcwd(),
-                                  **({} if fresh else {"fork_workers": True}))  # fmt: skip
+                more: dict[str, Any] = {} if fresh else {"fork_workers": True}
+                where = str(Path.cwd())
+                run = verbs.start(make(here, workers), fresh=fresh, env=dict(os.environ), cwd=where, **more)
                 code = run.end()
                 if code != 0 or contents(here) != expected:
                     tally.silent += 1

@@ -162,20 +162,25 @@ def can_trace() -> str:
     return "" if probe.returncode == 0 else "strace may not trace here"
 
 
-def injected(call: str, what: str, k: int, argv: Sequence[str]) -> list[str]:
-    """`argv` under strace with a fault at the k-th `call`; `what` is `signal=SIGKILL` or `error=EIO`."""
-    rule = f"inject={call}:{what}:when={k}"
-    return ["strace", "-f", "-qq", "-o", os.devnull, "-e", f"trace={call}", "-e", rule, *argv]
+def traced(pid: int, options: Sequence[str], seconds: float = 20.0) -> subprocess.Popen[bytes]:
+    """strace on a process that has stopped itself, which goes on once strace holds it."""
+    tracer = subprocess.Popen(["strace", "-f", "-qq", *options, "-p", str(pid)], stderr=subprocess.DEVNULL)
+    end = time.monotonic() + seconds
+    status = Path(f"/proc/{pid}/status")
+    while "TracerPid:\t0\n" in status.read_text() and time.monotonic() < end:
+        time.sleep(0.002)
+    os.kill(pid, signal.SIGCONT)
+    return tracer
 
 
-def count_calls(calls: Sequence[str], argv: Sequence[str], log: Path) -> dict[str, int]:
-    """How often each system call happens in a run without faults."""
-    subprocess.run(
-        ["strace", "-f", "-qq", "-o", str(log), "-e", "trace=" + ",".join(calls), *argv], check=True,
-        capture_output=True,
-    )  # fmt: skip
-    text = log.read_text(errors="replace")
-    return {call: text.count(f" {call}(") for call in calls}
+def injection(call: str, what: str, k: int) -> list[str]:
+    """Options of strace for a fault at the k-th `call`; `what` is `signal=SIGKILL` or `error=EIO`."""
+    return ["-o", os.devnull, "-e", f"trace={call}", "-e", f"inject={call}:{what}:when={k}"]
+
+
+def counting(calls: Sequence[str], log: Path) -> list[str]:
+    """Options of strace that write each of these calls to a log."""
+    return ["-o", str(log), "-e", "trace=" + ",".join(calls)]
 
 
 # Processes ----------------------------------------------------------

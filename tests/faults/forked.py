@@ -76,7 +76,7 @@ class Client:
     def ripple(self, args: list[str], *, stdout: int, stderr: int, **options: Any) -> Child:
         """The command line `ripple` with these arguments; `patch_bytes`, `env` and `cwd` of the process.
 
-        `fork_workers`: workers of its pool are its forks, not fresh interpreters; it must have no threads yet.
+        `fork_workers`: the workers of its pool are forked, too.
         """
         return self._ask({"args": args, "path": None, "fork_workers": False, **options}, [stdout, stderr])
 

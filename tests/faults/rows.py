@@ -12,7 +12,7 @@ import signal
 import subprocess
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -212,15 +212,32 @@ def kill_with_workers(tally: Tally, rng: random.Random, trials: int, directory: 
 CALLS = ("rename", "fsync", "write", "pwrite64", "unlink", "ftruncate", "flock", "mkdir")
 
 
+def _traced(directory: Path, log: Path, options: Sequence[str], tally: Tally) -> int:
+    """The victim under strace, from its first own call to its end; the exit code."""
+
+    def run() -> None:
+        os.kill(os.getpid(), signal.SIGSTOP)
+        victim.guarded(str(log), directory, units=3, size=2000)
+
+    log.unlink(missing_ok=True)
+    process = Child(run)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+    tracer = faultlib.traced(process.pid, options)
+    code = finish(process, tally)
+    tracer.wait(PATIENCE)
+    return code
+
+
 def _every_call(
     tally: Tally, rng: random.Random, trials: int, directory: Path, what: str, calls: tuple[str, ...]
-) -> Iterator[tuple[Path, str, int, subprocess.CompletedProcess[str]]]:
-    """Run the victim with a fault at call k, for all k or a random draw of `trials`; yields each outcome."""
+) -> Iterator[tuple[Path, str, int, int]]:
+    """The victim with a fault at call k, for all k or a random draw of `trials`; yields each exit code."""
     tally.skipped = faultlib.can_trace()
     if tally.skipped:
         return
-    script = faultlib.python(str(HERE / "victim.py"))
-    counts = faultlib.count_calls(calls, [*script, str(directory / "count")], directory / "trace")
+    log, trace = directory / "log", directory / "trace"
+    _traced(directory / "count", log, faultlib.counting(calls, trace), tally)
+    counts = {call: trace.read_text(errors="replace").count(f" {call}(") for call in calls}
     plan = [(call, k) for call in calls for k in range(1, counts[call] + 1)]
     if trials < len(plan):
         plan = sorted(rng.sample(plan, trials))
@@ -228,14 +245,7 @@ def _every_call(
     for number in trials_in_time(len(plan)):
         call, k = plan[number]
         here, tally.trials = directory / f"call-{number}", number + 1
-        argv = faultlib.injected(call, what, k, [*script, str(here)])
-        try:
-            done = subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE)
-        except subprocess.TimeoutExpired:
-            tally.hung += 1
-            tally.note(f"{call} {k}: hung")
-            continue
-        yield here, call, k, done
+        yield here, call, k, _traced(here, log, faultlib.injection(call, what, k), tally)
 
 
 @row("2", "kill -9 at system call k of a commit, resume", full=10_000, gate=8)
@@ -279,20 +289,23 @@ def _errors(
 ) -> None:
     """A failing system call: exit 6 with a name, or success with the right bytes; then resume."""
     want = reference(directory, units=3, size=2000)
-    for here, call, k, done in _every_call(tally, rng, trials, directory, f"error={error}", calls):
-        if done.returncode == 0 and call != "unlink":  # what unlink leaves behind, the next run takes away
+    log = directory / "log"
+    for here, call, k, code in _every_call(tally, rng, trials, directory, f"error={error}", calls):
+        said = log.read_text() if log.exists() else ""
+        if code == 0 and call != "unlink":  # what unlink leaves behind, the next run takes away
             judge(tally, here, want, 3)
-        elif done.returncode == 0:
+        elif code == 0:
             pass
-        elif done.returncode == 6:
-            named(tally, done.stderr, str(here))
+        elif code == 6:
+            # The log itself may be what could not be written.
+            named(tally, said or str(here), str(here))
             if here.exists() and call not in ("unlink",) and faultlib.temporaries(here):
                 tally.note(f"{call} {k}: left {faultlib.temporaries(here)}")
                 tally.unnamed += 1
         else:
             tally.unnamed += 1
-            tally.note(f"{call} {k}: exit {done.returncode}: {done.stderr[-200:]!r}")
-        rerun(tally, here, directory / "log", want, units=3, size=2000)
+            tally.note(f"{call} {k}: exit {code}: {said[-200:]!r}")
+        rerun(tally, here, log, want, units=3, size=2000)
 
 
 @row("4", "ENOSPC at write k of a commit, resume", full=10_000, gate=5)

@@ -10,6 +10,7 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -119,13 +120,17 @@ def main(directory: Path, patches: int, per_patch: int) -> None:
     make_survey(directory, patches, per_patch)
     damage(directory / "repo", rng, max(1, patches // 100))
     made = time.monotonic() - started
-    before = set(os.listdir("/tmp")) if os.access("/tmp", os.R_OK) else set()
+    temporary = Path(tempfile.gettempdir())
+    before = set(temporary.iterdir())
     doomed = rng.sample(range(patches), max(1, patches // 100))
     output = directory / "cutouts"
     fds = psutil.Process().num_fds()
-    with fetching.faulty(directory, units=doomed, how="SIGKILL", times=1, rows=per_patch, size=SIZE, bands=1):
-        with watched(output) as seen:
-            fetching.run(directory, output, bands=["r"], size=SIZE, duplicate_radius=0.0)
+    fault = {"units": doomed, "how": "SIGKILL", "times": 1}
+    with (
+        fetching.faulty(directory, rows=per_patch, size=SIZE, bands=1, **fault),
+        watched(output) as seen,
+    ):
+        fetching.run(directory, output, bands=["r"], size=SIZE, duplicate_radius=0.0)
     artefact = open_artefact(output, "cutouts")
     index = artefact.index()
     check_law(index, [s.rows for s in artefact.shards], asked=patches * per_patch)
@@ -135,7 +140,7 @@ def main(directory: Path, patches: int, per_patch: int) -> None:
         "killed": len(list((directory / "marks").iterdir())), "seen": seen,
         "fds": [fds, psutil.Process().num_fds()],
         "left": sorted(p.name for p in output.iterdir() if p.name.startswith(".tmp-")),
-        "strays": sorted(n for n in set(os.listdir("/tmp")) - before if "ripple" in n),
+        "strays": sorted(p.name for p in set(temporary.iterdir()) - before if "ripple" in p.name),
     }  # fmt: skip
     sys.stdout.write(json.dumps(facts))
 
@@ -177,8 +182,8 @@ def judge(tally: Tally, facts: dict[str, Any], asked: int) -> None:
     busy = [max((w[1] for w in s["workers"]), default=0) for s in seen]
     workers = growth([float(b) for b in busy], shards, units)
     descriptors = growth([float(s["fds"]) for s in seen], shards, units)
-    tally.note(f"{facts}; growth of parent {parent:.3f}, workers {workers:.3f}, descriptors {descriptors:.3f}, "
-               f"rss {seen[-1]['rss'] >> 20} MiB, samples {len(seen)}")  # fmt: skip
+    rates = f"parent {parent:.3f}, workers {workers:.3f}, descriptors {descriptors:.3f}"
+    tally.note(f"{facts}; growth of {rates}; {seen[-1]['rss'] >> 20} MiB, {len(seen)} samples")
     if facts["targets"] != asked or not facts["counts"].get("rejected"):
         tally.lost += 1
     if facts["problems"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import power  # noqa: F401 - adds its row
 import pytest
 import rows
 

@@ -5,10 +5,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import learning  # noqa: F401 - adds its rows to those of verbs
+import changes  # noqa: F401 - adds its rows to those of verbs
+import fuzz  # noqa: F401 - the same
+import learning  # noqa: F401 - the same
+import loading  # noqa: F401 - the same
+import network  # noqa: F401 - the same
 import payloads  # noqa: F401 - the same
 import pytest
+import recount  # noqa: F401 - the same
 import rows
+import soak  # noqa: F401 - the same
 import sources
 import verbs
 import workers  # noqa: F401 - the same

@@ -5,6 +5,7 @@ python victim.py DIRECTORY [UNITS BYTES WORKERS PAUSE]      exits like `ripple` 
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 import time
@@ -77,7 +78,8 @@ def guarded(log: str, *args: Any, **kwargs: Any) -> None:
     try:
         build(*args, **kwargs)
     except RippleError as err:
-        Path(log).write_text(str(err))
+        # Not by write(2): that is where faults are injected.
+        os.pwrite(os.open(log, os.O_WRONLY | os.O_CREAT), str(err).encode(), 0)
         sys.exit(err.code if isinstance(err, Interrupted) else err.exit_code)
 
 
