@@ -17,6 +17,7 @@ from ripple.artefact import ArtefactWriter, Finished, create, open_artefact, sta
 from ripple.config import Config, neutral
 from ripple.errors import ConfigError, InputError, IntegrityError, LockedError, WriteError
 from ripple.files import TEMPORARY, stage_chunks
+from ripple.manifest import content_digest, render
 
 
 class DemoConfig(Config):
@@ -292,3 +293,19 @@ def test_a_disk_that_fails_while_more_is_written_fails_the_file(
     whole = b"".join(bytes([k]) * 1000 for k in range(100))
     assert (tmp_path / staged.temporary).read_bytes() == whole
     assert (staged.bytes, staged.sha256) == (len(whole), hashlib.sha256(whole).hexdigest())
+
+
+def test_an_index_that_is_no_table_is_refused_though_its_digest_is_right(tmp_path: Path) -> None:
+    """An artefact made by others, with a right seal; found by fuzzing."""
+    build(tmp_path)
+    path = tmp_path / "manifest.json"
+    whole = (tmp_path / "index.parquet").read_bytes()
+    for data in (b"PAR1 no table PAR1", whole[:40] + bytes(40) + whole[80:], b""):
+        (tmp_path / "index.parquet").write_bytes(data)
+        manifest = json.loads(path.read_bytes())
+        manifest["index"] |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        manifest["digest"] = content_digest(manifest)
+        path.write_bytes(render(manifest))
+        with pytest.raises(IntegrityError, match=r"index\.parquet: not a table"):
+            open_artefact(tmp_path).index()
+        assert verify(tmp_path)

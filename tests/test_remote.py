@@ -9,11 +9,13 @@ import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from ripple.errors import SourceError, UnreadableError
+from ripple.rubin import remote
 from ripple.rubin.fitsfile import Ranges
 from ripple.rubin.remote import PATIENT, Policy, RemoteFile, open_remote, read_remote, token_for
 from ripple.rubin.repo import Dataset
@@ -198,6 +200,27 @@ def test_lasting_faults_are_named_at_once(server, fault, kind, words):
     with pytest.raises(kind, match=words):
         file_of(server, size=len(BODY)).read_all()
     assert len(server.seen) == 1
+
+
+def test_no_redirect_from_https_to_http(monkeypatch):
+    class Answer:
+        status_code = 302
+        headers: ClassVar = {"Location": "http://elsewhere.example/x"}
+
+        def close(self) -> None:
+            pass
+
+    seen = []
+
+    class Session:
+        def get(self, url, **_):
+            seen.append(url)
+            return Answer()
+
+    monkeypatch.setattr(remote, "_session", Session)
+    with pytest.raises(SourceError, match="from https to http"):
+        RemoteFile("https://example.org/f", name="patch", token=CANARY, policy=QUICK).read_all()
+    assert seen == ["https://example.org/f"]
 
 
 def test_redirect_loops_end(server):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from ripple.errors import ConfigError
 from ripple.run import CHAIN, run_chain
 
 TINY = """
@@ -66,3 +67,11 @@ def test_a_deleted_stage_is_redone_with_those_after_it(chain: tuple[Path, Path],
     outcome = run_chain(config, {"output": str(out)})
     assert [s.done_before for s in outcome.summaries] == [True, True, False, False, False, False]
     assert (out / "scores" / "scores.parquet").read_bytes() == scores
+
+
+@pytest.mark.parametrize("text", ["run: [a]", "run: 5", "run: word"])
+def test_a_section_run_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="'run' must be a mapping"):
+        run_chain(path, {"output": str(tmp_path / "out")})

@@ -258,6 +258,23 @@ def test_files_that_are_no_tables(tmp_path: Path, data: bytes) -> None:
         read_table(tmp_path)
 
 
+def test_damaged_tables_are_errors_with_a_name(tmp_path: Path) -> None:
+    """Text that is not UTF-8 in Parquet, and a FITS card that cannot be parsed; found by fuzzing."""
+    path = tmp_path / "t.parquet"
+    table = pa.table({"id": ["lens" * 9, "b"], "ra": [1.0, 2.0], "dec": [0.0, 0.0]})
+    pa.parquet.write_table(table, path, compression="none", use_dictionary=False, write_statistics=False)
+    path.write_bytes(path.read_bytes().replace(b"lenslens", b"\xff\xfe\xffslens"))
+    with pytest.raises(CatalogueError, match=r"t\.parquet: not a table"):
+        read_table(path)
+    path = tmp_path / "t.fits"
+    Table({"id": [1, 2], "ra": [1.0, 2.0], "dec": [0.0, 0.0]}).write(path)
+    whole = path.read_bytes()
+    at = whole.index(b"TFORM1")
+    path.write_bytes(whole[:at] + b"TFORM1  = 'K".ljust(80) + whole[at + 80 :])
+    with pytest.raises(CatalogueError, match=r"t\.fits: not a table"):
+        read_table(path)
+
+
 def test_a_hats_catalogue(tmp_path: Path) -> None:
     lsdb = pytest.importorskip("lsdb", reason="lsdb (extra `hats`) is not installed")
     import pandas as pd

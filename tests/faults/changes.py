@@ -367,7 +367,8 @@ def input_order(tally: Tally, rng: random.Random, trials: int, directory: Path) 
 # Row 38: other versions ---------------------------------------------
 
 
-@row("38", "other versions of python, ripple, libraries and schema in the manifest", full=20, gate=20)
+@row("38", "other versions of python, ripple, libraries and schema in the manifest", full=20, gate=20,
+     into=VERB_ROWS)  # fmt: skip
 def versions(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
     reference(directory, units=3, size=2000)
     names = [*software(), "schema"]

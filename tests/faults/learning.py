@@ -292,6 +292,24 @@ def hostile_weights(good: bytes, canary: Path) -> Iterator[tuple[str, bytes]]:
         "another tensor",
         _safetensors(header | {"x": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}, body),
     )
+    for metadata in (5, [], {"a": 1}, {"a": {"b": "c"}}):
+        yield f"metadata {metadata}", _safetensors(header | {"__metadata__": metadata}, body)
+    rest = {k: v for k, v in header.items() if k != first}
+    for name in ("../../etc/passwd", "/dev/zero", "a\0b", "", "__class__", "\u202e" * 50, "{0.__class__}"):
+        yield f"a tensor called {name!r}", _safetensors(rest | {name: entry}, body)
+    text = json.dumps(header)[:-1] + f", {json.dumps(first)}: " + json.dumps(entry | {"shape": [1]}) + "}"
+    yield "a tensor twice", _safetensors(text.encode(), body)
+    for text in ("[]", "null", "5", '"x"', "{", "\0" * 100, "{}"):
+        yield f"header {text[:3]!r}", _safetensors(text.encode(), body)
+    for odd in (
+        None,
+        [],
+        {},
+        5,
+        entry | {"code": "os.system"},
+        {k: v for k, v in entry.items() if k != "dtype"},
+    ):
+        yield f"entry {str(odd)[:60]}", _safetensors(header | {first: odd}, body)
     yield "a tensor less", _safetensors({k: v for k, v in header.items() if k != first}, body)
     low = entry["data_offsets"][0]
     for label, value in (("NaN", float("nan")), ("inf", float("inf")), ("-inf", -float("inf"))):

@@ -175,7 +175,7 @@ def _rename(names: dict[str, int], call: Call) -> None:
             names[call.new] = inode
 
 
-@row("3", "power loss at any call of a commit, what was not synced partly gone; resume", full=500, gate=30)
+@row("3", "power loss at any call of a commit, what was not synced partly gone; resume", full=500, gate=15)
 def power_loss(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
     want = reference(directory, units=UNITS, size=SIZE)
     here = directory / "a"

@@ -25,7 +25,9 @@ def recount(tally: Tally, rng: random.Random, trials: int, directory: Path) -> N
     here, repo = directory / "cutouts", verbs.SKY / "repo"
     with fetching.faulty(directory):
         fetching.run(verbs.SKY, here, workers=0)
-    assert "import ripple" not in SCRIPT.read_text() and "from ripple" not in SCRIPT.read_text()
+    text = SCRIPT.read_text()
+    assert "import ripple" not in text
+    assert "from ripple" not in text
     argv = [sys.executable, str(SCRIPT), str(here), str(repo), "--boxes", str(trials), "--seed", "7"]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=600)
     tally.trials = trials
