@@ -21,54 +21,66 @@ from typing import Any
 import fetching
 import numpy as np
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 from faultlib import Tally
 from rows import row
 from verbs import VERB_ROWS
 
-SIZE = 16
+from ripple.simulate import SKYMAP
+from ripple.skymap import known
+
+SIZE, TRACT = 16, 5063
+#: Targets in a unit, at most.
+UNIT = 200
 
 
 # The survey ---------------------------------------------------------
 
 
-def make_survey(directory: Path, patches: int, per_patch: int) -> None:
-    """One band of coadds that hold little, and targets of which one in a hundred has no place."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from ripple.rubin.mini_repo import CoaddPlanes, MiniRepo
-    from ripple.simulate import SKYMAP
-    from ripple.simulation.defects import PLANES
-    from ripple.skymap import known
-
-    skymap, tract = known(SKYMAP), 5063
-    whole, side = skymap.tract_box(tract), skymap.patches.width
-    columns = int(np.ceil(np.sqrt(patches)))
+def patch_ids(count: int) -> list[int]:
+    """A block of patches in the middle of the tract, away from the next one."""
+    skymap = known(SKYMAP)
+    whole, side = skymap.tract_box(TRACT), skymap.patches.width
+    columns = int(np.ceil(np.sqrt(count)))
     across, up = whole.width // side, whole.height // side
-    corner = (up - columns) // 2 * across + (across - columns) // 2  # away from the next tract
-    ids = [corner + k // columns * across + k % columns for k in range(patches)]
-    repo = MiniRepo(directory / "repo", skymap, tract, ids, ["r"])
-    outer = skymap.patch_outer(tract, ids[0])
+    corner = (up - columns) // 2 * across + (across - columns) // 2
+    return [corner + k // columns * across + k % columns for k in range(count)]
+
+
+def make_survey(directory: Path, ids: list[int]) -> None:
+    """One band of coadds that hold little."""
+    from ripple.rubin.mini_repo import CoaddPlanes, MiniRepo
+    from ripple.simulation.defects import PLANES
+
+    skymap = known(SKYMAP)
+    repo = MiniRepo(directory / "repo", skymap, TRACT, ids, ["r"])
+    outer = skymap.patch_outer(TRACT, ids[0])
     ramp = np.add.outer(np.arange(outer.height), np.arange(outer.width)).astype("f4") % 97
     kernel = np.exp(-np.add.outer(np.arange(-10, 11) ** 2, np.arange(-10, 11) ** 2) / 8.0)
     cells = (outer.height // 150, outer.width // 150, 1, 1)
     kernels = np.tile(kernel / kernel.sum(), cells)
-    tan, rng = skymap.tan(tract), np.random.default_rng(0)
-    positions = []
     for k, patch in enumerate(ids):
-        box = skymap.patch_outer(tract, patch)
+        shape = skymap.patch_outer(TRACT, patch).shape
         planes = CoaddPlanes(
-            patch, "r", ramp[: box.height, : box.width] + k, np.ones(box.shape, "f4"),
-            np.zeros(box.shape, np.uint32), PLANES, kernels,
+            patch, "r", ramp[: shape[0], : shape[1]] + k, np.ones(shape, "f4"), np.zeros(shape, np.uint32),
+            PLANES, kernels,
         )  # fmt: skip
         repo.put_coadd(planes)
-        inner = skymap.patch_inner(tract, patch)
+
+
+def make_targets(path: Path, ids: list[int], per_patch: int) -> None:
+    """Positions all over the patches; one in a hundred where there is no survey."""
+    skymap, rng = known(SKYMAP), np.random.default_rng(0)
+    tan = skymap.tan(TRACT)
+    positions = []
+    for patch in ids:
+        inner = skymap.patch_inner(TRACT, patch)
         x, y = rng.uniform(inner.x0, inner.x1 - 1, per_patch), rng.uniform(inner.y0, inner.y1 - 1, per_patch)
         positions.append(np.stack(tan.pixel_to_sky(x, y)))
     ra, dec = np.concatenate(positions, axis=1)
-    lost = rng.random(len(ra)) < 0.01
-    dec[lost] = 60.0  # where there is no survey
-    pq.write_table(pa.table({"id": np.arange(len(ra)), "ra": ra, "dec": dec}), directory / "truth.parquet")
+    dec[rng.random(len(ra)) < 0.01] = 60.0
+    pq.write_table(pa.table({"id": np.arange(len(ra)), "ra": ra, "dec": dec}), path)
 
 
 def damage(repo: Path, rng: random.Random, count: int) -> None:
@@ -117,7 +129,9 @@ def main(directory: Path, patches: int, per_patch: int) -> None:
 
     rng = random.Random(f"{patches}/{per_patch}")
     started = time.monotonic()
-    make_survey(directory, patches, per_patch)
+    ids = patch_ids(patches)
+    make_survey(directory, ids)
+    make_targets(directory / "truth.parquet", ids, per_patch)
     damage(directory / "repo", rng, max(1, patches // 100))
     made = time.monotonic() - started
     temporary = Path(tempfile.gettempdir())
@@ -127,7 +141,7 @@ def main(directory: Path, patches: int, per_patch: int) -> None:
     fds = psutil.Process().num_fds()
     fault = {"units": doomed, "how": "SIGKILL", "times": 1}
     with (
-        fetching.faulty(directory, rows=per_patch, size=SIZE, bands=1, **fault),
+        fetching.faulty(directory, rows=UNIT, size=SIZE, bands=1, **fault),
         watched(output) as seen,
     ):
         fetching.run(directory, output, bands=["r"], size=SIZE, duplicate_radius=0.0)
@@ -158,7 +172,7 @@ def growth(values: list[float], shards: list[int], units: int) -> float:
 @row("41", "soak: targets in small units, 1 % of workers, files and positions at fault", full=100_000,
      gate=1200, into=VERB_ROWS)  # fmt: skip
 def soak(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
-    patches = max(6, min(500, trials // 200))
+    patches = max(6, min(500, trials // UNIT))
     argv = [sys.executable, "-c", "import sys, soak; from pathlib import Path; soak.main("
             "Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))",
             str(directory), str(patches), str(trials // patches)]  # fmt: skip
