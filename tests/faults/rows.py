@@ -203,7 +203,8 @@ def kill_with_workers(tally: Tally, rng: random.Random, trials: int, directory: 
         pids = [child.pid for child in psutil.Process(process.pid).children()]
         process.kill()
         process.join()
-        if left := faultlib.survivors(pids):
+        # A worker that is still starting learns of it when Python is up: seconds on a busy machine.
+        if left := faultlib.survivors(pids, PATIENCE):
             tally.hung += 1
             tally.note(f"workers {left} outlive their parent")
         rerun(tally, here, log, want, units=8, workers=0)
