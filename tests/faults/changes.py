@@ -350,7 +350,8 @@ def input_order(tally: Tally, rng: random.Random, trials: int, directory: Path) 
     table = pq.read_table(_sky() / "truth.parquet")
     with faulty(directory):
         fetching.run(_sky(), directory / "reference", workers=0)
-        want = _rows(open_artefact(directory / "reference"))
+        clean = open_artefact(directory / "reference")
+        want, names = _rows(clean), np.array(clean.index()["id"].to_pylist())
         for trial in trials_in_time(trials):
             here, tally.trials = directory / f"order-{trial}", trial + 1
             order = rng.sample(range(table.num_rows), table.num_rows)
@@ -358,7 +359,7 @@ def input_order(tally: Tally, rng: random.Random, trials: int, directory: Path) 
             fetching.run(_sky(), here, workers=0, targets=str(directory / "mixed.parquet"))
             artefact = open_artefact(here)
             found, ids = _rows(artefact), artefact.index()["id"].to_pylist()
-            if found != want or ids != np.asarray(table["id"])[order].tolist():
+            if found != want or ids != names[order].tolist():
                 tally.silent += 1
                 tally.note(f"{len(found)} samples of {len(want)}, or other pixels")
             shutil.rmtree(here)
