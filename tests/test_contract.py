@@ -247,7 +247,13 @@ def _foreign(path: Path, kind: str) -> torch.nn.Module:
     import timm
 
     torch.manual_seed(3)
-    net = timm.create_model("resnet18", in_chans=3, num_classes=2).eval()
+    net = timm.create_model("resnet18", in_chans=3, num_classes=2)
+    net(3 + 2 * torch.randn(8, 3, 32, 32))  # so that the norms have something to fold
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, std=0.3)
+    net.eval()
     match kind:
         case "state_dict":
             torch.save(
@@ -256,21 +262,37 @@ def _foreign(path: Path, kind: str) -> torch.nn.Module:
             )
         case "torchscript":
             torch.jit.save(torch.jit.trace(net, torch.zeros(1, 3, 32, 32)), path)
+        case "onnx":
+            torch.onnx.export(net, (torch.zeros(1, 3, 32, 32),), str(path), dynamo=True, external_data=False)
+        case "onnx, names lost":
+            torch.onnx.export(net, (torch.zeros(1, 3, 32, 32),), str(path), dynamo=False)
     return net
 
 
-@pytest.mark.parametrize("kind", ["state_dict", "torchscript"])
+@pytest.mark.parametrize("kind", ["state_dict", "torchscript", "onnx"])
 def test_import_gives_the_scores_of_the_original(tmp_path: Path, kind: str) -> None:
-    theirs = _foreign(tmp_path / "net.pth", kind)
+    if kind == "onnx":
+        pytest.importorskip("onnxscript")
+    path = tmp_path / ("net.onnx" if kind == "onnx" else "net.pth")
+    theirs = _foreign(path, kind)
     side = sidecar(tmp_path / "side.json", architecture=RESNET)
-    assert (
-        run(["import-model", str(tmp_path / "net.pth"), "--sidecar", str(side), "-o", str(tmp_path / "m")])
-        == 0
-    )
+    assert run(["import-model", str(path), "--sidecar", str(side), "-o", str(tmp_path / "m")]) == 0
     model, image = load_model(tmp_path / "m"), torch.randn(4, 3, 32, 32)
     with torch.inference_mode():
         ours = torch.sigmoid(model.nets[0](image))[:, 0]
         torch.testing.assert_close(ours, theirs(image).softmax(1)[:, 1], atol=1e-6, rtol=0)
+
+
+def test_onnx_without_names_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnxscript")
+    _foreign(tmp_path / "net.onnx", "onnx, names lost")
+    side = sidecar(tmp_path / "side.json", architecture=RESNET)
+    found = run(
+        ["import-model", str(tmp_path / "net.onnx"), "--sidecar", str(side), "-o", str(tmp_path / "m")]
+    )
+    assert found == 4
+    assert "lost their names" in capsys.readouterr().err
+    assert not (tmp_path / "m").exists()
 
 
 def test_import_refuses_code_and_half_sidecars(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,10 +6,13 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from ripple.errors import ConfigError
+from ripple.importers import ImportConfig, import_stamps
 from ripple.run import CHAIN, run_chain
 
 TINY = """
@@ -75,3 +78,31 @@ def test_a_section_run_that_is_no_mapping_is_refused(tmp_path: Path, text: str) 
     path.write_text(text)
     with pytest.raises(ConfigError, match="'run' must be a mapping"):
         run_chain(path, {"output": str(tmp_path / "out")})
+
+
+def test_the_deeplense_protocol_runs_on_a_small_tree(tmp_path: Path) -> None:
+    """`configs/deeplense-test2.yaml` as it stands, but for the size of the network and of the training."""
+    rng, counts = np.random.default_rng(0), {"train_lenses": 20, "train_nonlenses": 60}
+    for folder, count in (counts | {"test_lenses": 6, "test_nonlenses": 30}).items():
+        (tmp_path / "data" / folder).mkdir(parents=True)
+        for k in range(count):
+            image = rng.normal(size=(3, 32, 32)) + (2 if "_lenses" in folder else 0)
+            np.save(tmp_path / "data" / folder / f"{k}.npy", image)
+    out = tmp_path / "out"
+    source = {"source": tmp_path / "data", "output": out / "tensors", "format": "deeplense"}
+    import_stamps(ImportConfig.make(source))
+    sections = yaml.safe_load((Path(__file__).parents[1] / "configs" / "deeplense-test2.yaml").read_text())
+    sections["train"] |= {"network": "d4cnn", "width": 2, "epochs": 2, "seeds": 1, "draws": 20, "lr": 0.01}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(sections))
+    run_chain(tmp_path / "small.yaml", {"output": str(out)})
+    contract = json.loads((out / "model" / "model.json").read_text())["contract"]
+    rows = contract["training"]["rows"]
+    assert rows["test"] == {"0": 30, "1": 6}
+    assert rows["train"]["1"] + rows["validation"]["1"] == 20
+    assert rows["train"]["0"] + rows["validation"]["0"] == 60
+    scores = pq.read_table(out / "scores" / "scores.parquet")
+    names = scores["split"].to_pylist()
+    assert names.count("test") == 36
+    assert names.count("validation") == sum(rows["validation"].values()) > 4
+    evaluation = json.loads((out / "scores" / "evaluation.json").read_text())["evaluation"]
+    assert (evaluation["lenses"], evaluation["nonlenses"]) == (6, 30)

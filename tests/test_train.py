@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -263,6 +264,38 @@ def test_the_average_follows_the_network() -> None:
     start = average.head.weight.clone()
     fitting.follow(average, net, 0.9, 1000)
     torch.testing.assert_close(average.head.weight, 0.9 * start + 0.1 * net.head.weight)
+
+
+def test_tensorboard_is_missed_before_the_training(
+    toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ConfigError, match="tensorboard needs the package"):
+        train(config(toys, tmp_path / "m", tensorboard=True))
+    assert not (tmp_path / "m").exists()
+
+
+def test_tensorboard_events(toys: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    train(config(toys, tmp_path / "m", tensorboard=True, epochs=1))
+    assert list((tmp_path / "m" / "tensorboard" / "member-0").glob("events*"))
+
+
+@pytest.mark.slow
+def test_a_compiled_network_learns_the_same(toys: Path, tmp_path: Path) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a compiler on the CPU")
+    train(config(toys, tmp_path / "m", compile=True, epochs=1))
+    net = load_model(tmp_path / "m").nets[0].train()
+    image = torch.randn(16, 3, 32, 32)
+    answers = []
+    for run_net in (net, torch.compile(net)):
+        out = run_net(image)
+        out.square().mean().backward()
+        answers.append([out.detach(), *(p.grad.clone() for p in net.parameters() if p.grad is not None)])
+        net.zero_grad()
+    for plain, compiled in zip(*answers, strict=True):
+        torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow

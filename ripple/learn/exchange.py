@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import re
 import warnings
 import zipfile
 import zlib
@@ -46,6 +47,8 @@ PARITY = 1e-4
 #: Keys under which checkpoints keep their weights, and prefixes that wrappers leave behind.
 NESTS = ("state_dict", "model_state_dict", "model", "net", "ema", "weights")
 PREFIXES = ("module.", "model.", "net.", "encoder.", "backbone.", "_orig_mod.")
+#: What torch's exporter calls the numbers of a program that are no weights.
+CONSTANT = re.compile(r"val_\d+")
 
 
 # --- import -------------------------------------------------------------------------------------------------
@@ -66,10 +69,12 @@ def import_model(config: ImportModelConfig) -> Summary:
     if (config.output / CONTRACT).exists():
         raise ConfigError(f"{config.output} holds a model", hint="give a new directory")
     contract = read_sidecar(config.sidecar)
-    state = read_state(config.source)
     arch = contract.architecture.architecture()
     net = build(arch)
-    fit_state(net, adapt(state, arch, net), str(config.source))
+    state = adapt(read_state(config.source), arch, net)
+    if config.source.suffix == ".onnx":
+        state = unfolded(state, arch, net)
+    fit_state(net, state, str(config.source))
     final = save_model(config.output, contract, [net.state_dict()])
     facts = {
         "network": arch.name,
@@ -180,14 +185,24 @@ def _without_code(data: bytes, name: str) -> bytes:
 
 
 def _onnx_state(data: bytes, name: str) -> dict[str, Tensor]:
-    """Initialisers of an ONNX graph; exporters keep the names of torch unless they fold layers."""
+    """Initialisers of an ONNX graph under their names in torch, the biases of convolutions too."""
     onnx, protobuf = _onnx("onnx"), _onnx("google.protobuf.message")
     try:
         graph = onnx.load_model_from_string(data).graph
         arrays = {t.name: onnx.numpy_helper.to_array(t).copy() for t in graph.initializer}
     except (protobuf.DecodeError, ValueError, TypeError, OSError) as err:
         raise IntegrityError(f"{name}: not ONNX: {' '.join(str(err).split())[:120]}") from None
-    return {key: torch.from_numpy(np.asarray(array)) for key, array in arrays.items()}
+    if any(key.startswith("onnx::") for key in arrays):
+        raise IntegrityError(
+            f"{name}: its weights have lost their names", hint="torch.onnx.export with dynamo=True keeps them"
+        )
+    for node in graph.node:
+        # The bias that a folded batch norm leaves behind is named by the exporter, not by torch.
+        weight, bias = (*node.input, "", "")[1:3]
+        if node.op_type == "Conv" and weight.endswith(".weight") and bias in arrays:
+            arrays[weight.removesuffix("weight") + "bias"] = arrays.pop(bias)
+    weights = {key: array for key, array in arrays.items() if not CONSTANT.fullmatch(key)}
+    return {key: torch.from_numpy(np.asarray(array)) for key, array in weights.items()}
 
 
 def _onnx(module: str) -> Any:
@@ -225,6 +240,58 @@ def adapt(state: dict[str, Tensor], arch: Architecture, net: Net) -> dict[str, T
         kept["head.weight"] = weight[1:] - weight[:1]
         kept["head.bias"] = kept["head.bias"][1:] - kept["head.bias"][:1]
     return kept
+
+
+def unfolded(state: dict[str, Tensor], arch: Architecture, net: Net) -> dict[str, Tensor]:
+    """Batch norms that an exporter folded into the convolutions before them, put back as identities.
+
+    Parameters
+    ----------
+    state
+        From `adapt`.
+    arch, net
+        The network, and what it was built from.
+    """
+    state = dict(state)
+    for norm, conv in _norms_after_convolutions(arch, net).items():
+        module = net.get_submodule(norm)
+        if f"{norm}.weight" in state or not isinstance(module, nn.BatchNorm2d):
+            continue
+        one = torch.ones(module.num_features)
+        state[f"{norm}.bias"] = state.pop(f"{conv}.bias", torch.zeros_like(one))
+        state |= {f"{norm}.weight": one, f"{norm}.running_mean": torch.zeros_like(one)}
+        state[f"{norm}.running_var"] = one - module.eps
+    return state
+
+
+@torch.inference_mode()
+def _norms_after_convolutions(arch: Architecture, net: Net) -> dict[str, str]:
+    """Name of each batch norm that takes the output of a convolution -> name of that, seen on one image."""
+    made: list[tuple[Tensor, str]] = []
+    found: dict[str, str] = {}
+
+    def convolved(name: str) -> Any:
+        return lambda _module, _given, output: made.append((output, name))
+
+    def normed(name: str) -> Any:
+        def look(_module: nn.Module, given: tuple[Tensor, ...]) -> None:
+            for output, convolution in made:
+                if output is given[0]:
+                    found[name] = convolution
+
+        return look
+
+    hooks = [
+        module.register_forward_hook(convolved(name))
+        if isinstance(module, nn.Conv2d)
+        else module.register_forward_pre_hook(normed(name))
+        for name, module in net.named_modules()
+        if isinstance(module, nn.Conv2d | nn.BatchNorm2d)
+    ]
+    net.eval()(torch.zeros(1, arch.bands, arch.size, arch.size))
+    for hook in hooks:
+        hook.remove()
+    return found
 
 
 # --- export -------------------------------------------------------------------------------------------------

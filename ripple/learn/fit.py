@@ -34,6 +34,7 @@ from ripple.learn.network import Architecture, Net, build, parameter_groups
 from ripple.learn.rows import TargetSet, TrainingSet
 from ripple.learn.splits import TRAIN, VALIDATION
 from ripple.learn.train_config import TrainConfig
+from ripple.profile import progress as progress_line
 
 MAX_STATE_BYTES = 16 << 30
 Objective = Callable[[Tensor, Batch], Tensor]
@@ -140,7 +141,7 @@ def fit(
             adaptation.begin_epoch(epoch)
         run.train()
         total = count = 0.0
-        for step, batch in enumerate(train.epoch(epoch)):
+        for step, batch in enumerate(_shown(train, epoch, seed, ranks)):
             stop()
             at = epoch + step / len(train)
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -180,6 +181,17 @@ def fit(
         progress = _share(progress, ranks)
     best = store.best(progress.best_epoch) if ranks.first else {}
     return Fitted(best, progress)
+
+
+def _shown(train: Loader, epoch: int, seed: int, ranks: Ranks) -> Iterator[Batch]:
+    """Batches of an epoch, with a line of progress on a terminal."""
+    if not ranks.first:
+        yield from train.epoch(epoch)
+        return
+    with progress_line(len(train), f"seed {seed} epoch {epoch + 1}", "batches") as advance:
+        for batch in train.epoch(epoch):
+            yield batch
+            advance(1)
 
 
 def start(config: TrainConfig, arch: Architecture) -> Net:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -242,7 +243,13 @@ def _divide(
     """Split by the given column, by sky block, or, without positions, by id."""
     if config.split_column is not None:
         split = named_split(np.asarray(dataset.column(config.split_column)), config.split_column)
-        return np.where(usable, split, -1).astype(np.int8), None, ("split as given by the data",)
+        notes = ("split as given by the data",)
+        if not (split[usable] == VALIDATION).any():
+            split = with_validation(
+                split, np.asarray(dataset.column("id")), config.fractions, config.split_seed
+            )
+            notes += (DRAWN,)
+        return np.where(usable, split, -1).astype(np.int8), None, notes
     ra, dec = positions(dataset)
     if not np.isfinite(ra[usable] + dec[usable]).all():
         keys = np.asarray(dataset.column("id"))
@@ -265,6 +272,32 @@ def _divide(
     )  # fmt: skip
     note = f"{dropped} rows within {guard:.1f} arcsec of a later split left out"
     return split, sky, (note,) if dropped else ()
+
+
+#: Said in the notes of a contract: `score` divides the rows in the same way.
+DRAWN = "the data have no validation rows: drawn from the training rows by id"
+
+
+def with_validation(
+    split: NDArray[np.int8], keys: NDArray[Any], fractions: Sequence[float], seed: int
+) -> NDArray[np.int8]:
+    """A given split in which a share of the training rows becomes validation, by a hash of the id.
+
+    Parameters
+    ----------
+    split
+        `(N,)` without validation rows; test rows stay.
+    keys
+        `(N,)` ids.
+    fractions
+        Of training, validation and test; the first two count, against each other.
+    seed
+        Another seed, other rows.
+    """
+    rest = fractions[0] + fractions[1]
+    shares = (fractions[0] / rest, fractions[1] / rest, 0.0) if rest else (1.0, 0.0, 0.0)
+    drawn = split_keys(keys, fractions=shares, seed=seed)
+    return np.where((split == TRAIN) & (drawn == VALIDATION), VALIDATION, split).astype(np.int8)
 
 
 def positions(dataset: TensorDataset) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

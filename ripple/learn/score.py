@@ -35,7 +35,7 @@ from ripple.learn.fit import stoppable
 from ripple.learn.network import Net
 from ripple.learn.ranking import OWN, joined_index, top_csv, write_sorted
 from ripple.learn.report import evaluation_report
-from ripple.learn.rows import named_split
+from ripple.learn.rows import DRAWN, named_split, with_validation
 from ripple.learn.score_config import ScoreConfig
 from ripple.learn.splits import SPLITS, sky_cells, split_keys
 from ripple.learn.train import choose_device
@@ -398,11 +398,13 @@ def split_names(contract: Contract, artefact: Artefact, batch: TensorBatch) -> N
         number = np.where(np.isin(cells, sky.train), 0, np.where(np.isin(cells, sky.validation), 1, 2))
     elif artefact.digest in contract.training.get("inputs", ()):
         options = contract.training["config"]
+        key, fractions, seed = batch.catalog["id"], options["fractions"], options["split_seed"]
         if options["split_column"] is not None:
             number = named_split(np.asarray(batch.catalog[options["split_column"]]), options["split_column"])
+            if DRAWN in contract.training["notes"]:
+                number = with_validation(number, np.asarray(key), fractions, seed)
         else:
-            key = batch.catalog["id"]
-            number = split_keys(key, fractions=options["fractions"], seed=options["split_seed"])
+            number = split_keys(key, fractions=fractions, seed=seed)
     else:
         number = np.full(n, 2)
     # A row in no split was left out of training because it touches held-out sky: it is not held out itself.

@@ -65,6 +65,8 @@ def train(config: TrainConfig) -> Summary:
     device = choose_device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
+    if config.tensorboard:
+        _summary_writer()  # an absent package is better known before hours of training
     data = training_set(config)
     inputs = [*data.digests, *(data.target.digests if data.target else ())]
     identity = {"config": config.canonical(), "inputs": inputs}
@@ -344,15 +346,19 @@ def history_csv(config: TrainConfig, members: list[Fitted]) -> bytes:
     return out.getvalue().encode()
 
 
-def _tensorboard(directory: Path, members: list[Fitted]) -> None:
+def _summary_writer() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise ConfigError(
             "--tensorboard needs the package", hint="install ripple-lsst[tensorboard]"
         ) from None
+    return SummaryWriter
+
+
+def _tensorboard(directory: Path, members: list[Fitted]) -> None:
     for k, member in enumerate(members):
-        with SummaryWriter(str(directory / f"member-{k}")) as writer:
+        with _summary_writer()(str(directory / f"member-{k}")) as writer:
             for record in member.progress.history:
                 for name, value in record.items():
                     writer.add_scalar(name, value, int(record["epoch"]))

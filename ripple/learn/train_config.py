@@ -97,7 +97,9 @@ class TrainConfig(Config):
     nside: Count = Field(2048, description="HEALPix side of the blocks of sky that stay together.")
     split_seed: Annotated[int, Field(ge=0)] = Field(0, description="Of the choice of blocks.")
     split_column: str | None = Field(
-        None, description="Column with train, validation or test, for sets with a published split."
+        None,
+        description="Column with train, validation or test, for sets with a published split; without "
+        "validation rows, a share of the training rows is taken.",
     )
     guard: Annotated[float, Field(ge=0)] | None = Field(
         None, description="Arcsec between rows of different splits; default: side of a stamp."

@@ -1,32 +1,39 @@
 """Training and scoring from shards against the same network on tensors in memory; memory; time to start.
 
-Run: python scripts/bench/train.py [--rows 4096] [--network d4cnn] [--device auto] [--large]
-Prints one JSON record: rows/s, ratios (shards / memory), peak memory of scoring by rows, seconds to start.
+Run: python scripts/bench/train.py [--rows 4096] [--network d4cnn] [--device auto] [--large] [--part NAME]
+Prints one JSON record: rows/s, ratios (shards / memory), peak memory of scoring by rows, seconds to start. The rows
+of the memory test are 2,000 images of 16 px over and over, each time with ids of their own.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
-from toys import BANDS, NORMALIZATION, write_toys
+from toys import BANDS, NORMALIZATION, ToyConfig, toy_batch, write_toys
 
+from ripple.artefact import ArtefactWriter, create
 from ripple.learn.checkpoint import ArchitectureRecord, Contract, Member, save_model
 from ripple.learn.loader import Loader, TensorDataset
 from ripple.learn.network import Net, build
 from ripple.learn.train import choose_device
+from ripple.shard import pack_tensors
 
 
 def make_model(directory: Path, record: ArchitectureRecord) -> None:
@@ -103,11 +110,45 @@ sys.exit(code)
 """
 
 
+def write_many(directory: Path, rows: int, each: int = 2000) -> Path:
+    """A tensor artefact of the same images again and again, with new ids and indices."""
+    writer = create(directory, kind="tensors", config=ToyConfig(), inputs={}, units=rows // each)
+    assert isinstance(writer, ArtefactWriter)
+    batch = toy_batch(each, 0, size=16)
+    columns: dict[str, list[Any]] = {name: [] for name in batch.catalog}
+    with writer:
+        for k in range(rows // each):
+            moved = {name: batch.catalog[name] + each * (k > 0) for name in ("index", "id")}
+            batch = replace(batch, catalog=batch.catalog | moved)
+            writer.commit(k, pack_tensors(batch, {}), each, {})
+            for name, column in batch.catalog.items():
+                columns[name].append(column)
+        table = {name: np.concatenate(parts) for name, parts in columns.items()}
+        place = {
+            "shard": np.repeat(np.arange(rows // each), each),
+            "row": np.tile(np.arange(each), rows // each),
+        }
+        writer.finish(pa.table({**table, **place, "status": ["ok"] * rows, "reason": [""] * rows}), {}, {})
+    return directory
+
+
 def peak_mib(model: Path, tensors: Path, output: Path) -> int:
     """Peak memory of `ripple score` in a process of its own, MiB."""
     command = [sys.executable, "-c", CHILD, "score", str(model), str(tensors), "-o", str(output), "--no-tta"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return int(done.stdout.split()[-1])
+
+
+def memory(root: Path, sizes: tuple[int, ...]) -> dict[str, int]:
+    """Peak memory of scoring by number of rows, MiB."""
+    small = ArchitectureRecord(name="d4cnn", bands=3, size=16, outputs=1, width=1)
+    make_model(root / "model", small)
+    found = {}
+    for rows in sizes:
+        many = write_many(root / f"t{rows}", rows)
+        found[str(rows)] = peak_mib(root / "model", many, root / f"s{rows}")
+        shutil.rmtree(many)
+    return found
 
 
 def start_seconds(tensors: Path) -> dict[str, float]:
@@ -134,21 +175,24 @@ def main() -> None:
     parser.add_argument("--network", default="d4cnn")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--large", action="store_true", help="scoring memory up to 10^6 rows of 16 px")
+    parser.add_argument("--part", choices=("speed", "start", "memory"), help="one of the three; default all")
     args = parser.parse_args()
+    parts = [args.part] if args.part else ["speed", "start", "memory"]
     device = choose_device(args.device)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        tensors = write_toys(root / "tensors", shards=4, rows=args.rows // 4, size=64)
-        record = ArchitectureRecord(name=args.network, bands=3, size=64, outputs=1)
         result: dict[str, Any] = {"network": args.network, "device": str(device), "rows": args.rows}
-        result |= ratios(tensors, record, device, args.repeat)
-        result["start_seconds"] = start_seconds(tensors)
-        small = ArchitectureRecord(name="d4cnn", bands=3, size=16, outputs=1, width=1)
-        make_model(root / "model", small)
-        result["peak_mib"] = {}
-        for rows in (10_000, 100_000, 1_000_000) if args.large else (10_000, 40_000):
-            many = write_toys(root / f"t{rows}", shards=rows // 2000, rows=2000, size=16)
-            result["peak_mib"][str(rows)] = peak_mib(root / "model", many, root / f"s{rows}")
+        if parts != ["memory"]:
+            tensors = write_toys(root / "tensors", shards=4, rows=args.rows // 4, size=64)
+        if "speed" in parts:
+            record = ArchitectureRecord(name=args.network, bands=3, size=64, outputs=1)
+            result |= ratios(tensors, record, device, args.repeat)
+        if "start" in parts:
+            result["start_seconds"] = start_seconds(tensors)
+        if "memory" in parts:
+            result["peak_mib"] = memory(
+                root, (10_000, 100_000, 1_000_000) if args.large else (10_000, 40_000)
+            )
     print(json.dumps(result, indent=1))
 
 
