@@ -87,6 +87,23 @@ def test_ece_by_hand() -> None:
     assert ev.ece(label, label.astype(float)) == 0.0
 
 
+def test_few_rows_show_a_calibration_error_that_is_not_there() -> None:
+    """Labels drawn from the very probabilities: the ECE is that of the scatter, and says so."""
+    rng = np.random.default_rng(0)
+    p = rng.beta(0.5, 2.0, 20000)
+    label = (rng.random(len(p)) < p).astype(int)
+    few, many = (ev.ece_expected(p[:n], draws=200) for n in (160, 20000))
+    assert few.value > 0.04
+    assert many.value < 0.01
+    inside = 0
+    for k in range(100):
+        rows = slice(160 * k, 160 * (k + 1))
+        expected = ev.ece_expected(p[rows], draws=100)
+        inside += expected.low <= ev.ece(label[rows], p[rows]) <= expected.high
+    assert inside >= 88  # 95 expected
+    assert ev.ece(label, np.sqrt(p)) > ev.ece_expected(np.sqrt(p), draws=100).high
+
+
 def test_intervals_cover_and_are_reproducible() -> None:
     """The 95 % interval holds the true AUROC of two Gaussians, Phi(1 / sqrt 2), about 19 times of 20."""
     from scipy.stats import norm

@@ -234,11 +234,11 @@ def adapt(state: dict[str, Tensor], arch: Architecture, net: Net) -> dict[str, T
     # Programs carry constants beside the weights; counters of batches decide nothing and are often left out.
     kept = {k: v for k, v in state.items() if k in own or k.startswith(("backbone.", "head."))}
     kept |= {k: v for k, v in own.items() if k.endswith("num_batches_tracked") and k not in kept}
-    weight = kept.get("head.weight")
-    if arch.outputs == 1 and weight is not None and weight.ndim == 2 and len(weight) == 2:
+    if arch.outputs == 1:
         # softmax over (other, lens) is the sigmoid of the difference of the two logits
-        kept["head.weight"] = weight[1:] - weight[:1]
-        kept["head.bias"] = kept["head.bias"][1:] - kept["head.bias"][:1]
+        for key in ("head.weight", "head.bias"):
+            if key in kept and kept[key].ndim and len(kept[key]) == 2:
+                kept[key] = kept[key][1:] - kept[key][:1]
     return kept
 
 
