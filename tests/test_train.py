@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import os
@@ -31,6 +32,9 @@ from ripple.learn.train_config import TrainConfig
 SMALL: dict[str, Any] = {
     "width": 2, "epochs": 3, "batch_size": 32, "nside": 512, "draws": 20, "threads": 1, "lr": 0.01,
 }  # fmt: skip
+
+#: For tests that start programs or compilers, which take minutes on a busy machine.
+PATIENT = pytest.mark.timeout(1200)
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +103,7 @@ def test_same_seed_same_bytes_and_kill_changes_nothing(
 
 
 @pytest.mark.slow
+@PATIENT
 def test_kill_minus_nine_at_random_moments(toys: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "ripple.cli", "train", str(toys), "--epochs", "4", "--width", "2"]
     command = [sys.executable, "-c", "from ripple.cli import main; main()", *command[3:]]
@@ -282,23 +287,25 @@ def test_tensorboard_events(toys: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@PATIENT
 def test_a_compiled_network_learns_the_same(toys: Path, tmp_path: Path) -> None:
     if shutil.which("g++") is None:
         pytest.skip("torch.compile needs a compiler on the CPU")
     train(config(toys, tmp_path / "m", compile=True, epochs=1))
-    net = load_model(tmp_path / "m").nets[0].train()
-    image = torch.randn(16, 3, 32, 32)
+    net, image = build(Architecture("d4cnn", 3, 32, 1, width=2)), torch.randn(16, 3, 32, 32)
     answers = []
-    for run_net in (net, torch.compile(net)):
-        out = run_net(image)
+    for used in (copy.deepcopy(net), copy.deepcopy(net)):
+        out = (torch.compile(used) if answers else used)(image)
         out.square().mean().backward()
-        answers.append([out.detach(), *(p.grad.clone() for p in net.parameters() if p.grad is not None)])
-        net.zero_grad()
+        gradients = [p.grad for p in used.parameters() if p.grad is not None]
+        answers.append([out.detach(), *gradients])
+    assert len(answers[0]) == 1 + len(list(net.parameters()))
     for plain, compiled in zip(*answers, strict=True):
         torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow
+@PATIENT
 def test_two_processes_train_together(toys: Path, tmp_path: Path) -> None:
     command = [
         sys.executable,

@@ -73,8 +73,9 @@ def import_model(config: ImportModelConfig) -> Summary:
     net = build(arch)
     state = adapt(read_state(config.source), arch, net)
     if config.source.suffix == ".onnx":
-        state = unfolded(state, arch, net)
-    fit_state(net, state, str(config.source))
+        _fit_onnx(net, unfolded(state, arch, net), config.source)
+    else:
+        fit_state(net, state, str(config.source))
     final = save_model(config.output, contract, [net.state_dict()])
     facts = {
         "network": arch.name,
@@ -240,6 +241,15 @@ def adapt(state: dict[str, Tensor], arch: Architecture, net: Net) -> dict[str, T
             if key in kept and kept[key].ndim and len(kept[key]) == 2:
                 kept[key] = kept[key][1:] - kept[key][:1]
     return kept
+
+
+def _fit_onnx(net: Net, state: dict[str, Tensor], path: Path) -> None:
+    try:
+        fit_state(net, state, str(path))
+    except IntegrityError as err:
+        raise IntegrityError(
+            err.message, hint="torch.onnx.export with optimize=False leaves weights as they are"
+        ) from None
 
 
 def unfolded(state: dict[str, Tensor], arch: Architecture, net: Net) -> dict[str, Tensor]:
