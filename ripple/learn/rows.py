@@ -243,7 +243,7 @@ def _divide(
     """Split by the given column, by sky block, or, without positions, by id."""
     if config.split_column is not None:
         split = named_split(np.asarray(dataset.column(config.split_column)), config.split_column)
-        notes = ("split as given by the data",)
+        notes: tuple[str, ...] = ("split as given by the data",)
         if not (split[usable] == VALIDATION).any():
             split = with_validation(
                 split, np.asarray(dataset.column("id")), config.fractions, config.split_seed
