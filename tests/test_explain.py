@@ -82,7 +82,7 @@ def test_the_same_as_captum(network: Net, image: torch.Tensor) -> None:
     assert torch.allclose(ours, theirs.float(), atol=2e-3 * float(theirs.abs().max()))
     slope = captum.Saliency(network).attribute(image, target=0, abs=False)
     assert torch.allclose(attribution.saliency(network, image, first), slope, atol=1e-6)
-    layer = captum.LayerGradCam(network, network.backbone.blocks[-1])
+    layer = captum.LayerGradCam(network, network.backbone.blocks[1])  # 4 x 4 of 32 x 32
     theirs = layer.attribute(image, target=0, relu_attributions=True)
     theirs = torch.nn.functional.interpolate(theirs, (32, 32), mode="bilinear", align_corners=False)[:, 0]
     found = attribution.grad_cam(network, image, first)

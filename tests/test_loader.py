@@ -297,6 +297,16 @@ def test_noise_is_normal_and_fresh_per_row() -> None:
     assert np.abs(corr).max() < 0.2
 
 
+def test_sky_is_one_level_per_plane() -> None:
+    image = torch.zeros(4000, 3, 4, 4)
+    level = Augment(d4=False, sky=0.5)(image, torch.arange(4000), seed=0, epoch=1)
+    assert torch.equal(level, level[..., :1, :1].expand_as(level))
+    planes = level[..., 0, 0]
+    # 12,000 draws: the scatter is good to 0.7 %, correlations to 0.016.
+    assert float(planes.std()) == pytest.approx(0.5, rel=0.03)
+    assert np.abs(np.corrcoef(planes.T.numpy()) - np.eye(3)).max() < 0.08
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda_batches_equal_cpu_batches(dataset: TensorDataset) -> None:
     how = Augment(shift=2)

@@ -11,7 +11,7 @@ import torch
 from toys import BANDS, toy_batch, write_toys
 
 from ripple.errors import ConfigError
-from ripple.learn import stress
+from ripple.learn import disturb, stress
 from ripple.learn.checkpoint import Model, load_model
 from ripple.learn.score import score
 from ripple.learn.score_config import ScoreConfig
@@ -37,72 +37,72 @@ def model(toys: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def stamps(model: Path) -> stress.Stamps:
+def stamps(model: Path) -> disturb.Stamps:
     contract = load_model(model).contract
     batch = toy_batch(40, 3)
     catalog = batch.catalog | {f"norm_offset_{b}": np.zeros(40) for b in BANDS}
     catalog |= {f"norm_scale_{b}": np.full(40, 2.0) for b in BANDS}
     batch = type(batch)(**{**{n: getattr(batch, n) for n in batch.__slots__}, "catalog": catalog})
-    return stress.stamps_of(batch, np.arange(40), contract, torch.device("cpu"))
+    return disturb.stamps_of(batch, np.arange(40), contract, torch.device("cpu"))
 
 
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def test_fluxes_come_back_as_the_tensors_they_were(stamps: stress.Stamps) -> None:
+def test_fluxes_come_back_as_the_tensors_they_were(stamps: disturb.Stamps) -> None:
     image = torch.from_numpy(toy_batch(40, 3).image)
     assert torch.allclose(stamps.tensor(stamps.flux), image, atol=1e-5)
 
 
-def test_noise_is_measured_and_doubled(stamps: stress.Stamps) -> None:
-    flat = stress.Stamps(
+def test_noise_is_measured_and_doubled(stamps: disturb.Stamps) -> None:
+    flat = disturb.Stamps(
         100 + 5 * torch.randn(50, 3, 32, 32, generator=torch.Generator().manual_seed(7)).double(),
         torch.full((50, 3, 1, 1), 5.0, dtype=torch.float64), *[torch.zeros(50, 3)] * 2, "none", 0.2,
     )  # fmt: skip
-    assert float(stress.more_noise(flat, generator()).std()) == pytest.approx(10, rel=0.02)
-    assert float(stress.shallower(flat, generator()).std()) == pytest.approx(5 * 10**0.2, rel=0.02)
-    assert float((stress.lossy(flat, generator()) - flat.flux).std()) == pytest.approx(
+    assert float(disturb.more_noise(flat, generator()).std()) == pytest.approx(10, rel=0.02)
+    assert float(disturb.shallower(flat, generator()).std()) == pytest.approx(5 * 10**0.2, rel=0.02)
+    assert float((disturb.lossy(flat, generator()) - flat.flux).std()) == pytest.approx(
         2.5 / 12**0.5, rel=0.03
     )
-    assert float((stress.quantised(flat, generator()) / 5 - (flat.flux / 5).round()).abs().max()) < 1e-9
-    assert torch.allclose(stress.gain(flat, generator()) / flat.flux, torch.tensor(1.1).double())
+    assert float((disturb.quantised(flat, generator()) / 5 - (flat.flux / 5).round()).abs().max()) < 1e-9
+    assert torch.allclose(disturb.gain(flat, generator()) / flat.flux, torch.tensor(1.1).double())
 
 
-def test_geometry_of_disturbances(stamps: stress.Stamps) -> None:
+def test_geometry_of_disturbances(stamps: disturb.Stamps) -> None:
     y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
     spot = torch.exp(-((x - 15) ** 2 + (y - 12) ** 2) / 8)[None, None].double()
-    moved = stress.shifted(spot, 0.5, -0.25)
+    moved = disturb.shifted(spot, 0.5, -0.25)
     assert float((moved * y).sum() / moved.sum()) == pytest.approx(12.5, abs=1e-3)
     assert float((moved * x).sum() / moved.sum()) == pytest.approx(14.75, abs=1e-3)
-    assert torch.allclose(stress.turned(spot, 0.0), spot, atol=1e-9)
-    quarter = stress.turned(spot, 90.0)
+    assert torch.allclose(disturb.turned(spot, 0.0), spot, atol=1e-9)
+    quarter = disturb.turned(spot, 90.0)
     assert min(float((quarter - torch.rot90(spot, k, (-2, -1))).abs().max()) for k in (1, 3)) < 1e-6
-    blurred = stress.worse_seeing(stamps, generator())
+    blurred = disturb.worse_seeing(stamps, generator())
     assert float(blurred.sum()) == pytest.approx(float(stamps.flux.sum()), rel=0.05)
     assert float(blurred.var()) < float(stamps.flux.var())
 
 
-def test_tracks_lie_in_one_band(stamps: stress.Stamps) -> None:
-    for disturb in (stress.cosmic_ray, stress.satellite):
-        hit = (disturb(stamps, generator()) - stamps.flux).abs().amax((2, 3)) > 0
+def test_tracks_lie_in_one_band(stamps: disturb.Stamps) -> None:
+    for track in (disturb.cosmic_ray, disturb.satellite):
+        hit = (track(stamps, generator()) - stamps.flux).abs().amax((2, 3)) > 0
         assert (hit.sum(1) <= 1).all()
         assert hit.any(1).float().mean() > 0.9
 
 
-def test_every_disturbance_changes_only_what_it_says(stamps: stress.Stamps) -> None:
+def test_every_disturbance_changes_only_what_it_says(stamps: disturb.Stamps) -> None:
     before = stamps.flux.clone()
-    names = stress.disturbances(BANDS)
+    names = disturb.disturbances(BANDS)
     assert {"g missing", "r missing", "i missing", "r shifted by a pixel"} <= set(names)
-    for name, disturb in names.items():
-        out = disturb(stamps, generator())
+    for name, change in names.items():
+        out = change(stamps, generator())
         assert out.shape == before.shape, name
         assert torch.isfinite(out).all(), name
         assert not torch.equal(out, before), name
         assert torch.equal(stamps.flux, before), name
 
 
-def test_the_attack_finds_the_pixel_that_matters(stamps: stress.Stamps) -> None:
+def test_the_attack_finds_the_pixel_that_matters(stamps: disturb.Stamps) -> None:
     few = stamps.take(torch.arange(4))
     target = few.tensor(few.flux.amax((2, 3), keepdim=True))[:, 1, 0, 0]
 
@@ -111,7 +111,7 @@ def test_the_attack_finds_the_pixel_that_matters(stamps: stress.Stamps) -> None:
         best = image[:, 1, 5:14, 16:25].amax((1, 2)).double()
         return 1 / (1 + torch.exp(4 * (best - target.repeat_interleave(len(image) // 4))))
 
-    out = stress.one_pixel(probability, few, generator())
+    out = disturb.one_pixel(probability, few, generator())
     changed = (out != few.flux).any(1)
     assert (changed.sum((1, 2)) <= 1).all()
     before, after = probability(few.tensor(few.flux)), probability(few.tensor(out))
@@ -119,7 +119,7 @@ def test_the_attack_finds_the_pixel_that_matters(stamps: stress.Stamps) -> None:
     assert float((before - after).max()) > 0.1
 
 
-def test_a_turned_image_does_not_change_an_invariant_network(model: Path, stamps: stress.Stamps) -> None:
+def test_a_turned_image_does_not_change_an_invariant_network(model: Path, stamps: disturb.Stamps) -> None:
     label = np.asarray(toy_batch(40, 3).catalog["label"])
     loaded: Model = load_model(model)
     found = stress.card(loaded, stamps, label, seed=0, attacked=2, device=torch.device("cpu"))
@@ -144,6 +144,9 @@ def test_score_writes_the_card(model: Path, tmp_path: Path) -> None:
     found = json.loads((tmp_path / "s" / "stress.json").read_text())
     assert found["rows"] <= 40
     assert {line["disturbance"] for line in found["card"]} > {"one-pixel attack", "satellite trail"}
+    lines = (tmp_path / "s" / "stress.csv").read_text().splitlines()
+    assert len(lines) == 2 + len(found["card"])
+    assert lines[1].startswith("none,")
     assert (tmp_path / "s" / "stress.png").read_bytes()[:4] == b"\x89PNG"
 
 

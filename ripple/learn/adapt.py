@@ -259,8 +259,9 @@ class Teacher(Method):
     AdaMatch (Berthelot et al. 2022, ICLR).
     """
 
-    def __init__(self, shares: Tensor, seed: int) -> None:
+    def __init__(self, shares: Tensor, seed: int, sky: float = 0.0) -> None:
         super().__init__()
+        self.sky = sky
         self.shares: Tensor
         self.mean: Tensor
         self.register_buffer("shares", shares)
@@ -281,7 +282,7 @@ class Teacher(Method):
             sure, label = (p / p.sum(1, keepdim=True)).max(1)
             limit = 0.9 * torch.softmax(step.source_logits, 1).amax(1).mean()
             width = float((image - image.median()).abs().median()) * 1.4826
-        strong = Augment(d4=True, shift=3, blur=1.5, noise=width)
+        strong = Augment(d4=True, shift=3, blur=1.5, noise=width, sky=self.sky)
         turn = int(step.progress * 1e6)
         other = strong(image, step.target_batch["row"], seed=self.seed + 1, epoch=turn)
         each = nn.functional.cross_entropy(two_logits(step.net(other).float()), label, reduction="none")
@@ -370,7 +371,7 @@ def make_method(config: TrainConfig, net: Net, shares: Tensor, seed: int) -> Met
         case "kmeans":
             return KMeans()
         case "teacher":
-            return Teacher(shares, seed)
+            return Teacher(shares, seed, config.sky)
         case "universal":
             return Universal()
         case "supervised":
@@ -413,11 +414,10 @@ class Adaptation:
     def _loader(self, seed: int) -> Loader:
         config, labelled = self.config, self.config.adapt == "supervised"
         rows = self.target.labelled(config.target_labels, seed) if labelled else self.target.rows(TRAIN)
-        augment = Augment(d4=config.augment, shift=config.shift, blur=config.blur, noise=config.noise)
         size = min(config.batch_size, len(rows))
         return Loader(
-            self.target.dataset, rows=rows, batch_size=size, seed=seed + 7919, augment=augment,
-            device=self.device, balance=labelled, drop_last=True,
+            self.target.dataset, rows=rows, batch_size=size, seed=seed + 7919,
+            augment=augmentation(config), device=self.device, balance=labelled, drop_last=True,
         )  # fmt: skip
 
     @property
@@ -520,6 +520,13 @@ class Adaptation:
         if self.method.inner is not None:
             groups = self.method.inner.state_dict()["param_groups"]
             self.method.inner.load_state_dict({"state": slots, "param_groups": groups})
+
+
+def augmentation(config: TrainConfig) -> Augment:
+    """What happens to the images of a training batch, source and target alike."""
+    return Augment(
+        d4=config.augment, shift=config.shift, blur=config.blur, noise=config.noise, sky=config.sky
+    )
 
 
 def ramp(progress: float) -> float:

@@ -80,11 +80,19 @@ def _enlarged(found: Tensor, image: Tensor) -> Tensor:
 
 
 def last_maps(net: Net, image: Tensor) -> tuple[Tensor, Tensor] | None:
-    """The last output of a layer with a plane of more than one pixel, `(n, C, h, w)`, and the outputs."""
+    """The last maps that still say where, `(n, C, h, w)` of an eighth of the image or more, and the outputs.
+
+    Of the last layer of all, 2 or 3 pixels of a small stamp would be left; a network that shrinks its
+    planes faster gives its last ones of more than a pixel.
+    """
     kept: list[Tensor] = []
+    enough = min(image.shape[2:]) // 8
 
     def keep(module: nn.Module, given: object, out: object) -> None:
-        if isinstance(out, Tensor) and out.ndim == 4 and min(out.shape[2:]) > 1 and out.requires_grad:
+        if not isinstance(out, Tensor) or out.ndim != 4 or not out.requires_grad:
+            return
+        side, before = min(out.shape[2:]), min(kept[0].shape[2:]) if kept else 0
+        if side > 1 and (side >= enough or before < enough):
             kept[:] = [out]
 
     hooks = [m.register_forward_hook(keep) for m in net.backbone.modules()]

@@ -15,12 +15,12 @@ from ripple.errors import ConfigError
 
 _MASK = 0xFFFFFFFF
 # One stream of random numbers per decision.
-_D4, _DX, _DY, _BLUR, _NOISE, _PIXELS = range(6)
+_D4, _DX, _DY, _BLUR, _NOISE, _PIXELS, _SKY = range(7)
 
 
 @dataclass(frozen=True, slots=True)
 class Augment:
-    """What to do to each row, in this order: D4, shift, blur, noise.
+    """What to do to each row, in this order: D4, shift, blur, sky, noise.
 
     Parameters
     ----------
@@ -32,16 +32,19 @@ class Augment:
         Largest sigma in pixels of a round Gaussian, as a little worse seeing; drawn evenly from 0 to `blur`.
     noise
         Largest sigma of added Gaussian noise in the units of the tensor; drawn evenly from 0 to `noise`.
+    sky
+        Sigma of a level added to each plane, in the units of the tensor: what a sky subtraction leaves.
     """
 
     d4: bool = True
     shift: int = 0
     blur: float = 0.0
     noise: float = 0.0
+    sky: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.shift < 0 or self.blur < 0 or self.noise < 0:
-            raise ConfigError(f"{self}: shift, blur and noise are not negative")
+        if min(self.shift, self.blur, self.noise, self.sky) < 0:
+            raise ConfigError(f"{self}: shift, blur, noise and sky are not negative")
 
     def __call__(self, image: Tensor, row: Tensor, *, seed: int, epoch: int) -> Tensor:
         """Augmented copy of a batch.
@@ -69,6 +72,9 @@ class Augment:
             image = roll_mirrored(image, dy, dx)
         if self.blur:
             image = blur(image, self.blur * _uniform(key, _BLUR), self.blur)
+        if self.sky:
+            level = self.sky * _normal(key, torch.Size([image.shape[1], 1, 1]), _SKY)
+            image = image + level.to(image.dtype)
         if self.noise:
             sigma = (self.noise * _uniform(key, _NOISE)).to(image.dtype)
             image = image + sigma[:, None, None, None] * _normal(key, image.shape[1:]).to(image.dtype)
@@ -174,10 +180,10 @@ def _integer(key: Tensor, stream: int, low: int, high: int) -> Tensor:
     return low + (_uniform(key, stream) * (high - low + 1)).to(torch.int64)
 
 
-def _normal(key: Tensor, shape: torch.Size) -> Tensor:
+def _normal(key: Tensor, shape: torch.Size, stream: int = _PIXELS) -> Tensor:
     """`(n, *shape)` float32 standard normal (Box-Muller)."""
     pixels = torch.arange(shape.numel(), device=key.device)
-    words = _mix(_mix(key ^ ((_PIXELS + 1) * 0x9E3779B9 & _MASK))[:, None] ^ _mix(pixels)[None])
+    words = _mix(_mix(key ^ ((stream + 1) * 0x9E3779B9 & _MASK))[:, None] ^ _mix(pixels)[None])
     first = ((words >> 8).to(torch.float32) + 0.5) / 2**24
     second = (_mix(words ^ 0x68E31DA4) >> 8).to(torch.float32) / 2**24
     values = torch.sqrt(-2.0 * torch.log(first)) * torch.cos(2.0 * torch.pi * second)

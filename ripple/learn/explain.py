@@ -177,14 +177,17 @@ def candidate_page(
     pictures = [
         Picture("as seen", data_uri(_stamps(artefacts, number)[0])),
         Picture("integrated gradients", heat(parts.sum(1)[0]), "red speaks for the answer, blue against"),
-        Picture("saliency", heat(attribution.saliency(net, image, answer).abs().amax(1)[0])),
-    ]
-    for name, made in (
-        ("Grad-CAM", attribution.grad_cam(net, image, answer)),
-        ("activation", attribution.activation(net, image)),
+        Picture(
+            "saliency", heat(attribution.saliency(net, image, answer).abs().amax(1)[0]),
+            "how much the answer would change with a pixel",
+        ),
+    ]  # fmt: skip
+    for name, note, made in (
+        ("Grad-CAM", "where late maps speak for the answer", attribution.grad_cam(net, image, answer)),
+        ("activation", "where late maps are strong", attribution.activation(net, image)),
     ):
         if made is not None:
-            pictures.append(Picture(name, heat(made[0])))
+            pictures.append(Picture(name, heat(made[0]), note))
     change = attribution.band_ablation(net, image, answer)[0].tolist()
     shares = parts.sum((2, 3))[0].tolist()
     bands = Table(
@@ -196,10 +199,11 @@ def candidate_page(
     near, note = neighbours(model, rows.features[at], config)
     page = render(
         "explain.html.j2", title=f"Row {name}", digest=model.contract.digest()[:16],
-        lead=f"What {contract.origin} looked at. Maps are of the first member.",
+        lead=_where(rows, at) + ("Maps and neighbours are those of the first member."
+                                 if len(model.nets) > 1 else ""),
         facts=_facts(model, rows, at), plots=[], plots_title="", plots_note="",
         pictures=pictures, pictures_title="What mattered",
-        pictures_note="Integrated gradients sum to the answer minus that of an empty sky.",
+        pictures_note="Integrated gradients sum to the answer minus that of an empty sky. White is zero.",
         neighbours=near, neighbours_note=note, tables=[bands],
         links=[Link("index.html", "the model")], provenance=_provenance(model, artefacts),
     )  # fmt: skip
@@ -207,22 +211,32 @@ def candidate_page(
 
 
 def _facts(model: Model, rows: Rows, at: int) -> list[Tile]:
-    facts = [Tile("score", f"{rows.found['score'][at]:.4f}")]
+    contract, number = model.contract, rows.number[at]
+    limit = f"a candidate above {contract.threshold:.4f}" if contract.output == "lens" else ""
+    facts = [Tile("score", f"{rows.found['score'][at]:.4f}", limit)]
     p = rows.found["probability"][at]
     if np.isfinite(p):
         facts.append(Tile("probability", f"{p:.4f}", "calibrated"))
-    known = model.contract.uncertainty
+    known = contract.uncertainty
     if known is not None and model.bank is not None:
         there = uncertainty.neighbour_distance(
             model.bank.features.numpy(), rows.features[[at]], known.neighbour
         )
         ood = float(there[0]) / known.ood_unit
         facts.append(Tile("ood", f"{ood:.2f}", "above 1: unlike the training rows"))
-    label = int(rows.dataset.column("label")[rows.number[at]])
-    names = class_names(model.contract)
+    label = int(rows.dataset.column("label")[number])
+    names = class_names(contract)
     if 0 <= label < len(names):
-        facts.append(Tile("truth", names[label]))
+        facts.append(Tile("label", names[label]))
     return facts
+
+
+def _where(rows: Rows, at: int) -> str:
+    """The position on the sky, when the rows have one."""
+    if not {"ra", "dec"} <= set(rows.dataset.column_names()):
+        return ""
+    ra, dec = (float(rows.dataset.column(k)[rows.number[at]]) for k in ("ra", "dec"))
+    return f"RA {ra:.5f}, Dec {dec:+.5f} deg. " if np.isfinite(ra + dec) else ""
 
 
 def neighbours(
@@ -243,7 +257,8 @@ def neighbours(
             raise DataError("other tensors than the model was trained on")
         stamps = [data_uri(s) for s in _stamps(sources, number)]
         ids = [_text(dataset.column("id")[k]) for k in number]
-        note = "Rows the network was trained on that it finds most like this one."
+        note = ("Rows the network was trained on that it finds most like this one. Distances are in the "
+                "latent space, in units of the spread of each feature.")  # fmt: skip
     except (DataError, InputError, IntegrityError) as err:
         stamps, ids = [""] * len(nearest), [f"row {k}" for k in number]
         note = f"Stamps are missing: {err}. Give the training tensors with --training."
@@ -287,11 +302,13 @@ def model_page(
     rng = np.random.default_rng(config.seed)
     some = np.sort(rng.permutation(len(rows.number))[: config.points])
     label = np.asarray(rows.dataset.column("label"))[rows.number]
-    plots = latent_plots(model, rows.features[some], label[some], "", config)
+    prefix = "after, " if before is not None else ""
+    plots = latent_plots(model, rows.features[some], label[some], prefix, config)
     if before is not None:
         check_same(before.contract, model.contract)
         features = answered(before, rows.dataset, device).features
-        plots = latent_plots(before, features[some], label[some], "before: ", config) + plots
+        old = latent_plots(before, features[some], label[some], "before, ", config)
+        plots = [plot for pair in zip(old, plots, strict=True) for plot in pair] if old and plots else plots
     few = rows.number[some[:256]]
     image = torch.from_numpy(rows.dataset.read(few).astype(np.float32)).to(device)
     net = model.nets[0]
@@ -303,16 +320,20 @@ def model_page(
         note=f"Of the logit, over {len(few)} rows.",
     )  # fmt: skip
     arch = model.contract.architecture
-    facts = [Tile("network", arch.name, f"{len(model.nets)} members"), Tile("rows", f"{len(rows.number):,}")]
+    facts = [
+        Tile("network", arch.name, f"{len(model.nets)} member{'s' * (len(model.nets) > 1)}"),
+        Tile("rows", f"{len(rows.number):,}"),
+    ]
     adapted = model.contract.training.get("adaptation")
     if adapted:
         facts.append(Tile("adapted by", str(adapted["method"]), f"to {adapted['rows']} rows"))
     return render(
         "explain.html.j2", title="Why the model thinks so", digest=model.contract.digest()[:16],
-        lead=f"{model.contract.origin}: bands {', '.join(model.contract.bands)}.", facts=facts, plots=plots,
+        lead=f"Made by {model.contract.origin} for bands {', '.join(model.contract.bands)}, "
+        f"{model.contract.size} px of {model.contract.pixel_scale:g} arcsec.", facts=facts, plots=plots,
         plots_title="Latent space",
-        plots_note=f"Training rows and the rows of these tensors, {config.embedding.upper()} of the "
-        "features, standardised by the training rows.",
+        plots_note=f"{config.embedding.upper()} of the features, standardised by the training rows: the rows "
+        "learnt from, and those of these tensors.",
         pictures=[], pictures_title="", pictures_note="", neighbours=[], neighbours_note="", tables=[table],
         links=links, provenance=_provenance(model, artefacts),
     )  # fmt: skip
@@ -338,7 +359,7 @@ def latent_plots(
     both = np.concatenate([known[keep], features])
     flat = embed(uncertainty.scaled(known, both), config)
     ours, theirs = flat[: len(keep)], flat[len(keep) :]
-    axes = (f"{config.embedding} 1", f"{config.embedding} 2")
+    axes = (f"{config.embedding.upper()} 1", f"{config.embedding.upper()} 2")
     names = class_names(model.contract)
     every, points = np.concatenate([classes, label]), flat
     by_class = [(names[k], points[every == k]) for k in range(min(len(names), 3)) if (every == k).any()]

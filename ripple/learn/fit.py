@@ -26,8 +26,7 @@ from torch import Tensor, nn
 
 from ripple.errors import ConfigError, IntegrityError, Interrupted
 from ripple.learn import evaluate
-from ripple.learn.adapt import Adaptation
-from ripple.learn.augment import Augment
+from ripple.learn.adapt import Adaptation, augmentation
 from ripple.learn.checkpoint import fit_state, load_model, parse_weights, read_limited, save_weights
 from ripple.learn.loader import Batch, Loader
 from ripple.learn.network import Architecture, Net, build, parameter_groups
@@ -212,11 +211,10 @@ def _train_loader(
     data: TrainingSet, config: TrainConfig, seed: int, device: torch.device, ranks: Ranks
 ) -> Loader:
     rows = data.rows(TRAIN)
-    augment = Augment(d4=config.augment, shift=config.shift, blur=config.blur, noise=config.noise)
     balanced = config.balance == "sampler" and config.task != "regression"
     return Loader(
-        data.dataset, rows=rows, batch_size=config.batch_size, seed=seed, augment=augment, device=device,
-        balance=balanced, rank=ranks.rank, world=ranks.world,
+        data.dataset, rows=rows, batch_size=config.batch_size, seed=seed, augment=augmentation(config),
+        device=device, balance=balanced, rank=ranks.rank, world=ranks.world,
         drop_last=len(rows) >= config.batch_size * ranks.world, columns=config.targets,
     )  # fmt: skip
 

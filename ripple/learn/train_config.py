@@ -85,6 +85,9 @@ class TrainConfig(Config):
     shift: Annotated[int, Field(ge=0, le=16)] = Field(2, description="Random shifts up to so many pixels.")
     noise: Annotated[float, Field(ge=0)] = Field(0.0, description="Added noise up to this, tensor units.")
     blur: Annotated[float, Field(ge=0)] = Field(0.0, description="Added blur up to this sigma, pixels.")
+    sky: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="Scatter of a level added to each band, tensor units, as sky subtraction leaves it."
+    )
     seed: Annotated[int, Field(ge=0)] = Field(0, description="Of weights, order and augmentation.")
     seeds: Annotated[int, Field(ge=1, le=100)] = Field(1, description="Members of the ensemble.")
     precision: Literal["auto", "fp32", "bf16"] = Field(

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 import yaml
-from gap_sky import KINDS, Instrument, make_sky, write_tensors
+from gap_sky import KINDS, Instrument, make_sky, noise_level, write_tensors
 from numpy.typing import NDArray
 from pydantic import Field
 
@@ -25,11 +25,12 @@ from ripple.artefact import open_artefact
 from ripple.config import Config
 from ripple.learn import evaluate, uncertainty
 from ripple.learn.adapt import features_of, own_statistics
-from ripple.learn.checkpoint import load_model
+from ripple.learn.checkpoint import Model, load_model
 from ripple.learn.judging import mean_outputs, probabilities
 from ripple.learn.loader import TensorDataset
+from ripple.learn.network import Net
 from ripple.learn.rows import TargetSet, common_facts
-from ripple.learn.splits import TEST, split_blocks
+from ripple.learn.splits import TEST, TRAIN, split_blocks
 from ripple.learn.train import train
 from ripple.learn.train_config import TrainConfig
 
@@ -49,12 +50,18 @@ class Gap(Config):
     same_sky: bool = Field(True, description="Do both see the same objects.")
     source: Instrument = Field(description="Labelled.")
     target: Instrument = Field(description="Not labelled.")
+    one_softening: bool = Field(
+        False, description="Normalise both by the noise of the target, as a simulation made for a survey is."
+    )
     methods: tuple[str, ...] = Field(
         ("adabn", "mmd", "coral", "dann", "adda", "wdgrl", "kmeans", "teacher", "universal"),
         description="Of --adapt.",
     )
-    seeds: tuple[int, ...] = Field((0, 1, 2), description="Of sky, weights and order.")
-    rows: int = Field(1600, description="Galaxies in each data set.")
+    seeds: tuple[int, ...] = Field((11, 12, 13), description="Of sky, weights and order.")
+    rows: int = Field(2400, description="Galaxies in each data set.")
+    fractions: tuple[float, float, float] = Field(
+        (0.45, 0.25, 0.3), description="Training, validation and test: judging costs less than learning."
+    )
     size: int = Field(40, description="Pixels.")
     labels: tuple[int, ...] = Field((50, 200, 1000), description="Target labels for fine-tuning.")
     weights: dict[str, float] = Field({}, description="--adapt-weight by method.")
@@ -62,8 +69,8 @@ class Gap(Config):
     adapt: dict[str, Any] = Field({}, description="Options for what starts from it.")
 
 
-FIRST = {"width": 3, "epochs": 20, "batch_size": 64, "lr": 0.01, "patience": 20}
-AFTER = {"epochs": 10, "lr": 0.003, "adapt_start": 0.0, "warmup": 0.5, "patience": 10}
+FIRST = {"width": 3, "epochs": 16, "batch_size": 64, "lr": 0.01, "patience": 20}
+AFTER = {"epochs": 8, "lr": 0.003, "adapt_start": 0.0, "warmup": 0.5, "patience": 10}
 
 
 def run(gap: Gap, output: Path) -> dict[str, Any]:
@@ -77,7 +84,7 @@ def run(gap: Gap, output: Path) -> dict[str, Any]:
             if not record.exists():
                 began = time.perf_counter()
                 train(TrainConfig.make(options))
-                numbers = measure(gap, Path(options["output"]), source, target)
+                numbers = measure(gap, Path(options["output"]), base)
                 numbers["seconds"] = round(time.perf_counter() - began, 1)
                 record.write_text(json.dumps(numbers))
                 print(seed, name, {k: v for k, v in numbers.items() if isinstance(v, float)}, flush=True)
@@ -86,7 +93,7 @@ def run(gap: Gap, output: Path) -> dict[str, Any]:
 
 
 def data(gap: Gap, base: Path, seed: int) -> tuple[Path, Path]:
-    """Two tensor artefacts."""
+    """Two tensor artefacts; a third where the target has a class of its own: that class without the gap."""
     sky = make_sky(gap.rows, gap.shares, seed)
     other = sky if gap.same_sky else make_sky(gap.rows, gap.target_shares or gap.shares, seed + 1000)
     classes = {"0": "nonlens", "1": "lens"}
@@ -96,19 +103,23 @@ def data(gap: Gap, base: Path, seed: int) -> tuple[Path, Path]:
     def labels(kind: NDArray[np.int64]) -> NDArray[np.int64]:
         return kind if gap.task == "classes" else (kind == KINDS.index("lens")).astype(np.int64)
 
-    paths = []
-    for name, what, instrument, look in (
-        ("source", sky, gap.source, 0), ("target", other, gap.target, 1),
-    ):  # fmt: skip
-        path = base / name
-        write_tensors(path, what, instrument, labels(what.kind), classes, size=gap.size, look=look)
-        paths.append(path)
-    return paths[0], paths[1]
+    seen = [("source", sky, gap.source, 0), ("target", other, gap.target, 1)]
+    if gap.target_shares:
+        seen.append(("unseen", make_sky(gap.rows, gap.target_shares, seed + 2000), gap.source, 2))
+    noise = noise_level(gap.target) if gap.one_softening else None
+    for name, what, instrument, look in seen:
+        write_tensors(
+            base / name, what, instrument, labels(what.kind), classes, size=gap.size, look=look, noise=noise
+        )
+    return base / "source", base / "target"
 
 
 def plan(gap: Gap, base: Path, source: Path, target: Path, seed: int) -> list[tuple[str, dict[str, Any]]]:
     """Name and options of every training, in order."""
-    common = {"task": gap.task, "nside": NSIDE, "seed": seed, "draws": 20, "gate_rows": 100, "threads": 1}
+    common = {
+        "task": gap.task, "nside": NSIDE, "fractions": gap.fractions, "seed": seed, "draws": 20,
+        "gate_rows": 100, "threads": 1,
+    }  # fmt: skip
 
     def options(name: str, tensors: Path, *more: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         made: dict[str, Any] = {**common, **FIRST, **gap.train}
@@ -124,56 +135,75 @@ def plan(gap: Gap, base: Path, source: Path, target: Path, seed: int) -> list[tu
         jobs.append(options(method, source, after, weight, {"adapt": method, "target": [str(target)]}))
     if gap.task == "lens":
         for count in gap.labels:
-            few = {"labelled_rows": count, "batch_size": min(64, max(8, count // 4))}
+            # Shortcuts are looked for in all rows: of a hundred, hardly any would be among the few.
+            few = {
+                "labelled_rows": count, "batch_size": min(64, max(8, count // 4)), "gate_rows": gap.rows,
+            }  # fmt: skip
             jobs.append(options(f"fine-tune-{count}", target, tuned, few))
         few = {"adapt": "supervised", "target_labels": gap.labels[0], "target": [str(target)]}
         jobs.append(options(f"supervised-{gap.labels[0]}", source, tuned, few))
-        jobs.append(options("ceiling", target))
+        # As long a training as the others had before and after.
+        both = {"epochs": (FIRST | gap.train)["epochs"] + tuned["epochs"]}
+        jobs.append(options("ceiling", target, both))
     return jobs
 
 
 # --- what a network is worth --------------------------------------------------------------------------
 
 
-def rows_of(path: Path) -> TargetSet:
+def rows_of(gap: Gap, path: Path) -> TargetSet:
     """All rows with the split that training uses."""
     artefact = open_artefact(path, "tensors")
     dataset = TensorDataset([artefact])
     split = split_blocks(
-        dataset.column("ra"), dataset.column("dec"), fractions=(0.7, 0.15, 0.15), seed=0, nside=NSIDE
+        dataset.column("ra"), dataset.column("dec"), fractions=gap.fractions, seed=0, nside=NSIDE
     )
     return TargetSet(dataset, common_facts([artefact]), split, (artefact.digest,))
 
 
-def measure(gap: Gap, model: Path, source: Path, target: Path) -> dict[str, Any]:
-    """Source and target numbers on test sky, scores kept for paired intervals."""
-    loaded = load_model(model)
+def measure(gap: Gap, directory: Path, base: Path) -> dict[str, Any]:
+    """Numbers on the test sky of every data set, scores kept for paired intervals."""
+    model = load_model(directory)
+    known = rows_of(gap, base / "source")
+    adapted = "adaptation" in model.contract.training
     out: dict[str, Any] = {}
-    for name, path in (("source", source), ("target", target)):
-        part = rows_of(path)
-        rows = np.flatnonzero(part.split == TEST)
-        label = part.labels[rows]
-        nets = list(loaded.nets)
-        if name == "source" and "adaptation" in loaded.contract.training:
-            nets = [own_statistics(net, part.dataset, np.flatnonzero(part.split == 0), CPU) for net in nets]
-        outputs = mean_outputs(nets, part, rows, CPU)
-        p = probabilities(loaded.contract, outputs)
-        known = label < p.shape[1]
-        right = (p.argmax(1) == label)[known]
-        out |= {f"{name}_accuracy": float(right.mean()), f"{name}_right": right.astype(int).tolist()}
-        if gap.task == "lens":
-            curve = evaluate.curve(label, outputs[:, 0])
-            out |= {f"{name}_auroc": evaluate.auroc(curve), f"{name}_ece": evaluate.ece(label, p[:, 1]),
-                    f"{name}_score": outputs[:, 0].round(5).tolist(), f"{name}_label": label.tolist()}  # fmt: skip
-        if not known.all() and loaded.bank is not None:
-            there = features_of(nets[0], part.dataset, rows, CPU).numpy()
-            near = uncertainty.neighbour_distance(loaded.bank.features.numpy(), there)
-            entropy = -(p * np.log(np.maximum(p, 1e-12))).sum(1)
-            for kind, value in (("distance", near), ("entropy", entropy)):
-                out[f"unknown_{kind}"] = evaluate.auroc(evaluate.curve((~known).astype(int), value))
-        if loaded.contract.uncertainty is not None:
-            sets = uncertainty.conformal_sets(p[known], loaded.contract.uncertainty.quantiles)
-            out[f"{name}_coverage"] = uncertainty.set_coverage(sets, label[known])["coverage"]
+    for name in ("source", "target", "unseen"):
+        if (base / name).exists():
+            # An adapted network carries the batch statistics of its target: the source gets its own back.
+            nets = list(model.nets)
+            if adapted and name != "target":
+                rows = np.flatnonzero(known.split == TRAIN)
+                nets = [own_statistics(net, known.dataset, rows, CPU) for net in nets]
+            found = judged(gap, model, nets, rows_of(gap, base / name))
+            out |= {f"{name}_{key}": value for key, value in found.items()}
+    return out
+
+
+def judged(gap: Gap, model: Model, nets: list[Net], part: TargetSet) -> dict[str, Any]:
+    """Numbers of one data set; rows of classes that the model does not have count as unknown."""
+    rows = np.flatnonzero(part.split == TEST)
+    label = part.labels[rows]
+    outputs = mean_outputs(nets, part, rows, CPU)
+    p = probabilities(model.contract, outputs)
+    known = label < p.shape[1]
+    right = (p.argmax(1) == label)[known]
+    out: dict[str, Any] = {"accuracy": float(right.mean()), "right": right.astype(int).tolist()}
+    if gap.task == "lens":
+        curve = evaluate.curve(label, outputs[:, 0])
+        out |= {"auroc": evaluate.auroc(curve), "ece": evaluate.ece(label, p[:, 1]),
+                "score": outputs[:, 0].round(5).tolist(), "label": label.tolist()}  # fmt: skip
+    if model.contract.uncertainty is not None:
+        sets = uncertainty.conformal_sets(p[known], model.contract.uncertainty.quantiles)
+        out["coverage"] = uncertainty.set_coverage(sets, label[known])["coverage"]
+    if not known.all() and model.bank is not None:
+        there = features_of(nets[0], part.dataset, rows, CPU).numpy()
+        kinds = {
+            "distance": uncertainty.neighbour_distance(model.bank.features.numpy(), there),
+            "entropy": -(p * np.log(np.maximum(p, 1e-12))).sum(1),
+            "energy": uncertainty.energy(outputs),
+        }
+        strange = (~known).astype(int)
+        out |= {f"unknown_{k}": evaluate.auroc(evaluate.curve(strange, v)) for k, v in kinds.items()}
     return out
 
 
@@ -207,26 +237,43 @@ def paired_gain(
 
 
 def table(gap: Gap, found: dict[str, Any]) -> str:
-    """The result as a table in Markdown."""
-    keys = ["source_accuracy", "target_accuracy"]
-    keys += ["source_auroc", "target_auroc", "target_ece"] if gap.task == "lens" else []
-    keys += [k for k in ("unknown_distance", "unknown_entropy") if k in found["source-only"][0]]
-    keys.append("target_coverage")
+    """The result in Markdown: what adaptation gains, and what the networks know of their doubts."""
     main = "auroc" if gap.task == "lens" else "accuracy"
     base = found["source-only"]
     room = None
     if "ceiling" in found:
         room = mean(found["ceiling"], f"target_{main}") - mean(base, f"target_{main}")
-    head = ["run", *keys, f"gain in {main} [95 %]", "gap closed", "s"]
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    gains = []
     for name, records in found.items():
-        cells = [f"{mean(records, k):.3f} ± {np.std([r[k] for r in records]):.3f}" for k in keys]
         gain, low, high = paired_gain(records, base, main)
         closed = f"{100 * gain / room:.0f} %" if room and room > 0 else ""
-        seconds = mean(records, "seconds")
-        lines.append(f"| {name} | " + " | ".join(cells)
-                     + f" | {gain:+.3f} [{low:+.3f}, {high:+.3f}] | {closed} | {seconds:.0f} |")  # fmt: skip
-    return "\n".join(lines) + "\n"
+        gains.append([name, f"{gain:+.3f} [{low:+.3f}, {high:+.3f}]", closed])
+    keys = ["source_accuracy", "target_accuracy"]
+    keys += ["source_auroc", "target_auroc"] if gap.task == "lens" else []
+    head = ["run", *keys, f"gain in {main} [95 %]", "gap closed", "s"]
+    rows = [
+        [name, *cells(found[name], keys), gain, closed, f"{mean(found[name], 'seconds'):.0f}"]
+        for name, gain, closed in gains
+    ]
+    doubts = [f"{d}_{k}" for k in ("ece", "coverage") for d in ("source", "target")]
+    doubts += [f"{d}_unknown_{k}" for d in ("unseen", "target") for k in ("distance", "entropy", "energy")]
+    doubts = [k for k in doubts if k in base[0]]
+    return (
+        markdown(head, rows)
+        + "\n"
+        + markdown(["run", *doubts], [[name, *cells(records, doubts)] for name, records in found.items()])
+    )
+
+
+def cells(records: list[dict[str, Any]], keys: list[str]) -> list[str]:
+    """Mean and scatter over the seeds."""
+    return [f"{mean(records, k):.3f} ± {np.std([r[k] for r in records]):.3f}" for k in keys]
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    """A table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def mean(records: list[dict[str, Any]], key: str) -> float:

@@ -83,6 +83,11 @@ def observe(sky: Sky, instrument: Instrument, *, size: int, look: int) -> NDArra
     return out
 
 
+def noise_level(instrument: Instrument) -> Float:
+    """Noise per pixel `(3,)` of a surface brightness: it falls with the area that a pixel collects from."""
+    return np.asarray(np.array(instrument.noise) * 0.2 / instrument.pixel_scale)
+
+
 def _defects(instrument: Instrument, size: int, rng: np.random.Generator) -> NDArray[np.float32]:
     """Noise, sky, cosmic rays and trails `(3, size, size)`."""
     noise = rng.normal(size=(3, size, size))
@@ -91,9 +96,7 @@ def _defects(instrument: Instrument, size: int, rng: np.random.Generator) -> NDA
 
         noise = np.stack([gaussian_filter(n, instrument.correlated, mode="wrap") for n in noise])
         noise /= noise.std()
-    # Surface brightness per pixel: noise per pixel falls with the area it collects from.
-    level = np.array(instrument.noise)[:, None, None] * 0.2 / instrument.pixel_scale
-    plane = level * (noise + instrument.sky * rng.normal(size=(3, 1, 1)))
+    plane = noise_level(instrument)[:, None, None] * (noise + instrument.sky * rng.normal(size=(3, 1, 1)))
     if rng.random() < instrument.artefacts:
         b, angle = rng.integers(3), rng.uniform(0, np.pi)
         y, x = np.mgrid[:size, :size] - rng.uniform(0.2, 0.8, (2, 1, 1)) * size
@@ -179,20 +182,25 @@ def _lensed(x: Float, y: Float, rng: np.random.Generator) -> Float:
 # --- tensors ------------------------------------------------------------------------------------------
 
 
+def measured_noise(flux: NDArray[np.float32]) -> Float:
+    """The noise `(3,)` that a pipeline would measure: robust, from the frame of the stamps."""
+    n = len(flux)
+    edge = np.concatenate([flux[:, :, :3].reshape(n, 3, -1), flux[:, :, -3:].reshape(n, 3, -1)], 2)
+    scatter = 1.4826 * np.median(np.abs(edge - np.median(edge, 2, keepdims=True)), axis=(0, 2))
+    return np.maximum(scatter, 1e-3)
+
+
 def write_tensors(
     directory: Path, sky: Sky, instrument: Instrument, labels: NDArray[np.int64],
-    class_map: dict[str, str], *, size: int, look: int,
+    class_map: dict[str, str], *, size: int, look: int, noise: Float | None = None,
 ) -> Path:  # fmt: skip
-    """A tensor artefact of the sky as one instrument sees it, asinh of flux over its own noise."""
+    """A tensor artefact of the sky as one instrument sees it, asinh of flux over `noise`, or its own `(3,)`."""
     made = create(directory, kind="tensors", config=instrument, inputs={"sky": sky.seed}, units=1)
     if not isinstance(made, ArtefactWriter):
         return directory
     n = len(labels)
     flux = observe(sky, instrument, size=size, look=look)
-    # The noise that a pipeline would measure: robust, from the frame of the stamps.
-    edge = np.concatenate([flux[:, :, :3].reshape(n, 3, -1), flux[:, :, -3:].reshape(n, 3, -1)], 2)
-    scatter = 1.4826 * np.median(np.abs(edge - np.median(edge, 2, keepdims=True)), axis=(0, 2))
-    scale = np.maximum(scatter, 1e-3)
+    scale = measured_noise(flux) if noise is None else noise
     image = np.arcsinh(flux / (3 * scale[:, None, None])).astype(np.float32)
     index = np.arange(n)
     catalog: dict[str, Any] = {

@@ -1,0 +1,106 @@
+"""Robustness before and after adaptation: the stress card of networks that `gap.py` has trained.
+
+    python scripts/bench/gap_stress.py OUT source-only coral ... [--rows 300 --attacked 100]
+
+OUT is that of `gap.py`. Every network is stressed on the test sky of the target, by `ripple score --stress`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gap import markdown
+
+from ripple.learn.evaluate import wilson
+from ripple.learn.score import score
+from ripple.learn.score_config import ScoreConfig
+
+Card = dict[str, Any]
+
+
+def card(base: Path, name: str, rows: int, attacked: int) -> Card:
+    """The stress card of one network, made once."""
+    output = base / f"stress-{name}"
+    score(ScoreConfig.make({
+        "model": str(base / name), "tensors": [str(base / "target")], "output": str(output), "threads": 1,
+        "stress": True, "stress_rows": rows, "attacked_rows": attacked, "draws": 10, "top": 0,
+    }))  # fmt: skip
+    found: Card = json.loads((output / "stress.json").read_text())
+    return found
+
+
+def summary(cards: list[Card]) -> dict[str, Any]:
+    """Of the seeds together: what the rows are like before, and what the attack and the worst others do."""
+    lines = {d["disturbance"]: [c["card"][k] for c in cards] for k, d in enumerate(cards[0]["card"])}
+    flips = {name: pooled(part) for name, part in lines.items()}
+    before = [c["undisturbed"] for c in cards]
+    attack = lines.pop("one-pixel attack")
+    return {
+        "accuracy": mean(before, "accuracy"), "auroc": mean(before, "auroc"),
+        "distance": mean(before, "wrong_class_distance"), "attack": flips.pop("one-pixel attack"),
+        "attacked_distance": mean(attack, "wrong_class_distance"), "flips": flips,
+    }  # fmt: skip
+
+
+def mean(parts: list[dict[str, Any]], key: str) -> float:
+    """Over the seeds."""
+    return float(np.mean([p[key] for p in parts]))
+
+
+def pooled(parts: list[dict[str, Any]]) -> tuple[float, float, float]:
+    """Flip rate over the rows of all seeds and its 95 % interval."""
+    rows = sum(p["rows"] for p in parts)
+    flips = sum(round(p["flip_rate"]["value"] * p["rows"]) for p in parts)
+    found = wilson(flips, rows)
+    return found.value, found.low, found.high
+
+
+def table(found: dict[str, dict[str, Any]]) -> str:
+    """One line per network, then one per disturbance."""
+    head = [
+        "network",
+        "accuracy",
+        "AUROC",
+        "one-pixel flips [95 %]",
+        "distance to the wrong class",
+        "attacked",
+    ]
+    rows = [
+        [name, f"{s['accuracy']:.3f}", f"{s['auroc']:.3f}", rate(s["attack"]), f"{s['distance']:.2f}",
+         f"{s['attacked_distance']:.2f}"]
+        for name, s in found.items()
+    ]  # fmt: skip
+    kinds = list(next(iter(found.values()))["flips"])
+    flips = [[kind, *(f"{100 * s['flips'][kind][0]:.1f}" for s in found.values())] for kind in kinds]
+    return markdown(head, rows) + "\n" + markdown(["flips, %", *found], flips)
+
+
+def rate(value: tuple[float, float, float]) -> str:
+    """Per cent with its interval."""
+    return "{:.1f} % [{:.1f}, {:.1f}]".format(*(100 * v for v in value))
+
+
+def main() -> None:
+    """Read the options, stress, write."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("output", type=Path)
+    parser.add_argument("networks", nargs="+")
+    parser.add_argument("--rows", type=int, default=300)
+    parser.add_argument("--attacked", type=int, default=100)
+    given = parser.parse_args()
+    seeds = sorted(given.output.glob("seed-*"))
+    found = {
+        name: summary([card(base, name, given.rows, given.attacked) for base in seeds])
+        for name in given.networks
+    }
+    text = table(found)
+    (given.output / "stress.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
