@@ -16,6 +16,7 @@ import pytest
 import torch
 from toys import write_toys
 
+from ripple.artefact import open_artefact
 from ripple.errors import ConfigError, ContractError, DataError, Interrupted
 from ripple.learn import align
 from ripple.learn import fit as fitting
@@ -172,8 +173,8 @@ SMALL: dict[str, Any] = {
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     base = tmp_path_factory.mktemp("pair")
     return (
-        write_toys(base / "source", shards=2, rows=120),
-        write_toys(base / "target", shards=2, rows=100, seed=5, psf_fwhm=0.9),
+        write_toys(base / "source", shards=2, rows=70),
+        write_toys(base / "target", shards=2, rows=60, seed=5, psf_fwhm=0.9),
     )
 
 
@@ -194,10 +195,7 @@ def test_every_method_runs_and_is_written_down(pair: tuple[Path, Path], tmp_path
     assert 0 <= record["auroc"]["value"] <= 1
     assert contract.psf_fwhm == 0.9  # what the target has: the network is for the target
     assert contract.members[0].epoch == 2  # the last epoch, not the best on source sky
-    assert contract.training["inputs"] == [
-        *training_set(config(pair, tmp_path, adapt=method)).digests,
-        *training_set(config(pair, tmp_path, adapt=method)).target.digests,
-    ]
+    assert contract.training["inputs"] == [open_artefact(path, "tensors").digest for path in pair]
     evaluation = json.loads((tmp_path / "m" / "evaluation.json").read_text())
     assert evaluation["target"]["method"] == method
 
@@ -212,7 +210,7 @@ def test_a_killed_adaptation_ends_with_the_same_bytes(
     def interrupted(*args: Any) -> torch.Tensor:
         nonlocal calls
         calls += 1
-        if calls == 3 * 6:  # five batches and a validation per epoch: in the third
+        if calls == 3 * 4:  # three batches and a validation per epoch: in the third
             raise Interrupted(signal.SIGTERM)
         return original(*args)
 
@@ -229,10 +227,10 @@ def test_target_labels_are_not_read(pair: tuple[Path, Path], tmp_path: Path) -> 
     blank = write_toys(
         tmp_path / "blank",
         shards=2,
-        rows=100,
+        rows=60,
         seed=5,
         psf_fwhm=0.9,
-        catalog_extra={"label": np.full(100, -1)},
+        catalog_extra={"label": np.full(60, -1)},
     )
     for name, target in (("seen", pair[1]), ("blank", blank)):
         train(config((pair[0], target), tmp_path / name / "m", adapt="kmeans"))
@@ -281,12 +279,12 @@ def test_the_benchmark_in_small(tmp_path: Path) -> None:
     """Two instruments: batch statistics of the target's own already close part of the gap."""
     root = Path(__file__).parents[1]
     command = [sys.executable, str(root / "scripts/bench/gap.py"), str(root / "configs/gap-instruments.yaml")]
-    small = ["seeds=[0]", "rows=900", "methods=[adabn, mmd]", "labels=[50]", "train={epochs: 12}"]
+    small = ["seeds=[0]", "rows=800", "methods=[adabn]", "labels=[50]", "fractions=[0.6, 0.2, 0.2]"]
     command += ["-o", str(tmp_path / "gap"), *[part for s in small for part in ("--set", s)]]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run(command, check=True, capture_output=True, env=environment, timeout=280)
+    subprocess.run(command, check=True, capture_output=True, env=environment, timeout=900)
     runs = json.loads((tmp_path / "gap" / "result.json").read_text())["runs"]
     auroc = {name: records[0]["target_auroc"] for name, records in runs.items()}
     assert auroc["ceiling"] > auroc["source-only"] + 0.05
-    assert max(auroc["adabn"], auroc["mmd"]) > auroc["source-only"] + 0.03
-    assert (tmp_path / "gap" / "result.md").read_text().count("\n") == 8
+    assert auroc["adabn"] > auroc["source-only"] + 0.03
+    assert (tmp_path / "gap" / "result.md").read_text().count("| adabn |") == 2

@@ -48,14 +48,19 @@ def test_few_rows_take_every_class() -> None:
 
 def test_distance_to_the_tenth_neighbour() -> None:
     rng = np.random.default_rng(0)
-    bank = rng.normal(3.0, [1.0, 10.0], (4000, 2))
-    scaled = (bank - bank.mean(0)) / bank.std(0)
-    x = np.array([[5.0, -20.0], [30.0, 3.0]])
+    bank = rng.uniform(0.1, 5.0, (4000, 3))
+    x = np.array([[5.0, 0.1, 0.1], [300.0, 300.0, 300.0]])
     there = uncertainty.neighbour_distance(bank, x, 10)
     for k in range(2):
-        each = np.linalg.norm((x[k] - bank.mean(0)) / bank.std(0) - scaled, axis=1)
+        cosine = bank @ x[k] / np.linalg.norm(bank, axis=1) / np.linalg.norm(x[k])
+        ratio = uncertainty.LENGTH * np.log(np.linalg.norm(bank, axis=1) / np.linalg.norm(x[k]))
+        each = np.sqrt(2 - 2 * cosine + ratio**2)
         assert there[k] == pytest.approx(np.sort(each)[9])
-    assert uncertainty.neighbour_distance(bank, np.zeros((0, 2))).shape == (0,)
+    # Ten times as long is as far as 27 degrees, whatever the scale of the features.
+    assert uncertainty.latent_distance(x[:1], 10 * x[:1])[0, 0] == pytest.approx(0.2 * np.log(10))
+    assert uncertainty.latent_distance(7 * x, 7 * bank) == pytest.approx(uncertainty.latent_distance(x, bank))
+    assert np.isfinite(uncertainty.latent_distance(np.zeros((1, 3)), bank)).all()
+    assert uncertainty.neighbour_distance(bank, np.zeros((0, 3))).shape == (0,)
 
 
 def test_energy_is_minus_log_sum_exp() -> None:
@@ -76,7 +81,7 @@ def test_risk_falls_with_coverage_for_honest_confidence() -> None:
 
 
 def test_columns() -> None:
-    known = uncertainty.Uncertainty(quantiles=(0.3, 0.3), ood_unit=0.5)
+    known = uncertainty.Uncertainty(quantiles=(0.3, 0.3), ood_limit=0.5)
     p = np.array([[0.9, 0.1], [0.5, 0.5], [0.1, 0.9], [0.1, 0.9]])
     found = uncertainty.doubts(known, p, np.array([0.1, 0.1, 0.1, 1.0]), ("nonlens", "lens"))
     assert found["set"].tolist() == ["nonlens", "", "lens", "lens"]

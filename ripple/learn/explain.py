@@ -222,7 +222,7 @@ def _facts(model: Model, rows: Rows, at: int) -> list[Tile]:
         there = uncertainty.neighbour_distance(
             model.bank.features.numpy(), rows.features[[at]], known.neighbour
         )
-        ood = float(there[0]) / known.ood_unit
+        ood = float(there[0]) / known.ood_limit
         facts.append(Tile("ood", f"{ood:.2f}", "above 1: unlike the training rows"))
     label = int(rows.dataset.column("label")[number])
     names = class_names(contract)
@@ -246,7 +246,7 @@ def neighbours(
     if model.bank is None:
         return [], ""
     bank = model.bank.features.numpy()
-    distance = uncertainty.standardised(bank, bank, features[None])[0]
+    distance = uncertainty.latent_distance(features[None], bank)[0]
     nearest = np.argsort(distance, kind="stable")[: config.neighbours]
     number, label = model.bank.row.numpy()[nearest], model.bank.label.numpy()[nearest]
     names = class_names(model.contract)
@@ -257,8 +257,8 @@ def neighbours(
             raise DataError("other tensors than the model was trained on")
         stamps = [data_uri(s) for s in _stamps(sources, number)]
         ids = [_text(dataset.column("id")[k]) for k in number]
-        note = ("Rows the network was trained on that it finds most like this one. Distances are in the "
-                "latent space, in units of the spread of each feature.")  # fmt: skip
+        note = ("Rows the network was trained on that it finds most like this one. Distances are "
+                "between directions in the latent space; ood is the nearest over its limit.")  # fmt: skip
     except (DataError, InputError, IntegrityError) as err:
         stamps, ids = [""] * len(nearest), [f"row {k}" for k in number]
         note = f"Stamps are missing: {err}. Give the training tensors with --training."

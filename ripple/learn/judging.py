@@ -70,11 +70,11 @@ def with_uncertainty(
     labels = data.labels
     bank = Bank(features, torch.from_numpy(known), torch.from_numpy(labels[known].astype(np.int64)))
     there = features_of(net, data.dataset, held, device).cpu().numpy()
-    unit = uncertainty.ood_unit(uncertainty.neighbour_distance(features.numpy(), there))
+    limit = uncertainty.ood_limit(uncertainty.neighbour_distance(features.numpy(), there))
     limits: tuple[float, ...] = ()
     if contract.output != "regression":
         limits = uncertainty.conformal_quantiles(probabilities(contract, outputs), labels[held])
-    fitted = uncertainty.Uncertainty(quantiles=limits, ood_unit=unit, **save_bank(directory, bank))
+    fitted = uncertainty.Uncertainty(quantiles=limits, ood_limit=limit, **save_bank(directory, bank))
     return contract.model_copy(update={"uncertainty": fitted})
 
 
@@ -167,7 +167,7 @@ def _unknown(
     }
     strange = (~known).astype(np.int64)
     aurocs = {name: evaluate.auroc(evaluate.curve(strange, value)) for name, value in scores.items()}
-    outside = scores["distance"] > doubt.ood_unit
+    outside = scores["distance"] > doubt.ood_limit
     return {"rows": int(strange.sum()), "auroc": aurocs, "ood_found": float(outside[~known].mean()),
             "ood_false": float(outside[known].mean())}  # fmt: skip
 

@@ -62,13 +62,13 @@ def answer(model: Model, image: Tensor, label: NDArray[np.int64]) -> Answers:
 
 
 def wrong_class_distance(bank: Bank, features: NDArray[Any], label: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Distance `(n,)` to the nearest training row of another class, in units of the spread of features."""
+    """Distance `(n,)` to the nearest training row of another class, `uncertainty.latent_distance`."""
     known, theirs = bank.features.numpy(), bank.label.numpy()
     out = np.full(len(features), np.nan)
     for value in np.unique(label):
         mine = label == value
         if (theirs != value).any():
-            out[mine] = uncertainty.standardised(known, known[theirs != value], features[mine]).min(1)
+            out[mine] = uncertainty.latent_distance(features[mine], known[theirs != value]).min(1)
     return out
 
 

@@ -20,6 +20,8 @@ ALPHA = 0.1
 #: Neighbour whose distance counts (with banks of a thousand rows the nearest finds unknown classes best,
 #: `configs/gap-unknown.yaml`), and the share of validation rows allowed beyond `ood` = 1.
 NEIGHBOUR, OUTSIDE = 1, 0.01
+#: Weight of the lengths of feature vectors beside their directions, in `latent_distance`.
+LENGTH = 0.2
 #: Training rows whose features are kept.
 BANK = 4096
 
@@ -28,8 +30,9 @@ class Uncertainty(BaseModel):
     """What a contract knows about its doubts.
 
     `quantiles` are the largest `1 - p(class)` that a class may have and still be in a set, one per class
-    (empty for regression), at coverage `1 - alpha`. `ood_unit` is the distance to the `neighbour`-th training
-    row that a share `OUTSIDE` of validation rows exceeds. `bytes` and `sha256` are those of the features.
+    (empty for regression), at coverage `1 - alpha`. `ood_limit` is the distance to the `neighbour`-th
+    training row that a share `OUTSIDE` of validation rows exceeds. `bytes` and `sha256` are those of the
+    features.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -37,7 +40,7 @@ class Uncertainty(BaseModel):
     alpha: float = Field(ALPHA, gt=0, lt=1)
     quantiles: tuple[float, ...] = ()
     neighbour: int = Field(NEIGHBOUR, ge=1)
-    ood_unit: float = Field(1.0, gt=0)
+    ood_limit: float = Field(1.0, gt=0)
     bytes: int = 0
     sha256: str = ""
 
@@ -83,10 +86,7 @@ def set_coverage(sets: NDArray[np.bool_], label: ArrayLike) -> dict[str, Any]:
 
 
 def neighbour_distance(bank: ArrayLike, features: ArrayLike, neighbour: int = NEIGHBOUR) -> Float:
-    """Distance to the `neighbour`-th nearest row of the bank, in units of the spread of each feature.
-
-    Nearest neighbours in the latent space (Sun et al. 2022, ICML 162, 20827). Theirs is on the unit sphere,
-    for thousands of features; with tens of them the length of a feature vector says too much to be lost.
+    """Distance to the `neighbour`-th nearest row of the bank (Sun et al. 2022, ICML 162, 20827).
 
     Parameters
     ----------
@@ -100,9 +100,26 @@ def neighbour_distance(bank: ArrayLike, features: ArrayLike, neighbour: int = NE
     k = min(neighbour, len(np.asarray(bank))) - 1
     out = np.empty(len(np.asarray(features)))
     for at in range(0, len(out), 1024):
-        apart = standardised(bank, bank, np.asarray(features)[at : at + 1024])
+        apart = latent_distance(np.asarray(features)[at : at + 1024], bank)
         out[at : at + 1024] = np.partition(apart, k, axis=1)[:, k]
     return out
+
+
+def latent_distance(features: ArrayLike, others: ArrayLike) -> Float:
+    """Distances `(N, K)` of features `(N, F)` to others `(K, F)`: the chord of their directions on the unit
+    sphere, and `LENGTH` times the logarithm of the ratio of their lengths, in quadrature.
+
+    Directions tell classes apart, also unknown ones; lengths tell what is no galaxy at all.
+    """  # fmt: skip
+    x, y = _placed(features), _placed(others)
+    square = (x**2).sum(1)[:, None] + (y**2).sum(1) - 2 * x @ y.T
+    return np.asarray(np.sqrt(np.maximum(square, 0)))
+
+
+def _placed(features: ArrayLike) -> Float:
+    x = np.asarray(features, np.float64)
+    length = np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    return np.concatenate([x / length, LENGTH * np.log(length)], 1)
 
 
 def scaled(bank: ArrayLike, features: ArrayLike) -> Float:
@@ -114,13 +131,6 @@ def scaled(bank: ArrayLike, features: ArrayLike) -> Float:
     return np.asarray((np.asarray(features, np.float64) - known.mean(0)) / width)
 
 
-def standardised(bank: ArrayLike, others: ArrayLike, features: ArrayLike) -> Float:
-    """Distances `(N, K)` of features `(N, F)` to `others` `(K, F)`, both `scaled` by the bank."""
-    x, y = scaled(bank, features), scaled(bank, others)
-    square = (x**2).sum(1)[:, None] + (y**2).sum(1) - 2 * x @ y.T
-    return np.asarray(np.sqrt(np.maximum(square, 0)))
-
-
 def energy(logits: ArrayLike) -> Float:
     """`-log sum exp` of the logits: high far from all classes (Liu et al. 2020, NeurIPS 33, 21464)."""
     z = np.asarray(logits, np.float64)
@@ -128,7 +138,7 @@ def energy(logits: ArrayLike) -> Float:
     return np.asarray(-(top + np.log(np.exp(z - top[:, None]).sum(1))))
 
 
-def ood_unit(distance: ArrayLike) -> float:
+def ood_limit(distance: ArrayLike) -> float:
     """The distance that a share `OUTSIDE` of validation rows exceeds."""
     return max(float(np.quantile(np.asarray(distance, np.float64), 1 - OUTSIDE)), 1e-6)
 
@@ -185,7 +195,7 @@ def doubts(
     `ood` `(N,)` float32, above 1 for rows unlike the training rows; for classes also `set`, the names joined
     by `|`, and `abstain` uint8, 1 when the set has not exactly one class or `ood` is above 1.
     """
-    ood = (distance / known.ood_unit).astype(np.float32)
+    ood = (distance / known.ood_limit).astype(np.float32)
     if not known.quantiles:
         return {"ood": ood}
     sets = conformal_sets(probability, known.quantiles)
