@@ -275,6 +275,7 @@ def test_options_that_contradict(pair: tuple[Path, Path], tmp_path: Path, change
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_benchmark_in_small(tmp_path: Path) -> None:
     """Two instruments: batch statistics of the target's own already close part of the gap."""
     root = Path(__file__).parents[1]

@@ -253,11 +253,8 @@ def table(gap: Gap, found: dict[str, Any]) -> str:
         gains.append([name, f"{gain:+.3f} [{low:+.3f}, {high:+.3f}]", closed])
     keys = ["source_accuracy", "target_accuracy"]
     keys += ["source_auroc", "target_auroc"] if gap.task == "lens" else []
-    head = ["run", *keys, f"gain in {main} [95 %]", "gap closed", "s"]
-    rows = [
-        [name, *cells(found[name], keys), gain, closed, f"{mean(found[name], 'seconds'):.0f}"]
-        for name, gain, closed in gains
-    ]
+    head = ["run", *keys, f"gain in {main} [95 %]", "gap closed"]
+    rows = [[name, *cells(found[name], keys), gain, closed] for name, gain, closed in gains]
     doubts = [f"{d}_{k}" for k in ("ece", "coverage") for d in ("source", "target")]
     doubts += [f"{d}_unknown_{k}" for d in ("unseen", "target") for k in ("distance", "entropy", "energy")]
     doubts = [k for k in doubts if k in base[0]]
