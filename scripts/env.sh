@@ -34,9 +34,10 @@ prepare() {
         "$python" -m venv .venv
     fi
     echo "==> installing ripple[$extras] (the first time takes minutes: PyTorch is large)" >&2
-    # uv is many times faster than pip; pip does the same where uv cannot be had.
+    # uv is many times faster than pip; pip does the same where uv cannot be had. Unlike pip, uv compiles no
+    # bytecode unless told to: where PYTHONDONTWRITEBYTECODE is set, every start of Python would do it again.
     if .venv/bin/python -m pip install --quiet --disable-pip-version-check "uv>=0.8" 2>/dev/null &&
-        .venv/bin/uv pip install --python .venv/bin/python -c constraints.txt -e ".[$extras]"; then
+        .venv/bin/uv pip install --compile-bytecode --python .venv/bin/python -c constraints.txt -e ".[$extras]"; then
         :
     else
         .venv/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[$extras]"

@@ -477,12 +477,13 @@ def _gunzip_members(stream: memoryview, size: int, name: str) -> Array:
     from zlib_ng import gzip_ng, zlib_ng
 
     out = np.empty(size, np.uint8)
+    damage: Any = zlib_ng.error
     try:
         with gzip_ng.GzipNGFile(fileobj=io.BytesIO(stream)) as file:
             count = file.readinto(memoryview(out))
             if count != size or file.read(1):
                 raise UnreadableError(f"{name}: damaged, its tiles do not have the pixels of their shapes")
-    except (OSError, EOFError, zlib.error, zlib_ng.error) as error:
+    except (OSError, EOFError, zlib.error, damage) as error:
         raise UnreadableError(f"{name}: damaged, a tile does not inflate: {error}") from error
     return out
 

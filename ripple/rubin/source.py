@@ -224,7 +224,8 @@ def renumber(mask: Plane, schema: dict[str, int], planes: tuple[str, ...]) -> ND
         if name in target:
             moved[target[name] - bit] = moved.get(target[name] - bit, 0) | 1 << bit
     word = np.uint64 if mask.dtype.itemsize == 8 else np.uint32
-    bits = np.ascontiguousarray(mask).reshape(-1).view(f"u{mask.dtype.itemsize}").astype(word, copy=False)
+    flat = np.ascontiguousarray(mask).reshape(-1).view(f"u{mask.dtype.itemsize}")
+    bits: NDArray[np.unsignedinteger] = flat.astype(word, copy=False)
     out = np.zeros(mask.size, np.uint32)
     if mask.size <= _FEW_PIXELS:
         for left, chosen in moved.items():
