@@ -156,9 +156,9 @@ class Started:
         """End all but `count` of them: there is no work, or no memory, for more."""
         while len(self.workers) > count:
             process, connection = self.workers.pop()
-            connection.close()
             process.kill()
             process.wait()
+            connection.close()
 
 
 @contextmanager
@@ -502,21 +502,15 @@ def serve() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with_parent(parent)
     connection = Connection(handle)
-    try:
+    with suppress(EOFError, ConnectionError):  # the parent needs this worker no more
         function, memory_bytes, prepare = connection.recv()
-    except EOFError:  # nobody needs this worker any more
-        return
-    if memory_bytes is not None:
-        resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
-    if prepare is not None:
-        prepare()
-    connection.send("ready")
-    while True:
-        try:
-            task = connection.recv()
-        except EOFError:
-            return
-        connection.send(_attempt(function, task, memory_bytes))
+        if memory_bytes is not None:
+            resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
+        if prepare is not None:
+            prepare()
+        connection.send("ready")
+        while True:
+            connection.send(_attempt(function, connection.recv(), memory_bytes))
 
 
 def _attempt(function: Callable[[Any], Any], task: Any, memory_bytes: int | None) -> Any:
