@@ -35,6 +35,7 @@ from ripple.files import (
     is_locked,
     lock,
     opened,
+    parse_parquet,
     publish,
     read_whole,
     remove_temporaries,
@@ -406,13 +407,12 @@ class Artefact:
             Its bytes are not those that were written.
         """
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         path, entry = self.directory / INDEX, self.manifest["index"]
         data = read_whole(path)
         _compare(path, (len(data), hashlib.sha256(data).hexdigest()), (entry["bytes"], entry["sha256"]))
         try:
-            table = pq.read_table(pa.BufferReader(data))
+            table = parse_parquet(data)
             table.validate(full=True)
         except (pa.ArrowException, OSError, ValueError) as err:  # of an artefact made by others
             raise IntegrityError(f"{path}: not a table: {' '.join(str(err).split())[:200]}") from None

@@ -20,9 +20,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ripple.errors import IntegrityError, LockedError, WriteError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 TEMPORARY = ".tmp-"
 LOCK = ".lock"
@@ -206,6 +209,18 @@ def read_whole(path: Path) -> bytes:
     """
     with opened(path) as file:
         return file.read()
+
+
+def parse_parquet(data: bytes) -> pa.Table:
+    """A table from the bytes of a Parquet file.
+
+    `pyarrow.parquet.read_table` would let a thread of Arrow drop the last hold on `data`: where that comes as
+    late as Python's own end, the process aborts after all is done.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
 
 
 @contextmanager

@@ -129,16 +129,13 @@ def ranked_table(artefact: Artefact) -> pa.Table:
     IntegrityError
         Its bytes are not those that were written.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from ripple.files import hash_file, read_whole
+    from ripple.files import hash_file, parse_parquet, read_whole
 
     entry = artefact.manifest["attributes"]["sorted"]
     path = artefact.directory / entry["name"]
     if hash_file(path)[1] != entry["sha256"]:
         raise IntegrityError(f"{path}: damaged, its SHA-256 is not the one recorded", hint="score again")
-    return pq.read_table(pa.BufferReader(read_whole(path)))
+    return parse_parquet(read_whole(path))
 
 
 def chosen_rows(table: pa.Table, config: ReportConfig) -> NDArray[np.int64]:
