@@ -138,10 +138,11 @@ def fetch(config: FetchConfig) -> Summary:
 
 
 def _started(config: FetchConfig) -> AbstractContextManager[Started | None]:
-    """The first workers, started beside the making of the plan."""
+    """The first workers, started beside the making of the plan; none where a finished output needs none."""
+    from ripple.artefact import MANIFEST
     from ripple.pool import starting
 
-    if config.dask is not None or config.workers == 0:
+    if config.dask is not None or config.workers == 0 or (Path(config.output) / MANIFEST).exists():
         return nullcontext()
     return starting(make_shard, min(config.workers, _EARLY), prepare=prepare_worker)
 

@@ -499,7 +499,6 @@ class _Failed:
 def serve() -> None:
     """The loop of a worker process: `argv` holds the socket and the parent's pid."""
     handle, parent = int(sys.argv[1]), int(sys.argv[2])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with_parent(parent)
     connection = Connection(handle)
     with suppress(EOFError, ConnectionError):  # the parent needs this worker no more

@@ -16,8 +16,7 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
-from ripple import noise
-from ripple.noise import LAG
+from ripple.noise import LAG, autocorrelation
 from ripple.psf import centroid
 
 Float = NDArray[np.float64]
@@ -209,7 +208,7 @@ class _Solver:
         miss = np.abs(scipy.fft.irfft2(spectrum * self.psf[rows] - self.target[rows], s=self.shape))
         residual = np.einsum("kij,ij->k", miss, self.near, dtype=np.float64)
         power = _square(spectrum)
-        auto = noise.autocorrelation(power)
+        auto = autocorrelation(power)
         kernel = _centred(x, self.h)
         return Kernels(
             kernel=kernel,

@@ -195,6 +195,13 @@ def signalled(tally: Tally, run: Run, signum: int) -> None:
         tally.note(f"exit {code}: {run.text()[-300:]!r}")
 
 
+def fetched(directory: Path) -> Path:
+    """Cutouts for a verb that reads them."""
+    cutouts = directory / "cutouts"
+    reference(fetch_argv(cutouts), cutouts)
+    return cutouts
+
+
 @row("1", "fetch: kill -9 at random moments, resume", full=200, gate=3, into=VERB_ROWS)
 def fetch_killed(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
     killed(tally, rng, trials, directory, lambda out, n: fetch_argv(out, workers=n))
@@ -202,8 +209,7 @@ def fetch_killed(tally: Tally, rng: random.Random, trials: int, directory: Path)
 
 @row("1", "preprocess: kill -9 at random moments, resume", full=200, gate=3, into=VERB_ROWS)
 def preprocess_killed(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
-    cutouts = directory / "cutouts"
-    reference(fetch_argv(cutouts), cutouts)
+    cutouts = fetched(directory)
     killed(tally, rng, trials, directory, lambda out, n: preprocess_argv(cutouts, out, workers=n))
 
 
@@ -214,15 +220,13 @@ def fetch_interrupted(tally: Tally, rng: random.Random, trials: int, directory: 
 
 @row("22", "preprocess: SIGINT and SIGTERM at random moments, resume", full=100, gate=2, into=VERB_ROWS)
 def preprocess_interrupted(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
-    cutouts = directory / "cutouts"
-    reference(fetch_argv(cutouts), cutouts)
+    cutouts = fetched(directory)
     interrupted(tally, rng, trials, directory, lambda out, n: preprocess_argv(cutouts, out, workers=n))
 
 
 @row("29", "preprocess on a damaged cutout artefact", full=300, gate=4, into=VERB_ROWS)
 def damaged_input(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
-    here = directory / "cutouts"
-    reference(fetch_argv(here), here)
+    here = fetched(directory)
     files = [*sorted(here.glob("shard-*")), here / "index.parquet", here / "manifest.json"]
     for trial in trials_in_time(trials):
         tally.trials = trial + 1
