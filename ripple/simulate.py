@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -52,7 +52,7 @@ class SimulateConfig(Config):
     defects: bool = Field(
         True, description="Missing cell, hole, cosmic ray, trail, and a patch without one band."
     )
-    workers: int = neutral(2, ge=0, le=64, description="Processes that paint; 0 paints in this one.")
+    workers: int = neutral(2, ge=0, le=64, description="Processes that paint and write; 0 works in this one.")
 
     @field_validator("bands")
     @classmethod
@@ -164,10 +164,11 @@ def _make(config: SimulateConfig, block: Block) -> dict[str, NDArray[Any]]:
     repo = MiniRepo(_directory(config) / "repo", block.skymap, block.tract, block.patches, config.bands)
     repo.put_objects(object_table(scene, tan, ids, patch, conditions, block.tract, config.seed))
     light, arcs = _paint(config, scene.painted, conditions)
-    stars = _stars(scene)
-    with progress(len(config.bands) * len(block.patches), "writing", "coadds") as advance:
-        for planes in _coadds(config, block, conditions, defects, light, stars):
-            repo.put_coadd(planes)
+    absent = missing_band(config, block)
+    keys = [(patch, band) for band in config.bands for patch in block.patches if (patch, band) != absent]
+    planes = _Observed(config, block, conditions, defects, light, _stars(scene))
+    with progress(len(keys), "writing", "coadds") as advance:
+        for _ in repo.put_coadds(keys, planes, workers=config.workers):
             advance()
     truth = truth_table(scene, ids[:count], tan, patch[:count], arcs, config.bands)
     return {"tract": np.full(count, block.tract, np.int32), **truth}
@@ -211,29 +212,45 @@ def _stars(scene: Any) -> dict[str, NDArray[np.float64]]:
     }
 
 
-def _coadds(
-    config: SimulateConfig, block: Block, conditions: Any, defects: Any, light: NDArray[np.float32],
-    stars: dict[str, NDArray[np.float64]],
-) -> Iterator[Any]:  # fmt: skip
-    """Observe band by band and cut the patches; overlapping patches get identical pixels."""
-    from ripple.rubin.mini_repo import CoaddPlanes
-    from ripple.simulation.defects import PLANES, observe
+@dataclass
+class _Observed:
+    """Observes a band when its first coadd is asked for; overlapping patches get identical pixels."""
 
-    absent = missing_band(config, block)
-    for b, band in enumerate(config.bands):
-        planes = observe(light[b], stars[band], conditions, b, defects, config.seed)
-        kernels = _kernels(conditions, b, defects.missing_cell)
-        for patch in block.patches:
-            if (patch, band) == absent:
-                continue
-            box = block.skymap.patch_outer(block.tract, patch)
-            cut = block.box.slices(box)
-            cells = tuple(slice(s.start // 150, s.stop // 150) for s in cut)
-            yield CoaddPlanes(
-                patch, band, np.ascontiguousarray(planes.image[cut]),
-                np.ascontiguousarray(planes.variance[cut]), np.ascontiguousarray(planes.mask[cut]),
-                PLANES, kernels[cells],
-            )  # fmt: skip
+    config: SimulateConfig
+    block: Block
+    conditions: Any
+    defects: Any
+    light: NDArray[np.float32]
+    stars: dict[str, NDArray[np.float64]]
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    band: str = ""
+    whole: Any = None
+    kernels: Any = None
+
+    def __call__(self, patch: int, band: str) -> Any:
+        from ripple.rubin.mini_repo import CoaddPlanes
+        from ripple.simulation.defects import PLANES
+
+        with self.lock:
+            if band != self.band:
+                self._observe(band)
+            whole, kernels = self.whole, self.kernels
+        cut = self.block.box.slices(self.block.skymap.patch_outer(self.block.tract, patch))
+        cells = tuple(slice(s.start // 150, s.stop // 150) for s in cut)
+        image, variance, mask = (
+            np.ascontiguousarray(p[cut]) for p in (whole.image, whole.variance, whole.mask)
+        )
+        return CoaddPlanes(patch, band, image, variance, mask, PLANES, kernels[cells])
+
+    def _observe(self, band: str) -> None:
+        from ripple.simulation.defects import observe
+
+        b = self.config.bands.index(band)
+        self.band, self.whole = "", None  # the memory of the band before
+        light = self.light[b].copy()  # a coadd whose worker died may be asked for again
+        self.whole = observe(light, self.stars[band], self.conditions, b, self.defects, self.config.seed)
+        self.kernels = _kernels(self.conditions, b, self.defects.missing_cell)
+        self.band = band
 
 
 def _kernels(conditions: Any, band: int, missing: tuple[int, int] | None) -> NDArray[np.float64]:

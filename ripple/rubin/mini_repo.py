@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ripple.errors import WorkerError
 from ripple.geometry import Box, Tan
+from ripple.pool import WorkerFailure, ordered_map
 from ripple.skymap import RingsSkyMap
 
 RUN = "mini"
@@ -70,7 +72,7 @@ class MiniRepo:
     ) -> None:
         from lsst.daf.butler import Butler, DatasetType
 
-        self.skymap, self.tract = skymap, tract
+        self.root, self.skymap, self.tract = root, skymap, tract
         self._butler = Butler.from_config(Butler.makeRepo(str(root)), writeable=True, run=RUN)
         self._insert(patches, bands)
         universe = self._butler.dimensions
@@ -114,15 +116,46 @@ class MiniRepo:
         expanded = self._butler.registry.expandDataId(data_id, dimensions=kind.dimensions)
         return DatasetRef(kind, expanded, run=RUN, id_generation_mode=DatasetIdGenEnum.DATAID_TYPE_RUN)
 
-    def put_coadd(self, planes: CoaddPlanes) -> None:
-        """Write one coadd with `Butler.put`."""
-        data_id = {
-            "skymap": self.skymap.name,
-            "tract": self.tract,
-            "patch": planes.patch,
-            "band": planes.band,
-        }
-        self._butler.put(cell_coadd(planes, self.skymap, self.tract), self._ref(self._coadd, data_id))
+    def put_coadds(
+        self,
+        keys: Sequence[tuple[int, str]],
+        planes: Callable[[int, str], CoaddPlanes],
+        *,
+        workers: int = 0,
+    ) -> Iterator[None]:
+        """Write coadds; yields after each one.
+
+        Parameters
+        ----------
+        keys
+            (patch, band) of each coadd.
+        planes
+            The pixels of a (patch, band). Called in a thread of this process, roughly in order of the keys,
+            perhaps twice.
+        workers
+            Processes that compress and write, which takes a second for a coadd; 0 writes in this one.
+
+        Raises
+        ------
+        WorkerError
+            A coadd could not be written.
+
+        Notes
+        -----
+        The SQLite registry has one writer. As in batch production, workers put into a `QuantumBackedButler`,
+        which writes files and no registry; this process then registers all of them at once.
+        """
+        refs = tuple(self._ref(self._coadd, self._data_id(*key)) for key in keys)
+        tasks = _Puts(str(self.root), self.skymap, self.tract, tuple(keys), refs, planes)
+        for k, failure in ordered_map(_put, tasks, workers=workers):
+            if isinstance(failure, WorkerFailure):
+                patch, band = keys[k]
+                raise WorkerError(f"patch {patch}, band {band} was not written: {failure.message}")
+            yield
+        self._butler.transfer_from(_writer(str(self.root), refs), refs)
+
+    def _data_id(self, patch: int, band: str) -> dict[str, Any]:
+        return {"skymap": self.skymap.name, "tract": self.tract, "patch": patch, "band": band}
 
     def put_objects(self, columns: Mapping[str, NDArray[Any]]) -> None:
         """Write the object table of the tract."""
@@ -130,6 +163,43 @@ class MiniRepo:
 
         data_id = {"skymap": self.skymap.name, "tract": self.tract}
         self._butler.put(Table(dict(columns)), self._ref(self._object, data_id))
+
+
+@dataclass(frozen=True)
+class _Puts(Sequence[Any]):
+    """The tasks of `_put`; pixels are asked for when a worker is ready for them."""
+
+    root: str
+    skymap: RingsSkyMap
+    tract: int
+    keys: tuple[tuple[int, str], ...]
+    refs: tuple[Any, ...]
+    planes: Callable[[int, str], CoaddPlanes]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, k: Any) -> Any:
+        return self.root, self.skymap, self.tract, self.refs[k].to_json(), self.planes(*self.keys[k])
+
+
+def _put(task: tuple[str, RingsSkyMap, int, str, CoaddPlanes]) -> None:
+    """Write the file of one coadd (in a worker)."""
+    from lsst.daf.butler import DatasetRef, DimensionUniverse
+
+    root, skymap, tract, text, planes = task
+    ref = DatasetRef.from_json(text, universe=DimensionUniverse())
+    _writer(root, (ref,)).put(cell_coadd(planes, skymap, tract), ref)
+
+
+def _writer(root: str, refs: Sequence[Any]) -> Any:
+    """A butler that writes, or knows, the files of some references and does not touch the registry."""
+    from lsst.daf.butler import QuantumBackedButler
+
+    kinds = {ref.datasetType.name: ref.datasetType for ref in refs}
+    ids = [ref.id for ref in refs]
+    universe = refs[0].dimensions.universe
+    return QuantumBackedButler.from_predicted(root, [], ids, universe, {}, dataset_types=kinds)
 
 
 def polygon(tan: Tan, box: Box) -> Any:

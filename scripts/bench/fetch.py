@@ -55,19 +55,21 @@ def make_repository(root: Path, patches: list[int]) -> None:
 
     skymap = known(SKYMAP)
     repo = MiniRepo(root, skymap, TRACT, patches, BANDS)
-    for patch in patches:
-        box = skymap.patch_outer(TRACT, patch)
-        for k, band in enumerate(BANDS):
-            rng = np.random.default_rng([patch, k])
-            image = rng.normal(0, 20, box.shape).astype(np.float32)
-            for _ in range(400):
-                y, x = rng.integers(20, 3280, 2)
-                image[y - 4 : y + 5, x - 4 : x + 5] += rng.exponential(300) * _bump(9)
-            variance = (400 + np.abs(image)).astype(np.float32)
-            mask = (image > 100).astype(np.uint8) << 7
-            fwhm = rng.uniform(5.0, 6.5, (22, 22))
-            kernels = np.stack([[_moffat(41, f) for f in row] for row in fwhm])
-            repo.put_coadd(CoaddPlanes(patch, band, image, variance, mask, PLANES, kernels))
+
+    def planes(patch: int, band: str) -> CoaddPlanes:
+        rng = np.random.default_rng([patch, BANDS.index(band)])
+        image = rng.normal(0, 20, skymap.patch_outer(TRACT, patch).shape).astype(np.float32)
+        for _ in range(400):
+            y, x = rng.integers(20, 3280, 2)
+            image[y - 4 : y + 5, x - 4 : x + 5] += rng.exponential(300) * _bump(9)
+        variance = (400 + np.abs(image)).astype(np.float32)
+        mask = (image > 100).astype(np.uint8) << 7
+        fwhm = rng.uniform(5.0, 6.5, (22, 22))
+        kernels = np.stack([[_moffat(41, f) for f in row] for row in fwhm])
+        return CoaddPlanes(patch, band, image, variance, mask, PLANES, kernels)
+
+    for _ in repo.put_coadds([(patch, band) for patch in patches for band in BANDS], planes, workers=2):
+        pass
 
 
 def _bump(n: int) -> np.ndarray:

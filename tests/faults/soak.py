@@ -60,13 +60,15 @@ def make_survey(directory: Path, ids: list[int]) -> None:
     kernel = np.exp(-np.add.outer(np.arange(-10, 11) ** 2, np.arange(-10, 11) ** 2) / 8.0)
     cells = (outer.height // 150, outer.width // 150, 1, 1)
     kernels = np.tile(kernel / kernel.sum(), cells)
-    for k, patch in enumerate(ids):
+
+    def planes(patch: int, band: str) -> CoaddPlanes:
         shape = skymap.patch_outer(TRACT, patch).shape
-        planes = CoaddPlanes(
-            patch, "r", ramp[: shape[0], : shape[1]] + k, np.ones(shape, "f4"), np.zeros(shape, np.uint32),
-            PLANES, kernels,
-        )  # fmt: skip
-        repo.put_coadd(planes)
+        image = ramp[: shape[0], : shape[1]] + ids.index(patch)
+        empty = np.zeros(shape, np.uint32)
+        return CoaddPlanes(patch, band, image, np.ones(shape, "f4"), empty, PLANES, kernels)
+
+    for _ in repo.put_coadds([(patch, "r") for patch in ids], planes, workers=2):
+        pass
 
 
 def make_targets(path: Path, ids: list[int], per_patch: int) -> None:
