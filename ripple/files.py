@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 TEMPORARY = ".tmp-"
 LOCK = ".lock"
-_BLOCK = 1 << 22
+_BLOCK = 1 << 20
 #: Chunks made ahead of the one that is being written: what the disk gets while the next planes are decoded.
 AHEAD = 64
 #: Bytes after which the disk is told to begin, so that it does not wait for the last of them.

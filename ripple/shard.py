@@ -28,6 +28,8 @@ from ripple.shard_reader import (
     MAX_COLUMNS,
     SCHEMA,
     WCS,
+    TensorPlanes,
+    map_planes,
     map_tensors,
     read_attributes,
     unpack_cutouts,
@@ -35,8 +37,9 @@ from ripple.shard_reader import (
 )
 
 __all__ = [
-    "ALIGNMENT", "MAX_ATTRIBUTE_BYTES", "MAX_COLUMNS", "SCHEMA", "Draft", "draft_cutouts", "map_tensors",
-    "pack_cutouts", "pack_tensors", "read_attributes", "unpack_cutouts", "unpack_tensors",
+    "ALIGNMENT", "MAX_ATTRIBUTE_BYTES", "MAX_COLUMNS", "SCHEMA", "Draft", "TensorPlanes", "draft_cutouts",
+    "map_planes", "map_tensors", "pack_cutouts", "pack_tensors", "read_attributes",
+    "unpack_cutouts", "unpack_tensors",
 ]  # fmt: skip
 
 #: Arrays of at least this many bytes start at a multiple of it: one memory page.

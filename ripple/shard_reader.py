@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,38 +62,67 @@ def unpack_tensors(data: bytes | memoryview) -> TensorBatch:
         return _tensors(file)
 
 
-def map_tensors(path: Path, *, catalog: bool = True) -> TensorBatch:
-    """A tensor shard with `image` and `valid` as read-only `np.memmap`; the caller has checked the digest.
+@dataclass(frozen=True, slots=True)
+class TensorPlanes:
+    """The arrays of a tensor shard and the names of their bands.
 
     Parameters
     ----------
-    path
-        The shard.
-    catalog
-        Read the columns; without them (some milliseconds less) `catalog` is empty.
+    bands
+        Names of the B bands.
+    image
+        `(N, B, H, W)` float32 or float16.
+    valid
+        `(N, B, H, W)` uint8.
+    """
+
+    bands: tuple[str, ...]
+    image: NDArray[Any]
+    valid: NDArray[np.uint8]
+
+
+def map_tensors(path: Path) -> TensorBatch:
+    """A tensor shard with `image` and `valid` as read-only `np.memmap`; the caller has checked the digest.
 
     Raises
     ------
     DataError
         Not readable, or not a tensor shard of this layout.
     """
+    with _mapped(path) as file:
+        return _tensors(file)
+
+
+def map_planes(path: Path) -> TensorPlanes:
+    """The pixels only, in half the time; else as `map_tensors`."""
+    with _mapped(path) as file:
+        return _planes(file)
+
+
+@contextmanager
+def _mapped(path: Path) -> Iterator[_Reader]:
     try:
         mapped = np.memmap(path, np.uint8, mode="r")
     except (OSError, ValueError) as err:
         raise DataError(f"{path}: cannot be mapped: {err}") from None
     with _Reader.open(mapped, "tensors") as file:
-        return _tensors(file, catalog=catalog)
+        yield file
 
 
-def _tensors(file: _Reader, *, catalog: bool = True) -> TensorBatch:
+def _planes(file: _Reader) -> TensorPlanes:
     image = file.array("image", np.float32, np.float16, ndim=4)
     valid = file.array("valid", np.uint8, ndim=4)
     if image.shape != valid.shape:
         raise DataError("image and valid differ in shape")
+    return TensorPlanes(file.bands(file.names("bands"), image.shape), image, valid)
+
+
+def _tensors(file: _Reader) -> TensorBatch:
+    planes = _planes(file)
     class_map = file.json("class_map")
     return TensorBatch(
-        bands=file.bands(file.names("bands"), image.shape), image=image, valid=valid,
-        catalog=file.catalog(len(image)) if catalog else {}, pixel_scale=file.number("pixel_scale"),
+        bands=planes.bands, image=planes.image, valid=planes.valid,
+        catalog=file.catalog(len(planes.image)), pixel_scale=file.number("pixel_scale"),
         psf_fwhm=file.number("psf_fwhm"),
         normalization=file.json("normalization"), class_map={k: str(v) for k, v in class_map.items()},
         unit=file.text("unit"),
@@ -267,12 +297,13 @@ class _Reader:
         if not h5py.h5a.exists(self._file.id, name.encode()):
             raise DataError(f"attribute {name!r}: missing")
         attr = h5py.h5a.open(self._file.id, name.encode())
-        text = h5py.check_string_dtype(attr.dtype)
-        if (text is None and attr.dtype.kind not in "iuf") or (text is not None and text.length is None):
-            raise DataError(f"attribute {name!r}: dtype {attr.dtype}")
-        if math.prod(attr.shape) * attr.dtype.itemsize > MAX_ATTRIBUTE_BYTES:
+        shape, dtype = attr.shape, attr.dtype  # h5py asks HDF5 each time
+        text = h5py.check_string_dtype(dtype)
+        if (text is None and dtype.kind not in "iuf") or (text is not None and text.length is None):
+            raise DataError(f"attribute {name!r}: dtype {dtype}")
+        if math.prod(shape) * dtype.itemsize > MAX_ATTRIBUTE_BYTES:
             raise DataError(f"attribute {name!r}: too large")
-        value = np.zeros(attr.shape, attr.dtype)
+        value = np.zeros(shape, dtype)
         attr.read(value)
         plain = value.tolist()
         if text is None:

@@ -324,8 +324,12 @@ def test_float16_is_widened_exactly_whatever_its_bits() -> None:
     np.testing.assert_array_equal(out, bits[::-1].view(np.float16).astype(np.float32))
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
-def test_read_gives_any_rows_in_any_order(tmp_path: Path, dtype: type) -> None:
+def test_read_gives_any_rows_in_any_order(
+    tmp_path: Path, dtype: type, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(row_loops, "loaded", lambda *_: compiled)  # as in the first batches, and later
     directory = make_tensors(tmp_path / "t", rows=(5, 0, 7, 1), size=11, dtype=dtype)  # rows of odd bytes
     dataset = TensorDataset(directory, accepted=False)
     opened = open_artefact(directory)
@@ -337,6 +341,15 @@ def test_read_gives_any_rows_in_any_order(tmp_path: Path, dtype: type) -> None:
     wide = dataset.read(rows, np.empty((7, 3, 11, 11), np.float32))
     np.testing.assert_array_equal(wide, image[rows].astype(np.float32))
     assert len(dataset.read(rows[:0])) == 0
+
+
+def test_loops_are_loaded_beside_the_first_batches() -> None:
+    key = row_loops.copy, np.dtype(np.uint16)
+    row_loops.load(*key)
+    deadline = time.monotonic() + 120
+    while not row_loops.loaded(*key):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("row", [-1, 125, 2**62])

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from torch import Tensor
 
 from ripple import shard
 from ripple.artefact import Artefact, open_artefact
-from ripple.cutouts import TensorBatch
 from ripple.errors import DataError
 from ripple.learn import row_loops
 
@@ -83,7 +81,7 @@ class TensorDataset(torch.utils.data.Dataset[Batch]):
             raise DataError(f"row numbers beyond the {self.total} rows of the shards")
 
     def _reset(self) -> None:
-        self._maps: dict[int, TensorBatch] = {}
+        self._maps: dict[int, shard.TensorPlanes] = {}
         self._locks = [threading.Lock() for _ in self._units]
         # Addresses of the first pixel of each shard's image and valid; 0 while the shard is not mapped.
         self._start = {name: np.zeros(len(self._units), np.int64) for name in ("image", "valid")}
@@ -173,7 +171,8 @@ class TensorDataset(torch.utils.data.Dataset[Batch]):
         parts, first = [], 0
         for artefact, table in zip(self.artefacts, self._indexes, strict=True):
             column = table[name]
-            values = column.fill_null(-1) if pa.types.is_signed_integer(column.type) else column
+            gaps = column.null_count and pa.types.is_signed_integer(column.type)
+            values = column.fill_null(-1) if gaps else column
             shard, row = table["shard"].to_numpy(), table["row"].to_numpy()
             placed = shard >= 0
             at = self._offsets[first + shard[placed]] - self._offsets[first] + row[placed]
@@ -202,16 +201,16 @@ class TensorDataset(torch.utils.data.Dataset[Batch]):
         everything = np.arange(self.total, dtype=np.int64)
         return everything[self._from_indexes("status") != "rejected"] if accepted else everything
 
-    def _map(self, unit: int) -> TensorBatch:
+    def _map(self, unit: int) -> shard.TensorPlanes:
         """Shard `unit`, verified and mapped."""
         with self._locks[unit]:
             return self._mapped(unit)
 
-    def _mapped(self, unit: int) -> TensorBatch:
+    def _mapped(self, unit: int) -> shard.TensorPlanes:
         if unit not in self._maps:
             artefact, k = self._units[unit]
             path = artefact.verified_path(k)
-            batch = shard.map_tensors(path, catalog=False)
+            batch = shard.map_planes(path)
             self._check(batch, path)
             self._maps[unit] = batch
             for name, starts in self._start.items():
@@ -230,8 +229,8 @@ class TensorDataset(torch.utils.data.Dataset[Batch]):
         for unit in missing:  # those that another thread is at
             self._map(unit)
 
-    def _check(self, batch: TensorBatch, path: Path) -> None:
-        if not hasattr(self, "shape") or len(batch) == 0:
+    def _check(self, batch: shard.TensorPlanes, path: Path) -> None:
+        if not hasattr(self, "shape") or len(batch.image) == 0:
             return
         for what, mine, theirs in (
             ("bands", self.bands, batch.bands),
@@ -277,22 +276,14 @@ class TensorDataset(torch.utils.data.Dataset[Batch]):
         flat = out.reshape(len(rows), -1)
         flat = flat if widen else flat.view(row_loops.WORD[stored.itemsize])
         unit = np.searchsorted(self._offsets, rows, side="right") - 1
-        with self._loaded(loop, flat):
-            self._map_all(np.unique(unit))
-        step = int(np.prod(self.shape)) * stored.itemsize
-        address = self._start["valid" if valid else "image"][unit] + (rows - self._offsets[unit]) * step
-        loop(address, flat)
+        self._map_all(np.unique(unit))
+        plane = "valid" if valid else "image"
+        at = rows - self._offsets[unit]
+        if row_loops.loaded(loop, flat.dtype):
+            step = int(np.prod(self.shape)) * stored.itemsize
+            loop(self._start[plane][unit] + at * step, flat)
+        else:
+            for i in range(len(rows)):
+                out[i] = getattr(self._maps[unit[i]], plane)[at[i]]
+            row_loops.load(loop, flat.dtype)
         return out
-
-    @contextmanager
-    def _loaded(self, loop: Callable[..., None], flat: NDArray[Any]) -> Iterator[None]:
-        """Load the compiled loop while the first shards are verified: hashing frees the interpreter."""
-        if self._maps:
-            yield
-            return
-        thread = threading.Thread(target=loop, args=(np.empty(0, np.int64), flat[:0]))
-        thread.start()
-        try:
-            yield
-        finally:
-            thread.join()

@@ -8,6 +8,7 @@ Callers check what they pass: an address that is wrong is a crash.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -88,3 +89,27 @@ def widen(address: NDArray[np.int64], out: NDArray[np.float32]) -> None:
         `(n, numbers)` float32, C-contiguous.
     """
     _widen(address, np.empty(0, np.uint16), out)
+
+
+_loading = threading.Lock()
+_loads: dict[tuple[str, str], threading.Thread] = {}
+
+
+def loaded(loop: Callable[..., None], dtype: np.dtype[Any]) -> bool:
+    """Whether a loop is ready for rows of a type."""
+    thread = _loads.get((loop.__name__, dtype.str))
+    return thread is not None and not thread.is_alive()
+
+
+def load(loop: Callable[..., None], dtype: np.dtype[Any]) -> None:
+    """Make a loop ready for rows of a type, in a thread.
+
+    It takes numba a second of processor time, ten where it must compile: too much to wait for before a first
+    batch.
+    """
+    key = loop.__name__, dtype.str
+    with _loading:
+        if key not in _loads:
+            nothing = np.empty(0, np.int64), np.empty((0, 0), dtype)
+            _loads[key] = threading.Thread(target=loop, args=nothing, name="ripple-row-loops")
+            _loads[key].start()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
 import statistics
 import subprocess
@@ -18,7 +19,7 @@ import sysconfig
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import h5py
@@ -29,7 +30,8 @@ import torch
 from ripple import shard, write_tensors
 from ripple.artefact import open_artefact
 from ripple.export import ExportConfig, export
-from ripple.learn.loader import Loader, TensorDataset
+from ripple.learn.loader import Batch, Loader, TensorDataset
+from ripple.learn.network import Architecture, build
 
 BATCH = 256
 
@@ -223,6 +225,9 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "float16"), default="float32")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each competitor in each round")
+    parser.add_argument(
+        "--idle", action="store_true", help="only the share of training spent waiting, on the CPU"
+    )
     parser.add_argument("--peers", type=Path, help="environment for litdata and mosaicml-streaming; made")
     parser.add_argument("--peers-here", action="store_true", help="they are installed where this runs")
     args = parser.parse_args()
@@ -232,6 +237,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         directory = make(Path(scratch) / "tensors", args.rows, args.shards, args.dtype)
         result: dict[str, object] = {"rows": args.rows, "shards": args.shards, "dtype": args.dtype}
+        if args.idle:
+            print(json.dumps(result | {"cpu_idle_share": idle_share(directory, "cpu")}, indent=1))
+            return
         first = [first_batch(directory) for _ in range(3)]
         result["first_batch_seconds"] = round(min(wall for wall, _ in first), 3)
         result["first_batch_processor_seconds"] = round(min(busy for _, busy in first), 3)
@@ -286,7 +294,37 @@ def cuda(directory: Path) -> dict[str, float]:
         rows += len(batch["row"])
     torch.cuda.synchronize()
     mine = rows / (time.perf_counter() - start)
-    return {"rows_per_second": round(mine), "over_pinned_copy": round(mine / copy, 3)}
+    result = {"rows_per_second": round(mine), "over_pinned_copy": round(mine / copy, 3)}
+    return result | {"idle_share": idle_share(directory, "cuda")}
+
+
+def idle_share(directory: Path, device: str) -> float:
+    """Share of a training epoch of the small network in which the device waits for rows.
+
+    That is the time beyond the same steps on one batch that stays on the device; median of three pairs.
+    """
+    loader = Loader(TensorDataset(directory), batch_size=BATCH, device=device, drop_last=True, threads=4)
+    bands, size, _ = loader.dataset.shape
+    net = build(Architecture("d4cnn", bands, size, width=4)).to(device).train()
+    optimizer = torch.optim.AdamW(net.parameters())
+
+    def train(batches: Iterable[Batch]) -> float:
+        start = time.perf_counter()
+        for batch in batches:
+            optimizer.zero_grad(set_to_none=True)
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(
+                net(batch["image"])[:, 0], batch["label"].float()
+            )
+            loss.backward()
+            optimizer.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    resident = next(loader.epoch(0))
+    train([resident] * 3), train(itertools.islice(loader.epoch(0), 3))
+    pairs = [(train([resident] * len(loader)), train(loader.epoch(k))) for k in (1, 2, 3)]
+    return round(statistics.median(max(0.0, 1.0 - floor / whole) for floor, whole in pairs), 3)
 
 
 if __name__ == "__main__":
