@@ -19,7 +19,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,6 +46,7 @@ from ripple.files import (
 )
 from ripple.manifest import (
     REDO,
+    Law,
     ShardRecord,
     check_law,
     content_digest,
@@ -203,7 +204,7 @@ class ArtefactWriter:
 
     def finish(
         self,
-        index: pa.Table,
+        index: pa.Table | Iterable[pa.Table],
         metrics: Mapping[str, Any],
         attributes: Mapping[str, Any],
         *,
@@ -214,7 +215,8 @@ class ArtefactWriter:
         Parameters
         ----------
         index
-            One row per target asked for; see `check_law`.
+            One row per target asked for, whole or in parts that need not be in memory together; see
+            `check_law`.
         metrics
             Per operation and per reason; not hashed.
         attributes
@@ -233,15 +235,17 @@ class ArtefactWriter:
         if missing:
             raise IntegrityError(f"{self.directory}: unit {missing[0]} is not committed", hint="run again")
         shards = [self._records[unit] for unit in range(self.units)]
-        counts = check_law(index, [shard.rows for shard in shards], asked=asked)
-        data = _parquet(index)
+        law = Law([shard.rows for shard in shards])
+        data = _parquet(index, law)
+        counts = law.counts(asked)
         write_atomic(self.directory / INDEX, data)
         write_atomic(
             self.directory / METRICS, json.dumps(metrics, indent=1, sort_keys=True, default=str).encode()
         )
         manifest: dict[str, Any] = {
             **self._identity, "suffix": self._suffix, "shards": [_stable(shard) for shard in shards],
-            "index": {"rows": index.num_rows, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()},
+            "index": {"rows": counts["asked"], "bytes": len(data),
+                      "sha256": hashlib.sha256(data).hexdigest()},
             "counts": counts, "attributes": json.loads(canonical_json(attributes)), "software": software(),
         }  # fmt: skip
         manifest["digest"] = content_digest(manifest)
@@ -271,12 +275,21 @@ def _stable(shard: ShardRecord) -> dict[str, Any]:
     return record
 
 
-def _parquet(table: pa.Table) -> bytes:
+def _parquet(index: pa.Table | Iterable[pa.Table], law: Law) -> memoryview:
+    """The file of an index, whose parts are checked as they pass."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     sink = io.BytesIO()
-    pq.write_table(table.combine_chunks(), sink, compression="zstd")
-    return sink.getvalue()
+    out: Any = None
+    for part in [index] if isinstance(index, pa.Table) else index:
+        law.add(part)
+        out = out or pq.ParquetWriter(sink, part.schema, compression="zstd")
+        out.write_table(part.combine_chunks())
+    if out is None:
+        raise IntegrityError("an index without columns")
+    out.close()
+    return sink.getbuffer()
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from ripple.artefact import ArtefactWriter, Finished, create, open_artefact, sta
 from ripple.config import Config, neutral
 from ripple.errors import ConfigError, InputError, IntegrityError, LockedError, WriteError
 from ripple.files import TEMPORARY, stage_chunks
-from ripple.manifest import content_digest, render
+from ripple.manifest import Law, content_digest, render
 
 
 class DemoConfig(Config):
@@ -212,6 +212,30 @@ def test_conservation_law(tmp_path: Path, column: str, row: int, value: Any, mes
             writer.finish(index(), {}, {}, asked=12)
     with pytest.raises(InputError, match="not finished"):
         open_artefact(tmp_path / "a")
+
+
+def test_index_may_come_in_parts(tmp_path: Path) -> None:
+    build(tmp_path / "whole")
+    writer = begin(tmp_path / "parts")
+    assert isinstance(writer, ArtefactWriter)
+    with writer:
+        for unit in range(UNITS):
+            writer.commit(unit, unit_bytes(unit), ROWS, {})
+        writer.finish((index().slice(at, 5) for at in range(0, index().num_rows, 5)), {}, {"bands": ["g"]})
+    whole, parts = open_artefact(tmp_path / "whole"), open_artefact(tmp_path / "parts")
+    assert parts.index().equals(whole.index())
+    assert parts.manifest["counts"] == whole.manifest["counts"]
+    assert verify(tmp_path / "parts") == []
+
+
+def test_law_holds_over_parts() -> None:
+    law = Law([2, 1])
+    columns = {"status": ["ok"], "reason": [""], "shard": [0], "row": [0]}
+    law.add(pa.table({"index": [7], **columns}))
+    law.add(pa.table({"index": [7], **columns, "row": [1]}))
+    law.add(pa.table({"index": [3], **columns, "shard": [1]}))
+    with pytest.raises(IntegrityError, match="index row 7 is there more than once"):
+        law.counts()
 
 
 def test_uncommitted_unit_is_named(tmp_path: Path) -> None:

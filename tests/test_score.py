@@ -117,6 +117,8 @@ def test_the_sorted_table_in_pieces_is_the_table_at_once(
     assert once.schema == pieces.schema
     for name in once.column_names:
         np.testing.assert_array_equal(once[name].to_numpy(), pieces[name].to_numpy())
+    indexes = [open_artefact(tmp_path / name).index() for name in ("once", "pieces")]
+    assert indexes[0].equals(indexes[1])
 
 
 def test_averaging_over_the_square_makes_a_plain_network_invariant(tmp_path: Path) -> None:

@@ -436,6 +436,12 @@ def parse_weights(data: bytes, name: str) -> dict[str, Tensor]:
         state: dict[str, Tensor] = load(data)
     except (SafetensorError, ValueError, KeyError, RuntimeError, AttributeError) as err:
         raise IntegrityError(f"{name}: not a safetensors file: {' '.join(str(err).split())[:150]}") from None
+    # The library passes over what it does not know; nothing of ours holds anything else.
+    known = {"dtype", "shape", "data_offsets"}
+    for key, entry in json.loads(data[8 : 8 + header]).items():
+        if key != "__metadata__" and not known >= entry.keys():
+            more = min(entry.keys() - known)
+            raise IntegrityError(f"{name}: tensor {key!r} has {more!r} in its header, which is not known")
     return state
 
 
