@@ -117,7 +117,7 @@ class Thresholds(Config):
     max_sharpening: float = Field(1.02, gt=0, description="PSF FWHM over that of its target, at most.")
     max_gain: float = Field(1.0, gt=0, description="Noise after matching over noise before, at most.")
     max_psf_edge: float = Field(
-        0.05, ge=0, description="Share of the matching kernel that may lie beyond the margin of the stamp."
+        0.08, ge=0, description="Share of the matching kernel that may lie beyond the margin of the stamp."
     )
     max_psf_jump: float = Field(
         0.25, ge=0, description="Change of the PSF across a cell border in the stamp."
