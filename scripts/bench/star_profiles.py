@@ -8,7 +8,8 @@
 `--pick` takes the stars of i = 17.8 to 20.5 from the survey's object table and says how much light of catalogued
 neighbours lies beside each: the sum of their flux over that of the star, times (1 + (d / 5 px)²)^-1.5, in the
 worst band. Looked at are the isolated ones, below 0.005, whose peak is so far above the noise that noise
-alone leaves less than 1 %. Profiles are normalised to their light within 6 px; the difference to the
+alone leaves less than 1 %. Stars whose core lies across the border of two cells have two PSFs, in the coadd as in
+the sky of the survey; a stamp is matched with that of its centre, so they are a line of their own. Profiles are normalised to their light within 6 px; the difference to the
 last band is given as a share of the peak. A broader PSF has less light within an aperture, which is no loss:
 the change of the flux is given as it is and over what the PSFs say.
 """
@@ -25,9 +26,10 @@ from ripple.artefact import open_artefact
 from ripple.cutouts import CutoutBatch, TensorBatch
 from ripple.shard import unpack_cutouts, unpack_tensors
 
-CORE, APERTURE = 6, 14  # px
+CORE, APERTURE = 6, 18  # px; the PSFs end at 20 px
 ISOLATED = 0.005  # light of neighbours beside the star, share of its own
-PEAK = 400  # times the noise, in every band: the largest of some hundred pixels is 3 sigma off
+CELL = 150  # px, of the simulated survey
+PEAK = 600  # times the noise, in every band: the largest of some hundred differences of two bands is 5 sigma
 
 Stamp = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -69,8 +71,15 @@ def enclosed(psf: Stamp) -> Stamp:
     return np.asarray((psf * (np.hypot(y, x) < APERTURE)).sum(axis=(1, 2)) / psf.sum(axis=(1, 2)))
 
 
+def to_border(catalog: Any, row: int, half: int) -> float:
+    """Pixels from the centre of a stamp to the next border of its cell."""
+    inside = np.array([catalog["x0"][row] + half, catalog["y0"][row] + half]) % CELL
+    return float(np.minimum(inside, CELL - inside).min())
+
+
 def measured(before: CutoutBatch, after: TensorBatch, margin: int) -> list[list[float]]:
-    """Crowding, least peak over noise, differences before and after, flux changes: one line per good star."""
+    """Crowding, least peak over noise, differences before and after, flux changes, px to the next cell border:
+    one line per good star."""
     size = after.image.shape[-1]
     inner = (..., slice(margin, margin + size), slice(margin, margin + size))
     share = enclosed(before.psf.astype(float))
@@ -90,6 +99,7 @@ def measured(before: CutoutBatch, after: TensorBatch, margin: int) -> list[list[
         table.append([
             before.catalog["crowding"][row], peak, difference(old, core), difference(new, core),
             np.abs(change - 1).max(), np.abs(change * here / here[np.argmax(width)] - 1).max(),
+            to_border(before.catalog, row, before.image.shape[-1] // 2),
         ])  # fmt: skip
     return table
 
@@ -108,13 +118,16 @@ def main() -> None:
     for k in range(len(cutouts.shards)):
         rows += measured(unpack_cutouts(cutouts.read(k)), unpack_tensors(tensors.read(k)), margin)
     every = np.array(rows)
-    isolated = every[:, 0] < ISOLATED
+    isolated, bright, one_psf = every[:, 0] < ISOLATED, every[:, 1] > PEAK, every[:, 6] > CORE
     for what, table in (
-        ("isolated and bright", every[isolated & (every[:, 1] > PEAK)]),
+        ("isolated, bright, core in one cell", every[isolated & bright & one_psf]),
+        ("isolated, bright, core in two cells", every[isolated & bright & ~one_psf]),
         ("isolated", every[isolated]),
         ("all", every),
     ):
         print(f"{what}: {len(table)} stars")
+        if not len(table):
+            continue
         for column, name in enumerate(
             ("profiles before", "profiles after", f"flux within {APERTURE} px", "  over that of the PSFs"), 2
         ):
