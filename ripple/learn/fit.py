@@ -52,6 +52,13 @@ class Ranks:
         """True for the process that validates and writes."""
         return self.rank == 0
 
+    def wait(self) -> None:
+        """Until all ranks are here."""
+        if self.world > 1:
+            import torch.distributed as dist
+
+            dist.barrier()
+
 
 @dataclass
 class Progress:

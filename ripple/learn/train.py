@@ -14,6 +14,8 @@ import re
 import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,20 +74,34 @@ def train(config: TrainConfig) -> Summary:
     identity = {"config": config.canonical(), "inputs": inputs}
     if (config.output / CONTRACT).exists():
         return _finished(config, load_contract(config.output), identity)
+    with process_group(device) as ranks, _output(config, identity, ranks), stoppable() as stop:
+        try:
+            contract = _train(config, data, identity, device, ranks, stop)
+        except DataError:
+            # A shard that rotted while it was mapped gives numbers that are not finite: blame the shard.
+            _still_whole(data, config.output / WORK)
+            raise
+    return _summary(config, contract, time.perf_counter() - began)
+
+
+@contextmanager
+def _output(config: TrainConfig, identity: dict[str, Any], ranks: Ranks) -> Iterator[None]:
+    """The output and its lock, which the first rank takes for all; the others wait until it is ready."""
+    if not ranks.first:
+        ranks.wait()
+        yield
+        return
     _claim(config.output)
     handle = lock(config.output)
     try:
         remove_temporaries(config.output)
-        with process_group(device) as ranks, stoppable() as stop:
-            try:
-                contract = _train(config, data, identity, device, ranks, stop)
-            except DataError:
-                # A shard that rotted while it was mapped gives numbers that are not finite: blame the shard.
-                _still_whole(data, config.output / WORK)
-                raise
+        work = config.output / WORK
+        work.mkdir(exist_ok=True)
+        _same_run(work / "run.json", identity)
+        ranks.wait()
+        yield
     finally:
         unlock(handle)
-    return _summary(config, contract, time.perf_counter() - began)
 
 
 def _train(
@@ -96,10 +112,7 @@ def _train(
     ranks: Ranks,
     stop: Stop,
 ) -> Contract:
-    work = config.output / WORK
-    work.mkdir(exist_ok=True)
-    _same_run(work / "run.json", identity)
-    arch = architecture(config, data)
+    work, arch = config.output / WORK, architecture(config, data)
     report = _gates(config, data, work) if config.task == "lens" and ranks.first else {}
     members = [
         fit(data, config, arch, work, seed=config.seed + k, device=device, ranks=ranks, stop=stop)
