@@ -168,8 +168,7 @@ def _make(config: SimulateConfig, block: Block) -> dict[str, NDArray[Any]]:
     keys = [(patch, band) for band in config.bands for patch in block.patches if (patch, band) != absent]
     planes = _Observed(config, block, conditions, defects, light, _stars(scene))
     with progress(len(keys), "writing", "coadds") as advance:
-        for _ in repo.put_coadds(keys, planes, workers=config.workers):
-            advance()
+        repo.put_coadds(keys, planes, workers=config.workers, advance=advance)
     truth = truth_table(scene, ids[:count], tan, patch[:count], arcs, config.bands)
     return {"tract": np.full(count, block.tract, np.int32), **truth}
 

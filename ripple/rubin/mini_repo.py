@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,8 +122,9 @@ class MiniRepo:
         planes: Callable[[int, str], CoaddPlanes],
         *,
         workers: int = 0,
-    ) -> Iterator[None]:
-        """Write coadds; yields after each one.
+        advance: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Write coadds and register them.
 
         Parameters
         ----------
@@ -134,6 +135,8 @@ class MiniRepo:
             perhaps twice.
         workers
             Processes that compress and write, which takes a second for a coadd; 0 writes in this one.
+        advance
+            Called after each coadd.
 
         Raises
         ------
@@ -151,7 +154,7 @@ class MiniRepo:
             if isinstance(failure, WorkerFailure):
                 patch, band = keys[k]
                 raise WorkerError(f"patch {patch}, band {band} was not written: {failure.message}")
-            yield
+            advance()
         self._butler.transfer_from(_writer(str(self.root), refs), refs)
 
     def _data_id(self, patch: int, band: str) -> dict[str, Any]:

@@ -68,8 +68,7 @@ def make_repository(root: Path, patches: list[int]) -> None:
         kernels = np.stack([[_moffat(41, f) for f in row] for row in fwhm])
         return CoaddPlanes(patch, band, image, variance, mask, PLANES, kernels)
 
-    for _ in repo.put_coadds([(patch, band) for patch in patches for band in BANDS], planes, workers=2):
-        pass
+    repo.put_coadds([(patch, band) for patch in patches for band in BANDS], planes, workers=2)
 
 
 def _bump(n: int) -> np.ndarray:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -191,6 +191,18 @@ def python(*args: str) -> list[str]:
 
 
 @contextmanager
+def beside(work: Callable[[], None], done: threading.Event) -> Iterator[None]:
+    """`work` in a thread of its own, which ends when `done` is set: at the end of the block at the latest."""
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+@contextmanager
 def harassed(
     pid: int, rng: random.Random, signals: Sequence[int], between: tuple[float, float]
 ) -> Iterator[list[int]]:
@@ -207,13 +219,8 @@ def harassed(
                 os.kill(child.pid, signum)
                 victims.append(child.pid)
 
-    thread = threading.Thread(target=attack, daemon=True)
-    thread.start()
-    try:
+    with beside(attack, done):
         yield victims
-    finally:
-        done.set()
-        thread.join()
 
 
 def stop_process(process: subprocess.Popen[bytes]) -> None:

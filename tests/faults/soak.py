@@ -23,7 +23,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
-from faultlib import Tally
+from faultlib import Tally, beside
 from rows import row
 from verbs import VERB_ROWS
 
@@ -67,8 +67,7 @@ def make_survey(directory: Path, ids: list[int]) -> None:
         empty = np.zeros(shape, np.uint32)
         return CoaddPlanes(patch, band, image, np.ones(shape, "f4"), empty, PLANES, kernels)
 
-    for _ in repo.put_coadds([(patch, "r") for patch in ids], planes, workers=2):
-        pass
+    repo.put_coadds([(patch, "r") for patch in ids], planes, workers=2)
 
 
 def make_targets(path: Path, ids: list[int], per_patch: int) -> None:
@@ -115,13 +114,8 @@ def watched(directory: Path, seconds: float = 0.5) -> Iterator[list[dict[str, An
                  "fds": me.num_fds(), "threads": me.num_threads(), "workers": workers}
             )  # fmt: skip
 
-    thread = threading.Thread(target=sample, daemon=True)
-    thread.start()
-    try:
+    with beside(sample, done):
         yield seen
-    finally:
-        done.set()
-        thread.join()
 
 
 def main(directory: Path, patches: int, per_patch: int) -> None:
