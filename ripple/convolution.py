@@ -151,20 +151,44 @@ def convolve(
     out
         `(..., H - 2 trim, W - 2 trim)` float32.
     """
-    xp = namespace(image)
-    transforms = _transforms(xp)
+    product = _forward(image, frame)
+    if namespace(image) is np:
+        for place in np.ndindex(number.shape):  # one by one: gathering the spectra first costs a copy
+            product[place] *= spectra[number[place]]
+    else:
+        product = product * spectra[number]
+    return _back(product, image.shape[-2:], frame, trim)
+
+
+def convolve_each(
+    image: Any, plane: NDArray[np.integer], spectra: Any, number: NDArray[np.integer], frame: tuple[int, int]
+) -> Any:
+    """Convolve planes with several kernels each, `(L, H, W)`.
+
+    Parameters
+    ----------
+    image
+        `(P, H, W)` float32, finite.
+    plane, number
+        `(L,)` which plane meets which kernel.
+    spectra, frame
+        As in `convolve`.
+    """
+    return _back(_forward(image, frame)[plane] * spectra[number], image.shape[-2:], frame, 0)
+
+
+def _forward(image: Any, frame: tuple[int, int]) -> Any:
     h, w = image.shape[-2:]
     before_y, before_x = (frame[0] - h) // 2, (frame[1] - w) // 2
     if frame[0] > h:
         image = image[..., reflect(h, before_y, frame[0] - h - before_y), :]
     if frame[1] > w:
         image = image[..., reflect(w, before_x, frame[1] - w - before_x)]
-    product = transforms.rfft2(image)
-    if xp is np:
-        for place in np.ndindex(number.shape):  # one by one: gathering the spectra first costs a copy
-            product[place] *= spectra[number[place]]
-    else:
-        product = product * spectra[number]
-    out = transforms.irfft2(product, s=frame)
-    y, x = before_y + trim, before_x + trim
+    return _transforms(namespace(image)).rfft2(image)
+
+
+def _back(product: Any, shape: tuple[int, int], frame: tuple[int, int], trim: int) -> Any:
+    h, w = shape
+    out = _transforms(namespace(product)).irfft2(product, s=frame)
+    y, x = (frame[0] - h) // 2 + trim, (frame[1] - w) // 2 + trim
     return out[..., y : y + h - 2 * trim, x : x + w - 2 * trim]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +48,10 @@ class CutoutBatch:
         Projection of each tract that occurs, PARENT frame.
     pixel_scale
         Arcsec per pixel.
+    psf_cells
+        `(L, 7)` int32, ascending: parts of stamps that lie in another cell of a cell coadd than the centre
+        and so have another PSF: row, band, first and end pixel in y, first and end pixel in x (of the stamp),
+        and which of `psf`. No entry: as `psf_index` says, as far as is known.
     """
 
     bands: tuple[str, ...]
@@ -60,6 +64,7 @@ class CutoutBatch:
     catalog: dict[str, NDArray[np.generic]]
     wcs: dict[int, Tan] = field(default_factory=dict)
     pixel_scale: float = 0.2
+    psf_cells: NDArray[np.int32] = field(default_factory=lambda: np.empty((0, 7), np.int32))
 
     def __post_init__(self) -> None:
         n, b, _, _ = self.image.shape
@@ -75,6 +80,20 @@ class CutoutBatch:
         """The mask value with the bits of the named planes set (absent planes contribute nothing)."""
         value = sum(1 << k for k, plane in enumerate(self.mask_planes) if plane in names)
         return np.uint32(value)
+
+    def take(self, rows: NDArray[np.integer] | slice) -> CutoutBatch:
+        """Some rows, in the order given; views where `rows` is a slice."""
+        numbers = np.arange(len(self))[rows]
+        begin, end = (np.searchsorted(self.psf_cells[:, 0], numbers, side) for side in ("left", "right"))
+        new = np.repeat(np.arange(len(numbers)), end - begin)
+        within = np.arange(len(new)) - np.repeat(np.cumsum(end - begin) - (end - begin), end - begin)
+        parts = self.psf_cells[begin[new] + within]
+        parts[:, 0] = new
+        return replace(
+            self, image=self.image[rows], variance=self.variance[rows], mask=self.mask[rows],
+            psf_index=self.psf_index[rows], psf_cells=parts,
+            catalog={name: values[rows] for name, values in self.catalog.items()},
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +152,7 @@ def concatenate(batches: Sequence[CutoutBatch]) -> CutoutBatch:
         raise ValueError("batches differ in bands or mask planes")
     side = max(b.psf.shape[-1] for b in batches)
     starts = np.cumsum([0, *(len(b.psf) for b in batches)])
+    rows = np.cumsum([0, *(len(b) for b in batches)])
     index = [np.where(b.psf_index < 0, -1, b.psf_index + s) for b, s in zip(batches, starts, strict=False)]
     pads = [(side - b.psf.shape[-1]) // 2 for b in batches]
     return CutoutBatch(
@@ -151,5 +171,11 @@ def concatenate(batches: Sequence[CutoutBatch]) -> CutoutBatch:
             if all(k in b.catalog for b in batches)
         },
         wcs={t: tan for b in batches for t, tan in b.wcs.items()},
+        psf_cells=np.concatenate(
+            [
+                b.psf_cells + np.array([first_row, 0, 0, 0, 0, 0, first_psf], np.int32)
+                for b, first_row, first_psf in zip(batches, rows, starts, strict=False)
+            ]
+        ),
         pixel_scale=first.pixel_scale,
     )

@@ -269,7 +269,7 @@ def light_shape(image: NDArray[np.float32], catalog: dict[str, NDArray[Any]], k:
 
 
 def render(lensed: Lensed, batch: CutoutBatch, k: int) -> tuple[NDArray[np.float64], float]:
-    """Arcs of a source of unit flux through the PSFs of a row.
+    """Arcs of a source of unit flux through the PSFs of a row, in each cell through that cell's.
 
     Returns
     -------
@@ -288,14 +288,14 @@ def render(lensed: Lensed, batch: CutoutBatch, k: int) -> tuple[NDArray[np.float
     light = transform(lensed, size, float(batch.catalog["dx"][k]), float(batch.catalog["dy"][k]))
     y0, x0 = size // 2 - height // 2, size // 2 - width // 2
     seen = np.zeros((len(batch.bands), height, width))
-    for b, index in enumerate(batch.psf_index[k]):
-        if index < 0:
-            continue
+    parts = [(b, 0, height, 0, width, index) for b, index in enumerate(batch.psf_index[k]) if index >= 0]
+    parts += batch.psf_cells[batch.psf_cells[:, 0] == k, 1:].tolist()
+    for b, top, bottom, left, right, index in parts:
         stamp = np.zeros((size, size))
         stamp[:kernel, :kernel] = batch.psf[index]
         psf = scipy.fft.rfft2(np.roll(stamp, (-(kernel // 2), -(kernel // 2)), (0, 1)))
-        whole = scipy.fft.irfft2(light * psf, s=(size, size))
-        seen[b] = whole[y0 : y0 + height, x0 : x0 + width]
+        whole = scipy.fft.irfft2(light * psf, s=(size, size))[y0 : y0 + height, x0 : x0 + width]
+        seen[b, top:bottom, left:right] = whole[top:bottom, left:right]
     return seen, float(light[0, 0].real)
 
 

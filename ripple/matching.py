@@ -8,9 +8,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ripple import convolution, noise, psf, psf_kernels
+from ripple import convolution, noise, psf, psf_cells, psf_kernels
 from ripple.cutouts import CutoutBatch
 from ripple.psf import Fault, Profile
+from ripple.psf_cells import Parts
 from ripple.psf_kernels import Kernels
 
 Float = NDArray[np.float32]
@@ -36,6 +37,8 @@ class Matching:
         `(N, B)` float32 px of each plane's PSF before matching; NaN without one.
     target
         `(N, B)` float32 px FWHM after matching; NaN where nothing is matched.
+    parts
+        What lies in other cells than the centre, and is first brought to the centre's PSF.
     """
 
     number: NDArray[np.int32]
@@ -43,6 +46,7 @@ class Matching:
     fault: NDArray[np.uint8]
     fwhm: Float
     target: Float
+    parts: Parts
 
     def of_planes(self, values: NDArray[Any], otherwise: float) -> Float:
         """Values per kernel as `(N, B)` float32; `otherwise` where there is no kernel."""
@@ -84,8 +88,10 @@ def plan_matching(
     number, aim = np.full(index.shape, -1, np.int32), np.full(index.shape, np.nan, np.float32)
     size = batch.psf.shape[-1] if batch.psf.size else 1
     none = psf_kernels.match_kernels(np.zeros((0, size, size)), np.zeros((0, size, size)))
-    out = Matching(number, none, fault, width, aim)
-    if target == "none" or not (fault == Fault.NONE).any():
+    use = (fault == Fault.NONE) & (target != "none")
+    parts = psf_cells.plan_parts(batch, use, fault_of == Fault.NONE, tolerance)
+    out = Matching(number, none, fault, width, aim, parts)
+    if not use.any():
         return out
     if target == "match":
         return _to_broadest(batch, out, tolerance)
@@ -145,6 +151,8 @@ class Frame:
         `(M, S, S)` float32.
     image, variance
         Spectra of K and K², each `(M, ...)` complex64; the last None when not wanted.
+    cells
+        Those of `Matching.parts`.
     """
 
     shape: tuple[int, int]
@@ -152,11 +160,13 @@ class Frame:
     kernel: Float
     image: Any
     variance: Any
+    cells: psf_cells.Spectra
 
 
-def make_frame(kernels: Kernels, shape: tuple[int, int], margin: int, *, variance: bool) -> Frame:
+def make_frame(matching: Matching, shape: tuple[int, int], margin: int, *, variance: bool) -> Frame:
     """Transform kernels for planes of `shape` (margin included)."""
-    reach = min(int(kernels.reach.max(initial=0)), REACH)
+    kernels, between = matching.kernels, matching.parts.kernels
+    reach = min(max(int(k.reach.max(initial=0)) for k in (kernels, between)), REACH)
     pad = max(reach - margin, 0)
     frame = convolution.frame_shape(shape, pad)
     k = kernels.kernel
@@ -166,13 +176,15 @@ def make_frame(kernels: Kernels, shape: tuple[int, int], margin: int, *, varianc
         k,
         convolution.kernel_spectra(k, frame),
         convolution.kernel_spectra(k * k, frame) if variance else None,
+        psf_cells.spectra_of(matching.parts, frame),
     )
 
 
 def apply(
-    image: Any, good: Any, number: NDArray[np.int32], frame: Frame, variance: Any = None
-) -> tuple[Any, Any, Any]:
-    """Fill, convolve and trim some rows.
+    image: Any, good: Any, number: NDArray[np.int32], part: NDArray[np.int32], frame: Frame,
+    variance: Any = None,
+) -> tuple[Any, Any, Any]:  # fmt: skip
+    """Fill, make the cells even, convolve and trim some rows.
 
     Parameters
     ----------
@@ -182,6 +194,8 @@ def apply(
         `(n, B, H, W)` bool pixels that are a measurement.
     number
         `(n, B)` kernels, see `Matching`.
+    part
+        From `Parts.of`.
     frame
         From `make_frame`.
     variance
@@ -198,6 +212,8 @@ def apply(
     inner = (..., slice(m, h - m), slice(m, w - m))
     whole = bool(good.all())
     filled = image if whole else _filled(image, good)
+    if len(part):
+        filled = psf_cells.even_out(filled, part, frame.cells, frame.shape)
     valid = convolution.contiguous(good[inner])
     spread: Any = None if variance is None else _filled(variance, good)
     after: Any = None if spread is None else convolution.contiguous(spread[inner])
@@ -205,7 +221,7 @@ def apply(
     k = number[where]
     if len(k) == number.size and variance is None and whole:
         # The usual case without the copies that picking planes costs.
-        return convolution.convolve(image, frame.image, number, frame.shape, m), valid, None
+        return convolution.convolve(filled, frame.image, number, frame.shape, m), valid, None
     out = convolution.contiguous(filled[inner])
     if not len(k):
         return out, valid, after
@@ -257,18 +273,28 @@ def homogenise(
     image, variance, valid
         `(N, B, H - 2 margin, W - 2 margin)` float32 nJy, float32 nJy², bool.
     """
-    frame = make_frame(matching.kernels, batch.image.shape[-2:], margin, variance=True)
-    parts = [
-        apply(
-            batch.image[s : s + CHUNK], good[s : s + CHUNK], matching.number[s : s + CHUNK], frame,
-            batch.variance[s : s + CHUNK],
-        )
-        for s in range(0, len(batch), CHUNK)
-    ]  # fmt: skip
-    image, valid, variance = (np.concatenate([part[i] for part in parts]) for i in range(3))
+    frame = make_frame(matching, batch.image.shape[-2:], margin, variance=True)
+    spread = _variance_of_parts(batch, matching, rho)
+    chunks = [slice(s, s + CHUNK) for s in range(0, len(batch), CHUNK)]
+    done = [
+        apply(batch.image[c], good[c], matching.number[c], matching.parts.of(c), frame, spread[c])
+        for c in chunks
+    ]
+    image, valid, variance = (np.concatenate([part[i] for part in done]) for i in range(3))
     if rho is not None:
         variance *= gains(matching, rho)[1][..., None, None]
     return image, variance, valid
+
+
+def _variance_of_parts(batch: CutoutBatch, matching: Matching, rho: Any) -> Float:
+    """The variance plane, scaled where cells are made even."""
+    ratio = psf_cells.variance_ratio(matching.parts, matching.number, matching.kernels, rho)
+    if not len(ratio):
+        return batch.variance
+    out = batch.variance.copy()
+    for r, (row, band, y0, y1, x0, x1, _) in zip(ratio.tolist(), matching.parts.part.tolist(), strict=True):
+        out[row, band, y0:y1, x0:x1] *= r
+    return out
 
 
 def gains(matching: Matching, rho: NDArray[np.float64] | None) -> tuple[Float, Float]:

@@ -194,10 +194,12 @@ def prepare(batch: CutoutBatch, config: PreprocessConfig, constants: dict[str, A
     )
     rho = _rho(batch, config, constants)
     damping = None if rho is None else noise.damping(rho)
-    frame = matching.make_frame(plan.kernels, (h, w), margin, variance=False)
+    frame = matching.make_frame(plan, (h, w), margin, variance=False)
     device = _device(config.device)
     if device is not None:
-        frame = replace(frame, image=device.put(frame.image))
+        cells = frame.cells
+        there = replace(cells, forward=device.put(cells.forward), backward=device.put(cells.backward))
+        frame = replace(frame, image=device.put(frame.image), cells=there)
     image = np.empty((n, b, h - 2 * margin, w - 2 * margin), np.float32)
     valid = np.empty(image.shape, bool)
     parts: list[measures.Quality] = []
@@ -209,10 +211,11 @@ def prepare(batch: CutoutBatch, config: PreprocessConfig, constants: dict[str, A
         inner = (..., slice(margin, h - margin), slice(margin, w - margin))
         parts.append(measures.measure(_rows(batch, rows, margin), good[inner], damping))
         planes = piece.image if good.all() else np.where(good, piece.image, np.float32(0))
+        how = (plan.number[rows], plan.parts.of(rows), frame)
         if device is None:
-            image[rows], valid[rows], _ = matching.apply(planes, good, plan.number[rows], frame)
+            image[rows], valid[rows], _ = matching.apply(planes, good, *how)
         else:
-            done = matching.apply(device.put(planes), device.put(good), plan.number[rows], frame)
+            done = matching.apply(device.put(planes), device.put(good), *how)
             image[rows], valid[rows] = convolution.to_numpy(done[0]), convolution.to_numpy(done[1])
     measured = _joined(parts)
     image[~measured.present] = 0
@@ -273,10 +276,7 @@ def correlation_of(batch: CutoutBatch) -> noise.Correlation:
     """Correlation sums of the sky pixels of up to `CORRELATION_ROWS` rows, evenly spread."""
     if len(batch) > CORRELATION_ROWS:
         k = np.unique(np.linspace(0, len(batch) - 1, CORRELATION_ROWS).astype(np.int64))
-        batch = replace(
-            batch, image=batch.image[k], variance=batch.variance[k], mask=batch.mask[k],
-            psf_index=batch.psf_index[k], catalog={},
-        )  # fmt: skip
+        batch = replace(batch, catalog={}).take(k)
     sky = measures.usable(batch) & ((batch.mask & batch.bits(*measures.DETECTED)) == 0)
     return noise.correlation(batch.image, batch.variance, sky)
 
@@ -307,6 +307,7 @@ def _psf_measures(
     with np.errstate(invalid="ignore"):
         out["psf_sharpening"] = (plan.fwhm / plan.target).astype(np.float32)
     out["psf_residual"] = plan.of_planes(kernels.residual, 0.0)
+    out["psf_cell_residual"] = plan.parts.residual(plan.number.shape)
     out["psf_spill"] = plan.of_planes(kernels.spill, 0.0)
     out["psf_flux"] = plan.of_planes(flux, 1.0)
     out["psf_edge"] = plan.of_planes(psf_kernels.weight_beyond(kernels.kernel, margin), 0.0)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,13 +85,7 @@ def _batch(task: ShardTask, profile: Profile) -> CutoutBatch:
 
     with profile.time("read"):
         batch = unpack_cutouts(_artefact(task.cutouts).read(task.shard))
-    if task.rows is None:
-        return batch
-    k = task.rows
-    return replace(
-        batch, image=batch.image[k], variance=batch.variance[k], mask=batch.mask[k],
-        psf_index=batch.psf_index[k], catalog={name: values[k] for name, values in batch.catalog.items()},
-    )  # fmt: skip
+    return batch if task.rows is None else batch.take(task.rows)
 
 
 def make_shard(task: ShardTask) -> ShardResult:

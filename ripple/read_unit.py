@@ -245,9 +245,8 @@ def _union(boxes: list[Box]) -> Box:
 
 
 def _psf(reader: UnitReader, k: int, coadd: Coadd, patch: int, band: Band) -> None:
-    """Kernel at the cutout centre, and how much it changes over the cells under the cutout."""
-    task = reader.task
-    half = task.size // 2
+    """Kernels at the cutout centre and in the other cells under the cutout, and how much they differ."""
+    half = reader.task.size // 2
     rows = np.flatnonzero(band.centre == patch)
     if not rows.size:
         return
@@ -258,37 +257,55 @@ def _psf(reader: UnitReader, k: int, coadd: Coadd, patch: int, band: Band) -> No
     if not isinstance(psf, PsfCells):
         reader.notes[f"{coadd.name}: no PSF: {psf.reason}"] = None
         return
-    cells = psf.index(reader.x0[rows] + half, reader.y0[rows] + half)
     columns = psf.kernels.shape[1]
-    flat = np.where(cells[:, 0] < 0, -1, cells[:, 0] * columns + cells[:, 1])
-    good = flat >= 0
-    used = np.unique(flat[good])
-    reader.psf_key[rows[good], k] = len(reader.kernels) + np.searchsorted(used, flat[good])
+    cells = psf.index(reader.x0[rows] + half, reader.y0[rows] + half)
+    rows, cells = rows[cells[:, 0] >= 0], cells[cells[:, 0] >= 0]
+    centre = cells[:, 0] * columns + cells[:, 1]
+    at, box, cell = _other_cells(reader, psf, rows, centre)
+    used, key = np.unique(np.concatenate([centre, cell]), return_inverse=True)
+    key += len(reader.kernels)
     reader.kernels.extend(psf.kernels[c // columns, c % columns] for c in used)
-    reader.psf_jump[rows[good], k] = _jumps(reader, psf, rows[good], flat[good])
+    reader.psf_key[rows, k] = key[: len(rows)]
+    parts = np.column_stack([rows[at], np.full(len(at), k), box, key[len(rows) :]])
+    reader.psf_cells.append(parts.astype(np.int32))
+    pairs, which = np.unique(np.stack([cell, centre[at]], axis=1), axis=0, return_inverse=True)
+    flat = psf.kernels.reshape(-1, *psf.kernels.shape[2:])
+    gaps = np.array([np.abs(flat[a] - flat[b]).sum() for a, b in pairs], np.float32)
+    np.maximum.at(reader.psf_jump[:, k], rows[at], gaps[which.reshape(-1)])
 
 
-def _jumps(
-    reader: UnitReader, psf: PsfCells, rows: NDArray[np.int64], cells: NDArray[np.int64]
-) -> NDArray[np.float32]:
-    """Largest sum|K_cell - K_centre| over the cells under each stamp, computed once per distinct case."""
+def _other_cells(
+    reader: UnitReader, psf: PsfCells, rows: NDArray[np.int64], centre: NDArray[np.integer]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Parts of the stamps of `rows` in cells with a PSF other than that of the centre.
+
+    Returns
+    -------
+    at, box, cell
+        `(L,)` position among `rows`; `(L, 4)` first and end pixel in y and in x, of the stamp; `(L,)` flat
+        number of the cell.
+    """
     size, (ny, nx) = reader.task.size, psf.kernels.shape[:2]
-    span = np.stack([
-        cells,
-        np.clip((reader.y0[rows] - psf.y0) // psf.cell_height, 0, ny - 1),
-        np.clip((reader.y0[rows] + size - 1 - psf.y0) // psf.cell_height, 0, ny - 1),
-        np.clip((reader.x0[rows] - psf.x0) // psf.cell_width, 0, nx - 1),
-        np.clip((reader.x0[rows] + size - 1 - psf.x0) // psf.cell_width, 0, nx - 1),
-    ], axis=1)  # fmt: skip
-    cases, place = np.unique(span, axis=0, return_inverse=True)
-    values = np.zeros(len(cases), np.float32)
-    for c, (cell, i0, i1, j0, j1) in enumerate(cases.tolist()):
-        if (i0, j0) == (i1, j1):
-            continue
-        centre = psf.kernels[cell // nx, cell % nx]
-        gaps = np.abs(psf.kernels[i0 : i1 + 1, j0 : j1 + 1] - centre).sum(axis=(2, 3))
-        values[c] = np.nanmax(gaps)  # the centre's own cell is there: never all NaN
-    return values[place.reshape(-1)]
+    y0, x0 = reader.y0[rows] - psf.y0, reader.x0[rows] - psf.x0
+    (i0, i1), (j0, j1) = (
+        (np.maximum(first // cell, 0), np.minimum((first + size - 1) // cell, count - 1))
+        for first, cell, count in ((y0, psf.cell_height, ny), (x0, psf.cell_width, nx))
+    )
+    known = np.isfinite(psf.kernels[:, :, psf.kernels.shape[2] // 2, psf.kernels.shape[3] // 2]).ravel()
+    found: list[NDArray[np.int64]] = [np.empty((0, 6), np.int64)]
+    for di in range(int((i1 - i0).max(initial=-1)) + 1):
+        for dj in range(int((j1 - j0).max(initial=-1)) + 1):
+            i, j = i0 + di, j0 + dj
+            at = np.flatnonzero((i <= i1) & (j <= j1) & (i * nx + j != centre))
+            cell = (i * nx + j)[at]
+            at, cell = at[known[cell]], cell[known[cell]]
+            top, left = i[at] * psf.cell_height - y0[at], j[at] * psf.cell_width - x0[at]
+            found.append(np.column_stack([
+                at, np.maximum(top, 0), np.minimum(top + psf.cell_height, size),
+                np.maximum(left, 0), np.minimum(left + psf.cell_width, size), cell,
+            ]))  # fmt: skip
+    every = np.concatenate(found)
+    return every[:, 0], every[:, 1:5], every[:, 5]
 
 
 def _missing_cells(reader: UnitReader, k: int, coadd: Coadd, rows: NDArray[np.bool_]) -> None:

@@ -127,6 +127,7 @@ def draft_cutouts(
     small: dict[str, Any] = {
         "psf": _exact(batch.psf, "psf", np.float32),
         "psf_index": _exact(batch.psf_index, "psf_index", np.int32),
+        "psf_cells": _exact(batch.psf_cells, "psf_cells", np.int32),
         "wcs/tract": np.array([tract for tract, _ in wcs], np.int32),
         "wcs/cd": np.array([tan.cd for _, tan in wcs], np.float64).reshape(len(wcs), 4),
     }

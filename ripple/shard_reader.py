@@ -52,7 +52,7 @@ def unpack_cutouts(data: bytes | memoryview) -> CutoutBatch:
         return CutoutBatch(
             bands=file.bands(bands, shape), image=images["image"], variance=images["variance"], mask=mask,
             mask_planes=planes, psf=psf, psf_index=psf_index, catalog=file.catalog(shape[0]), wcs=file.wcs(),
-            pixel_scale=file.number("pixel_scale"),
+            pixel_scale=file.number("pixel_scale"), psf_cells=file.psf_cells(shape, len(psf)),
         )  # fmt: skip
 
 
@@ -192,7 +192,7 @@ class _Reader:
         if schema != SCHEMA:
             raise DataError(f"shard has schema {schema:g}, this version reads {SCHEMA}")
         known = {"image", "catalog"} | (
-            {"variance", "mask", "psf", "psf_index", "wcs"} if kind == "cutouts" else {"valid"}
+            {"variance", "mask", "psf", "psf_index", "psf_cells", "wcs"} if kind == "cutouts" else {"valid"}
         )
         for name in self._links(self._file.id):
             if name not in known:
@@ -283,6 +283,21 @@ class _Reader:
             int(t): Tan(**{name: float(parts[name][k]) for name in WCS}, cd=tuple(cd[k].tolist()))
             for k, t in enumerate(tract)
         }
+
+    def psf_cells(self, shape: tuple[int, ...], kernels: int) -> NDArray[np.int32]:
+        """Parts of stamps with another PSF; none in a shard that says nothing about them."""
+        if not self._file.id.links.exists(b"psf_cells"):
+            return np.empty((0, 7), np.int32)
+        cells = self.array("psf_cells", np.int32, ndim=2)
+        if cells.shape[1] != 7:
+            raise DataError(f"/psf_cells: shape {cells.shape}, expected 7 columns")
+        row, band, y0, y1, x0, x1, psf = cells.T
+        limits = ((row, shape[0]), (band, shape[1]), (y0, shape[2]), (x0, shape[3]), (psf, kernels))
+        sound = all(((column >= 0) & (column < limit)).all() for column, limit in limits)
+        sound &= bool(((y0 < y1) & (y1 <= shape[2]) & (x0 < x1) & (x1 <= shape[3])).all())
+        if not sound or (np.diff(row) < 0).any():
+            raise DataError("/psf_cells: rows not ascending, or parts outside the stamps or /psf")
+        return cells
 
     def attribute_names(self) -> list[str]:
         """Names of the root attributes."""

@@ -110,6 +110,9 @@ class UnitReader:
         Row numbers of the rows that are delivered.
     notes
         Remarks of the readers, each once.
+    kernels, psf_key, psf_cells
+        PSFs in use, some of them twice; which of them each plane has at its centre, and in other cells: as in
+        `CutoutBatch.psf_cells`, but for rows asked for, in any order.
     crossed
         Open files of other tracts, by dataset UUID.
     unweighted
@@ -129,6 +132,7 @@ class UnitReader:
     psf_key: NDArray[np.int32]
     failures: dict[tuple[int, int], Reason]
     kernels: list[NDArray[np.float32]] = field(default_factory=list)
+    psf_cells: list[NDArray[np.int32]] = field(default_factory=list)
     notes: dict[str, None] = field(default_factory=dict)
     crossed: dict[str, Coadd] = field(default_factory=dict)
     unweighted: set[tuple[int, int]] = field(default_factory=set)
@@ -145,7 +149,15 @@ class UnitReader:
     def batch(self) -> CutoutBatch:
         """Everything but the planes, which are zeros without memory here: only for `draft`."""
         b, s = len(self.task.bands), self.task.size
-        psf, index = pack_kernels(self.kernels, self.psf_key[self.kept])
+        place = np.full(self.task.rows, -1, np.int32)
+        place[self.kept] = np.arange(len(self.kept))
+        cells = np.concatenate([np.empty((0, 7), np.int32), *self.psf_cells])
+        cells[:, 0] = place[cells[:, 0]]
+        cells = cells[cells[:, 0] >= 0]
+        centres = self.psf_key[self.kept]
+        psf, keys = pack_kernels(self.kernels, np.concatenate([centres.ravel(), cells[:, 6]]))
+        index, cells[:, 6] = keys[: centres.size].reshape(centres.shape), keys[centres.size :]
+        cells = cells[cells[:, 6] != index[cells[:, 0], cells[:, 1]]]
         return CutoutBatch(
             bands=self.task.bands,
             image=np.broadcast_to(np.float32(0), (len(self.kept), b, s, s)),
@@ -154,6 +166,7 @@ class UnitReader:
             mask_planes=MASK_PLANES,
             psf=psf,
             psf_index=index,
+            psf_cells=cells[np.lexsort(cells.T[::-1])],
             catalog=catalog(self),
             wcs={self.task.tract: self.task.projection},
             pixel_scale=self.task.projection.pixel_scale,

@@ -58,7 +58,7 @@ def _failed(reader: UnitReader) -> NDArray[np.str_]:
 def pack_kernels(
     kernels: list[NDArray[np.float32]], index: NDArray[np.int32]
 ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Kernels in use, padded about their centre to one odd size; equal kernels stored once."""
+    """Kernels in use, padded about their centre to one odd size, and `index` into them; equal ones once."""
     seen: dict[str, int] = {}
     place = np.full(len(kernels) + 1, -1, np.int32)
     for k in np.unique(index[index >= 0]):

@@ -208,10 +208,10 @@ def confusion(
     table = {}
     for number, (name, (plant, flag)) in enumerate(DEFECTS.items()):
         near = np.unique(np.concatenate([rows, rows - 1]))
-        piece = part(batch, near)
+        piece = batch.take(near)
         rng = np.random.default_rng(number)
         mine = np.flatnonzero(np.isin(near, rows))
-        before = part(piece, mine)
+        before = piece.take(mine)
         for row in mine:
             plant(piece, int(row), margin, rng)
         tensors = preprocess_batch(piece, config, {"margin": margin, **constants})
@@ -220,15 +220,7 @@ def confusion(
         found = [quality.names(int(v)) for v in tensors.catalog["qc"][mine]]
         table[name] = {flag: sum(flag in f for f in found) for flag in quality.LABELS}
         table[name]["rejected"] = int((tensors.catalog["accept"][mine] == 0).sum())
-        seen = visible(name, before, part(piece, mine), margin)
+        seen = visible(name, before, piece.take(mine), margin)
         table[name]["visible"] = int(seen.sum())
         table[name]["found"] = sum(flag.label in f for f, s in zip(found, seen, strict=True) if s)
     return table
-
-
-def part(batch: CutoutBatch, rows: np.ndarray[Any, Any]) -> CutoutBatch:
-    """Copies of some rows."""
-    return replace(
-        batch, image=batch.image[rows], variance=batch.variance[rows], mask=batch.mask[rows],
-        psf_index=batch.psf_index[rows], catalog={k: v[rows].copy() for k, v in batch.catalog.items()},
-    )  # fmt: skip

@@ -27,13 +27,6 @@ from ripple.shard import map_tensors, pack_cutouts
 QUIET = PreprocessConfig.make({"registration": False})
 
 
-def part(batch: CutoutBatch, rows: slice) -> CutoutBatch:
-    return replace(
-        batch, image=batch.image[rows], variance=batch.variance[rows], mask=batch.mask[rows],
-        psf_index=batch.psf_index[rows], catalog={k: v[rows] for k, v in batch.catalog.items()},
-    )  # fmt: skip
-
-
 def write(directory: Path, batch: CutoutBatch, margin: int, per_shard: int = 5) -> Path:
     """A cutout artefact; the first target asked for was rejected by fetch."""
     n = len(batch)
@@ -43,7 +36,7 @@ def write(directory: Path, batch: CutoutBatch, margin: int, per_shard: int = 5) 
     batch.catalog["index"][:] = np.arange(1, n + 1)
     with writer:
         for k in range(units):
-            piece = part(batch, slice(k * per_shard, (k + 1) * per_shard))
+            piece = batch.take(slice(k * per_shard, (k + 1) * per_shard))
             writer.commit(k, pack_cutouts(piece, {"margin": margin}), len(piece), {})
         catalog = batch.catalog
         columns: dict[str, Any] = {
@@ -163,7 +156,7 @@ def test_stamps_without_variance_and_psf() -> None:
 
 
 def test_empty_batch() -> None:
-    tensors = preprocess_batch(part(make_batch(2, "gi", 32), slice(0, 0)), QUIET, {})
+    tensors = preprocess_batch(make_batch(2, "gi", 32).take(slice(0, 0)), QUIET, {})
     assert tensors.image.shape == (0, 2, 32, 32)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
-from planted import DEFECTS, confusion, part
+from planted import DEFECTS, confusion
 
 from ripple import measures, quality
 from ripple.artefact import open_artefact
@@ -41,7 +41,7 @@ def alarms(
     batch: CutoutBatch, config: PreprocessConfig, constants: dict[str, Any]
 ) -> tuple[int, int, dict[str, int]]:
     """Rows, rejected rows, and rows per flag, of the clean rows of a batch."""
-    tensors = preprocess_batch(part(batch, clean_rows(batch)), config, constants)
+    tensors = preprocess_batch(batch.take(clean_rows(batch)), config, constants)
     found = [quality.names(int(v)) for v in tensors.catalog["qc"]]
     counts = {flag: sum(flag in f for f in found) for flag in quality.LABELS}
     return len(tensors), int((tensors.catalog["accept"] == 0).sum()), counts

@@ -25,7 +25,7 @@ import statistics
 import subprocess
 from pathlib import Path
 
-from fetch import BANDS, PATCHES, SIZE, SKYMAP, TRACT, make_repository, make_targets, ripple_fetch
+from fetch import BANDS, PATCHES, SIZE, SKYMAP, TRACT, make_targets, repository, ripple_fetch
 
 ASTROCUT = """
 import json, sys, time
@@ -67,7 +67,7 @@ print(json.dumps({"seconds": time.perf_counter() - t, "done": done, "shape": sha
 """
 
 
-def images(root: Path, work: Path) -> dict[int, list[str]]:
+def images(root: Path, work: Path, patches: list[int]) -> dict[int, list[str]]:
     """Patch -> image planes of its bands as uncompressed FITS, made once."""
     from astropy.io import fits
 
@@ -76,6 +76,8 @@ def images(root: Path, work: Path) -> dict[int, list[str]]:
     files: dict[int, list[str]] = {}
     for path in sorted(root.rglob("*.fits"), key=lambda p: (p.parts[-3], BANDS.index(p.parts[-2]))):
         patch, band = int(path.parts[-3]), path.parts[-2]
+        if patch not in patches:
+            continue
         out = work / "images" / f"{patch}-{band}.fits"
         files.setdefault(patch, []).append(str(out))
         if not out.exists():
@@ -141,15 +143,14 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, required=True)
     parser.add_argument("--output", type=Path, help="where results are written, by default in --directory")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--patches", type=int, default=2)
     parser.add_argument("--per-patch", type=int, nargs="+", default=[500, 5000])
     args = parser.parse_args()
     work, python = args.directory, str((args.venv / "bin" / "python").absolute())
     output = args.output or work
     output.mkdir(parents=True, exist_ok=True)
-    patches, root = PATCHES[:2], work / "repo-2"
-    if not (root / "butler.yaml").exists():
-        make_repository(root, patches)
-    files = images(root, work)
+    patches, root = PATCHES[: args.patches], repository(work)
+    files = images(root, work, patches)
     for per_patch in args.per_patch:
         targets, n = work / f"t{per_patch}.csv", per_patch * len(patches)
         make_targets(targets, patches, per_patch)

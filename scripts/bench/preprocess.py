@@ -34,17 +34,37 @@ from ripple.cutouts import CutoutBatch  # noqa: E402
 from ripple.prepare import PreprocessConfig, preprocess_batch  # noqa: E402
 from ripple.registration import check_registration  # noqa: E402
 
-BANDS, SIZE, MARGIN, TARGET = "griz", 64, 12, 1.25
+BANDS, SIZE, MARGIN, TARGET, CELL = "griz", 64, 12, 1.25, 150
 UNUSABLE = np.uint32(0x5)
 
 
 def batch_with_cells(rows: int, cells: int) -> CutoutBatch:
+    """Rows in so many cells of 150 px, each band of a cell with PSFs that differ by 3 % in the cells around it."""
     batch = make_batch(rows, BANDS, SIZE, MARGIN)
     rng = np.random.default_rng(0)
-    widths = rng.uniform(3.3, 5.0, (cells, len(BANDS)))
+    widths = rng.uniform(3.3, 5.0, (cells, len(BANDS), 1)) * np.append(1, rng.uniform(0.97, 1.03, 3))
     stamps = np.stack([moffat(w, 41, rng.uniform(0, 0.1)) for w in widths.ravel()]).astype(np.float32)
-    first = (np.arange(rows) % cells)[:, None] * len(BANDS)
-    return replace(batch, psf=stamps, psf_index=(first + np.arange(len(BANDS))).astype(np.int32))
+    index = 4 * ((np.arange(rows) % cells)[:, None] * len(BANDS) + np.arange(len(BANDS)))
+    parts = [
+        (row, band, *spans[0][i], *spans[1][j], index[row, band] + 2 * i + j)
+        for row in range(rows)
+        for spans in [[_across(rng.integers(CELL)), _across(rng.integers(CELL))]]
+        for band in range(len(BANDS))
+        for i in range(len(spans[0]))
+        for j in range(len(spans[1]))
+        if i or j
+    ]
+    cells_of = np.array(parts, np.int32).reshape(-1, 7)
+    return replace(batch, psf=stamps, psf_index=index.astype(np.int32), psf_cells=cells_of)
+
+
+def _across(centre: int) -> list[tuple[int, int]]:
+    """Pixels of a stamp in the cell of its centre, which is the pixel `centre` of it, and in the next cell."""
+    side = SIZE + 2 * MARGIN
+    before, after = side // 2 - centre, side // 2 - centre + CELL
+    if before > 0:
+        return [(before, side), (0, before)]
+    return [(0, after), (after, side)] if after < side else [(0, side)]
 
 
 def best(function: Callable[[], Any], repeats: int = 5) -> float:
@@ -89,12 +109,12 @@ def floor(batch: CutoutBatch, shape: tuple[int, int]) -> None:
 
 def match_only(batch: CutoutBatch, plan: matching.Matching) -> None:
     """Fill, convolve, trim and normalise: what the FFTs are the floor of."""
-    frame = matching.make_frame(plan.kernels, batch.image.shape[-2:], MARGIN, variance=False)
+    frame = matching.make_frame(plan, batch.image.shape[-2:], MARGIN, variance=False)
     scale = np.full((matching.CHUNK, len(BANDS)), 60, np.float32)
     for start in range(0, len(batch), matching.CHUNK):
         rows = slice(start, start + matching.CHUNK)
         good = np.ones(batch.image[rows].shape, bool)
-        image, _, _ = matching.apply(batch.image[rows], good, plan.number[rows], frame)
+        image, _, _ = matching.apply(batch.image[rows], good, plan.number[rows], plan.parts.of(rows), frame)
         normalize.transform(image, 0 * scale[: len(image)], scale[: len(image)], "asinh")
 
 
@@ -109,7 +129,7 @@ def main() -> None:
     for label, cells in (("dense", 8), ("sparse", args.rows)):
         batch = batch_with_cells(args.rows, cells)
         plan = matching.plan_matching(batch, TARGET)
-        frame = matching.make_frame(plan.kernels, batch.image.shape[-2:], MARGIN, variance=False).shape
+        frame = matching.make_frame(plan, batch.image.shape[-2:], MARGIN, variance=False).shape
         n, few = args.rows, min(args.rows, 20)
         times = {
             "ripple, all of it": best(lambda b=batch: preprocess_batch(b, config, constants)) / n,
@@ -149,10 +169,7 @@ def judge_all(batch: CutoutBatch) -> None:
     inner = (..., slice(MARGIN, -MARGIN), slice(MARGIN, -MARGIN))
     for start in range(0, len(batch), matching.CHUNK):
         rows = slice(start, start + matching.CHUNK)
-        piece = replace(
-            batch, image=batch.image[rows], variance=batch.variance[rows], mask=batch.mask[rows],
-            psf_index=batch.psf_index[rows], catalog={},
-        )  # fmt: skip
+        piece = replace(batch, catalog={}).take(rows)
         good = measures.usable(piece)
         cut = replace(piece, image=piece.image[inner], variance=piece.variance[inner], mask=piece.mask[inner])
         measures.measure(cut, good[inner])

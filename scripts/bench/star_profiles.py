@@ -8,10 +8,10 @@
 `--pick` takes the stars of i = 17.8 to 20.5 from the survey's object table and says how much light of catalogued
 neighbours lies beside each: the sum of their flux over that of the star, times (1 + (d / 5 px)²)^-1.5, in the
 worst band. Looked at are the isolated ones, below 0.005, whose peak is so far above the noise that noise
-alone leaves less than 1 %. Stars whose core lies across the border of two cells have two PSFs, in the coadd as in
-the sky of the survey; a stamp is matched with that of its centre, so they are a line of their own. Profiles are normalised to their light within 6 px; the difference to the
-last band is given as a share of the peak. A broader PSF has less light within an aperture, which is no loss:
-the change of the flux is given as it is and over what the PSFs say.
+alone leaves less than 1 %. Stars whose core lies across the border of two cells have two PSFs and are a line of
+their own. Profiles are normalised to their light within 6 px; the difference to the last band is given as a share
+of the peak. A broader PSF has less light within an aperture, which is no loss: the change of the flux is given as
+it is and over what the PSFs say. Across a border it is a gain: two halves with different PSFs do not add up.
 """
 
 from __future__ import annotations
