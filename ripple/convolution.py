@@ -151,44 +151,61 @@ def convolve(
     out
         `(..., H - 2 trim, W - 2 trim)` float32.
     """
-    product = _forward(image, frame)
-    if namespace(image) is np:
-        for place in np.ndindex(number.shape):  # one by one: gathering the spectra first costs a copy
-            product[place] *= spectra[number[place]]
-    else:
-        product = product * spectra[number]
-    return _back(product, image.shape[-2:], frame, trim)
-
-
-def convolve_each(
-    image: Any, plane: NDArray[np.integer], spectra: Any, number: NDArray[np.integer], frame: tuple[int, int]
-) -> Any:
-    """Convolve planes with several kernels each, `(L, H, W)`.
-
-    Parameters
-    ----------
-    image
-        `(P, H, W)` float32, finite.
-    plane, number
-        `(L,)` which plane meets which kernel.
-    spectra, frame
-        As in `convolve`.
-    """
-    return _back(_forward(image, frame)[plane] * spectra[number], image.shape[-2:], frame, 0)
-
-
-def _forward(image: Any, frame: tuple[int, int]) -> Any:
+    xp = namespace(image)
+    transforms = _transforms(xp)
     h, w = image.shape[-2:]
     before_y, before_x = (frame[0] - h) // 2, (frame[1] - w) // 2
     if frame[0] > h:
         image = image[..., reflect(h, before_y, frame[0] - h - before_y), :]
     if frame[1] > w:
         image = image[..., reflect(w, before_x, frame[1] - w - before_x)]
-    return _transforms(namespace(image)).rfft2(image)
-
-
-def _back(product: Any, shape: tuple[int, int], frame: tuple[int, int], trim: int) -> Any:
-    h, w = shape
-    out = _transforms(namespace(product)).irfft2(product, s=frame)
-    y, x = (frame[0] - h) // 2 + trim, (frame[1] - w) // 2 + trim
+    product = transforms.rfft2(image)
+    if xp is np:
+        for place in np.ndindex(number.shape):  # one by one: gathering the spectra first costs a copy
+            product[place] *= spectra[number[place]]
+    else:
+        product = product * spectra[number]
+    out = transforms.irfft2(product, s=frame)
+    y, x = before_y + trim, before_x + trim
     return out[..., y : y + h - 2 * trim, x : x + w - 2 * trim]
+
+
+def convolve_parts(
+    image: Any, part: NDArray[np.integer], kernel: Any, number: NDArray[np.integer]
+) -> list[Any]:
+    """Convolve rectangles of planes with short kernels, directly: cheaper than transforms of whole planes.
+
+    Parameters
+    ----------
+    image
+        `(n, B, H, W)` float32, finite; beyond its edges it is reflected.
+    part
+        `(L, 6)` row, band, first and end pixel in y, first and end pixel in x.
+    kernel
+        `(M, 2r + 1, 2r + 1)` float32; numpy, or torch on the device of `image`.
+    number
+        `(L,)` which of them each part gets.
+
+    Returns
+    -------
+    pieces
+        L arrays of the sizes of the parts.
+    """
+    h, w = image.shape[-2:]
+    reach = kernel.shape[-1] // 2
+    at_y, at_x = (reflect(length, reach, reach) for length in (h, w))
+    if namespace(image) is not np:
+        planes = image[part[:, 0], part[:, 1]][:, at_y][:, :, at_x]
+        turned = kernel[number].flip(-1).flip(-2)
+        whole = namespace(image).nn.functional.conv2d(planes[None], turned[:, None], groups=len(part))[0]
+        return [whole[k, y0:y1, x0:x1] for k, (_, _, y0, y1, x0, x1) in enumerate(part.tolist())]
+    from ripple import psf_loops
+
+    part = np.ascontiguousarray(part, np.int64)
+    shapes = part[:, 3::2] - part[:, 2::2]
+    end = np.cumsum(shapes.prod(axis=1))
+    start = end - shapes.prod(axis=1)
+    flat = np.zeros(int(end[-1]) if len(end) else 0, np.float32)
+    psf_loops.convolve_parts(image, part, kernel, np.asarray(number, np.int64), at_y, at_x, start, flat)
+    pieces = zip(start.tolist(), end.tolist(), shapes.tolist(), strict=True)
+    return [flat[a:b].reshape(shape) for a, b, shape in pieces]

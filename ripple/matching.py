@@ -75,10 +75,13 @@ def plan_matching(
     tolerance
         Residual at which a smooth kernel is good enough, see `psf_kernels.match_kernels`.
     """
-    width_of = psf.fwhm(batch.psf).astype(np.float32)
-    fault_of = psf.faults(batch.psf, width_of)
     index = batch.psf_index
     has = index >= 0
+    # The width of a PSF that is at no centre is not needed: the shape of such a one is not judged.
+    central = np.unique(index[has])
+    width_of = np.ones(len(batch.psf), np.float32)
+    width_of[central] = psf.fwhm(batch.psf[central])
+    fault_of = psf.faults(batch.psf, width_of)
     safe = np.maximum(index, 0)
     fault = np.full(index.shape, Fault.MISSING, np.uint8)
     width = np.full(index.shape, np.nan, np.float32)
@@ -151,8 +154,6 @@ class Frame:
         `(M, S, S)` float32.
     image, variance
         Spectra of K and K², each `(M, ...)` complex64; the last None when not wanted.
-    cells
-        Those of `Matching.parts`.
     """
 
     shape: tuple[int, int]
@@ -160,13 +161,11 @@ class Frame:
     kernel: Float
     image: Any
     variance: Any
-    cells: psf_cells.Spectra
 
 
-def make_frame(matching: Matching, shape: tuple[int, int], margin: int, *, variance: bool) -> Frame:
+def make_frame(kernels: Kernels, shape: tuple[int, int], margin: int, *, variance: bool) -> Frame:
     """Transform kernels for planes of `shape` (margin included)."""
-    kernels, between = matching.kernels, matching.parts.kernels
-    reach = min(max(int(k.reach.max(initial=0)) for k in (kernels, between)), REACH)
+    reach = min(int(kernels.reach.max(initial=0)), REACH)
     pad = max(reach - margin, 0)
     frame = convolution.frame_shape(shape, pad)
     k = kernels.kernel
@@ -176,14 +175,12 @@ def make_frame(matching: Matching, shape: tuple[int, int], margin: int, *, varia
         k,
         convolution.kernel_spectra(k, frame),
         convolution.kernel_spectra(k * k, frame) if variance else None,
-        psf_cells.spectra_of(matching.parts, frame),
     )
 
 
 def apply(
-    image: Any, good: Any, number: NDArray[np.int32], part: NDArray[np.int32], frame: Frame,
-    variance: Any = None,
-) -> tuple[Any, Any, Any]:  # fmt: skip
+    image: Any, good: Any, number: NDArray[np.int32], parts: Parts, frame: Frame, variance: Any = None
+) -> tuple[Any, Any, Any]:
     """Fill, make the cells even, convolve and trim some rows.
 
     Parameters
@@ -194,8 +191,8 @@ def apply(
         `(n, B, H, W)` bool pixels that are a measurement.
     number
         `(n, B)` kernels, see `Matching`.
-    part
-        From `Parts.of`.
+    parts
+        From `Parts.of`, with kernels where `image` is.
     frame
         From `make_frame`.
     variance
@@ -212,8 +209,8 @@ def apply(
     inner = (..., slice(m, h - m), slice(m, w - m))
     whole = bool(good.all())
     filled = image if whole else _filled(image, good)
-    if len(part):
-        filled = psf_cells.even_out(filled, part, frame.cells, frame.shape)
+    if len(parts.part):
+        filled = psf_cells.even_out(filled, parts)
     valid = convolution.contiguous(good[inner])
     spread: Any = None if variance is None else _filled(variance, good)
     after: Any = None if spread is None else convolution.contiguous(spread[inner])
@@ -273,7 +270,7 @@ def homogenise(
     image, variance, valid
         `(N, B, H - 2 margin, W - 2 margin)` float32 nJy, float32 nJy², bool.
     """
-    frame = make_frame(matching, batch.image.shape[-2:], margin, variance=True)
+    frame = make_frame(matching.kernels, batch.image.shape[-2:], margin, variance=True)
     spread = _variance_of_parts(batch, matching, rho)
     chunks = [slice(s, s + CHUNK) for s in range(0, len(batch), CHUNK)]
     done = [

@@ -194,30 +194,30 @@ def prepare(batch: CutoutBatch, config: PreprocessConfig, constants: dict[str, A
     )
     rho = _rho(batch, config, constants)
     damping = None if rho is None else noise.damping(rho)
-    frame = matching.make_frame(plan, (h, w), margin, variance=False)
-    device = _device(config.device)
+    frame = matching.make_frame(plan.kernels, (h, w), margin, variance=False)
+    parts, device = plan.parts, _device(config.device)
     if device is not None:
-        cells = frame.cells
-        there = replace(cells, forward=device.put(cells.forward), backward=device.put(cells.backward))
-        frame = replace(frame, image=device.put(frame.image), cells=there)
+        frame = replace(frame, image=device.put(frame.image))
+        kernels = {name: device.put(getattr(parts, name)) for name in ("kernel", "backward")}
+        parts = replace(parts, **kernels)
     image = np.empty((n, b, h - 2 * margin, w - 2 * margin), np.float32)
     valid = np.empty(image.shape, bool)
-    parts: list[measures.Quality] = []
+    judged: list[measures.Quality] = []
     step = CHUNK if device is None else 64 * CHUNK
     for start in range(0, max(n, 1), step):  # once for an empty batch: it has columns too
         rows = slice(start, start + step)
         piece = _rows(batch, rows, 0)
         good = measures.usable(piece)
         inner = (..., slice(margin, h - margin), slice(margin, w - margin))
-        parts.append(measures.measure(_rows(batch, rows, margin), good[inner], damping))
+        judged.append(measures.measure(_rows(batch, rows, margin), good[inner], damping))
         planes = piece.image if good.all() else np.where(good, piece.image, np.float32(0))
-        how = (plan.number[rows], plan.parts.of(rows), frame)
+        how = (plan.number[rows], parts.of(rows), frame)
         if device is None:
             image[rows], valid[rows], _ = matching.apply(planes, good, *how)
         else:
             done = matching.apply(device.put(planes), device.put(good), *how)
             image[rows], valid[rows] = convolution.to_numpy(done[0]), convolution.to_numpy(done[1])
-    measured = _joined(parts)
+    measured = _joined(judged)
     image[~measured.present] = 0
     valid[~measured.present] = False
     gain, _ = matching.gains(plan, rho)
@@ -307,7 +307,7 @@ def _psf_measures(
     with np.errstate(invalid="ignore"):
         out["psf_sharpening"] = (plan.fwhm / plan.target).astype(np.float32)
     out["psf_residual"] = plan.of_planes(kernels.residual, 0.0)
-    out["psf_cell_residual"] = plan.parts.residual(plan.number.shape)
+    out["psf_cell_residual"] = plan.parts.misfit(plan.number.shape)
     out["psf_spill"] = plan.of_planes(kernels.spill, 0.0)
     out["psf_flux"] = plan.of_planes(flux, 1.0)
     out["psf_edge"] = plan.of_planes(psf_kernels.weight_beyond(kernels.kernel, margin), 0.0)

@@ -1,20 +1,20 @@
 """Cell coadds: pixels in other cells brought to the PSF of the cell of the stamp's centre.
 
-Each cell has a PSF of its own, so the two halves of a star on the border of two cells do not fit together,
-and no kernel for the whole stamp can mend that. A pixel y of another cell becomes `(D * I)(y)`, where D
-turns the PSF of its cell into that of the centre's. D reaches over the border to pixels that have the other
-PSF already; as D is close to a delta function, what that leaves is of second order in the difference of the
-PSFs.
+Each cell has a PSF of its own, so the two halves of a star on the border of two cells do not fit
+together, and no kernel for the whole stamp can mend that. A pixel y of another cell becomes `(D *
+I)(y)`, where D turns the PSF of its cell into that of the centre's. D reaches over the border to pixels
+that have the other PSF already; as D is close to a delta function, what that leaves is of second order
+in the difference of the PSFs.
 
-Where that is too much, the result J is seen through the PSF of the cell again (E, the kernel the other way)
-and compared with what was observed there: `J + D * (I - E * J)`, the difference taken inside the cell only.
-This is a step of the iteration of Van Cittert (1931, Z. Phys. 69, 298), and leaves an error of third order.
+Where that is too much, the result J is seen through the PSF of the cell again (E, the kernel the other
+way) and compared with what was observed there: `J + D * (I - E * J)`, the difference taken inside the
+cell only. This is a step of the iteration of Van Cittert (1931, Z. Phys. 69, 298), and leaves an error
+of third order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,8 +25,10 @@ from ripple import convolution, noise, psf_kernels
 from ripple.cutouts import CutoutBatch
 from ripple.psf_kernels import Kernels
 
-HALF = 10  # px; neighbouring cells differ little, so D is short
-MAX_GAIN = 1.2  # of white noise: a neighbour with a much broader PSF is not sharpened any further
+Float = NDArray[np.float32]
+
+HALF = 7  # px; neighbouring cells differ little, so kernels are short
+REGULARISATION = 1e-4  # amplitudes of PSFs of sum 1, squared
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,32 +38,34 @@ class Parts:
     Parameters
     ----------
     part
-        `(L, 7)` int32 as `CutoutBatch.psf_cells`, but the last column counts `kernels`.
-    kernels
-        Distinct kernels D from the PSF of a cell to that of a centre.
-    back
-        `(M,)` int32 into `backward`; -1 where one step is enough.
+        `(L, 7)` int32 as `CutoutBatch.psf_cells`, but the last column counts kernels.
+    kernel
+        `(M, 2 HALF + 1, 2 HALF + 1)` float32: D, from the PSF of a cell to that of a centre; numpy, or torch.
     backward
-        Kernels E the other way.
+        E, the other way.
+    twice
+        `(M,)` bool, whether the second step is taken.
+    residual
+        `(M,)` float32 sum |P * D - Q|, of PSFs P of the cell and Q of the centre, sum 1.
     """
 
     part: NDArray[np.int32]
-    kernels: Kernels
-    back: NDArray[np.int32]
-    backward: Kernels
+    kernel: Any
+    backward: Any
+    twice: NDArray[np.bool_]
+    residual: Float
 
-    def of(self, rows: slice) -> NDArray[np.int32]:
-        """Parts of some rows of the batch, the row counted from the first of them."""
+    def of(self, rows: slice) -> Parts:
+        """Those of some rows of the batch, the row counted from the first of them."""
         first, last = np.searchsorted(self.part[:, 0], (rows.start, rows.stop))
         found = self.part[first:last].copy()
         found[:, 0] -= rows.start
-        return found
+        return replace(self, part=found)
 
-    def residual(self, shape: tuple[int, int]) -> NDArray[np.float32]:
-        """`(N, B)` largest misfit of a cell's PSF to that of the centre, after its kernel; 0 without one."""
+    def misfit(self, shape: tuple[int, int]) -> Float:
+        """`(N, B)` largest `residual` of the parts of each plane; 0 without any."""
         out = np.zeros(shape, np.float32)
-        k = self.kernels.residual[self.part[:, 6]]
-        np.maximum.at(out, (self.part[:, 0], self.part[:, 1]), k.astype(np.float32))
+        np.maximum.at(out, (self.part[:, 0], self.part[:, 1]), self.residual[self.part[:, 6]])
         return out
 
 
@@ -79,87 +83,90 @@ def plan_parts(
     sound
         `(M,)` PSFs that can be trusted.
     tolerance
-        PSFs whose sum |difference| is at most this are one; kernels as in `psf_kernels.match_kernels`.
+        PSFs whose sum |difference| is at most this are one; where its square is more, two steps are taken.
     """
     part = batch.psf_cells
     part = part[use[part[:, 0], part[:, 1]] & sound[part[:, 6]]]
     centre = batch.psf_index[part[:, 0], part[:, 1]]
     pairs, place = np.unique(np.stack([part[:, 6], centre], axis=1), axis=0, return_inverse=True)
-    gap = np.array([np.abs(batch.psf[a] - batch.psf[b]).sum() for a, b in pairs], float)
-    differ, twice = gap > tolerance, gap**2 > tolerance
-    number = np.cumsum(differ) - 1
     place = place.reshape(-1)
-    part, place = part[differ[place]], place[differ[place]]
-    half = max(min(HALF, batch.psf.shape[-1] // 2), 1)
-
-    def kernels(pairs: NDArray[np.int32]) -> Kernels:
-        stamps = (batch.psf[pairs[:, 0]], batch.psf[pairs[:, 1]])
-        return psf_kernels.match_kernels(*stamps, half=half, tolerance=tolerance, max_gain=MAX_GAIN)
-
-    back = np.where(twice, np.cumsum(twice) - 1, -1)[differ].astype(np.int32)
-    numbered = np.column_stack([part[:, :6], number[place]]).astype(np.int32)
-    return Parts(numbered, kernels(pairs[differ]), back, kernels(pairs[twice][:, ::-1]))
+    gap = np.array([np.abs(batch.psf[a] - batch.psf[b]).sum() for a, b in pairs], float)
+    differ = gap > tolerance
+    keep = differ[place]
+    number = (np.cumsum(differ) - 1)[place[keep]]
+    pairs = pairs[differ]
+    there, back, residual = cell_kernels(batch.psf[pairs[:, 0]], batch.psf[pairs[:, 1]])
+    numbered = np.column_stack([part[keep, :6], number]).astype(np.int32)
+    return Parts(numbered, there, back, gap[differ] ** 2 > tolerance, residual)
 
 
-@dataclass(frozen=True, slots=True)
-class Spectra:
-    """Transforms of the kernels of `Parts`: numpy, or torch on any device.
+def cell_kernels(cell: Float, centre: Float) -> tuple[Float, Float, Float]:
+    """Kernels between similar PSFs.
+
+    Only the difference of the PSFs is deconvolved, `D = delta + conj(P) (Q - P) / (|P|^2 + mu)` in Fourier
+    space: scales at which the PSFs have no power, where there is only noise, pass unchanged.
 
     Parameters
     ----------
-    forward, backward
-        `(M, ...)` complex64.
-    back
-        As in `Parts`.
+    cell, centre
+        `(M, K, K)` PSFs P and Q; recentred on their first moments, normalised to sum 1.
+
+    Returns
+    -------
+    there, back
+        `(M, 2 HALF + 1, 2 HALF + 1)` float32 of sum 1 and first moments 0: P to Q, and Q to P.
+    residual
+        `(M,)` float32 sum |P * there - Q|.
     """
+    reach = cell.shape[-1] // 2
+    size = scipy.fft.next_fast_len(2 * max(reach, HALF) + 2, real=True)
+    side, line = 2 * HALF + 1, np.arange(-HALF, HALF + 1, dtype=np.float32)
+    square = np.ones((side, side), np.float32)
+    moments = np.stack([square, square * line[:, None], square * line])
+    steps = moments / (moments**2).sum(axis=(1, 2))[:, None, None]
+    out = np.empty((2, len(cell), side, side), np.float32)
+    residual = np.empty(len(cell), np.float32)
+    for start in range(0, len(cell), convolution.CHUNK):
+        rows = slice(start, start + convolution.CHUNK)
+        p, q = (psf_kernels.spectra(stamps[rows], size) for stamps in (cell, centre))
+        for k, (a, b) in enumerate(((p, q), (q, p))):
+            change = np.conj(a) * (b - a) / (a.real**2 + a.imag**2 + np.float32(REGULARISATION))
+            x = psf_kernels.centred(scipy.fft.irfft2(change, s=(size, size)), HALF)
+            x -= np.einsum("mab,km->kab", steps, np.einsum("mij,kij->km", moments, x))
+            x[:, HALF, HALF] += 1
+            out[k, rows] = x
+        missed = p * convolution.kernel_spectra(out[0, rows], (size, size)) - q
+        residual[rows] = np.abs(scipy.fft.irfft2(missed, s=(size, size))).sum(axis=(1, 2))
+    return out[0], out[1], residual
 
-    forward: Any
-    backward: Any
-    back: NDArray[np.int32]
 
-
-def spectra_of(parts: Parts, frame: tuple[int, int]) -> Spectra:
-    """Transform the kernels for a frame."""
-    there, back = (convolution.kernel_spectra(k.kernel, frame) for k in (parts.kernels, parts.backward))
-    return Spectra(there, back, parts.back)
-
-
-def even_out(image: Any, part: NDArray[np.int32], spectra: Spectra, frame: tuple[int, int]) -> Any:
+def even_out(image: Any, parts: Parts) -> Any:
     """A copy of some rows in which each part has gone through its kernel.
 
     Parameters
     ----------
     image
-        `(n, B, H, W)` float32 without holes; numpy, or torch with `spectra` on the same device.
-    part
+        `(n, B, H, W)` float32 without holes; numpy, or torch with the kernels of `parts` on the same device.
+    parts
         From `Parts.of`.
-    spectra, frame
-        Of the kernels, and the shape of the transforms, see `convolution`.
     """
+    part = parts.part
     out = convolution.contiguous(image)
-    for whole, (row, band, y0, y1, x0, x1, _) in _each(image, part, spectra.forward, part[:, 6], frame):
-        out[row, band, y0:y1, x0:x1] = whole[y0:y1, x0:x1]
-    again = part[spectra.back[part[:, 6]] >= 0]
+    found = convolution.convolve_parts(image, part[:, :6], parts.kernel, part[:, 6])
+    for piece, (row, band, y0, y1, x0, x1, _) in zip(found, part.tolist(), strict=True):
+        out[row, band, y0:y1, x0:x1] = piece
+    again = part[parts.twice[part[:, 6]]]
     if not len(again):
         return out
-    missing = convolution.namespace(image).zeros_like(image[again[:, 0], again[:, 1]])
-    seen = _each(out, again, spectra.backward, spectra.back[again[:, 6]], frame)
-    for k, (whole, (row, band, y0, y1, x0, x1, _)) in enumerate(seen):
-        missing[k, y0:y1, x0:x1] = image[row, band, y0:y1, x0:x1] - whole[y0:y1, x0:x1]
-    steps = convolution.convolve(missing, spectra.forward, again[:, 6], frame)
-    for step, (row, band, y0, y1, x0, x1, _) in zip(steps, again.tolist(), strict=True):
-        out[row, band, y0:y1, x0:x1] += step[y0:y1, x0:x1]
+    missing = convolution.namespace(image).zeros_like(image[again[:, 0], again[:, 1]])[:, None]
+    seen = convolution.convolve_parts(out, again[:, :6], parts.backward, again[:, 6])
+    for k, (piece, (row, band, y0, y1, x0, x1, _)) in enumerate(zip(seen, again.tolist(), strict=True)):
+        missing[k, 0, y0:y1, x0:x1] = image[row, band, y0:y1, x0:x1] - piece
+    lone = np.column_stack([np.arange(len(again)), np.zeros(len(again), int), again[:, 2:6]])
+    steps = convolution.convolve_parts(missing, lone, parts.kernel, again[:, 6])
+    for piece, (row, band, y0, y1, x0, x1, _) in zip(steps, again.tolist(), strict=True):
+        out[row, band, y0:y1, x0:x1] += piece
     return out
-
-
-def _each(
-    image: Any, part: NDArray[np.int32], spectra: Any, number: NDArray[np.int32], frame: tuple[int, int]
-) -> Iterator[tuple[Any, list[int]]]:
-    """The plane of each part after a kernel, and the part."""
-    planes, at = np.unique(part[:, :2], axis=0, return_inverse=True)
-    chosen = image[planes[:, 0], planes[:, 1]]
-    whole = convolution.convolve_each(chosen, at.reshape(-1), spectra, number, frame)
-    return zip(whole, part.tolist(), strict=True)
 
 
 def variance_ratio(
@@ -185,7 +192,7 @@ def variance_ratio(
     white[noise.LAG, noise.LAG] = 1
     for c, (k, d, band) in enumerate(cases.tolist()):
         known = white if rho is None else rho[band]
-        power = np.abs(convolution.kernel_spectra(parts.kernels.kernel[d : d + 1], (size, size))) ** 2
+        power = np.abs(convolution.kernel_spectra(parts.kernel[d : d + 1], (size, size))) ** 2
         before = 1.0
         if k >= 0:
             power = power * np.abs(convolution.kernel_spectra(kernels.kernel[k : k + 1], (size, size))) ** 2

@@ -209,7 +209,7 @@ class _Solver:
         residual = np.einsum("kij,ij->k", miss, self.near, dtype=np.float64)
         power = _square(spectrum)
         auto = autocorrelation(power)
-        kernel = _centred(x, self.h)
+        kernel = centred(x, self.h)
         return Kernels(
             kernel=kernel,
             residual=residual,
@@ -221,8 +221,8 @@ class _Solver:
         )
 
 
-def _centred(wrapped: NDArray[np.floating], h: int) -> NDArray[np.float32]:
-    """The `2h + 1` pixels around the origin of wrapped planes, the origin in their centre."""
+def centred(wrapped: NDArray[np.floating], h: int) -> NDArray[np.float32]:
+    """The `2h + 1` pixels around the origin of wrapped planes, the origin in their centre, `(M, ...)`."""
     out = np.empty((len(wrapped), 2 * h + 1, 2 * h + 1), np.float32)
     for to, at in ((slice(h, None), slice(0, h + 1)), (slice(0, h), slice(-h, None))):
         for to_x, at_x in ((slice(h, None), slice(0, h + 1)), (slice(0, h), slice(-h, None))):

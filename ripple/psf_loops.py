@@ -85,3 +85,39 @@ def rings(kernel: Any, out: Any) -> None:
         for y in range(kernel.shape[1]):
             for x in range(kernel.shape[2]):
                 out[m, max(abs(y - h), abs(x - h))] += abs(kernel[m, y, x])
+
+
+@_compile
+def convolve_parts(
+    image: Any, part: Any, kernel: Any, number: Any, at_y: Any, at_x: Any, start: Any, out: Any
+) -> None:
+    """Convolve rectangles of planes, see `convolution.convolve_parts`.
+
+    Parameters
+    ----------
+    image, part, kernel, number
+        As there.
+    at_y, at_x
+        `(H + 2r,)`, `(W + 2r,)` pixels by position, from `r` before the first to `r` behind the last.
+    start
+        `(L,)` where each piece begins in `out`.
+    out
+        Pieces one after the other, zeros; written in place.
+    """
+    side = kernel.shape[1]
+    for k in range(len(part)):
+        row, band, y0, y1, x0, x1 = part[k]
+        height, width = y1 - y0, x1 - x0
+        weights = kernel[number[k]]
+        source = np.empty((height + side - 1, width + side - 1), np.float32)
+        for y in range(height + side - 1):
+            for x in range(width + side - 1):
+                source[y, x] = image[row, band, at_y[y0 + y], at_x[x0 + x]]
+        for y in range(height):
+            line = out[start[k] + y * width : start[k] + (y + 1) * width]
+            for dy in range(side):
+                above = source[y + dy]
+                for dx in range(side):
+                    weight = weights[side - 1 - dy, side - 1 - dx]
+                    for x in range(width):
+                        line[x] += weight * above[x + dx]

@@ -200,16 +200,15 @@ def test_numpy_and_torch_agree() -> None:
     good = measures.usable(batch)
     good[1, 0, 5:9, 6:8] = False
     plan = matching.plan_matching(batch, "match")
-    frame = matching.make_frame(plan, (48, 48), 8, variance=True)
-    how = (plan.number, plan.parts.of(slice(0, 5)))
-    image, valid, spread = matching.apply(batch.image, good, *how, frame, batch.variance)
+    frame = matching.make_frame(plan.kernels, (48, 48), 8, variance=True)
+    image, valid, spread = matching.apply(batch.image, good, plan.number, plan.parts, frame, batch.variance)
 
     def put(a: np.ndarray) -> object:
         return torch.from_numpy(np.ascontiguousarray(a))
 
-    cells = replace(frame.cells, forward=put(frame.cells.forward), backward=put(frame.cells.backward))
-    there = replace(frame, image=put(frame.image), variance=put(frame.variance), cells=cells)
-    other = matching.apply(put(batch.image), put(good), *how, there, put(batch.variance))
+    there = replace(frame, image=put(frame.image), variance=put(frame.variance))
+    parts = replace(plan.parts, kernel=put(plan.parts.kernel), backward=put(plan.parts.backward))
+    other = matching.apply(put(batch.image), put(good), plan.number, parts, there, put(batch.variance))
     np.testing.assert_allclose(image, other[0].numpy(), atol=1e-5 * np.abs(image).max())
     np.testing.assert_allclose(spread, other[2].numpy(), rtol=1e-5)
     assert (valid == other[1].numpy()).mean() > 0.9999

@@ -109,7 +109,7 @@ def floor(batch: CutoutBatch, shape: tuple[int, int]) -> None:
 
 def match_only(batch: CutoutBatch, plan: matching.Matching) -> None:
     """Fill, convolve, trim and normalise: what the FFTs are the floor of."""
-    frame = matching.make_frame(plan, batch.image.shape[-2:], MARGIN, variance=False)
+    frame = matching.make_frame(plan.kernels, batch.image.shape[-2:], MARGIN, variance=False)
     scale = np.full((matching.CHUNK, len(BANDS)), 60, np.float32)
     for start in range(0, len(batch), matching.CHUNK):
         rows = slice(start, start + matching.CHUNK)
@@ -129,7 +129,7 @@ def main() -> None:
     for label, cells in (("dense", 8), ("sparse", args.rows)):
         batch = batch_with_cells(args.rows, cells)
         plan = matching.plan_matching(batch, TARGET)
-        frame = matching.make_frame(plan, batch.image.shape[-2:], MARGIN, variance=False).shape
+        frame = matching.make_frame(plan.kernels, batch.image.shape[-2:], MARGIN, variance=False).shape
         n, few = args.rows, min(args.rows, 20)
         times = {
             "ripple, all of it": best(lambda b=batch: preprocess_batch(b, config, constants)) / n,
