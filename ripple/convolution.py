@@ -12,7 +12,7 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
-CHUNK = 16  # kernels transformed at a time: they stay in the cache
+CHUNK = 16  # rows, or kernels, at a time: they stay in the cache
 
 
 def namespace(array: Any) -> Any:

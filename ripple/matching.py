@@ -17,7 +17,6 @@ from ripple.psf_kernels import Kernels
 Float = NDArray[np.float32]
 
 GROW = 0.05  # a pixel is no measurement when filled pixels carry more than this share of its |K|
-CHUNK = 16  # rows convolved at a time: they stay in the cache
 REACH = 12  # px; margin plus reflection at most: beyond lie tails of kernels, which may wrap around
 
 
@@ -272,7 +271,7 @@ def homogenise(
     """
     frame = make_frame(matching.kernels, batch.image.shape[-2:], margin, variance=True)
     spread = _variance_of_parts(batch, matching, rho)
-    chunks = [slice(s, s + CHUNK) for s in range(0, len(batch), CHUNK)]
+    chunks = [slice(s, s + convolution.CHUNK) for s in range(0, len(batch), convolution.CHUNK)]
     done = [
         apply(batch.image[c], good[c], matching.number[c], matching.parts.of(c), frame, spread[c])
         for c in chunks

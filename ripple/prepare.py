@@ -21,7 +21,6 @@ from ripple.quality import Flag, Thresholds
 
 Float = NDArray[np.float32]
 
-CHUNK = matching.CHUNK  # rows at a time: their planes stay in the cache
 CORRELATION_ROWS = 128  # per batch; their sky fixes the noise correlation to a per cent
 HALF_MAX = np.float32(65504.0)
 
@@ -203,7 +202,7 @@ def prepare(batch: CutoutBatch, config: PreprocessConfig, constants: dict[str, A
     image = np.empty((n, b, h - 2 * margin, w - 2 * margin), np.float32)
     valid = np.empty(image.shape, bool)
     judged: list[measures.Quality] = []
-    step = CHUNK if device is None else 64 * CHUNK
+    step = convolution.CHUNK if device is None else 64 * convolution.CHUNK
     for start in range(0, max(n, 1), step):  # once for an empty batch: it has columns too
         rows = slice(start, start + step)
         piece = _rows(batch, rows, 0)
@@ -352,7 +351,7 @@ def _normalised(
     half = config.dtype == "float16"
     out = np.empty(image.shape, np.float16 if half else np.float32)
     device = _device(config.device)
-    step = CHUNK if device is None else 64 * CHUNK
+    step = convolution.CHUNK if device is None else 64 * convolution.CHUNK
     for start in range(0, len(image), step):
         rows = slice(start, start + step)
         if device is None:

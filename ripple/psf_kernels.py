@@ -16,6 +16,7 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
+from ripple import convolution
 from ripple.noise import LAG, autocorrelation
 from ripple.psf import centroid
 
@@ -27,7 +28,6 @@ REGULARISATION = 5e-7
 LADDER = (1e-4, 1e-5, 1e-6)
 STEPS = 3  # conjugate-gradient steps; three times as many change the residual by a few per cent
 TINY = np.float32(1e-30)
-CHUNK = 16  # kernels solved at a time: their spectra fit in the cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +103,11 @@ def match_kernels(
     A63.
     """
     h = max(psf.shape[1:]) // 2 + max(target.shape[1:]) // 2 if half is None else half
-    starts = range(0, len(psf), CHUNK)
-    parts = [_Solver(psf[s : s + CHUNK], _part(target, slice(s, s + CHUNK)), h) for s in starts]
+    starts = range(0, len(psf), convolution.CHUNK)
+    parts = [
+        _Solver(psf[s : s + convolution.CHUNK], _part(target, slice(s, s + convolution.CHUNK)), h)
+        for s in starts
+    ]
     solved = [part.solve(tolerance, max_gain) for part in parts]
     if not solved:
         none = np.zeros(0)

@@ -1,8 +1,8 @@
 """`ripple simulate`: a mini-survey in a real Butler repository, with the truth beside it.
 
-    DIR/repo            Butler repository: collection `mini`, dataset types `deep_coadd` (CellCoadd) and
-    `object` DIR/simulate.json   the configuration, written first DIR/truth.parquet   one row per target,
-    written last: with it the survey is finished
+    DIR/repo            Butler repository: collection `mini`, dataset types `deep_coadd` (CellCoadd), `object`
+    DIR/simulate.json   the configuration, written first
+    DIR/truth.parquet   one row per target, written last: with it the survey is finished
 
 Same configuration, same pixels, tables and dataset UUIDs. FITS headers hold the time of writing
 (`lsst.images` puts it there), so whole files differ between runs.

@@ -29,7 +29,7 @@ from scipy import fft, signal  # noqa: E402
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from stampmaker import make_batch, moffat  # noqa: E402
 
-from ripple import matching, measures, noise, normalize, psf  # noqa: E402
+from ripple import convolution, matching, measures, noise, normalize, psf  # noqa: E402
 from ripple.cutouts import CutoutBatch  # noqa: E402
 from ripple.prepare import PreprocessConfig, preprocess_batch  # noqa: E402
 from ripple.registration import check_registration  # noqa: E402
@@ -102,17 +102,17 @@ def wiener(source: Any, target: Any) -> Any:
 
 
 def floor(batch: CutoutBatch, shape: tuple[int, int]) -> None:
-    for start in range(0, len(batch), matching.CHUNK):
-        spectrum = fft.rfft2(batch.image[start : start + matching.CHUNK], s=shape)
+    for start in range(0, len(batch), convolution.CHUNK):
+        spectrum = fft.rfft2(batch.image[start : start + convolution.CHUNK], s=shape)
         fft.irfft2(spectrum, s=shape)
 
 
 def match_only(batch: CutoutBatch, plan: matching.Matching) -> None:
     """Fill, convolve, trim and normalise: what the FFTs are the floor of."""
     frame = matching.make_frame(plan.kernels, batch.image.shape[-2:], MARGIN, variance=False)
-    scale = np.full((matching.CHUNK, len(BANDS)), 60, np.float32)
-    for start in range(0, len(batch), matching.CHUNK):
-        rows = slice(start, start + matching.CHUNK)
+    scale = np.full((convolution.CHUNK, len(BANDS)), 60, np.float32)
+    for start in range(0, len(batch), convolution.CHUNK):
+        rows = slice(start, start + convolution.CHUNK)
         good = np.ones(batch.image[rows].shape, bool)
         image, _, _ = matching.apply(batch.image[rows], good, plan.number[rows], plan.parts.of(rows), frame)
         normalize.transform(image, 0 * scale[: len(image)], scale[: len(image)], "asinh")
@@ -167,8 +167,8 @@ def registration(batch: CutoutBatch) -> None:
 
 def judge_all(batch: CutoutBatch) -> None:
     inner = (..., slice(MARGIN, -MARGIN), slice(MARGIN, -MARGIN))
-    for start in range(0, len(batch), matching.CHUNK):
-        rows = slice(start, start + matching.CHUNK)
+    for start in range(0, len(batch), convolution.CHUNK):
+        rows = slice(start, start + convolution.CHUNK)
         piece = replace(batch, catalog={}).take(rows)
         good = measures.usable(piece)
         cut = replace(piece, image=piece.image[inner], variance=piece.variance[inner], mask=piece.mask[inner])
