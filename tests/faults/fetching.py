@@ -86,6 +86,7 @@ def faulty(
     pool._STOPPED_SECONDS = 2.0
     ripple.fetch.make_shard = make_shard
     (directory / "fault.json").write_text(json.dumps({"marks": str(marks)} | fault))
+    outer = os.environ.get("FAULT")  # one inside another: workers of a cluster start under the outer one
     os.environ["FAULT"] = str(directory / "fault.json")
     try:
         yield
@@ -93,6 +94,8 @@ def faulty(
         ripple.planning.PATCH_BYTES, ripple.planning.UNIT_BYTES, pool._STOPPED_SECONDS = kept
         ripple.fetch.make_shard = _make_shard
         del os.environ["FAULT"]
+        if outer is not None:
+            os.environ["FAULT"] = outer
 
 
 def run(sky: Path, output: Path, **options: Any) -> None:
