@@ -1,10 +1,10 @@
 """Cell coadds: pixels in other cells brought to the PSF of the cell of the stamp's centre.
 
 Each cell has a PSF of its own, so the two halves of a star on the border of two cells do not fit
-together, and no kernel for the whole stamp can mend that. A pixel y of another cell becomes `(D *
-I)(y)`, where D turns the PSF of its cell into that of the centre's. D reaches over the border to pixels
-that have the other PSF already; as D is close to a delta function, what that leaves is of second order
-in the difference of the PSFs.
+together, and no kernel for the whole stamp can mend that. A pixel of another cell becomes that of `D * I`,
+where D turns the PSF of its cell into that of the centre's. D reaches over the border to pixels that have
+the other PSF already; as D is close to a delta function, what that leaves is of second order in the
+difference of the PSFs.
 
 Where that is too much, the result J is seen through the PSF of the cell again (E, the kernel the other
 way) and compared with what was observed there: `J + D * (I - E * J)`, the difference taken inside the
