@@ -137,6 +137,15 @@ class TensorBatch:
         return len(self.image)
 
 
+def psf_gaps(
+    psf: NDArray[np.float32], first: NDArray[np.integer], second: NDArray[np.integer]
+) -> NDArray[np.float32]:
+    """`(L,)` sum |P - Q| of PSFs `(M, K, K)` numbered `first` and `second`, once per distinct pair."""
+    pairs, place = np.unique(np.stack([first, second], axis=1), axis=0, return_inverse=True)
+    gaps = np.array([np.abs(psf[a] - psf[b]).sum() for a, b in pairs], np.float32)
+    return gaps[place.reshape(-1)]
+
+
 def concatenate(batches: Sequence[CutoutBatch]) -> CutoutBatch:
     """Several batches of equal bands and size as one; PSF kernels are padded to one side.
 

@@ -19,6 +19,9 @@ LAG = 5  # px; resampling kernels of coadds reach 3 to 5 px
 CLIP = 4.0  # sigma; sources that detection missed
 MIN_PIXELS = 20_000  # fewer sky pixels do not fix 121 correlations to a per cent
 CHUNK = 32
+#: Correlation of white noise.
+WHITE: Float = np.zeros((2 * LAG + 1, 2 * LAG + 1))
+WHITE[LAG, LAG] = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +48,7 @@ class Correlation:
 
     def rho(self) -> Float:
         """`(B, 2 LAG + 1, 2 LAG + 1)` correlation coefficients; white where too little is known."""
-        out = np.zeros_like(self.products)
-        out[:, LAG, LAG] = 1
+        out = np.tile(WHITE, (len(self.products), 1, 1))
         whole = self.products.sum(axis=0), self.pairs.sum(axis=0)
         for band in range(len(out)):
             # Bands too crowded to tell take what all bands show together: they were resampled alike.

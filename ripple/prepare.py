@@ -311,11 +311,9 @@ def _psf_measures(
     out["psf_flux"] = plan.of_planes(flux, 1.0)
     out["psf_edge"] = plan.of_planes(psf_kernels.weight_beyond(kernels.kernel, margin), 0.0)
     out["psf_gain"] = gain
-    white = np.zeros((1, 2 * noise.LAG + 1, 2 * noise.LAG + 1))
-    white[:, noise.LAG, noise.LAG] = 1
-    out["psf_area"] = noise.noise_area(white if rho is None else rho, gain.astype(np.float64)).astype(
-        np.float32
-    )
+    out["psf_area"] = noise.noise_area(
+        noise.WHITE[None] if rho is None else rho, gain.astype(np.float64)
+    ).astype(np.float32)
     return out
 
 

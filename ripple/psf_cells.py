@@ -22,7 +22,7 @@ import scipy
 from numpy.typing import NDArray
 
 from ripple import convolution, noise, psf_kernels
-from ripple.cutouts import CutoutBatch
+from ripple.cutouts import CutoutBatch, psf_gaps
 from ripple.psf_kernels import Kernels
 
 Float = NDArray[np.float32]
@@ -42,7 +42,7 @@ class Parts:
     kernel
         `(M, 2 HALF + 1, 2 HALF + 1)` float32: D, from the PSF of a cell to that of a centre; numpy, or torch.
     backward
-        E, the other way.
+        E, the other way; zeros where the second step is not taken.
     twice
         `(M,)` bool, whether the second step is taken.
     residual
@@ -88,19 +88,22 @@ def plan_parts(
     part = batch.psf_cells
     part = part[use[part[:, 0], part[:, 1]] & sound[part[:, 6]]]
     centre = batch.psf_index[part[:, 0], part[:, 1]]
-    pairs, place = np.unique(np.stack([part[:, 6], centre], axis=1), axis=0, return_inverse=True)
-    place = place.reshape(-1)
-    gap = np.array([np.abs(batch.psf[a] - batch.psf[b]).sum() for a, b in pairs], float)
+    gap = psf_gaps(batch.psf, part[:, 6], centre).astype(float)
     differ = gap > tolerance
-    keep = differ[place]
-    number = (np.cumsum(differ) - 1)[place[keep]]
-    pairs = pairs[differ]
-    there, back, residual = cell_kernels(batch.psf[pairs[:, 0]], batch.psf[pairs[:, 1]])
-    numbered = np.column_stack([part[keep, :6], number]).astype(np.int32)
-    return Parts(numbered, there, back, gap[differ] ** 2 > tolerance, residual)
+    part, centre, gap = part[differ], centre[differ], gap[differ]
+    pairs, one, number = np.unique(
+        np.stack([part[:, 6], centre], axis=1), axis=0, return_index=True, return_inverse=True
+    )
+    twice = gap[one] ** 2 > tolerance
+    cell, central = batch.psf[pairs[:, 0]], batch.psf[pairs[:, 1]]
+    kernel, residual = cell_kernels(cell, central)
+    backward = np.zeros_like(kernel)
+    backward[twice], _ = cell_kernels(central[twice], cell[twice])
+    numbered = np.column_stack([part[:, :6], number.reshape(-1)]).astype(np.int32)
+    return Parts(numbered, kernel, backward, twice, residual)
 
 
-def cell_kernels(cell: Float, centre: Float) -> tuple[Float, Float, Float]:
+def cell_kernels(cell: Float, centre: Float) -> tuple[Float, Float]:
     """Kernels between similar PSFs.
 
     Only the difference of the PSFs is deconvolved, `D = delta + conj(P) (Q - P) / (|P|^2 + mu)` in Fourier
@@ -113,10 +116,10 @@ def cell_kernels(cell: Float, centre: Float) -> tuple[Float, Float, Float]:
 
     Returns
     -------
-    there, back
-        `(M, 2 HALF + 1, 2 HALF + 1)` float32 of sum 1 and first moments 0: P to Q, and Q to P.
+    kernel
+        `(M, 2 HALF + 1, 2 HALF + 1)` float32 of sum 1 and first moments 0.
     residual
-        `(M,)` float32 sum |P * there - Q|.
+        `(M,)` float32 sum |P * D - Q|.
     """
     reach = cell.shape[-1] // 2
     size = scipy.fft.next_fast_len(2 * max(reach, HALF) + 2, real=True)
@@ -124,20 +127,19 @@ def cell_kernels(cell: Float, centre: Float) -> tuple[Float, Float, Float]:
     square = np.ones((side, side), np.float32)
     moments = np.stack([square, square * line[:, None], square * line])
     steps = moments / (moments**2).sum(axis=(1, 2))[:, None, None]
-    out = np.empty((2, len(cell), side, side), np.float32)
+    kernel = np.empty((len(cell), side, side), np.float32)
     residual = np.empty(len(cell), np.float32)
     for start in range(0, len(cell), convolution.CHUNK):
         rows = slice(start, start + convolution.CHUNK)
         p, q = (psf_kernels.spectra(stamps[rows], size) for stamps in (cell, centre))
-        for k, (a, b) in enumerate(((p, q), (q, p))):
-            change = np.conj(a) * (b - a) / (a.real**2 + a.imag**2 + np.float32(REGULARISATION))
-            x = psf_kernels.centred(scipy.fft.irfft2(change, s=(size, size)), HALF)
-            x -= np.einsum("mab,km->kab", steps, np.einsum("mij,kij->km", moments, x))
-            x[:, HALF, HALF] += 1
-            out[k, rows] = x
-        missed = p * convolution.kernel_spectra(out[0, rows], (size, size)) - q
+        change = np.conj(p) * (q - p) / (p.real**2 + p.imag**2 + np.float32(REGULARISATION))
+        x = psf_kernels.centred(scipy.fft.irfft2(change, s=(size, size)), HALF)
+        x -= np.einsum("mab,km->kab", steps, np.einsum("mij,kij->km", moments, x))
+        x[:, HALF, HALF] += 1
+        kernel[rows] = x
+        missed = p * convolution.kernel_spectra(x, (size, size)) - q
         residual[rows] = np.abs(scipy.fft.irfft2(missed, s=(size, size))).sum(axis=(1, 2))
-    return out[0], out[1], residual
+    return kernel, residual
 
 
 def even_out(image: Any, parts: Parts) -> Any:
@@ -188,10 +190,8 @@ def variance_ratio(
     cases, place = np.unique(np.stack([plane, part[:, 6], part[:, 1]], axis=1), axis=0, return_inverse=True)
     size = scipy.fft.next_fast_len(kernels.kernel.shape[-1] + 2 * HALF + 1 + noise.LAG, real=True)
     ratio = np.empty(len(cases))
-    white = np.zeros((2 * noise.LAG + 1, 2 * noise.LAG + 1))
-    white[noise.LAG, noise.LAG] = 1
     for c, (k, d, band) in enumerate(cases.tolist()):
-        known = white if rho is None else rho[band]
+        known = noise.WHITE if rho is None else rho[band]
         power = np.abs(convolution.kernel_spectra(parts.kernel[d : d + 1], (size, size))) ** 2
         before = 1.0
         if k >= 0:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ripple.cutouts import MASK_PLANES, CutoutBatch
+from ripple.cutouts import MASK_PLANES, CutoutBatch, psf_gaps
 from ripple.errors import Reason, UnreadableError
 from ripple.geometry import Box, Tan
 from ripple.resample import locate, resample
@@ -268,10 +268,8 @@ def _psf(reader: UnitReader, k: int, coadd: Coadd, patch: int, band: Band) -> No
     reader.psf_key[rows, k] = key[: len(rows)]
     parts = np.column_stack([rows[at], np.full(len(at), k), box, key[len(rows) :]])
     reader.psf_cells.append(parts.astype(np.int32))
-    pairs, which = np.unique(np.stack([cell, centre[at]], axis=1), axis=0, return_inverse=True)
     flat = psf.kernels.reshape(-1, *psf.kernels.shape[2:])
-    gaps = np.array([np.abs(flat[a] - flat[b]).sum() for a, b in pairs], np.float32)
-    np.maximum.at(reader.psf_jump[:, k], rows[at], gaps[which.reshape(-1)])
+    np.maximum.at(reader.psf_jump[:, k], rows[at], psf_gaps(flat, cell, centre[at]))
 
 
 def _other_cells(

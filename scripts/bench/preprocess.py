@@ -122,9 +122,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=400)
     args = parser.parse_args()
-    white = np.zeros((2 * noise.LAG + 1, 2 * noise.LAG + 1))
-    white[noise.LAG, noise.LAG] = 1
-    constants = {"margin": MARGIN, "noise_correlation": dict.fromkeys(BANDS, white)}
+    constants = {"margin": MARGIN, "noise_correlation": dict.fromkeys(BANDS, noise.WHITE)}
     config = PreprocessConfig.make({"psf": str(TARGET), "registration": False})
     for label, cells in (("dense", 8), ("sparse", args.rows)):
         batch = batch_with_cells(args.rows, cells)
