@@ -372,9 +372,12 @@ def open_repository(repo: str, collections: Iterable[str]) -> Iterator[Repositor
     InputError
         A collection that does not exist; those that do are listed.
     """
+    root = _root(repo)
+    # Before the Butler is imported, which takes seconds: whoever waits hears of it early.
+    if (usual := Path(root) / "gen3.sqlite3").is_file():
+        _wait_until_free(repo, usual)
     from lsst.daf.butler import Butler, ButlerConfig
 
-    root = _root(repo)
     try:
         config = ButlerConfig(root)
     except (OSError, ValueError, RuntimeError, LookupError) as err:
@@ -405,12 +408,12 @@ def _quiet_converters() -> Iterator[None]:
 
 def _root(repo: str) -> str:
     """The address behind a path, label or URL."""
-    from lsst.daf.butler import Butler
-
     if not repo:
         raise InputError("no repository given", hint="--repo PATH, LABEL or URL")
     if urlsplit(repo).scheme in ("http", "https", "s3", "gs", "file") or Path(repo).exists():
         return repo
+    from lsst.daf.butler import Butler
+
     labels = sorted(Butler.get_known_repos())
     if repo in labels:
         return str(Butler.get_repo_uri(repo))
@@ -421,7 +424,7 @@ def _root(repo: str) -> str:
 
 
 def _wait_for_registry(repo: str, config: Any) -> None:
-    """Wait, audibly and not for ever, until a SQLite registry can be read.
+    """Wait until a SQLite registry, wherever the configuration puts it, can be read.
 
     The Butler itself waits five minutes without a word and without listening to Ctrl-C.
     """
@@ -439,6 +442,11 @@ def _wait_for_registry(repo: str, config: Any) -> None:
     path = Path(text)
     if not path.is_file():
         raise SourceError(f"{repo}: the registry {path.name} is missing", hint="is the repository complete?")
+    _wait_until_free(repo, path)
+
+
+def _wait_until_free(repo: str, path: Path) -> None:
+    """Wait, audibly and not for ever, while another process holds a SQLite file."""
     for attempt in range(LOCK_TRIES):
         start = time.monotonic()
         problem = _probe(path, LOCK_SECONDS if attempt else FIRST_SECONDS)
