@@ -28,10 +28,10 @@ from concurrent.futures import wait as wait_for
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from types import FrameType
 from typing import Any, cast
 
-from ripple.errors import Interrupted, RippleError, WorkerError
+from ripple.errors import RippleError, WorkerError
+from ripple.interrupt import Stop, stoppable
 
 #: One thread per worker: the numbers must not depend on the machine, and the workers share its cores.
 PINNED = dict.fromkeys(
@@ -113,7 +113,7 @@ def ordered_map[T, R](
     WorkerError
         No worker can be started.
     """
-    with _signals() as stop:
+    with stoppable() as stop:
         if executor is not None:
             results = _on_executor(function, tasks, executor, stop, max(64, 4 * workers), deadline)
         elif workers == 0:
@@ -186,42 +186,6 @@ def starting(
         started.keep(0)
 
 
-# Signals ------------------------------------------------------------
-
-
-class _Stop:
-    """The first signal is kept for `check`; the second kills this process, and with it its workers."""
-
-    def __init__(self) -> None:
-        self.signum = 0
-
-    def __call__(self, signum: int, _frame: FrameType | None) -> None:
-        if self.signum:
-            signal.signal(signum, signal.SIG_DFL)
-            os.kill(os.getpid(), signum)
-        self.signum = signum
-
-    def check(self) -> bool:
-        """True, or `Interrupted` once a signal has come."""
-        if self.signum:
-            raise Interrupted(self.signum)
-        return True
-
-
-@contextmanager
-def _signals() -> Iterator[_Stop]:
-    stop = _Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # only the main thread may install handlers; its own handler ends the process
-        return
-    before = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-
-
 # Own processes ------------------------------------------------------
 
 
@@ -259,7 +223,7 @@ class _Pool:
     closing: bool = False
     fatal: RippleError | None = None
 
-    def results(self, stop: _Stop) -> Iterator[tuple[int, Any]]:
+    def results(self, stop: Stop) -> Iterator[tuple[int, Any]]:
         """Run the slots and yield in order; however this ends, no worker survives."""
         _check_function(self.function)
         self.todo.extend(range(len(self.tasks)))
@@ -273,7 +237,7 @@ class _Pool:
         finally:
             self._close(threads)
 
-    def _await(self, k: int, stop: _Stop) -> Any:
+    def _await(self, k: int, stop: Stop) -> Any:
         while True:
             with self.changed:
                 self.turn = k
@@ -538,7 +502,7 @@ def _die_with_parent(parent: int) -> None:
 
 
 def _on_executor(
-    function: Any, tasks: Sequence[Any], executor: Executor, stop: _Stop, window: int, deadline: float | None
+    function: Any, tasks: Sequence[Any], executor: Executor, stop: Stop, window: int, deadline: float | None
 ) -> Iterator[tuple[int, Any]]:
     """Submit a window ahead; lost workers are the executor's to retry, what it gives up on is a failure."""
     waiting: deque[Future[Any]] = deque()
@@ -553,7 +517,7 @@ def _on_executor(
             future.cancel()
 
 
-def _outcome(k: int, future: Future[Any], stop: _Stop, deadline: float | None) -> Any:
+def _outcome(k: int, future: Future[Any], stop: Stop, deadline: float | None) -> Any:
     start = time.monotonic()
     while not wait_for([future], timeout=_TICK).done:
         stop.check()

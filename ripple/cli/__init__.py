@@ -16,6 +16,7 @@ import click
 
 from ripple import __version__
 from ripple.errors import Interrupted, RippleError
+from ripple.interrupt import Late, raise_dropped
 
 #: verb -> one line for `ripple --help`, in the order of the chain.
 VERBS: dict[str, str] = {
@@ -79,6 +80,7 @@ def group() -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the console script; exits with the codes of DESIGN section 8."""
+    raise_dropped()
     sys.exit(run(argv))
 
 
@@ -96,9 +98,9 @@ def run(argv: list[str] | None = None) -> int:
         return _fail(err, err.code)
     except RippleError as err:
         return _fail(err, err.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("ripple: interrupted", err=True)
-        return 130
+    except (KeyboardInterrupt, click.Abort) as err:
+        late = err.__cause__ if isinstance(err.__cause__, Late) else Late()
+        return _fail(Interrupted(late.signum), 128 + late.signum)
     except BrokenPipeError:
         # The reader of our stdout went away (`| head`): not an error, and nothing more can be said there.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -24,7 +24,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ripple.errors import ConfigError, IntegrityError, Interrupted
+from ripple.errors import ConfigError, IntegrityError
+from ripple.interrupt import Stop
 from ripple.learn import evaluate
 from ripple.learn.adapt import Adaptation, augmentation
 from ripple.learn.checkpoint import fit_state, load_model, parse_weights, read_limited, save_weights
@@ -37,7 +38,6 @@ from ripple.profile import progress as progress_line
 
 MAX_STATE_BYTES = 16 << 30
 Objective = Callable[[Tensor, Batch], Tensor]
-Stop = Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +148,7 @@ def fit(
         run.train()
         total = count = 0.0
         for step, batch in enumerate(_shown(train, epoch, seed, ranks)):
-            stop()
+            stop.check()
             at = epoch + step / len(train)
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * schedule(at, config) * (adaptation.rate if adaptation else 1.0)
@@ -500,30 +500,3 @@ def _share(progress: Progress, ranks: Ranks) -> Progress:
     box = [json.dumps(progress.__dict__)]
     dist.broadcast_object_list(box, src=0)
     return Progress(**json.loads(box[0]))
-
-
-@contextmanager
-def stoppable() -> Iterator[Stop]:
-    """Turn SIGINT and SIGTERM into `Interrupted` at the next call of what this yields."""
-    import signal
-    import threading
-
-    caught: list[int] = []
-
-    def note(signum: int, _: object) -> None:
-        if caught:
-            signal.signal(signum, signal.SIG_DFL)  # the second signal kills at once
-            signal.raise_signal(signum)
-        caught.append(signum)
-
-    def stop() -> None:
-        if caught:
-            raise Interrupted(caught[0])
-
-    kinds = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-    before = {kind: signal.signal(kind, note) for kind in kinds}
-    try:
-        yield stop
-    finally:
-        for kind, handler in before.items():
-            signal.signal(kind, handler)

@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,10 +28,10 @@ from ripple.artefact import Artefact, ArtefactWriter, create, open_artefact
 from ripple.cutouts import TensorBatch
 from ripple.errors import ConfigError, DataError, IntegrityError
 from ripple.files import write_atomic
+from ripple.interrupt import stoppable
 from ripple.learn.augment import orient
 from ripple.learn.calibrate import sigmoid
 from ripple.learn.checkpoint import Contract, Conversion, Facts, Model, check, convert, load_model
-from ripple.learn.fit import stoppable
 from ripple.learn.network import Net
 from ripple.learn.ranking import OWN, joined_index, top_csv, write_sorted
 from ripple.learn.report import evaluation_report
@@ -86,9 +86,13 @@ def score(config: ScoreConfig) -> Summary:
         return _summary(config, writer.artefact.manifest["attributes"], 0.0, done=True)
     with writer, stoppable() as stop:
         todo = [unit for unit in units if writer.done(unit.number) is None]
-        with progress(sum(u.artefact.shards[u.shard].rows for u in units), "scoring") as advance:
-            for unit, batch, images in _ahead(_read(todo, model.contract, config, device)):
-                stop()
+        rows, items = (
+            sum(u.artefact.shards[u.shard].rows for u in units),
+            _read(todo, model.contract, config, device),
+        )
+        with progress(rows, "scoring") as advance, _ahead(items) as ahead:
+            for unit, batch, images in ahead:
+                stop.check()
                 table = score_shard(model, unit, batch, images, config, device, advance)
                 writer.commit(unit.number, _parquet(table), len(batch), {})
         attributes = _finish(writer, model, units, config, device)
@@ -189,8 +193,12 @@ def _read(
         yield unit, batch, images
 
 
-def _ahead[T](items: Iterable[T]) -> Iterator[T]:
-    """The same items, made one ahead in a thread; errors come out where the item would."""
+@contextmanager
+def _ahead[T](items: Iterable[T]) -> Iterator[Iterator[T]]:
+    """The same items, made one ahead in a thread; errors come out where the item would.
+
+    The thread has ended when the context has: Python must not end while HDF5 reads.
+    """
     box: queue.Queue[tuple[bool, Any]] = queue.Queue(maxsize=1)
     stop = threading.Event()
 
@@ -210,18 +218,23 @@ def _ahead[T](items: Iterable[T]) -> Iterator[T]:
         except BaseException as err:  # noqa: BLE001 - raised again in the caller's thread
             put((False, err))
 
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
+    def taken() -> Iterator[T]:
         while True:
             more, item = box.get()
-            if not more:
-                if item is not None:
-                    raise item
+            if more:
+                yield item
+            elif item is not None:
+                raise item
+            else:
                 return
-            yield item
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield taken()
     finally:
-        stop.set()  # no join: garbage collection may run this under a lock of `threading`
+        stop.set()
+        thread.join()
 
 
 def score_shard(

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from ripple.errors import ConfigError, DataError, IntegrityError, WriteError
 from ripple.files import lock, remove_temporaries, unlock, write_atomic
+from ripple.interrupt import Stop, stoppable
 from ripple.learn import calibrate, evaluate, gates, judging
 from ripple.learn.checkpoint import (
     BANK_FILE,
@@ -37,7 +38,7 @@ from ripple.learn.checkpoint import (
     member_file,
     save_model,
 )
-from ripple.learn.fit import Fitted, Ranks, Stop, fit, predict, process_group, standardisation, stoppable
+from ripple.learn.fit import Fitted, Ranks, fit, predict, process_group, standardisation
 from ripple.learn.network import Architecture, Net, build
 from ripple.learn.rows import TrainingSet, training_set
 from ripple.learn.splits import TEST, VALIDATION

@@ -500,7 +500,7 @@ def _displacement(how: str, rng: random.Random, path: Path, files: list[Path]) -
             return faultlib.replaced(path, whole + b"\n")
 
 
-@row("30", "journal or committed shard of an unfinished artefact damaged, resume", full=500, gate=40)
+@row("30", "journal or committed shard of an unfinished artefact damaged, resume", full=1000, gate=40)
 def journal_damaged(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
     want = reference(directory, units=3, size=2000)
     for trial in range(trials):

@@ -218,7 +218,7 @@ def fetch_interrupted(tally: Tally, rng: random.Random, trials: int, directory: 
     interrupted(tally, rng, trials, directory, lambda out, n: fetch_argv(out, workers=n))
 
 
-@row("22", "preprocess: SIGINT and SIGTERM at random moments, resume", full=100, gate=2, into=VERB_ROWS)
+@row("22", "preprocess: SIGINT and SIGTERM at random moments, resume", full=200, gate=2, into=VERB_ROWS)
 def preprocess_interrupted(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
     cutouts = fetched(directory)
     interrupted(tally, rng, trials, directory, lambda out, n: preprocess_argv(cutouts, out, workers=n))
