@@ -124,13 +124,13 @@ def test_the_sorted_table_in_pieces_is_the_table_at_once(
 def test_averaging_over_the_square_makes_a_plain_network_invariant(tmp_path: Path) -> None:
     found = load_model(make_model(tmp_path / "m", name="resnet18"))
     image = torch.randn(2, 3, 32, 32)
-    mean = outputs(found, image).mean(1)
-    turned = outputs(found, image.rot90(1, (-2, -1)).flip(-1)).mean(1)
+    mean = outputs(found, image)[0].mean(1)
+    turned = outputs(found, image.rot90(1, (-2, -1)).flip(-1))[0].mean(1)
     np.testing.assert_allclose(mean, turned, atol=1e-4)
-    plain = outputs(found, image, tta=False)
+    plain = outputs(found, image, tta=False)[0]
     assert plain.shape == (2, 1, 1)
-    assert outputs(found, image).shape == (2, 8, 1)
-    assert np.abs(outputs(found, image)[:, 0] - plain[:, 0]).max() < 1e-5
+    assert outputs(found, image)[0].shape == (2, 8, 1)
+    assert np.abs(outputs(found, image)[0][:, 0] - plain[:, 0]).max() < 1e-5
 
 
 def test_ensembles_give_a_mean_and_a_spread(toys: Path, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_distance_to_the_tenth_neighbour() -> None:
     rng = np.random.default_rng(0)
     bank = rng.uniform(0.1, 5.0, (4000, 3))
     x = np.array([[5.0, 0.1, 0.1], [300.0, 300.0, 300.0]])
-    there = uncertainty.neighbour_distance(bank, x, 10)
+    there = uncertainty.neighbour_distance(bank[None], x[None], 10)
     for k in range(2):
         cosine = bank @ x[k] / np.linalg.norm(bank, axis=1) / np.linalg.norm(x[k])
         ratio = uncertainty.LENGTH * np.log(np.linalg.norm(bank, axis=1) / np.linalg.norm(x[k]))
@@ -60,7 +60,14 @@ def test_distance_to_the_tenth_neighbour() -> None:
     assert uncertainty.latent_distance(x[:1], 10 * x[:1])[0, 0] == pytest.approx(0.2 * np.log(10))
     assert uncertainty.latent_distance(7 * x, 7 * bank) == pytest.approx(uncertainty.latent_distance(x, bank))
     assert np.isfinite(uncertainty.latent_distance(np.zeros((1, 3)), bank)).all()
-    assert uncertainty.neighbour_distance(bank, np.zeros((0, 3))).shape == (0,)
+    assert uncertainty.neighbour_distance(bank[None], np.zeros((1, 0, 3))).shape == (0,)
+
+
+def test_the_distance_of_an_ensemble_is_the_mean_over_its_members() -> None:
+    rng = np.random.default_rng(1)
+    bank, x = rng.normal(size=(3, 50, 4)), rng.normal(size=(3, 300, 4))
+    each = [uncertainty.latent_distance(a, b).min(1) for a, b in zip(x, bank, strict=True)]
+    assert uncertainty.neighbour_distance(bank, x, 1) == pytest.approx(np.mean(each, axis=0))
 
 
 def test_energy_is_minus_log_sum_exp() -> None:

@@ -484,12 +484,12 @@ def read_limited(path: Path, limit: int) -> bytes:
 
 @dataclass(frozen=True)
 class Bank:
-    """Features of training rows, by the first member: what distances are measured to.
+    """Features of training rows: what distances are measured to.
 
     Parameters
     ----------
     features
-        `(m, F)` float32.
+        `(E, m, F)` float32, of each of E members.
     row, label
         `(m,)` int64 global row number over the training tensors, and label.
     """
@@ -503,7 +503,8 @@ def save_bank(directory: Path, bank: Bank) -> dict[str, Any]:
     """Write the features; returns their size and digest for the contract."""
     directory.mkdir(parents=True, exist_ok=True)
     data = save_weights(
-        directory / BANK_FILE, {"features": bank.features, "row": bank.row, "label": bank.label}
+        directory / BANK_FILE,
+        {"features": bank.features.contiguous(), "row": bank.row, "label": bank.label},
     )
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
@@ -526,11 +527,14 @@ def load_bank(directory: Path, contract: Contract) -> Bank | None:
     if hashlib.sha256(data).hexdigest() != contract.uncertainty.sha256:
         raise IntegrityError(f"{path}: {len(data)} bytes with another digest than the contract states")
     found = parse_weights(data, str(path))
-    if set(found) != {"features", "row", "label"} or found["features"].ndim != 2:
+    if set(found) != {"features", "row", "label"} or found["features"].ndim != 3:
         raise IntegrityError(f"{path}: not a bank of features")
-    if not bool(torch.isfinite(found["features"]).all()) or len({len(v) for v in found.values()}) != 1:
+    features, row, label = found["features"], found["row"], found["label"]
+    if not bool(torch.isfinite(features).all()) or not features.shape[1] == len(row) == len(label):
         raise IntegrityError(f"{path}: features that are not finite, or columns of different lengths")
-    return Bank(found["features"], found["row"], found["label"])
+    if len(features) != len(contract.members):
+        raise IntegrityError(f"{path}: features of {len(features)} members, not {len(contract.members)}")
+    return Bank(features, row, label)
 
 
 @dataclass(frozen=True)
@@ -557,6 +561,22 @@ class Model:
     def to(self, device: torch.device) -> Model:
         """The model on a device."""
         return Model(self.directory, self.contract, tuple(net.to(device) for net in self.nets), self.bank)
+
+    def answer(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """What each of E members says of images as they are.
+
+        Parameters
+        ----------
+        image
+            `(n, B, size, size)`.
+
+        Returns
+        -------
+        Outputs `(n, E, outputs)` and features `(E, n, F)`.
+        """
+        features = [net.features(image) for net in self.nets]
+        outputs = [net.head(f) for net, f in zip(self.nets, features, strict=True)]
+        return torch.stack(outputs, 1), torch.stack(features)
 
 
 def load_model(directory: Path) -> Model:

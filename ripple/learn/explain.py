@@ -126,14 +126,13 @@ def answered(model: Model, dataset: TensorDataset, device: torch.device) -> Rows
     """Answers and features of every accepted row."""
     values, features = [], []
     for batch in Loader(dataset, shuffle=False, device=device).epoch(0):
-        first = model.nets[0].features(batch["image"])
-        outs = [model.nets[0].head(first), *(net(batch["image"]) for net in model.nets[1:])]
-        values.append(torch.stack(outs, 1).float().cpu().numpy())
-        features.append(first.float().cpu().numpy())
+        outs, latent = model.answer(batch["image"])
+        values.append(outs.float().cpu().numpy())
+        features.append(latent.float().cpu().numpy())
     if not values:
         raise DataError("no accepted rows to explain")
     found = answers(model.contract, np.concatenate(values), None)
-    return Rows(dataset, dataset.rows, found, np.concatenate(features))
+    return Rows(dataset, dataset.rows, found, np.concatenate(features, axis=1))
 
 
 def choose(rows: Rows, config: ExplainConfig) -> NDArray[np.int64]:
@@ -196,7 +195,7 @@ def candidate_page(
         note="In units of the logit. A band is taken away by putting its median everywhere.",
     )  # fmt: skip
     name = _text(rows.dataset.column("id")[number[0]])
-    near, note = neighbours(model, rows.features[at], config)
+    near, note = neighbours(model, rows.features[0, at], config)
     page = render(
         "explain.html.j2", title=f"Row {name}", digest=model.contract.digest()[:16],
         lead=_where(rows, at) + ("Maps and neighbours are those of the first member."
@@ -220,7 +219,7 @@ def _facts(model: Model, rows: Rows, at: int) -> list[Tile]:
     known = contract.uncertainty
     if known is not None and model.bank is not None:
         there = uncertainty.neighbour_distance(
-            model.bank.features.numpy(), rows.features[[at]], known.neighbour
+            model.bank.features.numpy(), rows.features[:, [at]], known.neighbour
         )
         ood = float(there[0]) / known.ood_limit
         facts.append(Tile("ood", f"{ood:.2f}", "above 1: unlike the training rows"))
@@ -245,7 +244,7 @@ def neighbours(
     """The nearest training rows in the latent space, with stamps when their tensors are still there."""
     if model.bank is None:
         return [], ""
-    bank = model.bank.features.numpy()
+    bank = model.bank.features[0].numpy()
     distance = uncertainty.latent_distance(features[None], bank)[0]
     nearest = np.argsort(distance, kind="stable")[: config.neighbours]
     number, label = model.bank.row.numpy()[nearest], model.bank.label.numpy()[nearest]
@@ -303,10 +302,10 @@ def model_page(
     some = np.sort(rng.permutation(len(rows.number))[: config.points])
     label = np.asarray(rows.dataset.column("label"))[rows.number]
     prefix = "after, " if before is not None else ""
-    plots = latent_plots(model, rows.features[some], label[some], prefix, config)
+    plots = latent_plots(model, rows.features[0, some], label[some], prefix, config)
     if before is not None:
         check_same(before.contract, model.contract)
-        features = answered(before, rows.dataset, device).features
+        features = answered(before, rows.dataset, device).features[0]
         old = latent_plots(before, features[some], label[some], "before, ", config)
         plots = [plot for pair in zip(old, plots, strict=True) for plot in pair] if old and plots else plots
     few = rows.number[some[:256]]
@@ -355,7 +354,7 @@ def latent_plots(
         return []
     rng = np.random.default_rng(config.seed)
     keep = np.sort(rng.permutation(len(model.bank.row))[: config.points])
-    known, classes = model.bank.features.numpy(), model.bank.label.numpy()[keep]
+    known, classes = model.bank.features[0].numpy(), model.bank.label.numpy()[keep]
     both = np.concatenate([known[keep], features])
     flat = embed(uncertainty.scaled(known, both), config)
     ours, theirs = flat[: len(keep)], flat[len(keep) :]

@@ -117,7 +117,7 @@ def fit(
         Called between batches; raises to interrupt.
     """
     torch.manual_seed(seed)
-    net = start(config, arch).to(device)
+    net = start(config, arch, seed - config.seed).to(device)
     average = _copy(net) if config.ema else None
     groups = parameter_groups(
         net,
@@ -200,13 +200,13 @@ def _shown(train: Loader, epoch: int, seed: int, ranks: Ranks) -> Iterator[Batch
             advance(1)
 
 
-def start(config: TrainConfig, arch: Architecture) -> Net:
-    """A new network, or that of `--init` with a new head when the task differs."""
+def start(config: TrainConfig, arch: Architecture, member: int = 0) -> Net:
+    """A new network, or a member of `--init` with a new head when the task differs."""
     net = build(arch, pretrained=config.pretrained)
     if config.init is None:
         return net
     model = load_model(config.init)
-    state = dict(model.nets[0].state_dict())
+    state = dict(model.nets[member % len(model.nets)].state_dict())
     own = net.state_dict()
     if model.contract.output != config.task or state["head.bias"].shape != own["head.bias"].shape:
         state |= {key: own[key] for key in ("head.weight", "head.bias")}

@@ -44,7 +44,12 @@ def both_domains(nets: list[Net], data: TrainingSet, device: torch.device) -> tu
 
 
 def with_uncertainty(
-    contract: Contract, data: TrainingSet, outputs: Float, net: Net, device: torch.device, directory: Path
+    contract: Contract,
+    data: TrainingSet,
+    outputs: Float,
+    nets: list[Net],
+    device: torch.device,
+    directory: Path,
 ) -> Contract:
     """The contract with conformal limits and the scale of distances; writes the bank of features.
 
@@ -56,20 +61,20 @@ def with_uncertainty(
         Rows and their split.
     outputs
         `(n, outputs)` mean outputs of the validation rows.
-    net
-        First member.
+    nets
+        The members.
     device
-        Where it is.
+        Where they are.
     directory
         Of the model.
     """
     known, held = data.rows(TRAIN), data.rows(VALIDATION)
     if len(known) > uncertainty.BANK:
         known = np.sort(np.random.default_rng(0).permutation(known)[: uncertainty.BANK])
-    features = features_of(net, data.dataset, known, device).cpu()
+    features = torch.stack([features_of(net, data.dataset, known, device).cpu() for net in nets])
     labels = data.labels
     bank = Bank(features, torch.from_numpy(known), torch.from_numpy(labels[known].astype(np.int64)))
-    there = features_of(net, data.dataset, held, device).cpu().numpy()
+    there = np.stack([features_of(net, data.dataset, held, device).cpu().numpy() for net in nets])
     limit = uncertainty.ood_limit(uncertainty.neighbour_distance(features.numpy(), there))
     limits: tuple[float, ...] = ()
     if contract.output != "regression":
@@ -95,7 +100,7 @@ def judge_target(
         outputs = mean_outputs(nets, target, rows, device)
         if contract.output != "regression":
             record |= _shares(contract, data, config, probabilities(contract, outputs))
-            record |= _labelled(contract, target, rows, outputs, nets[0], config, device)
+            record |= _labelled(contract, target, rows, outputs, nets, config, device)
     kept = {k: v for k, v in record.items() if k != "evaluation"}
     training = {**contract.training, "adaptation": kept}
     return contract.model_copy(update={"training": training}), record
@@ -120,7 +125,7 @@ def _shares(contract: Contract, data: TrainingSet, config: TrainConfig, p: Float
 
 
 def _labelled(
-    contract: Contract, target: TargetSet, rows: NDArray[np.int64], outputs: Float, net: Net,
+    contract: Contract, target: TargetSet, rows: NDArray[np.int64], outputs: Float, nets: list[Net],
     config: TrainConfig, device: torch.device,
 ) -> dict[str, Any]:  # fmt: skip
     """Numbers from the labels of the target's test sky: accuracy, AUROC, calibration, coverage, unknowns."""
@@ -145,19 +150,19 @@ def _labelled(
         found["conformal"] = uncertainty.set_coverage(sets, y)
     found["risk_coverage"] = uncertainty.risk_coverage(q.max(1), right)
     if not known.all() and doubt is not None:
-        found["unknown"] = _unknown(contract, target, rows, outputs, known, net, config, device)
+        found["unknown"] = _unknown(contract, target, rows, outputs, known, nets, config, device)
     return found
 
 
 def _unknown(
     contract: Contract, target: TargetSet, rows: NDArray[np.int64], outputs: Float,
-    known: NDArray[np.bool_], net: Net, config: TrainConfig, device: torch.device,
+    known: NDArray[np.bool_], nets: list[Net], config: TrainConfig, device: torch.device,
 ) -> dict[str, Any]:  # fmt: skip
     """How well rows of classes that the source does not have are found: by distance, entropy, energy."""
     bank, doubt = load_bank(config.output, contract), contract.uncertainty
     assert bank is not None
     assert doubt is not None
-    there = features_of(net, target.dataset, rows, device).cpu().numpy()
+    there = np.stack([features_of(net, target.dataset, rows, device).cpu().numpy() for net in nets])
     p = probabilities(contract, outputs)
     logits = outputs if outputs.shape[1] > 1 else np.concatenate([0 * outputs, outputs], 1)
     scores = {

@@ -246,17 +246,19 @@ def score_shard(
     Columns: id, ra, dec, score, probability, spread, qc, split, shard, row, then the answers of other tasks
     (`p_<class>`, `predicted`, or `<target>_predicted`), then the other catalogue columns.
     """
-    parts = []
-    for image in images:
-        moved = image.to(device, non_blocking=True)
-        parts.append(outputs(model, moved, tta=config.tta, dropout=config.mc_dropout))
-        advance(len(image))
-    values = np.concatenate(parts) if parts else np.zeros((0, 1, model.contract.architecture.outputs))
+    values, near = np.zeros((0, 1, model.contract.architecture.outputs)), np.zeros(0)
+    if images:
+        pairs = []
+        for image in images:
+            moved = image.to(device, non_blocking=True)
+            found, latent = outputs(model, moved, tta=config.tta, dropout=config.mc_dropout)
+            pairs.append((found, distances(model, latent)))
+            advance(len(image))
+        values, near = (np.concatenate(part) for part in zip(*pairs, strict=True))
     n, catalog = len(batch), dict(batch.catalog)
     columns: dict[str, Any] = {name: catalog.pop(name, np.full(n, np.nan)) for name in ("id", "ra", "dec")}
     columns |= answers(model.contract, values, config.prevalence)
-    if model.bank is not None and model.contract.uncertainty is not None:
-        near = distances(model, images, device)
+    if model.contract.uncertainty is not None:
         p = set_probabilities(model.contract, values)
         columns |= doubts(model.contract.uncertainty, p, near, class_names(model.contract))
     columns["qc"] = catalog.pop("qc", np.zeros(n, np.uint64))
@@ -270,8 +272,10 @@ def score_shard(
 
 
 @torch.inference_mode()
-def outputs(model: Model, image: Tensor, *, tta: bool = True, dropout: int = 0) -> NDArray[np.float32]:
-    """Outputs of every member and orientation.
+def outputs(
+    model: Model, image: Tensor, *, tta: bool = True, dropout: int = 0
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Outputs of every member and orientation, and features of every member.
 
     Parameters
     ----------
@@ -287,45 +291,38 @@ def outputs(model: Model, image: Tensor, *, tta: bool = True, dropout: int = 0) 
     Returns
     -------
     `(n, V, outputs)` float32, V members times orientations; a member that is invariant counts eight times, so
-    that members weigh the same.
+    that members weigh the same. `(E, n, F)` float32, features of the images as they are.
     """
-    found = []
-    turns = range(8) if tta else range(1)
+    found, latent = [], []
     for net in model.nets:
+        latent.append(net.features(image))
+        upright = _passes(net, latent[-1], dropout)
         if net.invariant or not tta:
-            found += _passes(net, image, dropout) * len(turns)
+            found += upright * (8 if tta else 1)
             continue
-        for g in turns:
+        found += upright
+        for g in range(1, 8):
             element = torch.full((len(image),), g, dtype=torch.int64, device=image.device)
-            found += _passes(net, orient(image, element), dropout)
-    return torch.stack(found, 1).float().cpu().numpy()
+            found += _passes(net, net.features(orient(image, element)), dropout)
+    return torch.stack(found, 1).float().cpu().numpy(), torch.stack(latent).float().cpu().numpy()
 
 
-def _passes(net: Net, image: Tensor, dropout: int) -> list[Tensor]:
+def _passes(net: Net, features: Tensor, dropout: int) -> list[Tensor]:
     """Outputs without dropout, or of `dropout` passes: features are computed once, masks repeat."""
     if not dropout:
-        return [net(image)]
-    features, keep = net.features(image), 1 - net.dropout.p
+        return [net.head(features)]
+    keep = 1 - net.dropout.p
     seeded = torch.Generator().manual_seed(0)
     # One mask for all rows: the score of a row does not depend on its batch.
     masks = (torch.rand(dropout, features.shape[1], generator=seeded) < keep).to(features)
     return [net.head(features * mask / keep) for mask in masks]
 
 
-@torch.inference_mode()
-def distances(model: Model, images: list[Tensor], device: torch.device) -> NDArray[np.float64]:
-    """Distance `(n,)` of images to the training rows of the model, by its first member."""
+def distances(model: Model, latent: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Distance `(n,)` of features `(E, n, F)` to the training rows of the model; NaN when it has none."""
     if model.bank is None or model.contract.uncertainty is None:
-        raise DataError(f"{model.directory}: no features of training rows", hint="train with `ripple train`")
-    parts = [
-        neighbour_distance(
-            model.bank.features.numpy(),
-            model.nets[0].features(image.to(device)).float().cpu().numpy(),
-            model.contract.uncertainty.neighbour,
-        )
-        for image in images
-    ]
-    return np.concatenate(parts) if parts else np.zeros(0)
+        return np.full(latent.shape[1], np.nan)
+    return neighbour_distance(model.bank.features.numpy(), latent, model.contract.uncertainty.neighbour)
 
 
 def class_names(contract: Contract) -> tuple[str, ...]:

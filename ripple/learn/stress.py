@@ -42,10 +42,9 @@ def answer(model: Model, image: Tensor, label: NDArray[np.int64]) -> Answers:
     """What the model says of tensors `(n, B, size, size)`; without averaging over orientations."""
     values, features = [], []
     for part in image.split(256):
-        first = model.nets[0].features(part)
-        outs = [model.nets[0].head(first), *(net(part) for net in model.nets[1:])]
-        values.append(torch.stack(outs, 1).double().cpu().numpy())
-        features.append(first.double().cpu().numpy())
+        outs, latent = model.answer(part)
+        values.append(outs.double().cpu().numpy())
+        features.append(latent[0].double().cpu().numpy())
     mean = np.concatenate(values).mean(1)
     if model.contract.output == "lens":
         p = uncertainty.class_probabilities(model.contract.calibration.probability(mean[:, 0]))
@@ -62,8 +61,8 @@ def answer(model: Model, image: Tensor, label: NDArray[np.int64]) -> Answers:
 
 
 def wrong_class_distance(bank: Bank, features: NDArray[Any], label: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Distance `(n,)` to the nearest training row of another class, `uncertainty.latent_distance`."""
-    known, theirs = bank.features.numpy(), bank.label.numpy()
+    """Distance `(n,)` to the nearest training row of another class, as the first member sees it."""
+    known, theirs = bank.features[0].numpy(), bank.label.numpy()
     out = np.full(len(features), np.nan)
     for value in np.unique(label):
         mine = label == value

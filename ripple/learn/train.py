@@ -129,7 +129,7 @@ def _train(
     contract = _contract(config, data, arch, members, identity)
     outputs = {k: mean_output(nets, data, data.rows(k), device) for k in (VALIDATION, TEST)}
     contract, evaluation = judge(contract.model_copy(update={"gates": report}), data, outputs, config)
-    contract = judging.with_uncertainty(contract, data, outputs[VALIDATION], nets[0], device, config.output)
+    contract = judging.with_uncertainty(contract, data, outputs[VALIDATION], nets, device, config.output)
     if data.target is not None:
         contract, found = judging.judge_target(contract, data, adapted, config, device)
         evaluation |= {"target": found}

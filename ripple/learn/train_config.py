@@ -39,7 +39,7 @@ class TrainConfig(Config):
         0.0, description="Share of features dropped before the head, for training and --mc-dropout."
     )
     pretrained: bool = Field(False, description="Start timm networks from ImageNet weights (a download).")
-    init: Path | None = Field(None, description="Fine-tune from this model directory.")
+    init: Path | None = Field(None, description="Fine-tune from this model directory, member by member.")
     freeze: Literal["none", "stem", "backbone"] = Field("none", description="Layers that stay as they are.")
     layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="Factor on the learning rate per layer towards the input."

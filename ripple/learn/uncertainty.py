@@ -86,22 +86,33 @@ def set_coverage(sets: NDArray[np.bool_], label: ArrayLike) -> dict[str, Any]:
 
 
 def neighbour_distance(bank: ArrayLike, features: ArrayLike, neighbour: int = NEIGHBOUR) -> Float:
-    """Distance to the `neighbour`-th nearest row of the bank (Sun et al. 2022, ICML 162, 20827).
+    """Distance `(N,)` to the `neighbour`-th nearest row of the bank (Sun et al. 2022, ICML 162, 20827).
+
+    The mean over the members: a network may see an unknown class as one that it knows, and others, trained
+    from other weights, do so with other rows (`configs/gap-unknown.yaml`).
 
     Parameters
     ----------
     bank
-        `(M, F)` features of training rows.
+        `(E, M, F)` features of training rows, of each of E members.
     features
-        `(N, F)`.
+        `(E, N, F)`.
     neighbour
         Counts from 1; the farthest row when the bank is smaller.
     """
-    k = min(neighbour, len(np.asarray(bank))) - 1
-    out = np.empty(len(np.asarray(features)))
-    for at in range(0, len(out), 1024):
-        apart = latent_distance(np.asarray(features)[at : at + 1024], bank)
-        out[at : at + 1024] = np.partition(apart, k, axis=1)[:, k]
+    known, there = np.asarray(bank), np.asarray(features)
+    k = min(neighbour, known.shape[1]) - 1
+    out = np.zeros(there.shape[1])
+    for ours, theirs in zip(known, there, strict=True):
+        x, y = _placed(theirs), _placed(ours)
+        # |x - y|² but for |x|², which does not change the order, as one product.
+        left = np.concatenate([-2 * x, np.ones((len(x), 1))], 1)
+        right = np.concatenate([y, (y**2).sum(1, keepdims=True)], 1).T
+        for at in range(0, len(x), 256):
+            apart = left[at : at + 256] @ right
+            nearest = np.partition(apart, k, axis=1)[:, k] if k else apart.min(axis=1)
+            square = nearest + (x[at : at + 256] ** 2).sum(1)
+            out[at : at + 256] += np.sqrt(np.maximum(square, 0)) / len(known)
     return out
 
 

@@ -50,7 +50,7 @@ def rows_of(model: Model, artefact: Artefact, split: str) -> Rows:
         began = time.perf_counter()
         for at in range(0, len(rows), 256):
             image = torch.from_numpy(batch.image[rows[at : at + 256]].astype(np.float32))
-            values = outputs(model, image)[:, :, 0].astype(np.float64)
+            values = outputs(model, image)[0][:, :, 0].astype(np.float64)
             logit.append(values.reshape(len(image), len(model.nets), -1).mean(2))
         seconds += time.perf_counter() - began
         label.append(np.asarray(batch.catalog["label"])[rows].astype(np.int64))

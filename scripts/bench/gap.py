@@ -199,7 +199,7 @@ def judged(gap: Gap, model: Model, nets: list[Net], part: TargetSet) -> dict[str
         sets = uncertainty.conformal_sets(p[known], model.contract.uncertainty.quantiles)
         out["coverage"] = uncertainty.set_coverage(sets, label[known])["coverage"]
     if not known.all() and model.bank is not None:
-        there = features_of(nets[0], part.dataset, rows, CPU).numpy()
+        there = np.stack([features_of(net, part.dataset, rows, CPU).numpy() for net in nets])
         kinds = {
             "distance": uncertainty.neighbour_distance(model.bank.features.numpy(), there),
             "entropy": -(p * np.log(np.maximum(p, 1e-12))).sum(1),
