@@ -25,6 +25,9 @@ SIGMAS = 5.0  # a shift or an orientation must be this sure
 MIN_CORRELATION = 0.85  # bands that look less alike than this, once put right, say nothing
 MAX_WORSE = 0.1  # where a shift makes bands differ more, over where it makes them differ less, at most
 TILE = 8  # px, for that comparison
+ALIKE = 0.6  # two bands that find the reference moved by vectors that differ by less than this share of them
+ALIKE_SHIFT, ALIKE_SIGMAS = 1.5, 10.0  # px and sigma of both: colours of blends hardly do that
+ALIKE_CORRELATION, ALIKE_EXPLAINED = 0.6, 0.3  # and these in place of the next two
 PART = (0.2, 0.6)  # of a shift: a band that has gone so far has the colour between, and nothing was moved
 TILE_NOISE = 4.0  # square of the noise; what noise alone changes in a tile
 MIN_EXPLAINED = (
@@ -159,8 +162,8 @@ def _compare(planes: Float, good: NDArray[np.bool_], rows: slice, out: Registrat
     taper = np.outer(correlation.taper(h), correlation.taper(w)).astype(np.float32)
     index = np.arange(n)
     found = _Found(
-        np.zeros((n, b, 2)), np.zeros((n, b), bool), np.zeros((n, b), np.int8), np.zeros((n, b)),
-        np.zeros((n, b), bool), np.zeros((n, b), bool),
+        np.zeros((n, b, 2)), np.zeros((n, b), bool), np.zeros((n, b), bool), np.zeros((n, b), np.int8),
+        np.zeros((n, b)), np.zeros((n, b), bool), np.zeros((n, b), bool),
     )  # fmt: skip
     first_good, holed = good[index, reference], ~good.all(axis=(2, 3))
     first = np.asarray(planes[index, reference] * (first_good * taper), np.float32)
@@ -184,7 +187,7 @@ def _compare(planes: Float, good: NDArray[np.bool_], rows: slice, out: Registrat
     out.transform[rows] = np.where(turned, found.turned, 0)
     out.peak[rows] = np.where(turned, found.match, out.peak[rows])
     out.decided[rows] |= turned
-    out.flagged[rows] = turned | (found.moved & ~_between(found))
+    out.flagged[rows] = turned | (found.moved & ~_between(found)) | _alike(found)
     _blame(at, out)
 
 
@@ -193,7 +196,8 @@ class _Found:
     """What some rows show: `(n, B)` each, shifts y, x `(n, B, 2)` px."""
 
     vectors: NDArray[np.float64]
-    moved: NDArray[np.bool_]
+    far: NDArray[np.bool_]  # clearly away from the reference, colours or not
+    moved: NDArray[np.bool_]  # and colours are not the reason
     turned: NDArray[np.int8]  # orientation that fits better, index into `correlation.TRANSFORMS`
     match: NDArray[np.float64]  # correlation in that orientation
     alone: NDArray[np.bool_]  # it fits so much better that no other band need confirm it
@@ -223,8 +227,11 @@ def _measure(
     upright = first / pair.scale
     sure = pair.scale > SIGMAS * pair.noise
     error = pair.shift_error
+    better = upright - out.correlation[at, band]
     moved = (out.shift[at, band] >= np.maximum(MIN_SHIFT, SIGMAS * error)) & (upright >= MIN_CORRELATION)
-    moved &= sure & (upright - out.correlation[at, band] > MIN_EXPLAINED * (1 - upright))
+    moved &= sure & (better > MIN_EXPLAINED * (1 - upright))
+    far = sure & (out.shift[at, band] >= np.maximum(ALIKE_SHIFT, ALIKE_SIGMAS * error))
+    found.far[mine, band] = far & (upright >= ALIKE_CORRELATION) & (better > ALIKE_EXPLAINED * (1 - upright))
     for row in np.flatnonzero(moved):
         moved[row] = _worse(f1[row], f2[row], vector[row]) <= MAX_WORSE
     out.shift_error[at, band] = error
@@ -331,6 +338,16 @@ def _between(found: _Found) -> NDArray[np.bool_]:
     part = dot / np.maximum(longer**2, 1e-12)
     both = np.minimum(length[:, :, None], length[:, None, :]) >= MIN_SHIFT
     return np.asarray((both & (part > PART[0]) & (part < PART[1])).any(axis=2))
+
+
+def _alike(found: _Found) -> NDArray[np.bool_]:
+    """Bands `(n, B)` that find the reference moved, as another one does: that is not a matter of colours."""
+    v = found.vectors
+    length = np.linalg.norm(v, axis=2)
+    apart = np.linalg.norm(v[:, :, None] - v[:, None, :], axis=3)
+    alike = apart < ALIKE * np.maximum(length[:, :, None], length[:, None, :])
+    alike &= found.far[:, :, None] & found.far[:, None, :] & ~np.eye(v.shape[1], dtype=bool)
+    return np.asarray(alike.any(axis=2))
 
 
 def _blame(at: NDArray[np.intp], out: Registration) -> None:
