@@ -78,7 +78,7 @@ def score_interrupted(tally: Tally, rng: random.Random, trials: int, directory: 
 # Row 31: rot while it trains ----------------------------------------
 
 
-@row("31", "a bit flips in a shard while a model is trained on it", full=300, gate=6, into=VERB_ROWS)
+@row("31", "a bit flips in a shard while a model is trained on it", full=1000, gate=6, into=VERB_ROWS)
 def rot(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
     from test_train import SMALL as OPTIONS
 
