@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -265,6 +266,10 @@ def test_coadd_looks_like_dp2(survey: tuple[Path, SimulateConfig]) -> None:
     assert (c.grid.cell_shape.y, c.grid.cell_shape.x) == (150, 150)
     assert c.patch.id == block.patches[0]
     assert c.band == "g"
+    # The Butler knows how long each file is, so that one cut short is noticed before it is read.
+    with sqlite3.connect(f"file:{directory / 'repo/gen3.sqlite3'}?mode=ro", uri=True) as registry:
+        sizes = dict(registry.execute("SELECT path, file_size FROM file_datastore_records"))
+    assert sizes == {path: (directory / "repo" / path).stat().st_size for path in sizes}
 
 
 def test_projection_agrees_with_the_sky_map(survey: tuple[Path, SimulateConfig]) -> None:
