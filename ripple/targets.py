@@ -242,12 +242,18 @@ def _angle(
     rows: NDArray[np.int64],
     notes: list[str],
 ) -> Float:
-    """Angles in deg of a column of numbers (in `unit`, deg by default) or of sexagesimal text."""
+    """Angles in deg of a column of numbers (in `unit`, deg by default), also as text, or sexagesimal."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     if pa.types.is_string(column.type):
-        return _sexagesimal(column, hours, name, rows, notes)
+        number = pc.fill_null(pc.match_substring_regex(column, _NUMBER), False).to_numpy()
+        if not number.any():
+            return _sexagesimal(column, hours, name, rows, notes)
+        if not number.all():
+            bad = column[int(np.flatnonzero(~number)[0])].as_py()
+            raise CatalogueError(f"{name}: {bad!r} is no number, {_rows(rows[~number])}")
+        column = pc.utf8_trim_whitespace(column).cast(pa.float64())
     if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):
         raise CatalogueError(f"{name}: {column.type} is no angle")
     values = pc.fill_null(column.cast(pa.float64(), safe=False), float("nan")).to_numpy()
@@ -267,6 +273,7 @@ def _angle(
     return np.asarray(values * factor, float)
 
 
+_NUMBER = r"^\s*[+\-]?(\d+\.?\d*|\.\d+)([eE][+\-]?\d+)?\s*$"
 _SEXAGESIMAL = (
     r"^\s*(?P<sign>[+\-\x{2212}]?)\s*(?P<a>\d{1,3})\s*[:hd°\s]\s*(?P<b>\d{1,2})\s*[:m'\s]\s*"
     r"(?P<c>\d{1,2}(?:\.\d*)?)\s*[s\"]?\s*$"

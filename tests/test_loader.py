@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import concurrent.futures.thread
 import gc
+import os
 import pickle
+import subprocess
 import sys
 import threading
 import time
@@ -350,6 +352,27 @@ def test_loops_are_loaded_beside_the_first_batches() -> None:
     while not row_loops.loaded(*key):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+FORK = """
+import os, signal, sys
+from ripple.learn.loader import Loader, TensorDataset
+
+loader = Loader(TensorDataset(sys.argv[1]), batch_size=16)
+next(iter(loader.epoch(0)))  # starts to compile the loops
+child = os.fork()
+if child == 0:
+    signal.alarm(40)
+    os._exit(len(list(loader.epoch(0))) != len(loader))
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0)
+"""
+
+
+def test_a_fork_while_loops_are_compiled_can_read(tensors: Path, tmp_path: Path) -> None:
+    """The lock of the compiler stayed closed in the child for ever; found by fault row 36."""
+    fresh = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    argv = [sys.executable, "-W", "ignore", "-c", FORK, str(tensors)]
+    assert subprocess.run(argv, env=fresh, timeout=100).returncode == 0
 
 
 @pytest.mark.parametrize("row", [-1, 125, 2**62])

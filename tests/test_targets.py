@@ -115,6 +115,9 @@ def test_sexagesimal_agrees_with_astropy(ra: float, dec: float) -> None:
         ({"ra": [100.0, 400.0], "dec": [1.0, 2.0]}, r"right ascension outside .* row 1 .*ra 400"),
         ({"ra": [100.0, 200.0], "dec": [1.0, -91.0]}, r"declination outside .* row 1"),
         ({"ra": ["12:00:00", "noon"], "dec": [1.0, 2.0]}, r"'noon' is neither .* row 1"),
+        ({"ra": ["53.1", "53.2", "noon"], "dec": [1.0, 2.0, 3.0]}, r"'noon' is no number, row 2"),
+        ({"ra": ["53.1", None], "dec": [1.0, 2.0]}, r"None is no number, row 1"),
+        ({"ra": ["53.1", "03:32:30"], "dec": [1.0, 2.0]}, r"'03:32:30' is no number, row 1"),
         ({"ra": ["12:61:00"], "dec": [1.0]}, r"60 or more, row 0"),
         ({"x": [1.0], "dec": [1.0]}, r"no column looks like ra .*columns: x, dec"),
         ({"ra": pa.array([], pa.float64()), "dec": pa.array([], pa.float64())}, "no rows"),
@@ -149,6 +152,12 @@ def test_columns_named_recognised_and_renamed() -> None:
         make(columns, Columns(label="truht"))
     with pytest.raises(CatalogueError, match="whole numbers of pixels, row 0"):
         make({"ra": [100.0], "dec": [1.0], "s": [0.5]}, Columns(size="s"))
+
+
+def test_numbers_as_text_are_degrees() -> None:
+    found = make({"id": [1, 2], "ra": [" 53.25", "+1e2 "], "dec": ["-.5", "20."]})
+    assert found.ra.tolist() == [53.25, 100.0]
+    assert found.dec.tolist() == [-0.5, 20.0]
 
 
 def test_without_ids_the_row_number_is_used_and_said() -> None:

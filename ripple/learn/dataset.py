@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,24 @@ from ripple.learn import row_loops
 
 Batch = dict[str, Tensor]
 Rows = NDArray[np.int64]
+
+#: Data sets whose locks a fork must find open: a thread that maps a shard does not live on in the child.
+_alive: weakref.WeakSet[TensorDataset] = weakref.WeakSet()
+_held: list[threading.Lock] = []
+
+
+def _hold() -> None:
+    _held[:] = [lock for dataset in _alive for lock in dataset._locks]
+    for lock in _held:
+        lock.acquire()
+
+
+def _let_go() -> None:
+    for lock in _held:
+        lock.release()
+
+
+os.register_at_fork(before=_hold, after_in_parent=_let_go, after_in_child=_let_go)
 
 
 class TensorDataset(torch.utils.data.Dataset[Batch]):
@@ -83,6 +103,7 @@ class TensorDataset(torch.utils.data.Dataset[Batch]):
     def _reset(self) -> None:
         self._maps: dict[int, shard.TensorPlanes] = {}
         self._locks = [threading.Lock() for _ in self._units]
+        _alive.add(self)
         # Addresses of the first pixel of each shard's image and valid; 0 while the shard is not mapped.
         self._start = {name: np.zeros(len(self._units), np.int64) for name in ("image", "valid")}
 

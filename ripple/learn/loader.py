@@ -90,7 +90,7 @@ class Loader:
         self.rank, self.world, self.threads = rank, world, max(1, threads)
         if batch_size < 1 or not 0 <= rank < world:
             raise ConfigError(f"batch size {batch_size}, rank {rank} of {world}", hint="rank counts from 0")
-        self._buffers = _Buffers(2 * self.threads + 4)
+        self._buffers: _Buffers
         self._pool: tuple[int, ThreadPoolExecutor] | None = None
         self._labels = dataset.column("label")
         self._extra = {name: _numbers(name, dataset.column(name)) for name in columns}
@@ -177,10 +177,11 @@ class Loader:
                 future.cancel()
 
     def _threads(self) -> ThreadPoolExecutor:
-        """The reading threads of this process: a fork has none of its parent's."""
+        """The reading threads of this process, and their buffers: a fork has none of its parent's."""
         if self._pool is None or self._pool[0] != os.getpid():
             pool = ThreadPoolExecutor(self.threads, thread_name_prefix="ripple-loader")
             self._pool = os.getpid(), pool
+            self._buffers = _Buffers(2 * self.threads + 4)
         return self._pool[1]
 
     def _read(self, rows: Rows) -> Batch:

@@ -8,6 +8,7 @@ Callers check what they pass: an address that is wrong is a crash.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -113,3 +114,13 @@ def load(loop: Callable[..., None], dtype: np.dtype[Any]) -> None:
             nothing = np.empty(0, np.int64), np.empty((0, 0), dtype)
             _loads[key] = threading.Thread(target=loop, args=nothing, name="ripple-row-loops")
             _loads[key].start()
+
+
+def _settle() -> None:
+    """Before a fork: what is being compiled comes to its end, or its locks would stay closed in the child."""
+    _loading.acquire()
+    for thread in _loads.values():
+        thread.join()
+
+
+os.register_at_fork(before=_settle, after_in_parent=_loading.release, after_in_child=_loading.release)

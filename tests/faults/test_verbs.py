@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import changes  # noqa: F401 - adds its rows to those of verbs
+import catalogues  # noqa: F401 - adds its rows to those of verbs
+import changes  # noqa: F401 - the same
 import fuzz  # noqa: F401 - the same
 import learning  # noqa: F401 - the same
 import loading  # noqa: F401 - the same
