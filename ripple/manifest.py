@@ -208,9 +208,15 @@ class Law:
 
     def add(self, index: pa.Table) -> None:
         """The next part; raises `IntegrityError` as `check_law` does."""
+        import pyarrow as pa
+
         lacking = [k for k in ("index", "status", "reason", "shard", "row") if k not in index.column_names]
         if lacking:
             raise IntegrityError(f"index has no column {lacking[0]!r}")
+        for name in ("index", "shard", "row"):
+            column = index[name]
+            if not pa.types.is_integer(column.type) or column.null_count:
+                raise IntegrityError(f"index column {name!r} is {column.type}, not whole numbers throughout")
         for at in range(0, index.num_rows, _PIECE):
             self._add(index.slice(at, _PIECE))
 

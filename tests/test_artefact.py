@@ -196,6 +196,8 @@ def test_staged_bytes_commit_like_bytes(tmp_path: Path) -> None:
         ("shard", 3, 7, "row 3 points outside"),
         ("row", 3, 9, "row 3 points behind"),
         ("row", 3, 2, "row 2 of shard 0 belongs to 2 targets"),
+        ("row", 3, 2.5, "column 'row' is double, not whole numbers throughout"),
+        ("shard", 3, None, "column 'shard' is int64, not whole numbers throughout"),
     ],
 )
 def test_conservation_law(tmp_path: Path, column: str, row: int, value: Any, message: str) -> None:
