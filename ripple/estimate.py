@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ def estimate(plan: Plan, workers: int = 1) -> Estimate:
     return Estimate(read, unknown, write, memory, seconds)
 
 
-def facts(plan: Plan, workers: int = 1) -> dict[str, Any]:
+def facts(plan: Plan, workers: int = 1, rows: int | None = None) -> dict[str, Any]:
     """The dry run as JSON values; `missing` and `rejected` name every patch and row."""
     cost = estimate(plan, workers)
     taken = list(plan.datasets.values())
@@ -97,7 +98,7 @@ def facts(plan: Plan, workers: int = 1) -> dict[str, Any]:
         "missing": [
             {"tract": t, "patch": p, "bands": list(bands)} for (t, p), bands in sorted(plan.gaps.items())
         ],
-        "rows": _rows(plan),
+        "rows": _rows(plan, rows),
         "read_bytes": cost.read_bytes,
         "unknown_sizes": cost.unknown_sizes,
         "write_bytes": cost.write_bytes,
@@ -109,23 +110,20 @@ def facts(plan: Plan, workers: int = 1) -> dict[str, Any]:
 
 
 def _reasons(plan: Plan) -> dict[str, dict[str, int]]:
-    return {
-        status: dict(sorted(Counter(reason.value for reason, _ in verdicts.values()).items()))
-        for status, verdicts in (("rejected", plan.rejected), ("partial", plan.partial))
-    }
+    return {"rejected": plan.rejected.reasons(), "partial": plan.partial.reasons()}
 
 
-def _rows(plan: Plan) -> list[dict[str, Any]]:
-    """Every row that is not whole, with its reason; rejected ones first."""
-    found = [
-        (status != "rejected", k, status, reason.value, text)
+def _rows(plan: Plan, count: int | None) -> list[dict[str, Any]]:
+    """The first so many rows that are not whole, with their reasons; rejected ones first."""
+    every = (
+        (k, status, verdicts[k])
         for status, verdicts in (("rejected", plan.rejected), ("partial", plan.partial))
-        for k, (reason, text) in verdicts.items()
-    ]
+        for k in verdicts
+    )
     ids = plan.targets.id
     return [
-        {"row": k, "id": ids[k].item(), "status": status, "reason": reason, "detail": text}
-        for _, k, status, reason, text in sorted(found)
+        {"row": k, "id": ids[k].item(), "status": status, "reason": reason.value, "detail": text}
+        for k, status, (reason, text) in itertools.islice(every, count)
     ]
 
 
@@ -162,8 +160,8 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("  row " + str(r["row"]), f"id {r['id']}: {r['status']}, {r['detail']}")
         for r in found["rows"][:SHOWN]
     ]
-    if len(found["rows"]) > SHOWN:
-        lines.append(("  ...", f"{len(found['rows']) - SHOWN:,} more rows, all with --json"))
+    if (more := found["partial"] + found["rejected"] - SHOWN) > 0:
+        lines.append(("  ...", f"{more:,} more rows, all with --json"))
     lines.append(("tracts", f"{len(found['tracts']):,}: {', '.join(map(str, found['tracts'][:SHOWN]))}"))
     lines.append(("patches", f"{found['patches']:,} in {found['units']:,} units (shards)"))
     lines.append(("datasets", ", ".join(f"{band} {count:,}" for band, count in found["datasets"].items())))

@@ -430,8 +430,8 @@ def _verdicts(plan: Plan, writer: ArtefactWriter) -> dict[str, NDArray[Any]]:
     status, reason = np.full(n, "rejected", "U8"), np.full(n, "", "U24")
     bands, detail = np.full(n, "", f"U{max(1, len(''.join(plan.bands)))}"), np.full(n, "", object)
     shard, row = np.full(n, -1, np.int32), np.full(n, -1, np.int32)
-    for target, (why, text) in plan.rejected.items():
-        reason[target], detail[target] = why.value, text
+    for rows, (why, text) in plan.rejected.groups():
+        reason[rows], detail[rows] = why.value, text
     for unit in plan.units:
         status[unit.rows], bands[unit.rows] = "ok", "".join(plan.bands)
         for k, (verdict, why, has) in writer.record(unit.number).extra["verdicts"].items():
@@ -439,8 +439,8 @@ def _verdicts(plan: Plan, writer: ArtefactWriter) -> dict[str, NDArray[Any]]:
             status[target], reason[target], bands[target] = verdict, why, has
         kept = unit.rows[status[unit.rows] != "rejected"]
         shard[kept], row[kept] = unit.number, np.arange(len(kept))
-    for target, (_, text) in plan.partial.items():
-        detail[target] = text
+    for rows, (_, text) in plan.partial.groups():
+        detail[rows] = text
     return {
         "status": status,
         "reason": reason,

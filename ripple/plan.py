@@ -14,8 +14,9 @@ from pydantic import Field, field_validator
 
 from ripple.config import Config
 from ripple.coverage import boxes_around
-from ripple.errors import ConfigError, Reason
+from ripple.errors import ConfigError
 from ripple.geometry import Box, Tan
+from ripple.reasons import Verdicts
 from ripple.rubin.repo import Dataset
 from ripple.targets import Targets
 
@@ -145,7 +146,7 @@ class Plan:
     skymap_source
         `known`, `hash` or `repository`: where the geometry came from (`ripple.rubin.geometry`).
     gaps
-        (tract, inner patch of a target) -> bands without dataset there.
+        (tract, inner patch of a target) -> bands without dataset there; of tracts that have datasets.
     notes
         Lines worth reading.
     """
@@ -165,8 +166,8 @@ class Plan:
     patch_boxes: dict[tuple[int, int], Box]
     datasets: dict[tuple[int, int, str], Dataset]
     units: tuple[Unit, ...]
-    rejected: dict[int, tuple[Reason, str]]
-    partial: dict[int, tuple[Reason, str]] = field(default_factory=dict)
+    rejected: Verdicts
+    partial: Verdicts
     margin: int = 0
     cross: dict[int, tuple[tuple[int, int], ...]] = field(default_factory=dict)
     skymap_source: str = "known"

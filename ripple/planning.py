@@ -18,6 +18,7 @@ from ripple.coverage import Coverage, boxes_around, cover, touched
 from ripple.errors import InputError, Reason, RegionError
 from ripple.geometry import Box
 from ripple.plan import Plan, Selection, Unit, side_of
+from ripple.reasons import Verdicts
 from ripple.regions import Region, grid, parse_region, tracts_near
 from ripple.rubin.geometry import resolve_skymap
 from ripple.rubin.repo import Dataset, Repository
@@ -104,7 +105,7 @@ class Planner:
         have = self._have(datasets)
         covered = self._cover(place, reach, have)
         place, covered = self._moved(place, other, covered, reach, have)
-        rejected, partial = self._verdicts(targets, place, covered)
+        rejected, partial = self._verdicts(targets, place, covered, {t for t, _ in have})
         cross = self._cross(targets, place, reach, rejected)
         datasets = self._needed(datasets, place, reach, rejected, cross)
         projections = sorted(
@@ -310,56 +311,57 @@ class Planner:
         return covered
 
     def _verdicts(
-        self, targets: Targets, place: Place, covered: Coverage
-    ) -> tuple[dict[int, tuple[Reason, str]], dict[int, tuple[Reason, str]]]:
+        self, targets: Targets, place: Place, covered: Coverage, tracts: set[int]
+    ) -> tuple[Verdicts, Verdicts]:
         """Rows to reject, and rows that lack something, with reasons."""
         full = np.uint64((1 << len(self.bands)) - 1)
-        rejected = dict(targets.rejected)
-        partial: dict[int, tuple[Reason, str]] = {}
+        rejected = Verdicts(len(targets), targets.rejected)
+        partial = Verdicts(len(targets))
         nowhere = (Reason.NO_TRACT, f"no tract of {self.skymap_name} that has coadds holds the position")
-        for k in np.flatnonzero(place.tract < 0).tolist():
-            rejected.setdefault(k, nowhere)
+        rejected.add(np.flatnonzero(place.tract < 0), nowhere)
         empty = np.flatnonzero((covered.centre == 0) & (place.tract >= 0))
-        for k, verdict in self._empty(place, empty):
-            rejected.setdefault(k, verdict)
+        for rows, verdict in self._empty(place, empty, tracts):
+            rejected.add(rows, verdict)
         short = np.flatnonzero((covered.centre != 0) & (covered.centre != full))
-        for k, bits in zip(short.tolist(), covered.centre[short].tolist(), strict=True):
-            verdict = (Reason.MISSING_BAND, self._lacking(bits))
-            (rejected if self.selection.missing_band == "reject" else partial).setdefault(k, verdict)
+        lacking = rejected if self.selection.missing_band == "reject" else partial
+        for bits, rows in _by_value(covered.centre[short], short):
+            lacking.add(rows, (Reason.MISSING_BAND, self._lacking(bits)))
         cut = np.flatnonzero((covered.centre != 0) & (covered.whole != covered.centre))
-        part = (covered.centre & ~covered.whole)[cut]
-        for k, bits in zip(cut.tolist(), part.tolist(), strict=True):
-            outside = (Reason.OUTSIDE, f"part of the box has {self._lacking(~bits)}")
-            (rejected if self.selection.edge == "reject" else partial).setdefault(k, outside)
-        for k in rejected:
-            partial.pop(k, None)
-        return dict(sorted(rejected.items())), dict(sorted(partial.items()))
+        outside = rejected if self.selection.edge == "reject" else partial
+        for bits, rows in _by_value((covered.centre & ~covered.whole)[cut], cut):
+            outside.add(rows, (Reason.OUTSIDE, f"part of the box has {self._lacking(~bits)}"))
+        return rejected, partial.without(rejected)
 
     def _lacking(self, bits: int) -> str:
         return "no " + ", ".join(b for k, b in enumerate(self.bands) if not bits >> k & 1)
 
-    def _empty(self, place: Place, rows: Int) -> Iterator[tuple[int, tuple[Reason, str]]]:
-        """Verdicts on rows whose position no dataset covers."""
+    def _empty(self, place: Place, rows: Int, tracts: set[int]) -> Iterator[tuple[Int, tuple[Reason, str]]]:
+        """Verdicts on rows whose position no dataset covers; `tracts` are those that have some."""
+        bare = ~np.isin(place.tract[rows], sorted(tracts))
+        known = self.repository.registered_tracts(self.skymap_name) if bare.any() else set()
+        for tract, some in _by_value(place.tract[rows[bare]], rows[bare]):
+            if tract in known:
+                yield some, (Reason.NO_DATASET, f"no {self.dataset_type} in tract {tract}")
+            else:
+                yield some, (Reason.NO_PATCH, f"tract {tract} is not registered")
+        rows = rows[~bare]
         if not len(rows):
             return
         registered = self.repository.registered_patches(self.skymap_name, set(place.tract[rows].tolist()))
-        verdicts: dict[tuple[int, int], tuple[Reason, str]] = {}
-        for k in rows.tolist():
-            key = (int(place.tract[k]), int(place.patch[k]))
-            if key not in verdicts:
-                where = f"tract {key[0]} patch {key[1]}"
-                verdicts[key] = (
-                    (Reason.NO_DATASET, f"no {self.dataset_type} of {where}")
-                    if key in registered
-                    else (Reason.NO_PATCH, f"{where} is not registered")
-                )
-            yield k, verdicts[key]
+        for key, some in _by_value((place.tract[rows].astype(np.int64) << 32) + place.patch[rows], rows):
+            tract, patch = key >> 32, key & 0xFFFFFFFF
+            where = f"tract {tract} patch {patch}"
+            if (tract, patch) in registered:
+                yield some, (Reason.NO_DATASET, f"no {self.dataset_type} of {where}")
+            else:
+                yield some, (Reason.NO_PATCH, f"{where} is not registered")
 
     def _gaps(
         self, place: Place, have: dict[tuple[int, int], int], targets: Targets
     ) -> dict[tuple[int, int], tuple[str, ...]]:
-        """Bands that the inner patches of targets lack."""
-        keys = np.unique(np.stack([place.tract, place.patch], axis=1)[place.tract >= 0], axis=0)
+        """Bands that the inner patches of targets lack, in tracts that have something."""
+        some = np.isin(place.tract, sorted({t for t, _ in have}))
+        keys = np.unique(np.stack([place.tract, place.patch], axis=1)[some], axis=0)
         gaps = {}
         for tract, patch in keys.tolist():
             bits = have.get((tract, patch), 0)
@@ -369,7 +371,7 @@ class Planner:
         return gaps
 
     def _cross(
-        self, targets: Targets, place: Place, reach: NDArray[np.int32], rejected: dict[int, Any]
+        self, targets: Targets, place: Place, reach: NDArray[np.int32], rejected: Verdicts
     ) -> dict[int, tuple[tuple[int, int], ...]]:
         """Patches of other tracts under the boxes of rows that are to be completed by resampling."""
         if self.selection.cross_tract != "resample":
@@ -392,10 +394,10 @@ class Planner:
 
     def _needed(
         self, datasets: dict[tuple[int, int, str], Dataset], place: Place, reach: NDArray[np.int32],
-        rejected: dict[int, Any], cross: dict[int, tuple[tuple[int, int], ...]],
+        rejected: Verdicts, cross: dict[int, tuple[tuple[int, int], ...]],
     ) -> dict[tuple[int, int, str], Dataset]:  # fmt: skip
         """The datasets that some box reaches into."""
-        rows = _accepted(place, rejected)
+        rows = np.flatnonzero(~rejected.mask)
         row, patch = touched(
             self.skymap, place.tract[rows], boxes_around(place.x[rows], place.y[rows], reach[rows])
         )
@@ -410,10 +412,10 @@ class Planner:
     # ---- units
 
     def _units(
-        self, place: Place, size: NDArray[np.int32], reach: NDArray[np.int32], rejected: dict[int, Any]
+        self, place: Place, size: NDArray[np.int32], reach: NDArray[np.int32], rejected: Verdicts
     ) -> tuple[Unit, ...]:
         """Whole patches of one tract and size together, up to the limits; a patch too large is divided."""
-        rows = _accepted(place, rejected)
+        rows = np.flatnonzero(~rejected.mask)
         if not len(rows):
             return ()
         rows = rows[np.lexsort((rows, place.patch[rows], size[rows], place.tract[rows]))]
@@ -467,12 +469,11 @@ def _digest(targets: Targets) -> str:
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
-def _accepted(place: Place, rejected: dict[int, Any]) -> Int:
-    """Rows that are not rejected, ascending."""
-    keep = np.ones(len(place.tract), bool)
-    keep[list(rejected)] = False
-    rows: Int = np.flatnonzero(keep)
-    return rows
+def _by_value(values: NDArray[Any], rows: Int) -> Iterator[tuple[int, Int]]:
+    """Rows by their value."""
+    order = np.argsort(values, kind="stable")
+    known, start = np.unique(values[order], return_index=True)
+    yield from zip(known.tolist(), np.split(rows[order], start[1:]) if len(known) else [], strict=True)
 
 
 def _unit(number: int, groups: list[Int], place: Place) -> Unit:

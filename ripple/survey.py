@@ -226,8 +226,8 @@ class Survey:
 
         n = len(plan.targets)
         status, reason = np.full(n, "rejected", "U8"), np.full(n, "", "U24")
-        for row, (why, _) in plan.rejected.items():
-            reason[row] = why.value
+        for rows, (why, _) in plan.rejected.groups():
+            reason[rows] = why.value
         batches = []
         for unit in plan.units:
             reader, batch = read_batch(unit_task(self.planner.selection, plan, unit), self._opener)

@@ -22,13 +22,13 @@ def command(config: FetchConfig, as_json: bool) -> None:
 
     The repository is opened read-only and nothing is written.
     """
-    from ripple.estimate import facts, show
+    from ripple.estimate import SHOWN, facts, show
     from ripple.plan import make_plan
     from ripple.profile import progress
 
     with progress(None, "plan"):
         plan = make_plan(config)
-    found = facts(plan, max(1, config.workers))
+    found = facts(plan, max(1, config.workers), None if as_json else SHOWN)
     if as_json:
         sys.stdout.write(json.dumps(found) + "\n")
         return

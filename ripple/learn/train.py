@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ripple.errors import ConfigError, DataError, IntegrityError, WriteError
+from ripple.errors import ConfigError, DataError, IntegrityError, Interrupted, RippleError, WriteError
 from ripple.files import lock, remove_temporaries, unlock, write_atomic
 from ripple.interrupt import Stop, stoppable
 from ripple.learn import calibrate, evaluate, gates, judging
@@ -78,9 +78,10 @@ def train(config: TrainConfig) -> Summary:
     with process_group(device) as ranks, _output(config, identity, ranks), stoppable() as stop:
         try:
             contract = _train(config, data, identity, device, ranks, stop)
-        except DataError:
+        except (RippleError, ValueError) as err:
             # A shard that rotted while it was mapped gives numbers that are not finite: blame the shard.
-            _still_whole(data, config.output / WORK)
+            if not isinstance(err, Interrupted):
+                _still_whole(data, config.output / WORK)
             raise
     return _summary(config, contract, time.perf_counter() - began)
 

@@ -296,6 +296,12 @@ class Repository:
                 found.update((int(d["tract"]), int(d["patch"])) for d in ids)
         return found
 
+    def registered_tracts(self, skymap: str) -> set[int]:
+        """All registered tracts."""
+        with self.butler.query() as query:
+            ids = query.data_ids(["tract"]).where("skymap = wanted", bind={"wanted": skymap})
+            return {int(d["tract"]) for d in ids}
+
     def tract_regions(self, skymap: str) -> dict[int, Region]:
         """Outer region (lsst.sphgeom) of each registered tract."""
         records = self.butler.query_dimension_records(
