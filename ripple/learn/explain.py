@@ -67,7 +67,7 @@ class Rows:
     found
         Columns of `score.answers`.
     features
-        `(n, F)` of the first member.
+        `(E, n, F)` of the members.
     """
 
     dataset: TensorDataset
