@@ -36,6 +36,8 @@ UNIT_ROWS, UNIT_BYTES = 2000, 400_000_000
 FILE_BYTES = 600_000_000
 #: A patch with more bytes than this is divided, and decoded once for each of its units.
 PATCH_BYTES = 1_000_000_000
+#: Rows looked at together.
+PIECE = 1 << 19
 #: Object tables with more columns than this lose those that nobody asked for.
 WIDE_TABLE = 64
 #: Bytes per pixel and band of a cutout: image, variance, mask.
@@ -251,10 +253,11 @@ class Planner:
 
     def _leaving(self, place: Place, reach: NDArray[np.int32]) -> Int:
         """Rows whose box leaves their tract."""
-        rows = np.flatnonzero(place.tract >= 0)
-        boxes = boxes_around(place.x[rows], place.y[rows], reach[rows])
-        left: Int = rows[~self._within(place.tract[rows], boxes)]
-        return left
+        left = [np.zeros(0, np.intp)]
+        for rows in _pieces(np.flatnonzero(place.tract >= 0)):
+            boxes = boxes_around(place.x[rows], place.y[rows], reach[rows])
+            left.append(rows[~self._within(place.tract[rows], boxes)])
+        return np.concatenate(left)
 
     def _moved(
         self, place: Place, other: Place, covered: Coverage, reach: NDArray[np.int32],
@@ -300,8 +303,7 @@ class Planner:
     def _cover(self, place: Place, reach: NDArray[np.int32], have: dict[tuple[int, int], int]) -> Coverage:
         n = len(place.tract)
         covered = Coverage(np.zeros(n, np.uint64), np.zeros(n, np.uint64))
-        rows = np.flatnonzero(place.tract >= 0)
-        if len(rows):
+        for rows in _pieces(np.flatnonzero(place.tract >= 0)):
             x, y = place.x[rows], place.y[rows]
             part = cover(
                 self.skymap, place.tract[rows], boxes_around(x, y, reach[rows]), x, y, have,
@@ -339,22 +341,26 @@ class Planner:
         """Verdicts on rows whose position no dataset covers; `tracts` are those that have some."""
         bare = ~np.isin(place.tract[rows], sorted(tracts))
         known = self.repository.registered_tracts(self.skymap_name) if bare.any() else set()
-        for tract, some in _by_value(place.tract[rows[bare]], rows[bare]):
-            if tract in known:
-                yield some, (Reason.NO_DATASET, f"no {self.dataset_type} in tract {tract}")
-            else:
-                yield some, (Reason.NO_PATCH, f"tract {tract} is not registered")
+        for piece in _pieces(rows[bare]):
+            for tract, some in _by_value(place.tract[piece], piece):
+                if tract in known:
+                    yield some, (Reason.NO_DATASET, f"no {self.dataset_type} in tract {tract}")
+                else:
+                    yield some, (Reason.NO_PATCH, f"tract {tract} is not registered")
         rows = rows[~bare]
         if not len(rows):
             return
-        registered = self.repository.registered_patches(self.skymap_name, set(place.tract[rows].tolist()))
-        for key, some in _by_value((place.tract[rows].astype(np.int64) << 32) + place.patch[rows], rows):
-            tract, patch = key >> 32, key & 0xFFFFFFFF
-            where = f"tract {tract} patch {patch}"
-            if (tract, patch) in registered:
-                yield some, (Reason.NO_DATASET, f"no {self.dataset_type} of {where}")
-            else:
-                yield some, (Reason.NO_PATCH, f"{where} is not registered")
+        registered = self.repository.registered_patches(
+            self.skymap_name, set(np.unique(place.tract[rows]).tolist())
+        )
+        for piece in _pieces(rows):
+            for key, some in _by_value((place.tract[piece] << 32) + place.patch[piece], piece):
+                tract, patch = key >> 32, key & 0xFFFFFFFF
+                where = f"tract {tract} patch {patch}"
+                if (tract, patch) in registered:
+                    yield some, (Reason.NO_DATASET, f"no {self.dataset_type} of {where}")
+                else:
+                    yield some, (Reason.NO_PATCH, f"{where} is not registered")
 
     def _gaps(
         self, place: Place, have: dict[tuple[int, int], int], targets: Targets
@@ -467,6 +473,11 @@ def _digest(targets: Targets) -> str:
     ids = targets.id if targets.id.dtype.kind == "i" else np.strings.encode(targets.id, "utf-8")
     parts = (np.ascontiguousarray(column).tobytes() for column in (ids, targets.ra, targets.dec))
     return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def _pieces(rows: Int) -> Iterator[Int]:
+    """So many rows at a time that what is made of them takes little memory."""
+    yield from (rows[at : at + PIECE] for at in range(0, len(rows), PIECE))
 
 
 def _by_value(values: NDArray[Any], rows: Int) -> Iterator[tuple[int, Int]]:

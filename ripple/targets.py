@@ -432,14 +432,18 @@ def _crowded(ra: Float, dec: Float, chord: float) -> NDArray[np.intp]:
     Two points that near share a cell of twice the side in at least one of eight grids, each half a cell off
     along some of the axes. Cells are told apart by a hash, so that some rows come along for nothing.
     """
-    n, points = len(ra), _points(ra, dec) / (2.01 * chord)
+    n = len(ra)
+    halves = np.empty((n, 3), np.int32 if chord > 1e-8 else np.int64)  # numbers of half cells
+    for at in range(0, n, 1 << 19):
+        part = slice(at, at + (1 << 19))
+        halves[part] = np.floor(_points(ra[part], dec[part]) / (1.005 * chord))
     crowded = np.zeros(n, bool)
     factors = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], np.uint64)
-    for shift in itertools.product((0.0, 0.5), repeat=3):
+    for shift in itertools.product((0, 1), repeat=3):
         key = np.zeros(n, np.uint64)
-        for at in range(0, n, 1 << 20):
-            part = slice(at, at + (1 << 20))
-            cell = np.floor(points[part] + shift).astype(np.int64).view(np.uint64)
+        for at in range(0, n, 1 << 19):
+            part = slice(at, at + (1 << 19))
+            cell = ((halves[part].astype(np.int64) + shift) >> 1).view(np.uint64)
             key[part] = (cell * factors).sum(axis=1, dtype=np.uint64)
         order = np.argsort(key)
         again = np.flatnonzero(np.diff(key[order]) == 0)

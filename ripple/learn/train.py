@@ -80,7 +80,7 @@ def train(config: TrainConfig) -> Summary:
             contract = _train(config, data, identity, device, ranks, stop)
         except (RippleError, ValueError) as err:
             # A shard that rotted while it was mapped gives numbers that are not finite: blame the shard.
-            if not isinstance(err, Interrupted):
+            if not isinstance(err, Interrupted | IntegrityError):
                 _still_whole(data, config.output / WORK)
             raise
     return _summary(config, contract, time.perf_counter() - began)
