@@ -66,7 +66,7 @@ class Stop:
 
 @contextmanager
 def stoppable() -> Iterator[Stop]:
-    """Note SIGINT and SIGTERM while the body runs, which calls `check` at its safe places.
+    """Note SIGINT and SIGTERM while the body runs, which calls `check` at its safe places; its end is one.
 
     In a thread other than the main one, which may not install handlers, nothing is noted.
     """
@@ -78,6 +78,7 @@ def stoppable() -> Iterator[Stop]:
     before = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
     try:
         yield stop
+        stop.check()
     finally:
         if stop.signum:
             signal.setitimer(signal.ITIMER_REAL, 0)

@@ -32,6 +32,11 @@ def test_a_signal_waits_for_the_safe_place(signum: signal.Signals) -> None:
     assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
 
 
+def test_the_end_is_a_safe_place() -> None:
+    with pytest.raises(Interrupted), stoppable():
+        signal.raise_signal(signal.SIGTERM)
+
+
 def test_a_signal_without_a_safe_place_is_raised_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interrupt, "GRACE", 0.05)
     with pytest.raises(Late) as caught:

@@ -86,11 +86,9 @@ def score(config: ScoreConfig) -> Summary:
         return _summary(config, writer.artefact.manifest["attributes"], 0.0, done=True)
     with writer, stoppable() as stop:
         todo = [unit for unit in units if writer.done(unit.number) is None]
-        rows, items = (
-            sum(u.artefact.shards[u.shard].rows for u in units),
-            _read(todo, model.contract, config, device),
-        )
-        with progress(rows, "scoring") as advance, _ahead(items) as ahead:
+        rows = sum(u.artefact.shards[u.shard].rows for u in units)
+        read = _read(todo, model.contract, config, device)
+        with progress(rows, "scoring") as advance, _ahead(read) as ahead:
             for unit, batch, images in ahead:
                 stop.check()
                 table = score_shard(model, unit, batch, images, config, device, advance)
