@@ -555,6 +555,13 @@ def verify(directory: Path, advance: Callable[[int], None] | None = None) -> lis
             _compare(path, hash_file(path, advance), (shard.bytes, shard.sha256))
         except IntegrityError as err:
             problems.append(err.message)
+    if isinstance(table := artefact.manifest["attributes"].get("sorted"), dict):  # of scores
+        path = directory / Path(str(table.get("name"))).name
+        try:
+            if hash_file(path, advance)[1] != table.get("sha256"):
+                problems.append(f"{path}: SHA-256 is not that of the manifest")
+        except IntegrityError as err:
+            problems.append(err.message)
     try:
         check_law(artefact.index(), [shard.rows for shard in artefact.shards])
     except IntegrityError as err:

@@ -117,6 +117,8 @@ def _count(node: Any) -> Any:
         item = stack.pop()
         seen += 1
         yield item
+        if item is not None and item.tag == "tag:yaml.org,2002:merge":
+            raise yaml.YAMLError("merge keys (<<) multiply and are not read")
         if isinstance(item, yaml.MappingNode):
             stack.extend(part for pair in item.value for part in pair)
         elif isinstance(item, yaml.SequenceNode):

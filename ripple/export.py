@@ -236,7 +236,14 @@ def splits(source: Source, config: ExportConfig) -> NDArray[np.str_]:
     if config.split_column is not None:
         if config.split_column not in source.table.column_names:
             raise ConfigError(f"{config.source} has no column {config.split_column!r}")
-        return source.column(config.split_column, "").astype(np.str_)
+        found = source.column(config.split_column, "").astype(np.str_)
+        for name in np.unique(found).tolist():  # they become names of folders
+            if name and not (name.isascii() and name.replace("_", "").replace("-", "").isalnum()):
+                raise DataError(
+                    f"{config.source}: split {name[:80]!r} in column {config.split_column!r}",
+                    hint="letters, digits, - and _ only",
+                )
+        return found
     if config.split == "none":
         return np.full(source.rows, "", np.str_)
     from ripple.learn.splits import SPLITS, split_blocks, split_keys

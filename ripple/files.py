@@ -165,7 +165,7 @@ def publish(path: Path, staged: Staged) -> None:
     temporary = path.parent / staged.temporary
     try:
         temporary.rename(path)
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
     except BaseException as err:
         with suppress(OSError):
             temporary.unlink()
@@ -174,7 +174,7 @@ def publish(path: Path, staged: Staged) -> None:
         raise
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
     handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(handle)

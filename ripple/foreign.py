@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import re
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +24,11 @@ from ripple.geometry import Tan
 
 Float = NDArray[np.float32]
 BANDS = "ugrizy"
+#: What numpy and h5py raise on damaged files, and on those that claim more than there is memory.
+DAMAGE = (
+    OSError, ValueError, TypeError, LookupError, ArithmeticError, EOFError, MemoryError, RuntimeError,
+    SyntaxError, tokenize.TokenError, zlib.error, zipfile.BadZipFile,
+)  # fmt: skip
 #: Pixel scale of the DeepLense lens-finding sets (HSC Wide), arcsec.
 HSC_SCALE = 0.168
 
@@ -187,7 +194,7 @@ def deeplense(root: Path, bands: tuple[str, ...], classes: tuple[str, ...]) -> L
         name = path.relative_to(root).with_suffix("").as_posix()
         try:
             image = _image(np.load(path, allow_pickle=False), len(known))
-        except (OSError, ValueError, EOFError, MemoryError) as err:
+        except DAMAGE as err:
             return Unreadable(name, _one_line(err))
         return Stamp(name, image, label=labels.get(kind, -1), columns={"split": split} if split else {})
 
@@ -206,7 +213,7 @@ def _meaning(path: Path) -> tuple[str, str]:
 def _peek(path: Path) -> Float | None:
     try:
         return _image(np.load(path, allow_pickle=False, mmap_mode="r"), 0)
-    except (OSError, ValueError, EOFError):
+    except DAMAGE:
         return None
 
 
@@ -265,7 +272,7 @@ def arrays(path: Path, bands: tuple[str, ...], keys: Keys, *, mask_good: bool) -
         try:
             got = {name: np.asarray(table[key][row]) for name, key in planes.items()}
             image = _planes(np.asarray(table[image_key][row]), channels_last)
-        except (OSError, ValueError, KeyError) as err:
+        except DAMAGE as err:
             return Unreadable(str(row), _one_line(err))
         facts = {name: _plain(values[row]) for name, values in columns.items()}
         mask = _planes(got["mask"], channels_last) != 0 if "mask" in got else None
@@ -293,7 +300,7 @@ def _open_arrays(path: Path) -> Mapping[str, Any]:
         found: dict[str, Any] = {}
         # visititems does not follow soft or external links.
         file.visititems(lambda name, item: _keep(found, name, item))
-    except (OSError, ValueError, zipfile.BadZipFile) as err:
+    except DAMAGE as err:
         raise DataError(f"{path}: cannot be read: {_one_line(err)}") from None
     return found
 
@@ -389,7 +396,7 @@ def multimodal_universe(root: Path, bands: tuple[str, ...], *, mask: str) -> Lis
         k = int(np.searchsorted(starts, row, side="right")) - 1
         try:
             return replace(_mmu_row(tables[k], row - int(starts[k]), named, mask), unit=unit)
-        except (OSError, ValueError, KeyError) as err:
+        except DAMAGE as err:
             return Unreadable(f"{paths[k].name}:{row - starts[k]}", _one_line(err))
 
     return Listing(int(starts[-1]), named, scale, classes, read, paths)

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from astropy.io.fits.verify import VerifyError
 from numpy.typing import NDArray
 
 from ripple.cutouts import MASK_PLANES
 from ripple.errors import DataError
-from ripple.foreign import BANDS, Float, Listing, Stamp, Unreadable, _one_line
+from ripple.foreign import BANDS, DAMAGE, Float, Listing, Stamp, Unreadable, _one_line
 from ripple.geometry import Tan
 
 Role = Literal["image", "variance", "rms", "ivar", "mask", "psf"]
@@ -68,7 +69,7 @@ def fits_stamps(root: Path, bands: tuple[str, ...], *, convert: bool = True) -> 
     for _, files in groups[:100]:
         try:
             planes = [p for path in files.values() for p in _planes_of(path)]
-        except (OSError, ValueError, TypeError) as err:
+        except (*DAMAGE, VerifyError) as err:
             first_error = _one_line(err)
             continue
         named = bands or _named(planes)
@@ -83,7 +84,7 @@ def fits_stamps(root: Path, bands: tuple[str, ...], *, convert: bool = True) -> 
         name, files = groups[row]
         try:
             return _stamp(name, files, named, convert)
-        except (OSError, ValueError, TypeError, KeyError) as err:
+        except (*DAMAGE, VerifyError) as err:
             return Unreadable(name, _one_line(err))
 
     return Listing(len(groups), named, scale, (), read, paths)

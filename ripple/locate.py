@@ -199,11 +199,16 @@ def as_bytes(table: pa.Table, path: Path) -> bytes:
         Another suffix.
     """
     import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.csv
     import pyarrow.parquet
 
     sink = io.BytesIO() if path.suffix == ".csv" else pa.BufferOutputStream()
     if path.suffix == ".csv":
+        for k, column in enumerate(table.columns):
+            if pa.types.is_string(column.type):  # a spreadsheet must not run it
+                safe = pc.replace_substring_regex(column, "^([=+@\t\r\n-])", r"'\1")
+                table = table.set_column(k, table.column_names[k], safe)
         pyarrow.csv.write_csv(table, sink)
         return bytes(sink.getvalue())
     if path.suffix == ".parquet":

@@ -199,6 +199,7 @@ class _Slot:
     since: float = 0.0  # monotonic start of the task, or of the process while it starts
     stopped_since: float = 0.0
     task: int | None = None
+    held: int | None = None  # the task, from when it is taken, before its worker has started
     verdict: str = ""  # why the parent killed it
 
 
@@ -294,7 +295,7 @@ class _Pool:
         try:
             while (task := self._take(slot)) is not None:
                 if slot.connection is None and (end := self._start(slot)) is not None:
-                    self._give_back(task)
+                    self._give_back(slot, task)
                     failures, kills = (failures, kills + 1) if end < 0 else (failures + 1, kills)
                     if failures >= _STARTUP_TRIES or kills >= _STARTUP_KILLS:
                         message = f"workers cannot be started: the last one {slot.verdict or _obituary(end)}"
@@ -315,14 +316,19 @@ class _Pool:
                 if slot.number >= max(1, self.allowed()):
                     self._discard(slot)
                 elif self.todo and self.todo[0] < self.turn + window:
-                    return self.todo.popleft()
-                if not self.todo:  # a slot whose worker dies takes its task again itself
-                    return None
+                    slot.held = self.todo.popleft()
+                    return slot.held
+                if not self.todo:
+                    if not any(other.held is not None for other in self.slots):
+                        return None
+                    # A task whose worker dies comes back, perhaps when its own slot is not allowed any more.
+                    self._discard(slot)
                 self.changed.wait(1.0)
         return None
 
-    def _give_back(self, task: int) -> None:
+    def _give_back(self, slot: _Slot, task: int) -> None:
         with self.changed:
+            slot.held = slot.task = None
             self.todo.appendleft(task)
             self.todo = deque(sorted(self.todo))
             self.changed.notify_all()
@@ -376,15 +382,14 @@ class _Pool:
     def _store(self, slot: _Slot, task: int, result: Any) -> None:
         with self.changed:
             self.finished[task], slot.task, slot.since = result, None, 0.0
+            slot.held = None
             self.changed.notify_all()
 
     def _died(self, slot: _Slot, task: int, message: str) -> None:
         """Blame the death on the task held: again elsewhere, or failed."""
         self.attempts[task] = self.attempts.get(task, 0) + 1
         if self.attempts[task] <= self.retries and not self.closing:
-            with self.changed:
-                slot.task = None
-            self._give_back(task)
+            self._give_back(slot, task)
             return
         times = f", {self.attempts[task]} times" if self.attempts[task] > 1 else ""
         self._store(slot, task, WorkerFailure(task, f"worker {message}{times}"))

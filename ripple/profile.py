@@ -129,9 +129,11 @@ class Summary:
         if self.done_before:
             table.add_row("status", "already finished, nothing to do")
         for key, value in self.facts.items():
-            table.add_row(key, Text(plain(f"{value:,}" if isinstance(value, int) else str(value))))
+            table.add_row(
+                Text(plain(key)), Text(plain(f"{value:,}" if isinstance(value, int) else str(value)))
+            )
         for reason, count in sorted(self.rejections.items(), key=lambda item: -item[1]):
-            table.add_row("  " + plain(reason), f"{count:,}")
+            table.add_row(Text("  " + plain(reason)), f"{count:,}")
         if not self.done_before:
             table.add_row("seconds", f"{self.seconds:.1f}")
         table.add_row("output", Text(plain(self.output)))

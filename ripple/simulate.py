@@ -24,6 +24,7 @@ from pydantic import Field, field_validator
 
 from ripple.config import Config, neutral
 from ripple.errors import ConfigError, WorkerError, WriteError
+from ripple.files import LOCK, TEMPORARY, lock, unlock, write_atomic
 from ripple.geometry import Box
 from ripple.profile import Summary, progress
 from ripple.skymap import RingsSkyMap, known
@@ -95,11 +96,19 @@ def simulate(config: SimulateConfig) -> Summary:
     """
     start = time.perf_counter()
     directory = _directory(config)
-    if _prepare(directory, config):
-        return _summary(config, _read_truth(directory), time.perf_counter() - start, done_before=True)
-    block = choose_block(config)
-    truth = _make(config, block)
-    _write_truth(directory, truth)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise WriteError(f"{directory}: {err.strerror}") from None
+    handle = lock(directory)
+    try:
+        if _prepare(directory, config):
+            return _summary(config, _read_truth(directory), time.perf_counter() - start, done_before=True)
+        block = choose_block(config)
+        truth = _make(config, block)
+        _write_truth(directory, truth)
+    finally:
+        unlock(handle)
     return _summary(config, truth, time.perf_counter() - start, done_before=False)
 
 
@@ -266,7 +275,10 @@ def _prepare(directory: Path, config: SimulateConfig) -> bool:
     marker = directory / "simulate.json"
     wanted = config.canonical()
     if marker.exists():
-        found = json.loads(marker.read_text())
+        try:
+            found = dict(json.loads(marker.read_bytes()))
+        except (OSError, ValueError, TypeError):
+            raise WriteError(f"{marker}: damaged", hint="remove the directory, or choose another") from None
         for key in sorted({*wanted, *found}):
             if wanted.get(key) != found.get(key):
                 raise ConfigError(
@@ -277,13 +289,9 @@ def _prepare(directory: Path, config: SimulateConfig) -> bool:
             return True
         # An interrupted survey of ours: start it again.
         shutil.rmtree(directory / "repo", ignore_errors=True)
-    elif directory.exists() and any(directory.iterdir()):
+    elif any(path.name != LOCK and not path.name.startswith(TEMPORARY) for path in directory.iterdir()):
         raise WriteError(f"{directory}: not empty and no survey of ours", hint="choose another directory")
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        marker.write_text(json.dumps(wanted, sort_keys=True) + "\n")
-    except OSError as err:
-        raise WriteError(f"{directory}: {err.strerror}") from None
+    write_atomic(marker, (json.dumps(wanted, sort_keys=True) + "\n").encode())
     return False
 
 
@@ -292,8 +300,6 @@ def _write_truth(directory: Path, truth: dict[str, NDArray[Any]]) -> None:
 
     import pyarrow as pa
     import pyarrow.parquet as pq
-
-    from ripple.files import write_atomic
 
     buffer = io.BytesIO()
     pq.write_table(pa.table(truth), buffer)

@@ -99,6 +99,8 @@ def run(argv: list[str] | None = None) -> int:
     except RippleError as err:
         return _fail(err, err.exit_code)
     except (KeyboardInterrupt, click.Abort) as err:
+        if isinstance(err.__cause__, EOFError):  # click takes that for the end of a prompt, we have none
+            raise err.__cause__ from None
         late = err.__cause__ if isinstance(err.__cause__, Late) else Late()
         return _fail(Interrupted(late.signum), 128 + late.signum)
     except BrokenPipeError:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import stat
 import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -472,9 +473,11 @@ def fit_state(net: Net, state: Mapping[str, Tensor], name: str) -> None:
 def read_limited(path: Path, limit: int) -> bytes:
     """The bytes of a file, refused when larger than `limit`."""
     try:
-        size = path.stat().st_size
-        if size > limit:
-            raise IntegrityError(f"{path}: {size} bytes, at most {limit} are read")
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise IntegrityError(f"{path}: not a regular file")
+        if found.st_size > limit:
+            raise IntegrityError(f"{path}: {found.st_size} bytes, at most {limit} are read")
         return path.read_bytes()
     except FileNotFoundError:
         raise

@@ -68,6 +68,8 @@ def import_model(config: ImportModelConfig) -> Summary:
     """
     if (config.output / CONTRACT).exists():
         raise ConfigError(f"{config.output} holds a model", hint="give a new directory")
+    if config.output.exists() and any(config.output.iterdir()):
+        raise ConfigError(f"{config.output} is not empty", hint="give a new directory")
     contract = read_sidecar(config.sidecar)
     arch = contract.architecture.architecture()
     net = build(arch)
@@ -343,6 +345,8 @@ def export_model(config: ExportModelConfig) -> Summary:
         raise WriteError(
             f"{config.output}: the export differs from the model by {gap:.2g}, allowed {PARITY:g}"
         )
+    if (config.output.parent / CONTRACT).exists():
+        raise ConfigError(f"{config.output.parent} is a model directory", hint="export to another place")
     config.output.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(config.output, data)
     text = json.dumps(contract.model_dump(mode="json"), indent=1, sort_keys=True)

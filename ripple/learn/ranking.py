@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from ripple.artefact import INDEX, Artefact
 from ripple.errors import IntegrityError
-from ripple.files import TEMPORARY, hash_file
+from ripple.files import TEMPORARY, hash_file, sync_directory, write_error
 
 #: Rows of the sorted table held at a time.
 PIECE = 100_000
@@ -50,11 +51,15 @@ def write_sorted(paths: list[Path], target: Path) -> tuple[str, int]:
             schema = schema or piece.schema
             out = out or pq.ParquetWriter(staged, schema, compression="zstd")
             out.write_table(piece.cast(schema))
-    finally:
-        if out is not None:
-            out.close()
-    _, digest = hash_file(staged)
-    staged.replace(target)
+        out.close()
+        with staged.open("rb") as file:
+            os.fsync(file.fileno())
+        _, digest = hash_file(staged)
+        staged.replace(target)
+        sync_directory(target.parent)
+    except OSError as err:
+        staged.unlink(missing_ok=True)
+        raise write_error(target, err, 0) from None
     return digest, total
 
 

@@ -379,6 +379,9 @@ def open_repository(repo: str, collections: Iterable[str]) -> Iterator[Repositor
         A collection that does not exist; those that do are listed.
     """
     root = _root(repo)
+    parts = urlsplit(root)
+    if parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
+        raise SourceError(f"{repo}: not https, a token would travel in the clear", hint="use https://")
     # Before the Butler is imported, which takes seconds: whoever waits hears of it early.
     if (usual := Path(root) / "gen3.sqlite3").is_file():
         _wait_until_free(repo, usual)
@@ -471,7 +474,7 @@ def _wait_until_free(repo: str, path: Path) -> None:
 def _probe(path: Path, patience: float) -> str | None:
     """What is wrong with reading a SQLite file, None when nothing is."""
     try:
-        connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=patience)
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=patience)
         try:
             connection.execute("SELECT name FROM sqlite_master LIMIT 1").fetchall()
         finally:
