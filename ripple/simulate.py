@@ -30,6 +30,8 @@ from ripple.profile import Summary, progress
 from ripple.skymap import RingsSkyMap, known
 
 SKYMAP = "ripple_mini_v1"
+#: What a survey was made with; written before anything else.
+MARKER = "simulate.json"
 BANDS = ("g", "r", "i", "z")
 
 
@@ -100,6 +102,9 @@ def simulate(config: SimulateConfig) -> Summary:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as err:
         raise WriteError(f"{directory}: {err.strerror}") from None
+    strangers = (p for p in directory.iterdir() if p.name != LOCK and not p.name.startswith(TEMPORARY))
+    if not (directory / MARKER).exists() and any(strangers):
+        raise WriteError(f"{directory}: not empty and no survey of ours", hint="choose another directory")
     handle = lock(directory)
     try:
         if _prepare(directory, config):
@@ -272,7 +277,7 @@ def _kernels(conditions: Any, band: int, missing: tuple[int, int] | None) -> NDA
 
 def _prepare(directory: Path, config: SimulateConfig) -> bool:
     """Claim the directory; True when a finished survey with these options is there."""
-    marker = directory / "simulate.json"
+    marker = directory / MARKER
     wanted = config.canonical()
     if marker.exists():
         try:
@@ -289,8 +294,6 @@ def _prepare(directory: Path, config: SimulateConfig) -> bool:
             return True
         # An interrupted survey of ours: start it again.
         shutil.rmtree(directory / "repo", ignore_errors=True)
-    elif any(path.name != LOCK and not path.name.startswith(TEMPORARY) for path in directory.iterdir()):
-        raise WriteError(f"{directory}: not empty and no survey of ours", hint="choose another directory")
     write_atomic(marker, (json.dumps(wanted, sort_keys=True) + "\n").encode())
     return False
 

@@ -72,6 +72,13 @@ def die(task: tuple[int, str, str]) -> int:
     return k
 
 
+def die_late(task: tuple[int, str, str]) -> int:
+    """As `die`, when the other workers have long been idle."""
+    if task[1]:
+        time.sleep(1.5)
+    return die(task)
+
+
 def misbehave(task: tuple[int, str]) -> int:
     k, how = task
     if how == "bug":

@@ -50,6 +50,7 @@ def test_neutral_fields_do_not_change_the_digest() -> None:
         ), "more than 1000 values"),
         ("- 1\n- 2\n", "top level"),
         ("fetch: [", "not valid YAML"),
+        ("a: &a {x: 1}\nb: {<<: [*a, *a]}", "merge keys"),
         ("x: " + "y" * 300_000, "at most"),
     ],
 )  # fmt: skip

@@ -14,6 +14,8 @@ from astropy.io import fits
 from astropy.wcs import WCS
 
 from ripple import artefact, shard, write_cutouts
+from ripple.artefact import open_artefact
+from ripple.cli import run
 from ripple.cutouts import CutoutBatch, TensorBatch
 from ripple.errors import ConfigError, DataError
 from ripple.export import ExportConfig, export
@@ -447,6 +449,36 @@ def test_export_refuses_what_it_cannot_do(tmp_path: Path) -> None:
     run_import(tmp_path / "in", tmp_path / "t", format="deeplense")
     with pytest.raises(DataError, match="made from cutouts"):
         run_export(tmp_path / "t", tmp_path / "f", format="fits")
+
+
+def test_a_split_is_no_path(tmp_path: Path) -> None:
+    make_cutouts(tmp_path / "c")
+    index = open_artefact(tmp_path / "c").index()
+    column = next(n for n in index.column_names if index[n].to_pylist()[0] not in ("", None)
+                  and "/" in str(index[n].to_pylist()[0]))  # fmt: skip
+    with pytest.raises(DataError, match="letters, digits"):
+        run_export(tmp_path / "c", tmp_path / "dl", format="deeplense", split_column=column)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c"]
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.h5"])
+def test_files_that_are_nothing_are_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"")
+    assert (
+        run(
+            [
+                "import",
+                str(tmp_path / name),
+                "-o",
+                str(tmp_path / "t"),
+                "--format",
+                "arrays",
+                "--bands",
+                "gri",
+            ]
+        )
+        == 3
+    )
 
 
 def test_export_again_is_done(tmp_path: Path) -> None:

@@ -48,6 +48,8 @@ DROPPED = """
 import signal, sys, time
 from ripple import cli
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored in what a shell starts with &
+
 class Thing:
     def __del__(self):
         signal.raise_signal(signal.SIGINT)

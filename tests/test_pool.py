@@ -57,6 +57,18 @@ def test_workers_prepare_once_and_before_their_first_task() -> None:
     assert set(others) == {1}
 
 
+def test_a_task_given_back_by_a_slot_that_may_not_work_any_more_is_done(tmp_path: Path) -> None:
+    """Memory grew short while the last task ran on the second slot, and its worker died."""
+    dying = tmp_path / "died"
+
+    def allowed() -> int:
+        return 1 if dying.exists() else 2
+
+    work = [(0, "", ""), (1, "SIGKILL", str(dying))]
+    found = dict(ordered_map(tasks.die_late, work, workers=2, allowed=allowed))
+    assert found == {0: 0, 1: 1}
+
+
 def test_a_worker_that_dies_before_its_first_task_is_replaced() -> None:
     with starting(tasks.square, 1) as started:
         started.workers[0][0].kill()

@@ -112,6 +112,24 @@ def test_a_registry_that_is_no_database(small: Path, tmp_path: Path) -> None:
         pass
 
 
+def test_names_with_signs_of_addresses_are_names(tmp_path: Path) -> None:
+    """SQLite takes addresses: `#` would cut the name off, and make a new file of the rest."""
+    path = tmp_path / "a#b?c%41" / "gen3.sqlite3"
+    path.parent.mkdir()
+    with sqlite3.connect(path) as made:
+        made.execute("CREATE TABLE t (x)")
+    assert module._probe(path, 0.1) is None
+    assert [p.name for p in tmp_path.iterdir()] == ["a#b?c%41"]
+
+
+def test_a_token_does_not_travel_in_the_clear() -> None:
+    with (
+        pytest.raises(SourceError, match="not https"),
+        open_repository("http://data.example.org/api/butler/repo/dp2", ()),
+    ):
+        pass
+
+
 def test_addresses_lose_their_secrets() -> None:
     signed = "https://user:pw@host.org/a/b.fits?X-Amz-Signature=SECRET#frag"
     assert without_query(signed) == "https://host.org/a/b.fits"

@@ -82,6 +82,10 @@ def test_scores_are_those_of_the_network_and_ranked(model: Path, toys: Path, tmp
     assert score(config(model, toys, tmp_path / "s", top=7)).done_before
     with pytest.raises(ConfigError, match=r"score.top: 7 -> 8"):
         score(config(model, toys, tmp_path / "s", top=8))
+    data = bytearray((tmp_path / "s" / "scores.parquet").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "s" / "scores.parquet").write_bytes(data)
+    assert any("scores.parquet" in problem for problem in verify(tmp_path / "s"))
 
 
 def test_resume_goes_on_after_the_last_shard(

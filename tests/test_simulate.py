@@ -13,7 +13,8 @@ import pytest
 import scipy.fft
 
 from ripple.cli import run
-from ripple.errors import ConfigError, WriteError
+from ripple.errors import ConfigError, LockedError, WriteError
+from ripple.files import lock, unlock
 from ripple.geometry import Box
 from ripple.simulate import SimulateConfig, choose_block, missing_band, simulate
 from ripple.simulation.conditions import (
@@ -403,7 +404,19 @@ def test_foreign_directory_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(WriteError, match="not empty"):
         simulate(SimulateConfig(output=str(tmp_path)))
-    assert (tmp_path / "thesis.txt").exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_one_writer_and_a_damaged_marker(tmp_path: Path) -> None:
+    config = SimulateConfig(output=str(tmp_path / "s"), patches=1, bands=("r",), targets=4, workers=0)
+    (tmp_path / "s").mkdir()
+    handle = lock(tmp_path / "s")
+    with pytest.raises(LockedError, match="is being written by"):
+        simulate(config)
+    unlock(handle)
+    (tmp_path / "s" / "simulate.json").write_bytes(b"")
+    with pytest.raises(WriteError, match=r"simulate\.json: damaged"):
+        simulate(config)
 
 
 def test_interrupted_survey_starts_again(tmp_path: Path) -> None:
