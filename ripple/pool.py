@@ -198,8 +198,7 @@ class _Slot:
     connection: Connection | None = None
     since: float = 0.0  # monotonic start of the task, or of the process while it starts
     stopped_since: float = 0.0
-    task: int | None = None
-    held: int | None = None  # the task, from when it is taken, before its worker has started
+    task: int | None = None  # from when it is taken, before its worker has started
     verdict: str = ""  # why the parent killed it
 
 
@@ -257,10 +256,10 @@ class _Pool:
         now = time.monotonic()
         for slot in self.slots:
             with self.changed:
-                process, task, since = slot.process, slot.task, slot.since
+                process, ready, since = slot.process, slot.connection is not None, slot.since
             if process is None:
                 continue
-            limit = self.deadline if task is not None else _STARTUP_SECONDS
+            limit = self.deadline if ready else _STARTUP_SECONDS
             if limit is not None and since and now - since > limit:
                 self._kill(slot, process, f"gave no answer within {limit:g} s and was killed")
             elif not _is_stopped(process.pid):
@@ -316,10 +315,10 @@ class _Pool:
                 if slot.number >= max(1, self.allowed()):
                     self._discard(slot)
                 elif self.todo and self.todo[0] < self.turn + window:
-                    slot.held = self.todo.popleft()
-                    return slot.held
+                    slot.task = self.todo.popleft()
+                    return slot.task
                 if not self.todo:
-                    if not any(other.held is not None for other in self.slots):
+                    if not any(other.task is not None for other in self.slots):
                         return None
                     # A task whose worker dies comes back, perhaps when its own slot is not allowed any more.
                     self._discard(slot)
@@ -328,7 +327,7 @@ class _Pool:
 
     def _give_back(self, slot: _Slot, task: int) -> None:
         with self.changed:
-            slot.held = slot.task = None
+            slot.task = None
             self.todo.appendleft(task)
             self.todo = deque(sorted(self.todo))
             self.changed.notify_all()
@@ -365,7 +364,7 @@ class _Pool:
         if connection is None or process is None:
             raise RuntimeError("slot without a worker")
         with self.changed:
-            slot.task, slot.since, slot.verdict = task, time.monotonic(), ""
+            slot.since, slot.verdict = time.monotonic(), ""
         try:
             connection.send(self.tasks[task])
             result = connection.recv()
@@ -382,7 +381,6 @@ class _Pool:
     def _store(self, slot: _Slot, task: int, result: Any) -> None:
         with self.changed:
             self.finished[task], slot.task, slot.since = result, None, 0.0
-            slot.held = None
             self.changed.notify_all()
 
     def _died(self, slot: _Slot, task: int, message: str) -> None:

@@ -506,8 +506,7 @@ def save_bank(directory: Path, bank: Bank) -> dict[str, Any]:
     """Write the features; returns their size and digest for the contract."""
     directory.mkdir(parents=True, exist_ok=True)
     data = save_weights(
-        directory / BANK_FILE,
-        {"features": bank.features.contiguous(), "row": bank.row, "label": bank.label},
+        directory / BANK_FILE, {"features": bank.features, "row": bank.row, "label": bank.label}
     )
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
