@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ripple.learn import calibrate, evaluate, uncertainty
 from ripple.learn.adapt import assumed_shares, estimated_shares, features_of, own_statistics
 from ripple.learn.checkpoint import Bank, Contract, load_bank, save_bank
+from ripple.learn.dataset import TensorDataset
 from ripple.learn.fit import predict
 from ripple.learn.network import Net
 from ripple.learn.rows import TargetSet, TrainingSet
@@ -71,10 +72,10 @@ def with_uncertainty(
     known, held = data.rows(TRAIN), data.rows(VALIDATION)
     if len(known) > uncertainty.BANK:
         known = np.sort(np.random.default_rng(0).permutation(known)[: uncertainty.BANK])
-    features = torch.stack([features_of(net, data.dataset, known, device).cpu() for net in nets])
+    features = torch.from_numpy(member_features(nets, data.dataset, known, device))
     labels = data.labels
     bank = Bank(features, torch.from_numpy(known), torch.from_numpy(labels[known].astype(np.int64)))
-    there = np.stack([features_of(net, data.dataset, held, device).cpu().numpy() for net in nets])
+    there = member_features(nets, data.dataset, held, device)
     limit = uncertainty.ood_limit(uncertainty.neighbour_distance(features.numpy(), there))
     limits: tuple[float, ...] = ()
     if contract.output != "regression":
@@ -104,6 +105,13 @@ def judge_target(
     kept = {k: v for k, v in record.items() if k != "evaluation"}
     training = {**contract.training, "adaptation": kept}
     return contract.model_copy(update={"training": training}), record
+
+
+def member_features(
+    nets: list[Net], dataset: TensorDataset, rows: NDArray[np.int64], device: torch.device
+) -> NDArray[np.float32]:
+    """Features `(E, n, F)` of rows by each of E members."""
+    return np.stack([features_of(net, dataset, rows, device).cpu().numpy() for net in nets])
 
 
 def mean_outputs(
@@ -162,7 +170,7 @@ def _unknown(
     bank, doubt = load_bank(config.output, contract), contract.uncertainty
     assert bank is not None
     assert doubt is not None
-    there = np.stack([features_of(net, target.dataset, rows, device).cpu().numpy() for net in nets])
+    there = member_features(nets, target.dataset, rows, device)
     p = probabilities(contract, outputs)
     logits = outputs if outputs.shape[1] > 1 else np.concatenate([0 * outputs, outputs], 1)
     scores = {

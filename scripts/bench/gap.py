@@ -24,9 +24,9 @@ from pydantic import Field
 from ripple.artefact import open_artefact
 from ripple.config import Config
 from ripple.learn import evaluate, uncertainty
-from ripple.learn.adapt import features_of, own_statistics
+from ripple.learn.adapt import own_statistics
 from ripple.learn.checkpoint import Model, load_model
-from ripple.learn.judging import mean_outputs, probabilities
+from ripple.learn.judging import mean_outputs, member_features, probabilities
 from ripple.learn.loader import TensorDataset
 from ripple.learn.network import Net
 from ripple.learn.rows import TargetSet, common_facts
@@ -199,7 +199,7 @@ def judged(gap: Gap, model: Model, nets: list[Net], part: TargetSet) -> dict[str
         sets = uncertainty.conformal_sets(p[known], model.contract.uncertainty.quantiles)
         out["coverage"] = uncertainty.set_coverage(sets, label[known])["coverage"]
     if not known.all() and model.bank is not None:
-        there = np.stack([features_of(net, part.dataset, rows, CPU).numpy() for net in nets])
+        there = member_features(nets, part.dataset, rows, CPU)
         kinds = {
             "distance": uncertainty.neighbour_distance(model.bank.features.numpy(), there),
             "entropy": -(p * np.log(np.maximum(p, 1e-12))).sum(1),
