@@ -199,6 +199,40 @@ def _free(directory: Path) -> str:
     return f", {room.f_bavail * room.f_frsize} free"
 
 
+def write_sealed(path: Path, data: bytes | memoryview) -> None:
+    """Replace `path` by a line with a SHA-256 of its name and `data`, and `data`; errors as in `write_atomic`.
+
+    For what no manifest names, such as the state of an unfinished run.
+    """
+    publish(path, stage_chunks(path.parent, path.name, (_seal(path, data), data), _SEAL + len(data)))
+
+
+def read_sealed(path: Path, limit: int) -> bytes:
+    """What `write_sealed` wrote there under this name.
+
+    Raises
+    ------
+    IntegrityError
+        Missing, damaged, larger than `limit` bytes, or another file under this name.
+    """
+    with opened(path) as file:
+        if os.fstat(file.fileno()).st_size > limit:
+            raise IntegrityError(f"{path}: more than {limit} bytes")
+        seal, data = file.read(_SEAL), file.read()
+    if seal != _seal(path, data):
+        raise IntegrityError(f"{path}: damaged")
+    return data
+
+
+_SEAL = 65
+
+
+def _seal(path: Path, data: bytes | memoryview) -> bytes:
+    digest = hashlib.sha256(path.name.encode() + b"\0")
+    digest.update(data)
+    return digest.hexdigest().encode() + b"\n"
+
+
 def read_whole(path: Path) -> bytes:
     """The bytes of a regular file; a symbolic link is refused.
 

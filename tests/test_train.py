@@ -20,7 +20,7 @@ import torch
 from toys import toy_batch, write_batches, write_toys
 
 from ripple.cli import run
-from ripple.errors import ConfigError, ContractError, DataError, Interrupted, WriteError
+from ripple.errors import ConfigError, ContractError, DataError, IntegrityError, Interrupted, WriteError
 from ripple.learn import fit as fitting
 from ripple.learn import gates
 from ripple.learn.checkpoint import load_contract, load_model
@@ -131,6 +131,28 @@ def test_resume_with_another_option_is_refused(
         train(config(toys, tmp_path / "m"))
     with pytest.raises(ConfigError, match=r"train.config.batch_size: 32 -> 16"):
         train(config(toys, tmp_path / "m", batch_size=16))
+
+
+@pytest.mark.parametrize("part", ["run.json", "gates.json", "seed-0.state", "seed-0.best-*"])
+def test_damaged_state_is_not_resumed(
+    toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    def stop(*_: Any) -> None:
+        raise Interrupted(signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fitting, "_say", stop)
+        with pytest.raises(Interrupted):
+            train(config(toys, tmp_path / "m"))
+    (path,) = (tmp_path / "m" / ".train").glob(part)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-200] + bytes([whole[-200] ^ 4]) + whole[-199:])
+    with pytest.raises(IntegrityError, match=path.name) as err:
+        train(config(toys, tmp_path / "m"))
+    assert "remove" in err.value.hint
+    path.write_bytes(whole)
+    train(config(toys, tmp_path / "m"))
+    assert not (tmp_path / "m" / ".train").exists()
 
 
 def test_splits_follow_the_sky(toys: Path, tmp_path: Path) -> None:

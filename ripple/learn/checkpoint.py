@@ -328,11 +328,17 @@ def member_file(k: int) -> str:
     return "model.safetensors" if k == 0 else f"member-{k}.safetensors"
 
 
-def save_weights(path: Path, state: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
-    """Write tensors as safetensors, atomically; returns the bytes written."""
+def weight_bytes(state: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
+    """A safetensors file of tensors."""
     from safetensors.torch import save
 
     data: bytes = save({k: v.detach().cpu().contiguous() for k, v in state.items()}, metadata)
+    return data
+
+
+def save_weights(path: Path, state: Mapping[str, Tensor]) -> bytes:
+    """Write tensors as safetensors, atomically; returns the bytes written."""
+    data = weight_bytes(state)
     write_atomic(path, data)
     return data
 

@@ -25,10 +25,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ripple.errors import ConfigError, IntegrityError
+from ripple.files import read_sealed, write_sealed
 from ripple.interrupt import Stop
 from ripple.learn import evaluate
 from ripple.learn.adapt import Adaptation, augmentation
-from ripple.learn.checkpoint import fit_state, load_model, parse_weights, read_limited, save_weights
+from ripple.learn.checkpoint import fit_state, load_model, parse_weights, weight_bytes
 from ripple.learn.loader import Batch, Loader
 from ripple.learn.network import Architecture, Net, build, parameter_groups
 from ripple.learn.rows import TargetSet, TrainingSet
@@ -397,7 +398,7 @@ def _say(progress: Progress, config: TrainConfig, seed: int) -> None:
 
 
 class Store:
-    """State of one member between epochs: one safetensors file, replaced atomically, JSON in its header.
+    """State of one member between epochs: sealed safetensors, replaced atomically, JSON in the header.
 
     Parameters
     ----------
@@ -410,10 +411,10 @@ class Store:
     def __init__(self, directory: Path, seed: int) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory, self.seed = directory, seed
-        self.path = directory / f"seed-{seed}.state.safetensors"
+        self.path = directory / f"seed-{seed}.state"
 
     def _best(self, epoch: int) -> Path:
-        return self.directory / f"seed-{self.seed}.best-{epoch}.safetensors"
+        return self.directory / f"seed-{self.seed}.best-{epoch}"
 
     def save(
         self, net: Net, average: Net | None, optimizer: torch.optim.Optimizer, progress: Progress,
@@ -421,7 +422,7 @@ class Store:
     ) -> None:  # fmt: skip
         """Write the state after an epoch; the best weights go first: the state never names an absent file."""
         if progress.best_epoch == progress.epoch:
-            save_weights(self._best(progress.epoch), (average or net).state_dict())
+            write_sealed(self._best(progress.epoch), weight_bytes((average or net).state_dict()))
         tensors = {f"net/{k}": v for k, v in net.state_dict().items()}
         if average is not None:
             tensors |= {f"average/{k}": v for k, v in average.state_dict().items()}
@@ -429,8 +430,8 @@ class Store:
             tensors |= {f"optimizer/{index}/{k}": v for k, v in slots.items()}
         if adaptation is not None:
             tensors |= {f"adaptation/{k}": v for k, v in adaptation.state().items()}
-        save_weights(self.path, tensors, {"progress": json.dumps(progress.__dict__)})
-        for old in sorted(self.directory.glob(f"seed-{self.seed}.best-*.safetensors")):
+        write_sealed(self.path, weight_bytes(tensors, {"progress": json.dumps(progress.__dict__)}))
+        for old in sorted(self.directory.glob(f"seed-{self.seed}.best-*")):
             if old != self._best(progress.best_epoch):
                 old.unlink()
 
@@ -438,13 +439,20 @@ class Store:
         self, net: Net, average: Net | None, optimizer: torch.optim.Optimizer,
         adaptation: Adaptation | None = None,
     ) -> Progress:  # fmt: skip
-        """Put a saved state back, or return a fresh `Progress` when there is none."""
+        """Put a saved state back, or return a fresh `Progress` when there is none.
+
+        Raises
+        ------
+        IntegrityError
+            The state, or the best weights that it names, are damaged.
+        """
         if not self.path.exists():
             return Progress()
-        data = read_limited(self.path, MAX_STATE_BYTES)
+        data = self._read(self.path)
         tensors = parse_weights(data, str(self.path))
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         progress = Progress(**json.loads(header["__metadata__"]["progress"]))
+        self.best(progress.best_epoch)  # better known now than after the last epoch
         parts: dict[str, dict[str, Tensor]] = {"net": {}, "average": {}, "optimizer": {}, "adaptation": {}}
         for key, value in tensors.items():
             part, _, rest = key.partition("/")
@@ -462,14 +470,15 @@ class Store:
         return progress
 
     def best(self, epoch: int) -> dict[str, Tensor]:
-        """The best weights."""
+        """The best weights; raises as `load` does."""
+        return parse_weights(self._read(self._best(epoch)), str(self._best(epoch)))
+
+    def _read(self, path: Path) -> bytes:
         try:
-            data = read_limited(self._best(epoch), MAX_STATE_BYTES)
-        except FileNotFoundError:
-            raise IntegrityError(
-                f"{self._best(epoch)}: not there", hint="remove the output directory and train again"
-            ) from None
-        return parse_weights(data, str(self._best(epoch)))
+            return read_sealed(path, MAX_STATE_BYTES)
+        except IntegrityError as err:
+            mine = self.directory / f"seed-{self.seed}.*"
+            raise IntegrityError(err.message, hint=f"remove {mine} to train this member again") from None
 
 
 # --- several processes, signals -----------------------------------------------------------------------------

@@ -25,12 +25,13 @@ import torch
 from numpy.typing import NDArray
 
 from ripple.errors import ConfigError, DataError, IntegrityError, Interrupted, RippleError, WriteError
-from ripple.files import lock, remove_temporaries, unlock, write_atomic
+from ripple.files import lock, read_sealed, remove_temporaries, unlock, write_atomic, write_sealed
 from ripple.interrupt import Stop, stoppable
 from ripple.learn import calibrate, evaluate, gates, judging
 from ripple.learn.checkpoint import (
     BANK_FILE,
     CONTRACT,
+    MAX_CONTRACT_BYTES,
     ArchitectureRecord,
     Contract,
     Member,
@@ -74,7 +75,10 @@ def train(config: TrainConfig) -> Summary:
     inputs = [*data.digests, *(data.target.digests if data.target else ())]
     identity = {"config": config.canonical(), "inputs": inputs}
     if (config.output / CONTRACT).exists():
-        return _finished(config, load_contract(config.output), identity)
+        summary = _finished(config, load_contract(config.output), identity)
+        # Its writer may have been killed just before it did this; one that lives does it too.
+        shutil.rmtree(config.output / WORK, ignore_errors=True)
+        return summary
     with process_group(device) as ranks, _output(config, identity, ranks), stoppable() as stop:
         try:
             contract = _train(config, data, identity, device, ranks, stop)
@@ -136,7 +140,7 @@ def _train(
         evaluation |= {"target": found}
     _still_whole(data, work)
     _write(config, contract, members, evaluation)
-    shutil.rmtree(work)
+    shutil.rmtree(work, ignore_errors=True)  # the model is whole without it
     return contract
 
 
@@ -209,12 +213,20 @@ def _same_run(path: Path, identity: dict[str, Any]) -> None:
     """Refuse to resume with another config, other tensors or other software."""
     run = json.loads(json.dumps({**identity, "software": software()}))
     if path.exists():
-        found = first_difference(json.loads(path.read_bytes()), run, "train")
+        found = first_difference(_sealed_json(path), run, "train")
         if found:
             raise ConfigError(
                 f"{path.parent.parent} was begun otherwise: {found}", hint="give another output"
             )
-    write_atomic(path, json.dumps(run, sort_keys=True).encode())
+    write_sealed(path, json.dumps(run, sort_keys=True).encode())
+
+
+def _sealed_json(path: Path) -> Any:
+    """What an earlier run noted beside its state."""
+    try:
+        return json.loads(read_sealed(path, MAX_CONTRACT_BYTES))
+    except IntegrityError as err:
+        raise IntegrityError(err.message, hint=f"remove {path.parent} to train again") from None
 
 
 def _finished(config: TrainConfig, contract: Contract, identity: dict[str, Any]) -> Summary:
@@ -236,8 +248,8 @@ def _gates(config: TrainConfig, data: TrainingSet, work: Path) -> dict[str, Any]
             draws=min(config.draws, 200),
             seed=config.seed,
         )
-        write_atomic(path, json.dumps(report).encode())
-    report = json.loads(path.read_bytes())
+        write_sealed(path, json.dumps(report).encode())
+    report = _sealed_json(path)
     twins = report["near_duplicates"]
     if twins["pixels"]:
         raise DataError(

@@ -117,7 +117,7 @@ def rot(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
             fitting.lens_loss = original
             if calls >= after:
                 flip(path, place, bit)
-        if (here / "model.json").exists() or (here / ".work").exists():
+        if (here / "model.json").exists() or (here / ".train").exists():
             tally.silent += 1
             tally.note(f"left {sorted(p.name for p in here.iterdir())}")
         shutil.rmtree(here, ignore_errors=True)

@@ -17,6 +17,7 @@ import recount  # noqa: F401 - the same
 import rows
 import soak  # noqa: F401 - the same
 import sources
+import training_state  # noqa: F401 - the same
 import verbs
 import workers  # noqa: F401 - the same
 
