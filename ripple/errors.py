@@ -44,14 +44,6 @@ class RippleError(Exception):
         self.message = message
         self.hint = hint
 
-    def __reduce__(self) -> tuple[object, ...]:
-        # Errors cross process boundaries: rebuild from what __init__ takes.
-        return (_rebuild, (type(self), self.message, self.hint))
-
-
-def _rebuild(kind: type[RippleError], message: str, hint: str | None) -> RippleError:
-    return kind(message, hint=hint)
-
 
 class ConfigError(RippleError):
     """An option, a YAML key or a combination of them that cannot be used."""
@@ -111,13 +103,6 @@ class UnreadableError(SourceError):
     def __init__(self, message: str, *, hint: str | None = None, reason: Reason | None = None) -> None:
         super().__init__(message, hint=hint)
         self.reason = reason if reason is not None else Reason.UNREADABLE_SOURCE
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild_unreadable, (self.message, self.hint, self.reason))
-
-
-def _rebuild_unreadable(message: str, hint: str | None, reason: Reason) -> UnreadableError:
-    return UnreadableError(message, hint=hint, reason=reason)
 
 
 class WriteError(RippleError):

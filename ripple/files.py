@@ -200,7 +200,7 @@ def _free(directory: Path) -> str:
 
 
 def write_sealed(path: Path, data: bytes | memoryview) -> None:
-    """Replace `path` by a line with a SHA-256 of its name and `data`, and `data`; errors as in `write_atomic`.
+    """Replace `path` by a line with the SHA-256 of its name and `data`, and `data`, as `write_atomic` does.
 
     For what no manifest names, such as the state of an unfinished run.
     """

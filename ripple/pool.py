@@ -4,16 +4,14 @@ Each slot is one thread of the parent and one worker process at a time. The work
 (never a fork: HDF5, threads and CUDA do not survive one) that serves one task after another. A worker that
 dies, or is killed because it is stuck, is blamed on the task it held: that task is tried again in a new
 worker a bounded number of times, all others go on. Workers die with the parent and ignore Ctrl-C, which is
-the parent's to handle.
+the parent's to handle; `ripple.worker` is their side.
 """
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import json
 import os
-import resource
 import signal
 import socket
 import subprocess
@@ -28,10 +26,12 @@ from concurrent.futures import wait as wait_for
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from pickle import UnpicklingError
 from typing import Any, cast
 
 from ripple.errors import RippleError, WorkerError
 from ripple.interrupt import Stop, stoppable
+from ripple.worker import Failed, limit_memory, receive
 
 #: One thread per worker: the numbers must not depend on the machine, and the workers share its cores.
 PINNED = dict.fromkeys(
@@ -94,7 +94,8 @@ def ordered_map[T, R](
     executor
         Use this instead of own processes (Dask: `Client.get_executor(retries=1)`).
     memory_bytes
-        Private memory each worker may have (`RLIMIT_DATA`); beyond it the task fails and the parent lives.
+        Private memory each worker may have from its first task on (`RLIMIT_DATA`, on Linux); beyond it the
+        task fails and the parent lives.
     deadline
         Seconds a task may take before its worker is killed. A worker that is stopped (SIGSTOP) is killed
         after 30 s in any case.
@@ -104,7 +105,7 @@ def ordered_map[T, R](
         How many of the workers may have a task now, asked before each task; those beyond are ended, so that
         their memory is free. At least one always works.
     started
-        Workers of `starting` for the same function, to be used first; they have no memory limit.
+        Workers of `starting` for the same function, to be used first.
 
     Raises
     ------
@@ -180,7 +181,7 @@ def starting(
     started = Started(prepare, deque())
     try:
         for _ in range(count):
-            started.workers.append(_launch(function, None, prepare))
+            started.workers.append(_launch(function, prepare))
         yield started
     finally:
         started.keep(0)
@@ -342,19 +343,21 @@ class _Pool:
         try:
             process, connection = self.started.workers.popleft()
         except IndexError:
-            process, connection = _launch(self.function, self.memory_bytes, self.started.prepare)
+            process, connection = _launch(self.function, self.started.prepare)
         with self.changed:
             slot.process, slot.since, slot.verdict = process, time.monotonic(), ""
             if self.closing:
                 process.kill()
         try:
-            connection.recv()
-        except (EOFError, OSError):
+            receive(connection)
+        except (EOFError, OSError, UnpicklingError):
             connection.close()
             with suppress(subprocess.TimeoutExpired):
                 process.wait(1.0)
             self._discard(slot)
             return process.returncode
+        if self.memory_bytes is not None:
+            limit_memory(process.pid, self.memory_bytes)
         with self.changed:
             slot.since, slot.connection = 0.0, connection
         return None
@@ -367,14 +370,18 @@ class _Pool:
             slot.since, slot.verdict = time.monotonic(), ""
         try:
             connection.send(self.tasks[task])
-            result = connection.recv()
+            result = receive(connection)
         except (EOFError, OSError):
             with suppress(subprocess.TimeoutExpired):
                 process.wait(1.0)  # its own end tells more than our kill
             self._discard(slot)
             self._died(slot, task, slot.verdict or _obituary(process.returncode))
             return
-        if isinstance(result, _Failed):
+        except UnpicklingError as err:
+            self._discard(slot)
+            self._died(slot, task, f"sent something else than a result ({err}) and was killed")
+            return
+        if isinstance(result, Failed):
             result = WorkerFailure(task, result.message, result.detail)
         self._store(slot, task, result)
 
@@ -410,16 +417,14 @@ def _check_function(function: Any) -> None:
         raise WorkerError(f"{inner!r} cannot be run in a worker", hint="define it at the top of a module")
 
 
-def _launch(
-    function: Any, memory_bytes: int | None, prepare: Callable[[], None] | None
-) -> tuple[subprocess.Popen[bytes], Connection]:
+def _launch(function: Any, prepare: Callable[[], None] | None) -> tuple[subprocess.Popen[bytes], Connection]:
     """A worker that gets ready for `function`; it says so on the connection."""
     ours, theirs = socket.socketpair()
     with theirs:
         process = _spawn(theirs.fileno())
     connection = Connection(ours.detach())
     with suppress(OSError):  # it has died already: whoever waits for it finds out
-        connection.send((function, memory_bytes, prepare))
+        connection.send((function, prepare))
     return process, connection
 
 
@@ -427,7 +432,7 @@ def _spawn(handle: int) -> subprocess.Popen[bytes]:
     """A fresh interpreter with our import path that serves tasks on the socket `handle`."""
     code = (
         "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); import json, sys; "
-        "sys.path[:] = json.loads(sys.argv[3]); from ripple.pool import serve; serve()"
+        "sys.path[:] = json.loads(sys.argv[3]); from ripple.worker import serve; serve()"
     )
     argv = [sys.executable, "-P", "-c", code, str(handle), str(os.getpid()), json.dumps(sys.path)]
     # Standard output belongs to the parent's data: what a library prints in a worker goes to standard error.
@@ -450,55 +455,6 @@ def _obituary(code: int | None) -> str:
         name = signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"
         return f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
     return f"exited with code {code}"
-
-
-# In the worker ------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Failed:
-    """An exception in the worker, as text: no foreign exception class has to unpickle in the parent."""
-
-    message: str
-    detail: str
-
-
-def serve() -> None:
-    """The loop of a worker process: `argv` holds the socket and the parent's pid."""
-    handle, parent = int(sys.argv[1]), int(sys.argv[2])
-    _die_with_parent(parent)
-    connection = Connection(handle)
-    with suppress(EOFError, ConnectionError):  # the parent needs this worker no more
-        function, memory_bytes, prepare = connection.recv()
-        if memory_bytes is not None:
-            resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
-        if prepare is not None:
-            prepare()
-        connection.send("ready")
-        while True:
-            connection.send(_attempt(function, connection.recv(), memory_bytes))
-
-
-def _attempt(function: Callable[[Any], Any], task: Any, memory_bytes: int | None) -> Any:
-    try:
-        return function(task)
-    except RippleError as err:
-        return err
-    except MemoryError:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        limit = f", limit {memory_bytes}" if memory_bytes is not None else ""
-        return _Failed(f"out of memory: peak resident {peak} bytes{limit}", traceback.format_exc())
-    except Exception as err:  # noqa: BLE001 - one odd unit must not end a run of days; the parent reports it
-        text = " ".join(str(err).split())[:300]
-        return _Failed(f"{type(err).__name__}: {text}", traceback.format_exc())
-
-
-def _die_with_parent(parent: int) -> None:
-    if sys.platform == "linux":
-        set_death_signal = 1  # PR_SET_PDEATHSIG, see prctl(2)
-        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it died before we asked
-        os._exit(1)
 
 
 # Somebody else's executor -------------------------------------------

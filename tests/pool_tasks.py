@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ripple.errors import DataError
+from ripple.files import write_atomic
 
 
 def square(x: int) -> int:
@@ -98,4 +99,27 @@ def nap(task: tuple[int, float, str]) -> int:
     k, seconds, directory = task
     (Path(directory) / str(os.getpid())).touch()
     time.sleep(seconds)
+    return k
+
+
+class Call:
+    """Pickles as a call of a function."""
+
+    def __init__(self, *call: object) -> None:
+        self.call = call
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return self.call[0], self.call[1:]
+
+
+def hostile(task: tuple[int, str, str]) -> object:
+    """Results that would run code where they are unpickled."""
+    k, how, canary = task
+    match how:
+        case "system":
+            return Call(os.system, f"touch {canary}")
+        case "ours":
+            return Call(write_atomic, Path(canary), b"")
+        case "exec":
+            return Call(exec, f"open({canary!r}, 'w')")
     return k

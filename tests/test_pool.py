@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 import pool_tasks as tasks
 import pytest
 
-from ripple.errors import DataError, Interrupted, WorkerError
+from ripple.errors import DataError, Interrupted, Reason, UnreadableError, WorkerError
 from ripple.pool import WorkerFailure, ordered_map, starting
 
 HERE = Path(__file__).parent
@@ -145,6 +146,27 @@ def test_exceptions() -> None:
         list(ordered_map(tasks.misbehave, [(0, ""), (1, "named"), (2, "")], workers=2))
 
 
+def test_errors_keep_what_they_say_across_processes() -> None:
+    for error in (
+        DataError("row 1", hint="mend it"), UnreadableError("file", hint="x", reason=Reason.WRONG_WCS), Interrupted(15),
+    ):  # fmt: skip
+        again = pickle.loads(pickle.dumps(error))
+        assert type(again) is type(error)
+        assert (str(again), vars(again)) == (str(error), vars(error))
+    assert again.code == 143
+
+
+@pytest.mark.parametrize("how", ["system", "ours", "exec"])
+def test_results_cannot_name_a_function(how: str, tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    work = [(0, "", ""), (1, how, str(canary)), (2, "", "")]
+    found = dict(ordered_map(tasks.hostile, work, workers=1))
+    assert (found[0], found[2]) == (0, 2)
+    assert isinstance(found[1], WorkerFailure)
+    assert "is not expected" in found[1].message
+    assert not canary.exists()
+
+
 def test_memory_limit_fails_the_task_not_the_parent() -> None:
     work = [(0, ""), (1, "memory"), (2, "")]
     found = dict(ordered_map(tasks.misbehave, work, workers=1, memory_bytes=1 << 30))
@@ -215,12 +237,6 @@ def test_workers_die_with_a_killed_parent(tmp_path: Path) -> None:
     pids = [int(p.name) for p in tmp_path.iterdir()]
     assert len(pids) == 2
     assert all(gone(pid, 2.0) for pid in pids)
-
-
-def test_interrupted_error_survives_pickling() -> None:
-    import pickle
-
-    assert pickle.loads(pickle.dumps(Interrupted(15))).code == 143
 
 
 def test_deaths_leak_no_descriptors_threads_or_children(tmp_path: Path) -> None:

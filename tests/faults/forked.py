@@ -284,10 +284,10 @@ def _server_of_this_process() -> Client:
 
 
 def _worker(request: dict[str, Any], handles: list[int]) -> None:
-    from ripple import pool
+    from ripple import worker
 
     parent = int(request["args"][0])
     sys.path[:] = request["path"]
     sys.argv = ["worker", str(handles[2]), str(parent)]
     os.getppid = lambda: parent  # it is the server's child; it dies with its socket
-    pool.serve()
+    worker.serve()
