@@ -78,6 +78,10 @@ class MemoryWatch:
         """Workers that fit into the budget beside this process; at least one."""
         return max(1, (self.budget - self.own) // self.per_worker)
 
+    def most(self) -> int:
+        """Bytes beyond which a worker is out of hand: the budget, and twice what it was thought to need."""
+        return max(self.budget, 2 * self.per_worker)
+
     def learn(self, worker_peak: int) -> None:
         """Take account of the peak that a worker reported."""
         self.per_worker = max(self.per_worker, worker_peak)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from ripple.config import neutral
-from ripple.errors import ConfigError, Reason, WorkerError
+from ripple.errors import ConfigError, Reason
 from ripple.plan import Plan, Selection, Unit, make_plan
 from ripple.profile import Profile, Summary, Timeline, peak_rss, progress, tally
 
@@ -276,6 +276,7 @@ def _read_units(
     """Map the units that are not committed yet over the workers, committing each as it comes; peak memory."""
     from ripple.budget import MemoryWatch, parse_bytes
     from ripple.pool import WorkerFailure, ordered_map
+    from ripple.shard_map import refuse_lost
 
     with profile.time("verify"):
         todo = [unit for unit in plan.units if writer.done(unit.number) is None]
@@ -288,18 +289,27 @@ def _read_units(
     watch = MemoryWatch(parse_bytes(config.memory), _worker_bytes(tasks))
     if started is not None:
         started.keep(min(len(tasks), watch.allowed()))
-    with watch, progress(total, "fetch") as advance, _executor(config) as executor:
-        advance(total - sum(len(u.rows) for u in todo))
-        results = ordered_map(
+
+    def results(executor: Executor | None) -> Generator[tuple[int, UnitResult | WorkerFailure]]:
+        return ordered_map(
             make_shard,
             tasks,
             workers=config.workers,
             executor=executor,
             deadline=config.deadline,
             allowed=watch.allowed,
+            memory_bytes=watch.most(),
             started=started,
         )
-        for k, result in results:
+
+    with (
+        watch,
+        progress(total, "fetch") as advance,
+        _executor(config) as executor,
+        closing(results(executor)) as found,
+    ):
+        advance(total - sum(len(u.rows) for u in todo))
+        for k, result in found:
             if isinstance(result, WorkerFailure):
                 lost.append(f"shard {todo[k].number} (tract {todo[k].tract}): {result.message}")
                 if config.lost == "stop":
@@ -311,11 +321,8 @@ def _read_units(
             watch.learn(result.record["profile"]["peak_rss"])
             advance(len(todo[k].rows))
             timeline.add(len(todo[k].rows), result.staged.bytes)
-    if lost and config.lost == "stop":
-        raise WorkerError(
-            f"{len(lost)} of {len(plan.units)} units lost their worker twice: {'; '.join(lost[:3])}",
-            hint="all other units are committed; run again to retry, or reject them with --lost reject",
-        )
+    if config.lost == "stop":
+        refuse_lost(lost, len(plan.units), "run again to retry, or reject them with --lost reject")
     return watch.peak
 
 

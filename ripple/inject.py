@@ -19,13 +19,14 @@ from pydantic import Field, model_validator
 
 from ripple.config import Config, neutral
 from ripple.cutouts import CutoutBatch
-from ripple.errors import ConfigError, WorkerError
-from ripple.profile import Profile, Summary, peak_rss, progress
+from ripple.errors import ConfigError
+from ripple.profile import Profile, Summary, peak_rss
+from ripple.shard_map import Means, ShardResult, map_shards
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from ripple.artefact import Artefact, ArtefactWriter, Staged
+    from ripple.artefact import Artefact, ArtefactWriter
     from ripple.simulation.profiles import Lensed
 
 #: Floating-point columns that the catalogue of an injected batch gains, beside `label` and `injected`.
@@ -46,6 +47,10 @@ class InjectConfig(Config):
     source_faint: float = Field(27.2, description="Faintest source before lensing, i magnitude.")
     seed: int = Field(1, ge=0, description="Same seed, same sources.")
     workers: int = neutral(1, ge=0, description="Worker processes; 0 works in this process.")
+    deadline: float = neutral(
+        3600.0, gt=0, description="Seconds a shard may take before its worker is killed as stuck."
+    )
+    memory: str = neutral("4GiB", description="Memory for the whole run.")
 
     @model_validator(mode="after")
     def _ordered(self) -> InjectConfig:
@@ -63,15 +68,6 @@ class ShardTask:
     directory: str
     name: str
     config: InjectConfig
-
-
-@dataclass(frozen=True, slots=True)
-class ShardResult:
-    """A written shard, its rows, and what it cost."""
-
-    staged: Staged
-    rows: int
-    profile: dict[str, Any]
 
 
 def inject(config: InjectConfig) -> Summary:
@@ -98,10 +94,16 @@ def inject(config: InjectConfig) -> Summary:
     if isinstance(opened, Finished):
         return _summary(config, opened.artefact.index(), 0.0)
     with opened as writer:
-        profile = _map_shards(config, cutouts, writer)
+        profile = Profile()
+        means = Means(config.workers, config.deadline, config.memory)
+
+        def task(k: int) -> ShardTask:
+            return ShardTask(str(cutouts.directory), k, str(writer.directory), writer.name(k), config)
+
+        peak = map_shards(make_shard, task, cutouts, writer, means, profile, "inject")
         index = _index(cutouts, writer)
         seconds = time.perf_counter() - start
-        metrics = {"operations": profile.operations, "seconds": seconds, "peak_rss": peak_rss()}
+        metrics = {"operations": profile.operations, "seconds": seconds, "peak_rss": peak}
         writer.finish(index, metrics, cutouts.manifest["attributes"])
     return _summary(config, index, seconds)
 
@@ -110,24 +112,6 @@ def _check_bands(bands: tuple[str, ...]) -> None:
     unknown = [band for band in bands if band not in tuple("ugrizy")]
     if unknown:
         raise ConfigError(f"inject: no source colours for band {unknown[0]!r}", hint="bands are ugrizy")
-
-
-def _map_shards(config: InjectConfig, cutouts: Artefact, writer: ArtefactWriter) -> Profile:
-    from ripple.pool import WorkerFailure, ordered_map
-
-    todo = [k for k in range(len(cutouts.shards)) if writer.done(k) is None]
-    tasks = [
-        ShardTask(str(cutouts.directory), k, str(writer.directory), writer.name(k), config) for k in todo
-    ]
-    profile = Profile()
-    with progress(sum(cutouts.shards[k].rows for k in todo), "inject") as advance:
-        for k, result in ordered_map(make_shard, tasks, workers=config.workers):
-            if isinstance(result, WorkerFailure):
-                raise WorkerError(f"shard {todo[k]}: {result.message}", hint="run again to resume")
-            writer.commit(todo[k], result.staged, result.rows, {"profile": result.profile})
-            profile.add(result.profile)
-            advance(result.rows)
-    return profile
 
 
 def make_shard(task: ShardTask) -> ShardResult:
@@ -141,7 +125,8 @@ def make_shard(task: ShardTask) -> ShardResult:
     with profile.time("inject"):
         painted = inject_batch(batch, task.config)
     data = pack_cutouts(painted, {"cutouts_sha256": cutouts.shards[task.shard].sha256})
-    return ShardResult(stage(Path(task.directory), task.name, data), len(painted), profile.operations)
+    staged = stage(Path(task.directory), task.name, data)
+    return ShardResult(staged, len(painted), profile.operations, peak_rss())
 
 
 def inject_batch(batch: CutoutBatch, config: InjectConfig) -> CutoutBatch:

@@ -20,10 +20,10 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from concurrent.futures import wait as wait_for
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pickle import UnpicklingError
@@ -79,7 +79,7 @@ def ordered_map[T, R](
     retries: int = 1,
     allowed: Callable[[], int] | None = None,
     started: Started | None = None,
-) -> Iterator[tuple[int, R | WorkerFailure]]:
+) -> Generator[tuple[int, R | WorkerFailure]]:
     """Yield `(k, function(tasks[k]))` for k = 0, 1, ..., in this order, computed in parallel.
 
     Parameters
@@ -131,11 +131,12 @@ def ordered_map[T, R](
                 started if started is not None else Started(None, deque()),
             )
             results = pool.results(stop)
-        for k, result in results:
-            if isinstance(result, RippleError):
-                raise result
-            yield k, cast("R | WorkerFailure", result)
-            stop.check()
+        with closing(results):
+            for k, result in results:
+                if isinstance(result, RippleError):
+                    raise result
+                yield k, cast("R | WorkerFailure", result)
+                stop.check()
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +225,7 @@ class _Pool:
     closing: bool = False
     fatal: RippleError | None = None
 
-    def results(self, stop: Stop) -> Iterator[tuple[int, Any]]:
+    def results(self, stop: Stop) -> Generator[tuple[int, Any]]:
         """Run the slots and yield in order; however this ends, no worker survives."""
         _check_function(self.function)
         self.todo.extend(range(len(self.tasks)))
@@ -462,7 +463,7 @@ def _obituary(code: int | None) -> str:
 
 def _on_executor(
     function: Any, tasks: Sequence[Any], executor: Executor, stop: Stop, window: int, deadline: float | None
-) -> Iterator[tuple[int, Any]]:
+) -> Generator[tuple[int, Any]]:
     """Submit a window ahead; lost workers are the executor's to retry, what it gives up on is a failure."""
     waiting: deque[Future[Any]] = deque()
     source = iter(tasks)

@@ -68,6 +68,10 @@ class PreprocessConfig(Thresholds):
     train_seed: int = Field(0, description="Seed of that split.")
     train_nside: int = Field(2048, gt=0, description="HEALPix cells of that split.")
     workers: int = neutral(1, ge=0, description="Worker processes; 0 works in this process.")
+    deadline: float = neutral(
+        3600.0, gt=0, description="Seconds a shard may take before its worker is killed as stuck."
+    )
+    memory: str = neutral("4GiB", description="Memory for the whole run.")
     device: Literal["cpu", "cuda"] = neutral("cpu", description="Where to convolve and normalise.")
     max_rejected: float = neutral(1.0, ge=0, le=1, description="Exit 8 when a larger share is rejected.")
 

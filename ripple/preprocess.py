@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from ripple import noise, normalize, quality
 from ripple.cutouts import CutoutBatch
 from ripple.errors import ConfigError, Reason, WorkerError
+from ripple.pool import WorkerFailure, ordered_map
 from ripple.prepare import (
     CORRELATION_ROWS,
     PreprocessConfig,
@@ -27,12 +29,13 @@ from ripple.prepare import (
     prepare,
     preprocess_batch,
 )
-from ripple.profile import Profile, Summary, peak_rss, progress, tally
+from ripple.profile import Profile, Summary, peak_rss, tally
+from ripple.shard_map import Means, ShardResult, map_shards
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from ripple.artefact import Artefact, ArtefactWriter, Staged
+    from ripple.artefact import Artefact, ArtefactWriter
 
 __all__ = ["PreprocessConfig", "ShardTask", "make_shard", "preprocess", "preprocess_batch"]
 
@@ -64,15 +67,6 @@ class ShardTask:
     rows: NDArray[np.int64] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ShardResult:
-    """What a worker sends back: where the packed shard lies, its rows, and the profile."""
-
-    staged: Staged
-    rows: int
-    profile: dict[str, Any]
-
-
 @lru_cache(maxsize=4)
 def _artefact(directory: str) -> Artefact:
     from ripple.artefact import open_artefact
@@ -102,7 +96,7 @@ def make_shard(task: ShardTask) -> ShardResult:
         data = pack_tensors(tensors, {"cutouts_sha256": digest})
     with profile.time("write", bytes=len(data)):
         staged = stage(Path(task.directory), task.name, data)
-    return ShardResult(staged, len(tensors), {"operations": profile.operations, "peak_rss": peak_rss()})
+    return ShardResult(staged, len(tensors), profile.operations, peak_rss())
 
 
 def sum_correlation(task: ShardTask) -> noise.Correlation:
@@ -143,10 +137,15 @@ def preprocess(config: PreprocessConfig) -> Summary:
         profile = Profile()
         with profile.time("constants"):
             constants = data_constants(cutouts, config)
-        _map_shards(config, cutouts, constants, writer, profile)
+
+        def task(k: int) -> ShardTask:
+            where = str(cutouts.directory), k, str(writer.directory), writer.name(k)
+            return ShardTask(*where, config, constants)
+
+        peak = map_shards(make_shard, task, cutouts, writer, _means(config), profile, "preprocess")
         index = _index(cutouts, config, writer)
         seconds = time.perf_counter() - start
-        metrics = {"operations": profile.operations, "seconds": seconds, "peak_rss": peak_rss()}
+        metrics = {"operations": profile.operations, "seconds": seconds, "peak_rss": peak}
         writer.finish(index, metrics, _attributes(cutouts, config, constants))
     return _summary(config, index, seconds)
 
@@ -197,7 +196,7 @@ def _correlation_pass(cutouts: Artefact, config: PreprocessConfig) -> noise.Corr
     }
     size = (len(cutouts.manifest["attributes"]["bands"]), 2 * noise.LAG + 1, 2 * noise.LAG + 1)
     total = noise.Correlation(np.zeros(size), np.zeros(size), np.zeros(size[0]))
-    for part in _results(sum_correlation, _tasks(cutouts, config, {}, rows), config):
+    for part in _results(sum_correlation, _tasks(cutouts, config, {}, rows), cutouts, config):
         total = total + part
     return total
 
@@ -218,40 +217,32 @@ def _statistics_pass(
     train[rest] = split_keys(index["index"].to_numpy()[rest], **how) == 0
     rows = {k: np.sort(row[train & (shard == k)]).astype(np.int64) for k in range(len(cutouts.shards))}
     total = normalize.Accumulator(tuple(cutouts.manifest["attributes"]["bands"]))
-    for stats in _results(row_statistics, _tasks(cutouts, config, constants, rows), config):
+    for stats in _results(row_statistics, _tasks(cutouts, config, constants, rows), cutouts, config):
         total.add(stats)
     return total.constants(config.normalize, config.softening)
 
 
-def _results(function: Any, tasks: list[ShardTask], config: PreprocessConfig) -> Any:
-    """Results in task order; a lost worker ends the run."""
-    from ripple.pool import WorkerFailure, ordered_map
-
-    for k, result in ordered_map(function, tasks, workers=config.workers):
-        if isinstance(result, WorkerFailure):
-            raise WorkerError(f"shard {tasks[k].shard}: {result.message}", hint="run again to resume")
-        yield result
+def _means(config: PreprocessConfig) -> Means:
+    return Means(config.workers, config.deadline, config.memory)
 
 
-def _map_shards(
-    config: PreprocessConfig,
-    cutouts: Artefact,
-    constants: dict[str, Any],
-    writer: ArtefactWriter,
-    profile: Profile,
-) -> None:
-    todo = [k for k in range(len(cutouts.shards)) if writer.done(k) is None]
-    tasks = [
-        ShardTask(str(cutouts.directory), k, str(writer.directory), writer.name(k), config, constants)
-        for k in todo
-    ]
-    with progress(cutouts.rows, "preprocess") as advance:
-        advance(cutouts.rows - sum(cutouts.shards[k].rows for k in todo))
-        for k, result in zip(todo, _results(make_shard, tasks, config), strict=True):
-            with profile.time("commit"):
-                writer.commit(k, result.staged, result.rows, {"profile": result.profile})
-            profile.add(result.profile["operations"])
-            advance(result.rows)
+def _results(function: Any, tasks: list[ShardTask], cutouts: Artefact, config: PreprocessConfig) -> Any:
+    """Results of a pass in task order; without all of them there are no constants."""
+    means = _means(config)
+    with means.watch(cutouts) as watch:
+        results = ordered_map(
+            function,
+            tasks,
+            workers=means.workers,
+            deadline=means.deadline,
+            allowed=watch.allowed,
+            memory_bytes=watch.most(),
+        )
+        with closing(results):
+            for k, result in results:
+                if isinstance(result, WorkerFailure):
+                    raise WorkerError(f"shard {tasks[k].shard}: {result.message}", hint="run again to resume")
+                yield result
 
 
 def _index(cutouts: Artefact, config: PreprocessConfig, writer: ArtefactWriter) -> pa.Table:

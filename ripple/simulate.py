@@ -14,6 +14,7 @@ import json
 import shutil
 import threading
 import time
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -203,8 +204,11 @@ def _paint(
             p for p in painted if y0 <= np.floor(p.y + 0.5) < y0 + 300 or (y0 == box.y0 and p.y < y0)
         )
         tasks.append(StripTask(inside, conditions, y0, min(y0 + 300, box.y1)))
-    with progress(len(tasks), "painting", "strips") as advance:
-        for _, strip in ordered_map(render_strip, tasks, workers=config.workers):
+    with (
+        progress(len(tasks), "painting", "strips") as advance,
+        closing(ordered_map(render_strip, tasks, workers=config.workers)) as strips,
+    ):
+        for _, strip in strips:
             if isinstance(strip, WorkerFailure):
                 raise WorkerError(f"painting failed: {strip.message}")
             light[(slice(None), *box.slices(strip.box))] += strip.image

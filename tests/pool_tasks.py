@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -123,3 +124,21 @@ def hostile(task: tuple[int, str, str]) -> object:
         case "exec":
             return Call(exec, f"open({canary!r}, 'w')")
     return k
+
+
+def preprocess_without_shard_1(task: Any) -> Any:
+    """What `preprocess` does to a shard; number 1 kills its worker."""
+    from ripple.preprocess import make_shard
+
+    if task.shard == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return make_shard(task)
+
+
+def inject_without_shard_1(task: Any) -> Any:
+    """What `inject` does to a shard; over number 1 it never ends."""
+    from ripple.inject import make_shard
+
+    if task.shard == 1:
+        time.sleep(600)
+    return make_shard(task)

@@ -148,8 +148,10 @@ def test_exceptions() -> None:
 
 def test_errors_keep_what_they_say_across_processes() -> None:
     for error in (
-        DataError("row 1", hint="mend it"), UnreadableError("file", hint="x", reason=Reason.WRONG_WCS), Interrupted(15),
-    ):  # fmt: skip
+        DataError("row 1", hint="mend it"),
+        UnreadableError("file", hint="x", reason=Reason.WRONG_WCS),
+        Interrupted(15),
+    ):
         again = pickle.loads(pickle.dumps(error))
         assert type(again) is type(error)
         assert (str(again), vars(again)) == (str(error), vars(error))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,11 +151,12 @@ class MiniRepo:
         """
         refs = tuple(self._ref(self._coadd, self._data_id(*key)) for key in keys)
         tasks = _Puts(str(self.root), self.skymap, self.tract, tuple(keys), refs, planes)
-        for k, failure in ordered_map(_put, tasks, workers=workers):
-            if isinstance(failure, WorkerFailure):
-                patch, band = keys[k]
-                raise WorkerError(f"patch {patch}, band {band} was not written: {failure.message}")
-            advance()
+        with closing(ordered_map(_put, tasks, workers=workers)) as written:
+            for k, failure in written:
+                if isinstance(failure, WorkerFailure):
+                    patch, band = keys[k]
+                    raise WorkerError(f"patch {patch}, band {band} was not written: {failure.message}")
+                advance()
         from lsst.daf.butler import FileDataset
 
         files = [FileDataset(self._butler.getURI(ref, predict=True), ref) for ref in refs]
