@@ -3,18 +3,22 @@
 Python may raise the exception of a signal in a destructor or a callback of a C library and drop it there, so
 that the command goes on as if nobody had asked. Long verbs therefore only note a signal and look at safe
 places; one that is not answered soon is raised wherever the program is, which is as safe as a kill: what is
-committed stays.
+committed stays. Where nothing can be raised because the main thread waits in C (SQLite for a lock, a file
+system that hangs), another thread ends the command line.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from ripple.errors import Interrupted
 
@@ -22,6 +26,9 @@ from ripple.errors import Interrupted
 GRACE = 5.0
 #: Seconds until an exception that Python dropped is raised again.
 AGAIN = 0.05
+#: Seconds after which a command line that was signalled ends, and seconds after a second signal.
+LAST = 9.0
+LAST_AGAIN = 0.5
 
 
 class Late(KeyboardInterrupt):
@@ -43,6 +50,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.signum = 0
+        self._alarm: tuple[Any, tuple[float, float]] | None = None
 
     def note(self, signum: int, _frame: FrameType | None) -> None:
         """Handler of SIGINT and SIGTERM."""
@@ -50,7 +58,16 @@ class Stop:
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
         self.signum = signum
-        signal.setitimer(signal.ITIMER_REAL, GRACE)
+        # The alarm may be somebody else's: it is borrowed when it is needed.
+        self._alarm = signal.signal(signal.SIGALRM, self.late), signal.setitimer(signal.ITIMER_REAL, GRACE)
+
+    def give_back(self) -> None:
+        """Restore the alarm of before the signal."""
+        if self._alarm is not None:
+            handler, timer = self._alarm
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, handler)
+            signal.setitimer(signal.ITIMER_REAL, *timer)
 
     def late(self, _signum: int, _frame: FrameType | None) -> None:
         """Handler of SIGALRM."""
@@ -74,20 +91,26 @@ def stoppable() -> Iterator[Stop]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    handlers = {signal.SIGINT: stop.note, signal.SIGTERM: stop.note, signal.SIGALRM: stop.late}
-    before = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
+    before = {signum: signal.signal(signum, stop.note) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
         stop.check()
     finally:
-        if stop.signum:
-            signal.setitimer(signal.ITIMER_REAL, 0)
         for signum, handler in before.items():
             signal.signal(signum, handler)
+        stop.give_back()
 
 
-def raise_dropped() -> None:
-    """From now on, raise a KeyboardInterrupt that Python drops again, for the whole process."""
+def guard() -> None:
+    """From now on no signal is lost in this process: for the main thread of a command line, once.
+
+    A KeyboardInterrupt that Python drops is raised again. What has not ended `LAST` seconds after a signal,
+    or `LAST_AGAIN` seconds after a second one, is ended with the exit code of the first.
+    """
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    signal.set_wakeup_fd(theirs.detach(), warn_on_full_buffer=False)
+    threading.Thread(target=_end_in_time, args=(ours,), daemon=True).start()
     kept = sys.unraisablehook
 
     def hook(what: sys.UnraisableHookArgs) -> None:
@@ -98,3 +121,24 @@ def raise_dropped() -> None:
 
     signal.signal(signal.SIGALRM, Stop().late)
     sys.unraisablehook = hook
+
+
+def _end_in_time(signals: socket.socket) -> None:
+    """End the process in time; C code writes the number of each signal to the other end as it comes."""
+    first = _next(signals, None)
+    if _next(signals, time.monotonic() + LAST):
+        time.sleep(LAST_AGAIN)
+    os.write(2, f"ripple: {Interrupted(first)}; it was not answered in time\n".encode())
+    os._exit(128 + first)
+
+
+def _next(signals: socket.socket, end: float | None) -> int:
+    """The next SIGINT or SIGTERM; 0 when there is none until `end`, of the monotonic clock."""
+    while True:
+        signals.settimeout(None if end is None else max(end - time.monotonic(), 1e-3))
+        try:
+            number = signals.recv(1)[0]
+        except TimeoutError:
+            return 0
+        if number in (signal.SIGINT, signal.SIGTERM):
+            return number

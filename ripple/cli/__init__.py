@@ -16,7 +16,7 @@ import click
 
 from ripple import __version__
 from ripple.errors import Interrupted, RippleError
-from ripple.interrupt import Late, raise_dropped
+from ripple.interrupt import Late, guard
 
 #: verb -> one line for `ripple --help`, in the order of the chain.
 VERBS: dict[str, str] = {
@@ -80,7 +80,7 @@ def group() -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the console script; exits with the codes of DESIGN section 8."""
-    raise_dropped()
+    guard()
     sys.exit(run(argv))
 
 
