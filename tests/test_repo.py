@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+import threading
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,20 @@ def test_a_locked_registry_is_waited_for_aloud_and_not_for_ever(
     assert capsys.readouterr().err.count("the registry is locked, waiting") == 2
     with open_repository(str(small), ["both"]):
         pass
+
+
+def test_a_lock_that_is_taken_after_the_opening_is_told(
+    small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open_repository(str(small), ["both"]) as repository:
+        holder = sqlite3.connect(small / "gen3.sqlite3", isolation_level=None, check_same_thread=False)
+        holder.execute("BEGIN EXCLUSIVE")
+        timer = threading.Timer(3.0, holder.execute, ["ROLLBACK"])
+        timer.start()
+        assert repository.tracts("deep_coadd", V2.name) == (5063,)
+        timer.join()
+        holder.close()
+    assert capsys.readouterr().err.count("the registry is locked, waiting") == 1
 
 
 def test_a_registry_that_is_no_database(small: Path, tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ import itertools
 import logging
 import sqlite3
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -386,18 +387,25 @@ def open_repository(repo: str, collections: Iterable[str]) -> Iterator[Repositor
     if (usual := Path(root) / "gen3.sqlite3").is_file():
         _wait_until_free(repo, usual)
     from lsst.daf.butler import Butler, ButlerConfig
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         config = ButlerConfig(root)
     except (OSError, ValueError, RuntimeError, LookupError) as err:
         raise SourceError(f"{repo}: no Butler repository: {' '.join(str(err).split())[:300]}") from None
-    _wait_for_registry(repo, config)
-    try:
-        butler = Butler.from_config(config, writeable=False)
-    except (OSError, ValueError, RuntimeError, LookupError) as err:
-        raise SourceError(f"{repo}: cannot be opened: {' '.join(str(err).split())[:300]}") from None
-    with butler:
-        yield Repository(repo, butler, _expand(butler, repo, tuple(collections)))
+    registry = _registry_file(repo, config)
+    if registry is not None:
+        _wait_until_free(repo, registry)
+    with nullcontext() if registry is None else _watched(repo, registry):
+        try:
+            butler = Butler.from_config(config, writeable=False)
+        except (OSError, ValueError, RuntimeError, LookupError) as err:
+            raise SourceError(f"{repo}: cannot be opened: {' '.join(str(err).split())[:300]}") from None
+        try:
+            with butler:
+                yield Repository(repo, butler, _expand(butler, repo, tuple(collections)))
+        except SQLAlchemyError as err:
+            raise SourceError(f"{repo}: the registry: {' '.join(str(err).split())[:300]}") from None
 
 
 @contextmanager
@@ -432,30 +440,30 @@ def _root(repo: str) -> str:
     )
 
 
-def _wait_for_registry(repo: str, config: Any) -> None:
-    """Wait until a SQLite registry, wherever the configuration puts it, can be read.
-
-    The Butler itself waits five minutes without a word and without listening to Ctrl-C.
-    """
+def _registry_file(repo: str, config: Any) -> Path | None:
+    """The file of a SQLite registry, wherever the configuration puts it."""
     database = str(config["registry", "db"]) if ("registry", "db") in config else ""
     # The configuration of a remote Butler still carries the default registry, which it does not use.
     if not database.startswith("sqlite") or str(config.get("cls", "")).endswith("RemoteButler"):
-        return
+        return None
     from lsst.daf.butler.registry import RegistryConfig
 
     registry = RegistryConfig(config)
     registry.replaceRoot(config.get("root", config.configDir))
     text = str(registry.connectionString.database or "")
     if not text or text == ":memory:":
-        return
+        return None
     path = Path(text)
     if not path.is_file():
         raise SourceError(f"{repo}: the registry {path.name} is missing", hint="is the repository complete?")
-    _wait_until_free(repo, path)
+    return path
 
 
 def _wait_until_free(repo: str, path: Path) -> None:
-    """Wait, audibly and not for ever, while another process holds a SQLite file."""
+    """Wait, audibly and not for ever, while another process holds a SQLite file.
+
+    The Butler itself waits five minutes without a word.
+    """
     for attempt in range(LOCK_TRIES):
         start = time.monotonic()
         problem = _probe(path, LOCK_SECONDS if attempt else FIRST_SECONDS)
@@ -469,6 +477,27 @@ def _wait_until_free(repo: str, path: Path) -> None:
         f"{repo}: the registry has been locked for {LOCK_TRIES * LOCK_SECONDS:.0f} s",
         hint="another process writes to the repository; try again when it is done",
     )
+
+
+@contextmanager
+def _watched(repo: str, path: Path) -> Iterator[None]:
+    """Say so when another process locks the file while the body may be waiting for it in the Butler."""
+    over = threading.Event()
+
+    def watch() -> None:
+        found = 0
+        while not over.wait(LOCK_SECONDS / 2):
+            found = found + 1 if "locked" in (_probe(path, FIRST_SECONDS) or "") else 0
+            if found % LOCK_TRIES == 1:
+                sys.stderr.write(f"ripple: {repo}: the registry is locked, waiting\n")
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _probe(path: Path, patience: float) -> str | None:
