@@ -231,6 +231,31 @@ def locked_registry(tally: Tally, rng: random.Random, trials: int, directory: Pa
             _compare(tally, here, want)
 
 
+@row("23", "fetch: registry locked at a random moment: a message, or done without it", full=50, gate=2,
+     into=VERB_ROWS)  # fmt: skip
+def locked_later(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
+    want, _ = verbs.reference(verbs.fetch_argv(directory / "reference"), directory / "reference")
+    waited = 0
+    for trial in trials_in_time(trials):
+        here, tally.trials = directory / f"later-{trial}", trial + 1
+        run = verbs.start(verbs.fetch_argv(here, workers=0))
+        time.sleep(rng.uniform(0.0, 1.5))
+        with _locked(6):
+            # It waits for the lock, or needs the registry no more and ends.
+            told = _said(run, "is locked, waiting", 5)
+            waited += told
+            if not told and run.process.poll() is None:
+                tally.hung += 1
+                tally.note(f"silent for too long: {run.text()[-300:]!r}")
+            code = run.end(60)
+        if code != 0 or "Traceback" in run.text():
+            tally.unnamed += 1
+            tally.note(f"exit {code}: {run.text()[-300:]}")
+            continue
+        _compare(tally, here, want)
+    tally.note(f"{waited} of them waited")
+
+
 @row("22", "fetch: SIGINT and SIGTERM while the registry is locked", full=50, gate=2, into=VERB_ROWS)
 def locked_interrupted(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
     want, _ = verbs.reference(verbs.fetch_argv(directory / "reference"), directory / "reference")
