@@ -329,7 +329,6 @@ def _index(cutouts: Artefact, writer: ArtefactWriter) -> pa.Table:
     """The index of the cutouts with the new columns; rows without pixels keep their label."""
     import pyarrow as pa
 
-    from ripple.files import read_whole
     from ripple.shard import unpack_cutouts
 
     old = cutouts.index()
@@ -337,7 +336,8 @@ def _index(cutouts: Artefact, writer: ArtefactWriter) -> pa.Table:
     columns: dict[str, Any] = {name: old[name] for name in old.column_names}
     fresh: dict[str, NDArray[Any]] = {}
     for k in range(len(cutouts.shards)):
-        catalog = unpack_cutouts(read_whole(writer.directory / writer.name(k))).catalog
+        mapped: Any = np.memmap(writer.directory / writer.name(k), np.uint8, mode="r")  # its pixels are not read
+        catalog = unpack_cutouts(mapped).catalog
         here = np.flatnonzero(shard == k)
         for name in _new_columns(catalog):
             values = catalog[name]
