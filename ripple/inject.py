@@ -336,7 +336,8 @@ def _index(cutouts: Artefact, writer: ArtefactWriter) -> pa.Table:
     columns: dict[str, Any] = {name: old[name] for name in old.column_names}
     fresh: dict[str, NDArray[Any]] = {}
     for k in range(len(cutouts.shards)):
-        mapped: Any = np.memmap(writer.directory / writer.name(k), np.uint8, mode="r")  # its pixels are not read
+        path = writer.directory / writer.name(k)
+        mapped: Any = np.memmap(path, np.uint8, mode="r")  # its pixels are not read
         catalog = unpack_cutouts(mapped).catalog
         here = np.flatnonzero(shard == k)
         for name in _new_columns(catalog):

@@ -9,7 +9,7 @@
 neighbours lies beside each: the sum of their flux over that of the star, times (1 + (d / 5 px)²)^-1.5, in the
 worst band. Looked at are the isolated ones, below 0.005, whose peak is so far above the noise that noise
 alone leaves less than 1 %. Stars whose core lies across the border of two cells have two PSFs and are a line of
-their own. Profiles are normalised to their light within 6 px; the difference to the last band is given as a share
+their own. For the flux, to be kept to 0.002, neighbours must be fainter still, and the whole aperture in one cell. Profiles are normalised to their light within 6 px; the difference to the last band is given as a share
 of the peak. A broader PSF has less light within an aperture, which is no loss: the change of the flux is given as
 it is and over what the PSFs say. Across a border it is a gain: two halves with different PSFs do not add up.
 """
@@ -27,7 +27,7 @@ from ripple.cutouts import CutoutBatch, TensorBatch
 from ripple.shard import unpack_cutouts, unpack_tensors
 
 CORE, APERTURE = 6, 18  # px; the PSFs end at 20 px
-ISOLATED = 0.005  # light of neighbours beside the star, share of its own
+ISOLATED, ALONE = 0.005, 0.003  # light of neighbours beside the star, share of its own
 CELL = 150  # px, of the simulated survey
 PEAK = 600  # times the noise, in every band: the largest of some hundred differences of two bands is 5 sigma
 
@@ -119,7 +119,9 @@ def main() -> None:
         rows += measured(unpack_cutouts(cutouts.read(k)), unpack_tensors(tensors.read(k)), margin)
     every = np.array(rows)
     isolated, bright, one_psf = every[:, 0] < ISOLATED, every[:, 1] > PEAK, every[:, 6] > CORE
+    alone = (every[:, 0] < ALONE) & (every[:, 6] > APERTURE)
     for what, table in (
+        ("alone, bright, aperture in one cell", every[alone & bright]),
         ("isolated, bright, core in one cell", every[isolated & bright & one_psf]),
         ("isolated, bright, core in two cells", every[isolated & bright & ~one_psf]),
         ("isolated", every[isolated]),
