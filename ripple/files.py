@@ -174,6 +174,20 @@ def publish(path: Path, staged: Staged) -> None:
         raise
 
 
+def make_directory(directory: Path) -> None:
+    """Make a directory and those above it, where they are missing.
+
+    Raises
+    ------
+    WriteError
+        A file is in the way, or no permission.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise write_error(directory, err, 0) from None
+
+
 def sync_directory(directory: Path) -> None:
     handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 
 from ripple.errors import ConfigError, DataError, IntegrityError, Interrupted, RippleError, WriteError
-from ripple.files import lock, remove_temporaries, unlock, write_atomic
+from ripple.files import lock, make_directory, remove_temporaries, unlock, write_atomic
 from ripple.interrupt import Stop, stoppable
 from ripple.learn import calibrate, evaluate, gates, judging
 from ripple.learn.checkpoint import (
@@ -98,7 +98,7 @@ def _output(config: TrainConfig, identity: dict[str, Any], ranks: Ranks) -> Iter
     try:
         remove_temporaries(config.output)
         work = config.output / WORK
-        work.mkdir(exist_ok=True)
+        make_directory(work)
         _same_run(work / "run.json", identity)
         ranks.wait()
         yield
@@ -198,7 +198,7 @@ def architecture(config: TrainConfig, data: TrainingSet) -> Architecture:
 
 def _claim(directory: Path) -> None:
     """Make the output directory, or refuse one that holds other things."""
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     strangers = [p.name for p in sorted(directory.iterdir()) if not p.name.startswith(".")]
     known = {BANK_FILE, "model.safetensors", "history.csv", "evaluation.json", "curves.png"}
     if strangers and not (directory / WORK).is_dir() and not set(strangers) <= known:
