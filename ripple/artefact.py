@@ -193,6 +193,12 @@ class ArtefactWriter:
         self._records[unit] = record
         return record
 
+    def forget(self) -> None:
+        """Drop what is committed: after a change of the inputs that was noticed too late."""
+        self._broken = True
+        with suppress(OSError):
+            (self.directory / JOURNAL).unlink()
+
     def _append(self, line: bytes) -> None:
         # After a failure the end of the journal is unknown: nothing more is committed, a resume rewrites it.
         self._broken = True

@@ -53,7 +53,9 @@ def agreeing[B: (CutoutBatch, TensorBatch)](artefact: Artefact, k: int, batch: B
     size, margin = said.get("size"), said.get("margin", 0)
     inner = [height - 2 * margin, width - 2 * margin]
     if min(inner) < 1:
-        raise IntegrityError(f"{path}: stamps of {width} x {height} px, a margin of {margin} px in the manifest")
+        raise IntegrityError(
+            f"{path}: stamps of {width} x {height} px, a margin of {margin} px in the manifest"
+        )
     if size is not None and inner != (size if isinstance(size, list) else [size, size]):
         raise IntegrityError(f"{path}: stamps of {width} x {height} px, size {size} in the manifest")
     return batch

@@ -140,7 +140,10 @@ class _Scores(_Part):
 
     @model_validator(mode="after")
     def _measures(self) -> _Scores:
-        found = [*self.evaluation.values(), (self.visible.model_extra or {}).get("auroc") if self.visible else 0]
+        found = [
+            *self.evaluation.values(),
+            (self.visible.model_extra or {}).get("auroc") if self.visible else 0,
+        ]
         for measure in found:
             if isinstance(measure, dict) and "low" in measure:
                 _Interval.model_validate(measure)
@@ -194,4 +197,6 @@ def _check(path: Path, key: str, model: type[BaseModel], value: Any) -> None:
     except ValidationError as err:
         first = err.errors(include_url=False, include_context=False, include_input=False)[0]
         place = ".".join(str(part)[:100] for part in (key, *first["loc"]) if part != "")
-        raise IntegrityError(f"{path}: {place or 'manifest'}: {first['msg'].removeprefix('Value error, ')[:200]}", hint=HINT) from None
+        raise IntegrityError(
+            f"{path}: {place or 'manifest'}: {first['msg'].removeprefix('Value error, ')[:200]}", hint=HINT
+        ) from None

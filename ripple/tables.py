@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from ripple.errors import CatalogueError, ConfigError
+from ripple.errors import CatalogueError, ConfigError, IntegrityError
+from ripple.files import Pin
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -56,19 +56,22 @@ def read_table(path: Path, *, cone: tuple[float, float, float] | None = None) ->
     Raises
     ------
     CatalogueError
-        Missing, unreadable, or not a table.
+        Missing, unreadable, not a table, or changed while it was read.
     """
     import pyarrow as pa
 
     if path.is_dir():
         return _read_hats(path, cone)
     try:
+        # Ten million rows are too much to hold as bytes and as a table: hashed before and after instead.
+        pin = Pin.of(path)
         with path.open("rb") as stream:
             start = stream.read(64)
-            stream.seek(0)
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
         found, units = _read_file(path, start)
+        pin.check()
         clean, notes = _scalars(found)
+    except IntegrityError as err:
+        raise CatalogueError(err.message, hint=err.hint or "give a readable table") from None
     except OSError as err:
         raise CatalogueError(f"{path}: {err.strerror or err}", hint="give a readable table") from None
     except (pa.ArrowException, ValueError, TypeError, LookupError, UnicodeError) as err:
@@ -76,7 +79,7 @@ def read_table(path: Path, *, cone: tuple[float, float, float] | None = None) ->
     if len(set(found.column_names)) != found.num_columns:
         twice = sorted({n for n in found.column_names if found.column_names.count(n) > 1})
         raise CatalogueError(f"{path}: column {twice[0]!r} occurs twice", hint="rename one")
-    return UserTable(clean, units, digest, notes)
+    return UserTable(clean, units, pin.sha256, notes)
 
 
 def _read_file(path: Path, start: bytes) -> tuple[pa.Table, dict[str, str]]:

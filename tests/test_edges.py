@@ -316,3 +316,120 @@ def test_locate_prints_no_control_characters(tmp_path: Path, capsys: pytest.Capt
     assert "é" in said
     assert run([*where, "-o", str(tmp_path / "out.parquet")]) == 0  # a file keeps them
     assert pq.read_table(tmp_path / "out.parquet")["id"].to_pylist() == ids
+
+
+# Sources that change while they are imported ------------------------
+
+
+def stamps(root: Path, form: str) -> Path:
+    """Sources of eight rows."""
+    import h5py
+    import numpy as np
+    from astropy.io import fits
+
+    image = np.random.default_rng(0).normal(size=(8, 3, 16, 16)).astype(np.float32)
+    root.mkdir()
+    if form == "arrays":
+        with h5py.File(root / "all.h5", "w") as file:
+            file["image"] = image
+        return root / "all.h5"
+    for k in range(8):
+        if form == "deeplense":
+            np.save(root / f"{k}.npy", image[k])
+        else:
+            fits.PrimaryHDU(image[k], fits.Header({"BANDS": "gri", "BUNIT": "nJy"})).writeto(
+                root / f"{k}.fits"
+            )
+    return root
+
+
+@pytest.mark.parametrize("form", ["arrays", "deeplense", "fits"])
+@pytest.mark.parametrize("how", ["flipped", "replaced"])
+def test_import_refuses_a_file_that_changes_between_hash_and_read(
+    form: str, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The change comes after the first shard was committed; a flip by hand leaves size and times alone."""
+    from ripple import importers
+
+    source = stamps(tmp_path / "in", form)
+    victim = source if source.is_file() else sorted(source.iterdir())[-1]
+    whole = victim.read_bytes()
+    argv = ["import", str(source), "--format", form, "--bands", "gri", "--pixel-scale", "0.2", "--into", "tensors",
+            "--rows-per-shard", "2", "-o", str(tmp_path / "out")]  # fmt: skip
+    write, done = importers._write_unit, []
+
+    def then(*arguments: Any) -> None:
+        write(*arguments)
+        if not done:
+            damaged = whole[:-40] + bytes([whole[-40] ^ 1]) + whole[-39:]
+            if how == "replaced":
+                (tmp_path / "other").write_bytes(damaged)
+                (tmp_path / "other").rename(victim)
+            else:
+                victim.write_bytes(damaged)
+        done.append(True)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(importers, "_write_unit", then)
+        assert run(argv) == 4
+    assert str(victim) in capsys.readouterr().err
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    victim.write_bytes(whole)
+    assert run(argv) == 0
+    assert run([*argv[:-1], str(tmp_path / "again")]) == 0
+    names = [f"shard-{k:05d}.h5" for k in range(4)]
+    assert all((tmp_path / "out" / n).read_bytes() == (tmp_path / "again" / n).read_bytes() for n in names)
+
+
+def test_rot_without_a_trace_in_a_store_is_found_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ripple import files
+
+    source = stamps(tmp_path / "in", "arrays")
+    monkeypatch.setattr(files, "_mark", lambda status: (0, 0, status.st_size))  # times tell nothing
+    argv = ["import", str(source), "--format", "arrays", "--bands", "gri", "--pixel-scale", "0.2", "--unit", "none",
+            "--into", "tensors", "--rows-per-shard", "2", "-o", str(tmp_path / "out")]  # fmt: skip
+    from ripple import importers
+
+    write = importers._write_unit
+
+    def then(*arguments: Any) -> None:
+        write(*arguments)
+        data = bytearray(source.read_bytes())
+        data[-40] ^= 1 << arguments[1]
+        source.write_bytes(data)
+
+    monkeypatch.setattr(importers, "_write_unit", then)
+    assert run(argv) == 4
+    assert f"{source}: changed" in capsys.readouterr().err
+    assert not (tmp_path / "out" / ".journal").exists()
+
+
+def test_a_catalogue_that_changes_while_it_is_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ripple import tables
+    from ripple.errors import CatalogueError
+
+    path = tmp_path / "t.csv"
+    path.write_text("id,ra,dec\n1,53.0,-28.0\n")
+    read = tables._read_file
+
+    def then(*arguments: Any) -> Any:
+        found = read(*arguments)
+        path.write_text("id,ra,dec\n1,54.0,-28.0\n")
+        return found
+
+    monkeypatch.setattr(tables, "_read_file", then)
+    with pytest.raises(CatalogueError, match=r"t\.csv: changed while it was read"):
+        tables.read_table(path)
+
+
+def test_a_pipe_is_no_catalogue(tmp_path: Path) -> None:
+    from ripple.errors import CatalogueError
+    from ripple.tables import read_table
+
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(CatalogueError, match="not a regular file"):
+        read_table(tmp_path / "pipe.csv")
