@@ -235,8 +235,8 @@ class ArtefactWriter:
         Raises
         ------
         IntegrityError
-            A unit is missing, or the law does not hold; the message names the first row at fault. Or attributes
-        that no reader would take.
+            A unit is missing, or the law does not hold; the message names the first row at fault; or
+        attributes that no reader would take.
         WriteError
             As in `commit`.
         """

@@ -86,10 +86,8 @@ def import_stamps(config: ImportConfig) -> Summary:
         range(k, min(k + config.rows_per_shard, listing.rows))
         for k in range(0, listing.rows, config.rows_per_shard)
     ]
-    opened = create(
-        config.output, kind=kind, config=config, inputs={"files": listing.files.fingerprint(config.source, listing.paths)},
-        units=len(shards),
-    )  # fmt: skip
+    inputs = {"files": listing.files.fingerprint(config.source, listing.paths)}
+    opened = create(config.output, kind=kind, config=config, inputs=inputs, units=len(shards))
     if isinstance(opened, Finished):
         return _summary(config, opened.artefact, 0.0, done_before=True)
     with opened as writer, progress(listing.rows, "import") as advance:

@@ -1,4 +1,4 @@
-"""What comes from outside and is wrong ends in one line with a name: manifests of others, outputs, terminals."""
+"""What comes from outside and is wrong ends in one line with a name: manifests, outputs, terminals."""
 
 from __future__ import annotations
 
@@ -184,8 +184,8 @@ def test_the_rest_of_a_manifest_is_looked_at_when_it_is_opened(
 @pytest.mark.parametrize(
     ("key", "value", "word"),
     [("margin", 15, "margin"), ("margin", 0, "size"), ("size", 24, "size"), ("size", [32, 16], "size"),
-     ("bands", ["g", "r"], "bands"), ("bands", ["g", "r", "i", "z"], "bands"), ("bands", ["g", "g", "r"], "twice"),
-     ("bands", ["i", "r", "g"], "bands")],
+     ("bands", ["g", "r"], "bands"), ("bands", ["g", "r", "i", "z"], "bands"),
+     ("bands", ["g", "g", "r"], "twice"), ("bands", ["i", "r", "g"], "bands")],
 )  # fmt: skip
 def test_attributes_are_held_against_the_shards(
     made: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, value: Any, word: str
@@ -249,8 +249,8 @@ def sources(made: dict[str, Path]) -> dict[str, Path]:
 
 
 VERBS = (
-    "simulate", "locate", "fetch", "preprocess", "inject", "train", "score", "explain", "report", "run", "show",
-    "import", "export", "import-model", "export-model",
+    "simulate", "locate", "fetch", "preprocess", "inject", "train", "score", "explain", "report", "run",
+    "show", "import", "export", "import-model", "export-model",
 )  # fmt: skip
 
 
@@ -354,8 +354,22 @@ def test_import_refuses_a_file_that_changes_between_hash_and_read(
     source = stamps(tmp_path / "in", form)
     victim = source if source.is_file() else sorted(source.iterdir())[-1]
     whole = victim.read_bytes()
-    argv = ["import", str(source), "--format", form, "--bands", "gri", "--pixel-scale", "0.2", "--into", "tensors",
-            "--rows-per-shard", "2", "-o", str(tmp_path / "out")]  # fmt: skip
+    argv = [
+        "import",
+        str(source),
+        "--format",
+        form,
+        "--bands",
+        "gri",
+        "--pixel-scale",
+        "0.2",
+        "--into",
+        "tensors",
+        "--rows-per-shard",
+        "2",
+        "-o",
+        str(tmp_path / "out"),
+    ]
     write, done = importers._write_unit, []
 
     def then(*arguments: Any) -> None:
@@ -388,8 +402,24 @@ def test_rot_without_a_trace_in_a_store_is_found_at_the_end(
 
     source = stamps(tmp_path / "in", "arrays")
     monkeypatch.setattr(files, "_mark", lambda status: (0, 0, status.st_size))  # times tell nothing
-    argv = ["import", str(source), "--format", "arrays", "--bands", "gri", "--pixel-scale", "0.2", "--unit", "none",
-            "--into", "tensors", "--rows-per-shard", "2", "-o", str(tmp_path / "out")]  # fmt: skip
+    argv = [
+        "import",
+        str(source),
+        "--format",
+        "arrays",
+        "--bands",
+        "gri",
+        "--pixel-scale",
+        "0.2",
+        "--unit",
+        "none",
+        "--into",
+        "tensors",
+        "--rows-per-shard",
+        "2",
+        "-o",
+        str(tmp_path / "out"),
+    ]
     from ripple import importers
 
     write = importers._write_unit
@@ -433,3 +463,61 @@ def test_a_pipe_is_no_catalogue(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.csv")
     with pytest.raises(CatalogueError, match="not a regular file"):
         read_table(tmp_path / "pipe.csv")
+
+
+def test_an_object_table_of_other_content_under_the_same_uuid_is_refused(
+    sky: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import numpy as np
+    from lsst.daf.butler import Butler
+
+    shutil.copytree(sky, tmp_path / "sky")
+    repo = tmp_path / "sky" / "repo"
+    argv = [
+        "fetch",
+        "--repo",
+        str(repo),
+        "--collections",
+        "mini",
+        "--bands",
+        "g",
+        "--size",
+        "16",
+        "--workers",
+        "0",
+        "-o",
+        str(tmp_path / "out"),
+    ]
+    assert run(argv) == 0
+    assert run(argv) == 0  # the same bytes: finished
+    with Butler.from_config(str(repo), collections="mini") as butler:
+        (ref,) = butler.query_datasets("object", collections="mini")
+        path = Path(butler.getURI(ref).ospath)
+        ra = np.asarray(butler.get(ref)["coord_ra"], np.float64)
+    data = bytearray(path.read_bytes())
+    at = data.find(ra[:4].tobytes())
+    assert at > 0
+    data[at] ^= 1  # a target moves by less than anybody sees, and no checksum of Parquet tells
+    path.write_bytes(data)
+    assert run(argv) == 2
+    assert f"inputs.targets.datasets.{ref.id}:" in capsys.readouterr().err
+
+
+def test_the_digest_of_a_table_is_that_of_its_values() -> None:
+    import pyarrow as pa
+
+    from ripple.tables import table_digest
+
+    values = {"i": [1, 2, None], "x": [0.5, None, 1.5], "s": ["a", None, "bc"], "b": [True, False, None]}
+    whole = pa.table(values)
+    parts = pa.concat_tables([whole.slice(0, 1), whole.slice(1)])
+    assert table_digest(parts) == table_digest(whole.take([0, 1, 2])) == table_digest(whole)
+    others = [
+        whole.slice(1),
+        whole.rename_columns(["i", "y", "s", "b"]),
+        pa.table(values | {"s": ["ab", None, "c"]}),
+        pa.table(values | {"i": [1, 2, 0]}),
+        pa.table(values | {"s": ["a", "", "bc"]}),
+        pa.table(values | {"b": [True, False, False]}),
+    ]
+    assert len({table_digest(t) for t in [whole, *others]}) == 7
