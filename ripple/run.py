@@ -46,7 +46,7 @@ class RunConfig(Config):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What the chain did: a summary per stage, in order; `spent` has the seconds of verbs, also of old runs."""
+    """What the chain did: a summary per stage, in order; `spent`: seconds of verbs, also of old runs."""
 
     summaries: tuple[Summary, ...]
     output: Path

@@ -176,7 +176,8 @@ def test_the_rest_of_a_manifest_is_looked_at_when_it_is_opened(
                 code = run(argv)
                 said = capsys.readouterr().err.replace("\n", "")
                 assert code in (0, 2, 3, 4, 8), (argv, code)
-                assert code in (0, 8) or str(source) in said or str(tmp_path / "toys") in said, (argv, said)
+                named = (str(source), str(made["toys"]), "word: no such directory")  # of `config.tensors`
+                assert code in (0, 8) or any(name in said for name in named), (argv, said)
                 if code == 4:
                     break  # it is opened in one place
 
