@@ -34,6 +34,7 @@ from ripple.files import (
     hash_file,
     is_locked,
     lock,
+    make_directory,
     opened,
     parse_parquet,
     publish,
@@ -44,6 +45,7 @@ from ripple.files import (
     write_atomic,
     write_error,
 )
+from ripple.layout import check_layout
 from ripple.manifest import (
     REDO,
     Law,
@@ -191,6 +193,12 @@ class ArtefactWriter:
         self._records[unit] = record
         return record
 
+    def forget(self) -> None:
+        """Drop what is committed: after a change of the inputs that was noticed too late."""
+        self._broken = True
+        with suppress(OSError):
+            (self.directory / JOURNAL).unlink()
+
     def _append(self, line: bytes) -> None:
         # After a failure the end of the journal is unknown: nothing more is committed, a resume rewrites it.
         self._broken = True
@@ -227,7 +235,8 @@ class ArtefactWriter:
         Raises
         ------
         IntegrityError
-            A unit is missing, or the law does not hold; the message names the first row at fault.
+            A unit is missing, or the law does not hold; the message names the first row at fault; or
+        attributes that no reader would take.
         WriteError
             As in `commit`.
         """
@@ -249,6 +258,7 @@ class ArtefactWriter:
             "counts": counts, "attributes": json.loads(canonical_json(attributes)), "software": software(),
         }  # fmt: skip
         manifest["digest"] = content_digest(manifest)
+        check_layout(self.directory / MANIFEST, manifest)
         self._publish_manifest(render(manifest))
         _tidy(self.directory)
 
@@ -368,8 +378,8 @@ def _begin(writer: ArtefactWriter, identity: dict[str, Any]) -> None:
 
 
 def _make_directory(directory: Path) -> None:
+    make_directory(directory)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
         names = {entry.name for entry in os.scandir(directory)}
     except OSError as err:
         raise write_error(directory, err, 0) from None
@@ -555,17 +565,19 @@ def verify(directory: Path, advance: Callable[[int], None] | None = None) -> lis
             _compare(path, hash_file(path, advance), (shard.bytes, shard.sha256))
         except IntegrityError as err:
             problems.append(err.message)
-    if isinstance(table := artefact.manifest["attributes"].get("sorted"), dict):  # of scores
-        path = directory / Path(str(table.get("name"))).name
+    if artefact.manifest["kind"] == "scores":
+        table = artefact.manifest["attributes"]["sorted"]
+        path = directory / table["name"]
         try:
-            if hash_file(path, advance)[1] != table.get("sha256"):
+            if hash_file(path, advance)[1] != table["sha256"]:
                 problems.append(f"{path}: SHA-256 is not that of the manifest")
         except IntegrityError as err:
             problems.append(err.message)
     try:
         check_law(artefact.index(), [shard.rows for shard in artefact.shards])
     except IntegrityError as err:
-        problems.append(err.message)
+        named = str(directory / INDEX) in err.message
+        problems.append(err.message if named else f"{directory / INDEX}: {err.message}")
     names = {shard.name for shard in artefact.shards}
     strays = sorted(
         e.name for e in os.scandir(directory) if e.name.startswith("shard-") and e.name not in names

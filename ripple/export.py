@@ -183,11 +183,9 @@ def open_source(config: ExportConfig) -> Source:
 @lru_cache(maxsize=2)
 def _unpacked(directory: Path, digest: str, k: int) -> CutoutBatch | TensorBatch:
     from ripple.artefact import open_artefact
-    from ripple.shard import unpack_cutouts, unpack_tensors
+    from ripple.contents import images_of
 
-    artefact = open_artefact(directory)
-    data = artefact.read(k)
-    return unpack_cutouts(data) if artefact.manifest["kind"] == "cutouts" else unpack_tensors(data)
+    return images_of(open_artefact(directory), k)
 
 
 def _batch(artefact: Artefact, k: int) -> CutoutBatch | TensorBatch:

@@ -489,5 +489,5 @@ def _summary(config: FetchConfig, index: pa.Table, attributes: dict[str, Any], s
     if seconds:
         facts["rate"] = f"{(facts['ok'] + facts['partial']) / seconds:,.0f} rows/s"
     return Summary(
-        "fetch", config.output, facts, reasons, seconds, seconds == 0, tuple(attributes["notes"][:5])
+        "fetch", config.output, facts, reasons, seconds, seconds == 0, tuple(attributes.get("notes", ())[:5])
     )

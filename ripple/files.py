@@ -20,7 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from ripple.errors import IntegrityError, LockedError, WriteError
 
@@ -174,6 +174,20 @@ def publish(path: Path, staged: Staged) -> None:
         raise
 
 
+def make_directory(directory: Path) -> None:
+    """Make a directory and those above it, where they are missing.
+
+    Raises
+    ------
+    WriteError
+        A file is in the way, or no permission.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise write_error(directory, err, 0) from None
+
+
 def sync_directory(directory: Path) -> None:
     handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -243,6 +257,64 @@ def read_whole(path: Path) -> bytes:
     """
     with opened(path) as file:
         return file.read()
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """A file as it was when it was hashed, for readers that cannot decode from bytes in memory.
+
+    The digest is taken before the file is opened and again after it was read; inode, size and times tell of
+    what happened in between. A symbolic link stands for its file.
+    """
+
+    path: Path
+    sha256: str
+    mark: tuple[int, ...]
+
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        """Hash a file.
+
+        Raises
+        ------
+        IntegrityError
+            Missing, no regular file, or not readable.
+        """
+        try:
+            handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            with io.FileIO(handle, "r") as stream:
+                status = os.fstat(handle)
+                if not stat.S_ISREG(status.st_mode):
+                    raise IntegrityError(f"{path}: not a regular file")
+                return cls(path, hashlib.file_digest(stream, "sha256").hexdigest(), _mark(status))
+        except OSError as err:
+            raise IntegrityError(f"{path}: {err.strerror or err}") from None
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.mark[2]
+
+    def check(self, *, rehash: bool = True) -> None:
+        """Compare the file with what it was; without `rehash` only inode, size and times.
+
+        Raises
+        ------
+        IntegrityError
+            It was changed, replaced or removed.
+        """
+        try:
+            same = _mark(self.path.stat()) == self.mark
+        except OSError:
+            same = False
+        if not same or (rehash and Pin.of(self.path) != self):
+            raise IntegrityError(
+                f"{self.path}: changed while it was read", hint="run again when it is at rest"
+            )
+
+
+def _mark(status: os.stat_result) -> tuple[int, ...]:
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def parse_parquet(data: bytes) -> pa.Table:

@@ -6,6 +6,7 @@ A reader lists its rows without reading pixels, then reads one row at a time. A 
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import tokenize
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ripple.errors import DataError
+from ripple.foreign_files import SourceFiles
 from ripple.geometry import Tan
 
 Float = NDArray[np.float32]
@@ -106,6 +108,8 @@ class Listing:
         Row number to stamp.
     paths
         Every file that decides the result, sorted.
+    files
+        Through which `read` reads them.
     """
 
     rows: int
@@ -114,6 +118,7 @@ class Listing:
     classes: tuple[str, ...]
     read: Callable[[int], Stamp | Unreadable]
     paths: tuple[Path, ...]
+    files: SourceFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +185,9 @@ def deeplense(root: Path, bands: tuple[str, ...], classes: tuple[str, ...]) -> L
     if strange := sorted(found - set(order)):
         raise DataError(f"{root}: folder of class {strange[0]!r}", hint=f"--classes names {', '.join(order)}")
     labels = {kind: k for k, kind in enumerate(order)}
-    first = next((image for image in map(_peek, paths[:100]) if image is not None), None)
+    files = SourceFiles()
+    peeked = (_peek(files.read(path)) for path in paths[:100])
+    first = next((image for image in peeked if image is not None), None)
     if first is None:
         raise DataError(
             f"{root}: none of its first .npy files holds one image",
@@ -193,12 +200,13 @@ def deeplense(root: Path, bands: tuple[str, ...], classes: tuple[str, ...]) -> L
         path, (split, kind) = paths[row], meanings[row]
         name = path.relative_to(root).with_suffix("").as_posix()
         try:
-            image = _image(np.load(path, allow_pickle=False), len(known))
+            image = _image(_npy(files.read(path)), len(known))
         except DAMAGE as err:
             return Unreadable(name, _one_line(err))
         return Stamp(name, image, label=labels.get(kind, -1), columns={"split": split} if split else {})
 
-    return Listing(len(paths), known, HSC_SCALE if count == 3 else None, order if found else (), read, paths)
+    scale = HSC_SCALE if count == 3 else None
+    return Listing(len(paths), known, scale, order if found else (), read, paths, files)
 
 
 def _meaning(path: Path) -> tuple[str, str]:
@@ -210,9 +218,14 @@ def _meaning(path: Path) -> tuple[str, str]:
     return split, kind
 
 
-def _peek(path: Path) -> Float | None:
+def _npy(data: bytes) -> NDArray[Any]:
+    array: NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
+    return array
+
+
+def _peek(data: bytes) -> Float | None:
     try:
-        return _image(np.load(path, allow_pickle=False, mmap_mode="r"), 0)
+        return _image(_npy(data), 0)
     except DAMAGE:
         return None
 
@@ -255,7 +268,8 @@ def arrays(path: Path, bands: tuple[str, ...], keys: Keys, *, mask_good: bool) -
     DataError
         Not readable, or no such array.
     """
-    table = _open_arrays(path)
+    files = SourceFiles()
+    table = _open_arrays(path, files)
     image_key = keys.image if keys.image in table else _only_image(path, table, keys.image)
     shape = table[image_key].shape
     if len(shape) not in (3, 4):
@@ -285,17 +299,18 @@ def arrays(path: Path, bands: tuple[str, ...], keys: Keys, *, mask_good: bool) -
             label=int(facts.pop("label", -1)), columns=facts,
         )  # fmt: skip
 
-    return Listing(rows, bands, None, (), read, (path,))
+    return Listing(rows, bands, None, (), read, (path,), files)
 
 
-def _open_arrays(path: Path) -> Mapping[str, Any]:
+def _open_arrays(path: Path, files: SourceFiles) -> Mapping[str, Any]:
     """Name -> array-like with shape and row access."""
     import h5py
 
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
+            with np.load(io.BytesIO(files.read(path)), allow_pickle=False) as file:
                 return {name: file[name] for name in file.files}
+        files.pin(path)
         file = h5py.File(path, "r")
         found: dict[str, Any] = {}
         # visititems does not follow soft or external links.
@@ -379,7 +394,8 @@ def multimodal_universe(root: Path, bands: tuple[str, ...], *, mask: str) -> Lis
     paths = (root,) if root.is_file() else tuple(sorted([*root.rglob("*.hdf5"), *root.rglob("*.h5")]))
     if not paths:
         raise DataError(f"{root}: no .hdf5 file below it")
-    tables = [_open_arrays(path) for path in paths]
+    files = SourceFiles()
+    tables = [_open_arrays(path, files) for path in paths]
     for path, table in zip(paths, tables, strict=True):
         if "image_array" not in table or "object_id" not in table:
             raise DataError(f"{path}: no image_array and object_id", hint="is it a Multimodal Universe file?")
@@ -399,7 +415,7 @@ def multimodal_universe(root: Path, bands: tuple[str, ...], *, mask: str) -> Lis
         except DAMAGE as err:
             return Unreadable(f"{paths[k].name}:{row - starts[k]}", _one_line(err))
 
-    return Listing(int(starts[-1]), named, scale, classes, read, paths)
+    return Listing(int(starts[-1]), named, scale, classes, read, paths, files)
 
 
 def _mmu_facts(path: Path) -> tuple[str, tuple[str, ...]]:

@@ -6,6 +6,8 @@ image. Bands come from a `BAND` or `FILTER` card, the HDU name, the file name, o
 
 from __future__ import annotations
 
+import gzip
+import io
 import re
 import warnings
 from collections.abc import Sequence
@@ -20,9 +22,12 @@ from numpy.typing import NDArray
 from ripple.cutouts import MASK_PLANES
 from ripple.errors import DataError
 from ripple.foreign import BANDS, DAMAGE, Float, Listing, Stamp, Unreadable, _one_line
+from ripple.foreign_files import SourceFiles
 from ripple.geometry import Tan
 
 Role = Literal["image", "variance", "rms", "ivar", "mask", "psf"]
+#: Bytes of a file of stamps when it is unpacked.
+MAX_STAMP = 1 << 32
 SUFFIXES = (".fits", ".fit", ".fits.gz", ".fits.fz")
 _ROLES: tuple[tuple[str, Role], ...] = (
     (r"INVVAR|IVAR|INVERSE|WHT|WEIGHT", "ivar"), (r"VAR", "variance"), (r"RMS|ERR|SIGMA|STD|NOISE", "rms"),
@@ -65,10 +70,10 @@ def fits_stamps(root: Path, bands: tuple[str, ...], *, convert: bool = True) -> 
     if not paths:
         raise DataError(f"{root}: no FITS file below it")
     groups = _grouped(root, paths, bands)
-    scale, named = None, bands
+    sources, scale, named = SourceFiles(), None, bands
     for _, files in groups[:100]:
         try:
-            planes = [p for path in files.values() for p in _planes_of(path)]
+            planes = [p for path in files.values() for p in _planes_of(sources.read(path))]
         except (*DAMAGE, VerifyError) as err:
             first_error = _one_line(err)
             continue
@@ -83,11 +88,12 @@ def fits_stamps(root: Path, bands: tuple[str, ...], *, convert: bool = True) -> 
     def read(row: int) -> Stamp | Unreadable:
         name, files = groups[row]
         try:
-            return _stamp(name, files, named, convert)
+            held = {band: sources.read(path) for band, path in files.items()}
+            return _stamp(name, held, named, convert)
         except (*DAMAGE, VerifyError) as err:
             return Unreadable(name, _one_line(err))
 
-    return Listing(len(groups), named, scale, (), read, paths)
+    return Listing(len(groups), named, scale, (), read, paths, sources)
 
 
 def _is_fits(path: Path) -> bool:
@@ -119,25 +125,37 @@ def _grouped(root: Path, paths: Sequence[Path], bands: tuple[str, ...]) -> list[
     return sorted(rows.items())
 
 
-def _planes_of(path: Path) -> list[Plane]:
+def _planes_of(data: bytes) -> list[Plane]:
     """Image HDUs with pixels; an empty HDU is none, not zeros."""
     from astropy.io import fits
     from astropy.utils.exceptions import AstropyWarning
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AstropyWarning)
-        with fits.open(path, memmap=False, lazy_load_hdus=False, ignore_missing_simple=False) as hdus:
+        with fits.open(
+            io.BytesIO(_plain_fits(data)), memmap=False, lazy_load_hdus=False, ignore_missing_simple=False
+        ) as hdus:
             out = []
             for hdu in hdus:
                 if not isinstance(hdu, fits.PrimaryHDU | fits.ImageHDU | fits.CompImageHDU):
                     continue
-                data = hdu.data
-                if data is None or data.size == 0 or data.ndim < 2:
+                pixels = hdu.data
+                if pixels is None or pixels.size == 0 or pixels.ndim < 2:
                     continue
                 out.append(
-                    Plane(_role(hdu.name), _band(hdu.header, hdu.name), _native(data), hdu.header.copy())
+                    Plane(_role(hdu.name), _band(hdu.header, hdu.name), _native(pixels), hdu.header.copy())
                 )
     return out
+
+
+def _plain_fits(data: bytes) -> bytes:
+    """Without gzip around it, which astropy takes off files only."""
+    if not data.startswith(b"\x1f\x8b"):
+        return data
+    plain = gzip.GzipFile(fileobj=io.BytesIO(data)).read(MAX_STAMP + 1)
+    if len(plain) > MAX_STAMP:
+        raise ValueError(f"more than {MAX_STAMP} bytes when unpacked")
+    return plain
 
 
 def _native(data: NDArray[Any]) -> NDArray[Any]:
@@ -182,10 +200,10 @@ def _named(planes: Sequence[Plane]) -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda b: (BANDS + b).index(b))) if whole else ()
 
 
-def _stamp(name: str, files: dict[str, Path], bands: tuple[str, ...], convert: bool) -> Stamp:
+def _stamp(name: str, files: dict[str, bytes], bands: tuple[str, ...], convert: bool) -> Stamp:
     planes: list[Plane] = []
-    for band, path in files.items():
-        mine = _planes_of(path)
+    for band, data in files.items():
+        mine = _planes_of(data)
         planes += [replace(p, band=band) for p in mine] if band else mine
     by_role: dict[str, dict[str, Plane]] = {}
     for role in ("image", "variance", "rms", "ivar", "mask", "psf"):

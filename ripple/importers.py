@@ -7,9 +7,7 @@ A row that cannot be read is rejected with its reason; the import goes on.
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -18,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from ripple.config import Config
-from ripple.errors import ConfigError, DataError
+from ripple.errors import ConfigError, DataError, IntegrityError
 from ripple.foreign import Keys, Listing, Stamp, Unreadable, arrays, deeplense, multimodal_universe
 from ripple.foreign_rows import Frame, Rows, cutouts, extra_columns, fitted, tensors
 from ripple.profile import Summary, progress
@@ -75,6 +73,8 @@ def import_stamps(config: ImportConfig) -> Summary:
         Something the source does not say is not given by an option either.
     DataError
         No row can be found, or none can be read.
+    IntegrityError
+        A file changed while it was imported.
     """
     from ripple.artefact import Finished, create
 
@@ -86,10 +86,8 @@ def import_stamps(config: ImportConfig) -> Summary:
         range(k, min(k + config.rows_per_shard, listing.rows))
         for k in range(0, listing.rows, config.rows_per_shard)
     ]
-    opened = create(
-        config.output, kind=kind, config=config, inputs={"files": _fingerprint(config.source, listing.paths)},
-        units=len(shards),
-    )  # fmt: skip
+    inputs = {"files": listing.files.fingerprint(config.source, listing.paths)}
+    opened = create(config.output, kind=kind, config=config, inputs=inputs, units=len(shards))
     if isinstance(opened, Finished):
         return _summary(config, opened.artefact, 0.0, done_before=True)
     with opened as writer, progress(listing.rows, "import") as advance:
@@ -97,6 +95,7 @@ def import_stamps(config: ImportConfig) -> Summary:
         for unit, numbers in enumerate(shards):
             _write_unit(writer, unit, numbers, config, listing, frame, table)
             advance(len(numbers))
+        _still_same(listing, writer, rehash=True)
         if not any(status != "rejected" for status in table.columns["status"]):
             raise DataError(f"{config.source}: no row can be read; first: {table.columns['detail'][0]}")
         _finish(writer, kind, config, frame, table)
@@ -171,16 +170,13 @@ def _factors(config: ImportConfig, first: Stamp, count: int) -> NDArray[np.float
     return None
 
 
-def _fingerprint(root: Path, paths: Sequence[Path]) -> str:
-    """SHA-256 over names and contents of the source files."""
-    from ripple.files import hash_file
-
-    total = hashlib.sha256()
-    for path in paths:
-        name = path.name if path == root else path.relative_to(root).as_posix()
-        size, digest = hash_file(path)
-        total.update(f"{name}\0{size}\0{digest}\n".encode())
-    return total.hexdigest()
+def _still_same(listing: Listing, writer: ArtefactWriter, *, rehash: bool) -> None:
+    """Refuse rows of files that changed; shards that may hold some are not taken over by a later run."""
+    try:
+        listing.files.check(rehash=rehash)
+    except IntegrityError:
+        writer.forget()
+        raise
 
 
 def _write_unit(
@@ -203,6 +199,7 @@ def _write_unit(
     else:
         unit_name = "nJy" if frame.factors is not None or config.unit == "nJy" else "none"
         data = pack_tensors(tensors(batch, frame, unit_name), {"source_format": config.format})
+    _still_same(listing, writer, rehash=False)
     if writer.done(unit) is None:
         writer.commit(unit, data, len(kept), {})
 
@@ -244,7 +241,7 @@ def _summary(config: ImportConfig, artefact: Artefact, seconds: float, *, done_b
             reasons[reason] = reasons.get(reason, 0) + 1
     details = [d for d in index["detail"].to_pylist() if d]
     labels, counts = np.unique(index["label"].to_numpy(), return_counts=True)
-    names = artefact.manifest["attributes"]["class_map"]
+    names = artefact.manifest["attributes"].get("class_map", {})
     facts: dict[str, Any] = {
         "kind": artefact.manifest["kind"], "rows": artefact.rows,
         "bands": " ".join(artefact.manifest["attributes"]["bands"]),

@@ -86,7 +86,7 @@ def inject(config: InjectConfig) -> Summary:
         raise ConfigError("inject: give the cutouts and an output", hint="ripple inject CUTOUTS -o DIR")
     start = time.perf_counter()
     cutouts = open_artefact(Path(config.cutouts), "cutouts")
-    _check_bands(tuple(cutouts.manifest["attributes"]["bands"]))
+    _check_bands(cutouts)
     opened = create(
         Path(config.output), kind="cutouts", config=config, inputs={"cutouts": cutouts.digest},
         units=len(cutouts.shards),
@@ -108,20 +108,23 @@ def inject(config: InjectConfig) -> Summary:
     return _summary(config, index, seconds)
 
 
-def _check_bands(bands: tuple[str, ...]) -> None:
-    unknown = [band for band in bands if band not in tuple("ugrizy")]
+def _check_bands(cutouts: Artefact) -> None:
+    unknown = [band for band in cutouts.manifest["attributes"]["bands"] if band not in tuple("ugrizy")]
     if unknown:
-        raise ConfigError(f"inject: no source colours for band {unknown[0]!r}", hint="bands are ugrizy")
+        raise ConfigError(
+            f"{cutouts.directory}: no source colours for band {unknown[0]!r}", hint="bands are ugrizy"
+        )
 
 
 def make_shard(task: ShardTask) -> ShardResult:
     """Inject into one shard and write it beside its place: what a worker does."""
     from ripple.artefact import open_artefact, stage
-    from ripple.shard import pack_cutouts, unpack_cutouts
+    from ripple.contents import cutouts_of
+    from ripple.shard import pack_cutouts
 
     profile = Profile()
     cutouts = open_artefact(Path(task.cutouts), "cutouts")
-    batch = unpack_cutouts(cutouts.read(task.shard))
+    batch = cutouts_of(cutouts, task.shard)
     with profile.time("inject"):
         painted = inject_batch(batch, task.config)
     data = pack_cutouts(painted, {"cutouts_sha256": cutouts.shards[task.shard].sha256})

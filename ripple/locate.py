@@ -15,6 +15,7 @@ from ripple.coverage import boxes_around, touched
 from ripple.errors import ConfigError
 from ripple.geometry import Box
 from ripple.plan import side_of
+from ripple.profile import plain
 from ripple.skymap import Float, Int, SkyMap, known
 
 if TYPE_CHECKING:
@@ -215,6 +216,17 @@ def as_bytes(table: pa.Table, path: Path) -> bytes:
         pyarrow.parquet.write_table(table, sink)
         return bytes(sink.getvalue())
     raise ConfigError(f"locate: output {path.name!r}", hint="a name that ends in .csv or .parquet")
+
+
+def printable(table: pa.Table) -> pa.Table:
+    """The table for a terminal: control characters of text columns escaped, as in messages."""
+    import pyarrow as pa
+
+    for k, column in enumerate(table.columns):
+        if pa.types.is_string(column.type):
+            shown = pa.array([None if v is None else plain(v) for v in column.to_pylist()], pa.string())
+            table = table.set_column(k, table.column_names[k], shown)
+    return table
 
 
 def as_json(table: pa.Table) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from ripple import __version__
 from ripple.config import Config, canonical_json
 from ripple.errors import ConfigError, InputError, IntegrityError
+from ripple.layout import check_layout
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -127,6 +127,15 @@ def render(manifest: Mapping[str, Any]) -> bytes:
 
 
 def parse_manifest(path: Path, data: bytes) -> dict[str, Any]:
+    """The manifest in `data`, its seal and its layout verified.
+
+    Raises
+    ------
+    IntegrityError
+        Damaged, or not what `ripple.layout` asks for.
+    InputError
+        Of another schema.
+    """
     damaged = IntegrityError(f"{path}: damaged", hint=REDO)
     if len(data) > MAX_MANIFEST_BYTES:
         raise damaged
@@ -139,26 +148,8 @@ def parse_manifest(path: Path, data: bytes) -> dict[str, Any]:
         raise damaged
     if manifest.get("schema") != SCHEMA:
         raise InputError(f"{path}: schema {manifest.get('schema')}, this version reads {SCHEMA}")
-    if not _well_formed(manifest):
-        raise IntegrityError(f"{path}: not the layout of a manifest")
+    check_layout(path, manifest)
     return manifest
-
-
-def _well_formed(manifest: Mapping[str, Any]) -> bool:
-    """Types and names: a shard's name is made of its number, never a path from elsewhere."""
-    shards, index, suffix = manifest.get("shards"), manifest.get("index"), manifest.get("suffix")
-    if not isinstance(shards, list) or not isinstance(index, dict) or not isinstance(suffix, str):
-        return False
-    if not re.fullmatch(r"\.[a-z0-9]{1,10}", suffix) or not isinstance(manifest.get("kind"), str):
-        return False
-    wanted = {"name": str, "rows": int, "bytes": int, "sha256": str, "extra": dict}
-    return all(
-        isinstance(shard, dict)
-        and set(shard) == set(wanted)
-        and all(isinstance(shard[key], kind) for key, kind in wanted.items())
-        and shard["name"] == f"shard-{k:05d}{suffix}"
-        for k, shard in enumerate(shards)
-    ) and {"rows", "bytes", "sha256"} <= set(index)
 
 
 def check_law(index: pa.Table, shard_rows: Sequence[int], *, asked: int | None = None) -> dict[str, int]:

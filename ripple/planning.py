@@ -24,7 +24,7 @@ from ripple.rubin.geometry import resolve_skymap
 from ripple.rubin.repo import Dataset, Repository
 from ripple.skymap import Float, Int, ObservedSkyMap
 from ripple.stitch import is_sparse
-from ripple.tables import UserTable, read_table
+from ripple.tables import UserTable, read_table, table_digest
 from ripple.targets import DEC_NAMES, ID_NAMES, LABEL_NAMES, RA_NAMES, Columns, Targets, from_table
 
 if TYPE_CHECKING:
@@ -201,13 +201,13 @@ class Planner:
                     hint=f"there are {len(there)} tracts, {there[0]} to {there[-1]}",
                 )
         found: list[pa.Table] = []
-        digests: list[str] = []
-        for digest, table in self.repository.object_tables(kind, self.skymap_name, tracts, self._wanted):
-            digests.append(digest)
+        digests: dict[str, str] = {}
+        for uuid, table in self.repository.object_tables(kind, self.skymap_name, tracts, self._wanted):
+            # The UUID names a dataset, not its bytes: another file under it gives other targets.
+            digests[uuid] = table_digest(UserTable.of(table).columns)
             found.append(table)
         whole = pa.concat_tables(found, promote_options="default")
-        clean = UserTable.of(whole)
-        return clean, {"name": kind, "datasets": digests}
+        return UserTable.of(whole), {"name": kind, "datasets": digests}
 
     def _wanted(self, there: list[str]) -> list[str]:
         """Columns of an object table to read."""

@@ -75,10 +75,10 @@ def _artefact(directory: str) -> Artefact:
 
 
 def _batch(task: ShardTask, profile: Profile) -> CutoutBatch:
-    from ripple.shard import unpack_cutouts
+    from ripple.contents import cutouts_of
 
     with profile.time("read"):
-        batch = unpack_cutouts(_artefact(task.cutouts).read(task.shard))
+        batch = cutouts_of(_artefact(task.cutouts), task.shard)
     return batch if task.rows is None else batch.take(task.rows)
 
 
@@ -165,9 +165,9 @@ def data_constants(cutouts: Artefact, config: PreprocessConfig) -> dict[str, Any
     twin = np.zeros(len(ra), bool)
     twin[placed] = quality.duplicates(ra[placed], dec[placed], config.min_separation)
     constants: dict[str, Any] = {
-        "margin": int(attributes.get("margin", 0)),
+        "margin": attributes.get("margin", 0),
         "duplicates": index["index"].to_numpy()[twin].tolist(),
-        "class_map": dict(attributes.get("class_map", {})),
+        "class_map": attributes.get("class_map", {}),
     }
     if config.noise_correlation == "measured":
         rho = _correlation_pass(cutouts, config).rho()
@@ -310,7 +310,7 @@ def _attributes(cutouts: Artefact, config: PreprocessConfig, constants: dict[str
     target = config.target
     return {
         "bands": attributes["bands"],
-        "size": attributes["size"],
+        "size": attributes.get("size"),
         "margin": 0,
         "trimmed": margin,
         "unit": "nJy",

@@ -12,14 +12,14 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field
 
 from ripple.config import Config, load_yaml, suggest
-from ripple.errors import ConfigError
+from ripple.errors import ConfigError, IntegrityError
 from ripple.profile import Summary, plain
 
 #: Stage -> directory in the output, in the order of the chain.
@@ -31,6 +31,8 @@ CHAIN: dict[str, str] = {
     "score": "scores",
     "report": "report",
 }
+#: What the stages cost, in the output.
+MEMORY = "run.json"
 
 
 class RunConfig(Config):
@@ -44,11 +46,12 @@ class RunConfig(Config):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What the chain did: one summary per stage, in order."""
+    """What the chain did: a summary per stage, in order; `spent`: seconds of verbs, also of old runs."""
 
     summaries: tuple[Summary, ...]
     output: Path
     seconds: float
+    spent: dict[str, float] = field(default_factory=dict)
 
     @property
     def done_before(self) -> bool:
@@ -74,6 +77,8 @@ def run_chain(
     ------
     ConfigError
         An unknown stage or key, or a stage without its input.
+    IntegrityError
+        `run.json` of an earlier run is damaged.
     RippleError
         Whatever a stage raises.
     """
@@ -93,6 +98,7 @@ def run_chain(
     options = {name: _options(name, sections[name], config, names) for name in names}
     for name in names:
         _stage(name, options[name])
+    memory = _remembered(out)
     start = time.perf_counter()
     summaries: list[Summary] = []
     for k, name in enumerate(names):
@@ -101,9 +107,8 @@ def run_chain(
         summaries.append(summary)
         if not summary.done_before:
             _clear(out, names[k + 1 :])
-    outcome = Outcome(tuple(summaries), out, time.perf_counter() - start)
-    _remember(outcome)
-    return outcome
+    spent = _remember(out, memory, summaries)
+    return Outcome(tuple(summaries), out, time.perf_counter() - start, spent)
 
 
 def _options(name: str, section: Any, config: RunConfig, names: list[str]) -> dict[str, Any]:
@@ -191,16 +196,32 @@ def _clear(out: Path, later: list[str]) -> None:
             shutil.rmtree(directory)
 
 
-def _remember(outcome: Outcome) -> None:
-    """Keep the seconds of each stage for the next closing screen."""
+def _remembered(out: Path) -> dict[str, dict[str, Any]]:
+    """`run.json`: what the stages of earlier runs cost, by verb; empty before the first run."""
+    from ripple.files import read_whole
+
+    path = out / MEMORY
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(read_whole(path))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or not all(
+        isinstance(stage, dict) and isinstance(stage.get("seconds"), int | float) for stage in found.values()
+    ):
+        raise IntegrityError(f"{path}: damaged", hint="remove it; it only holds what the stages cost")
+    return found
+
+
+def _remember(out: Path, memory: dict[str, dict[str, Any]], summaries: list[Summary]) -> dict[str, float]:
+    """Keep the seconds of each stage for the next closing screen, and return them."""
     from ripple.files import write_atomic
 
-    path = outcome.output / "run.json"
-    before = json.loads(path.read_text()) if path.exists() else {}
-    for summary in outcome.summaries:
-        if not summary.done_before:
-            before[summary.verb] = {"seconds": summary.seconds, "facts": summary.facts}
-    write_atomic(path, json.dumps(before, indent=1, sort_keys=True, default=str).encode())
+    fresh = {s.verb: {"seconds": s.seconds, "facts": s.facts} for s in summaries if not s.done_before}
+    both = memory | fresh
+    write_atomic(out / MEMORY, json.dumps(both, indent=1, sort_keys=True, default=str).encode())
+    return {verb: float(stage["seconds"]) for verb, stage in both.items()}
 
 
 def print_outcome(outcome: Outcome) -> None:
@@ -210,13 +231,12 @@ def print_outcome(outcome: Outcome) -> None:
     from rich.text import Text
 
     console = Console(stderr=True)
-    record = json.loads((outcome.output / "run.json").read_text())
     table = Table(title="ripple run", title_justify="left", box=None)
     for column in ("stage", "seconds", "result"):
         table.add_column(column)
     for s in outcome.summaries:
         facts = ", ".join(f"{k} {v:,}" if isinstance(v, int) else f"{k} {v}" for k, v in s.facts.items())
-        seconds = record.get(s.verb, {}).get("seconds", 0.0)
+        seconds = outcome.spent.get(s.verb, 0.0)
         table.add_row(s.verb, f"{seconds:.1f}{' (before)' if s.done_before else ''}", Text(plain(facts)))
         if s.rejections:
             reasons = ", ".join(f"{k} {v:,}" for k, v in sorted(s.rejections.items(), key=lambda i: -i[1]))

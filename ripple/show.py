@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ripple.artefact import Artefact, open_artefact
-from ripple.cutouts import CutoutBatch, TensorBatch
+from ripple.contents import images_of
 from ripple.errors import InputError
 from ripple.files import write_atomic
 from ripple.profile import Summary
-from ripple.shard import unpack_cutouts, unpack_tensors
 
 _SHOWN_ATTRIBUTES = 12
 _GRID = 6
@@ -169,17 +168,12 @@ def _sample(artefact: Artefact, count: int, seed: int) -> tuple[NDArray[np.float
     parts: list[NDArray[np.float32]] = []
     bands: tuple[str, ...] = ()
     for position, k in enumerate(chosen):
-        batch = _unpack(artefact, k)
+        batch = images_of(artefact, k)
         want = count // len(chosen) + (position < count % len(chosen))
         rows = np.sort(rng.choice(len(batch), min(want, len(batch)), replace=False))
         parts.append(batch.image[rows].astype(np.float32))
         bands = batch.bands
     return np.concatenate(parts), bands
-
-
-def _unpack(artefact: Artefact, k: int) -> CutoutBatch | TensorBatch:
-    data = artefact.read(k)
-    return unpack_cutouts(data) if artefact.manifest["kind"] == "cutouts" else unpack_tensors(data)
 
 
 def _colours(image: NDArray[np.float32], bands: tuple[str, ...]) -> NDArray[np.uint8]:

@@ -25,7 +25,7 @@ from pydantic import Field, field_validator
 
 from ripple.config import Config, neutral
 from ripple.errors import ConfigError, WorkerError, WriteError
-from ripple.files import LOCK, TEMPORARY, lock, unlock, write_atomic
+from ripple.files import LOCK, TEMPORARY, lock, make_directory, unlock, write_atomic
 from ripple.geometry import Box
 from ripple.profile import Summary, progress
 from ripple.skymap import RingsSkyMap, known
@@ -99,10 +99,7 @@ def simulate(config: SimulateConfig) -> Summary:
     """
     start = time.perf_counter()
     directory = _directory(config)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        raise WriteError(f"{directory}: {err.strerror}") from None
+    make_directory(directory)
     strangers = (p for p in directory.iterdir() if p.name != LOCK and not p.name.startswith(TEMPORARY))
     if not (directory / MARKER).exists() and any(strangers):
         raise WriteError(f"{directory}: not empty and no survey of ours", hint="choose another directory")

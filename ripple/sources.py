@@ -47,7 +47,8 @@ def _recorded(directory: str) -> dict[str, str]:
     from ripple.artefact import open_artefact
 
     attributes = open_artefact(Path(directory), "cutouts").manifest["attributes"]
-    return dict(attributes.get("source_sha256", {}))
+    recorded: dict[str, str] = attributes.get("source_sha256", {})
+    return recorded
 
 
 def _listed(file: str) -> dict[str, str]:

@@ -82,11 +82,12 @@ def _cutouts_of(artefact: Artefact) -> Artefact | None:
 def _from_cutouts(
     artefact: Artefact, k: int, rows: NDArray[np.int64]
 ) -> tuple[NDArray[np.float32], tuple[str, ...]]:
+    from ripple.contents import agreeing
     from ripple.shard import unpack_cutouts
 
     mapped: Any = np.memmap(artefact.verified_path(k), np.uint8, mode="r")
-    batch = unpack_cutouts(mapped)  # views: only these rows are read
-    margin = int(artefact.manifest["attributes"].get("margin", 0))
+    batch = agreeing(artefact, k, unpack_cutouts(mapped))  # views: only these rows are read
+    margin = artefact.manifest["attributes"].get("margin", 0)
     image = np.asarray(batch.image[rows], np.float32)
     inner = slice(margin, -margin or None)
     return image[:, :, inner, inner], batch.bands

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from ripple.errors import CatalogueError, ConfigError
+from ripple.errors import CatalogueError, ConfigError, IntegrityError
+from ripple.files import Pin
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+#: Rows hashed together: bounds what is copied for it.
+_PIECE = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -56,19 +62,22 @@ def read_table(path: Path, *, cone: tuple[float, float, float] | None = None) ->
     Raises
     ------
     CatalogueError
-        Missing, unreadable, or not a table.
+        Missing, unreadable, not a table, or changed while it was read.
     """
     import pyarrow as pa
 
     if path.is_dir():
         return _read_hats(path, cone)
     try:
+        # Ten million rows are too much to hold as bytes and as a table: hashed before and after instead.
+        pin = Pin.of(path)
         with path.open("rb") as stream:
             start = stream.read(64)
-            stream.seek(0)
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
         found, units = _read_file(path, start)
+        pin.check()
         clean, notes = _scalars(found)
+    except IntegrityError as err:
+        raise CatalogueError(err.message, hint=err.hint or "give a readable table") from None
     except OSError as err:
         raise CatalogueError(f"{path}: {err.strerror or err}", hint="give a readable table") from None
     except (pa.ArrowException, ValueError, TypeError, LookupError, UnicodeError) as err:
@@ -76,7 +85,7 @@ def read_table(path: Path, *, cone: tuple[float, float, float] | None = None) ->
     if len(set(found.column_names)) != found.num_columns:
         twice = sorted({n for n in found.column_names if found.column_names.count(n) > 1})
         raise CatalogueError(f"{path}: column {twice[0]!r} occurs twice", hint="rename one")
-    return UserTable(clean, units, digest, notes)
+    return UserTable(clean, units, pin.sha256, notes)
 
 
 def _read_file(path: Path, start: bytes) -> tuple[pa.Table, dict[str, str]]:
@@ -177,6 +186,42 @@ def _scalars(table: pa.Table) -> tuple[pa.Table, tuple[str, ...]]:
         kept[name] = column
     notes = (f"columns without scalar values are left out: {', '.join(dropped)}",) if dropped else ()
     return pa.table(kept), notes
+
+
+def table_digest(table: pa.Table) -> str:
+    """SHA-256 of names, types and values, whatever the file and the chunks they came in.
+
+    Parameters
+    ----------
+    table
+        Columns of numbers, booleans and text.
+    """
+    total = hashlib.sha256()
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        total.update(f"{name}\0{column.type}\0{len(column)}\n".encode())
+        for at in range(0, len(column), _PIECE):
+            for part in _canonical(column.slice(at, _PIECE)):
+                total.update(part)
+    return total.hexdigest()
+
+
+def _canonical(column: pa.ChunkedArray) -> Iterator[bytes]:
+    """Which are null, and the values; of text the lengths and the letters."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    text = pa.types.is_string(column.type)
+    whole = column.combine_chunks()
+    yield np.packbits(whole.is_null().to_numpy(zero_copy_only=False)).tobytes()
+    blank: Any = "" if text else pa.scalar(0).cast(column.type)
+    filled = pc.fill_null(whole, blank) if whole.null_count else whole
+    if text:
+        yield pc.binary_length(filled).to_numpy().tobytes()
+        yield (
+            pc.binary_join(pa.ListArray.from_arrays([0, len(filled)], filled), "")[0].as_buffer().to_pybytes()
+        )
+    else:
+        yield filled.to_numpy(zero_copy_only=False).tobytes()
 
 
 def plain_columns(table: pa.Table) -> pa.Table:

@@ -46,7 +46,7 @@ def write(directory: Path, batch: CutoutBatch, margin: int, per_shard: int = 5) 
             "shard": np.concatenate([[-1], np.arange(n) // per_shard]).astype(np.int32),
             "row": np.concatenate([[-1], np.arange(n) % per_shard]).astype(np.int32),
         }  # fmt: skip
-        size = batch.image.shape[-1]
+        size = batch.image.shape[-1] - 2 * margin
         attributes = {"bands": list(batch.bands), "size": size, "margin": margin, "class_map": {"1": "lens"}}
         writer.finish(pa.table(columns), {}, attributes)
     return directory

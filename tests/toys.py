@@ -91,5 +91,5 @@ def write_batches(directory: Path, batches: list[TensorBatch], *, seed: int = 0)
             catalogs.append(batch.catalog | {"shard": np.full(rows, k), "row": np.arange(rows)})
         columns = {name: np.concatenate([c[name] for c in catalogs]) for name in catalogs[0]}
         words = {"status": ["ok"] * len(columns["row"]), "reason": [""] * len(columns["row"])}
-        writer.finish(pa.table({**columns, **words}), {}, {})
+        writer.finish(pa.table({**columns, **words}), {}, {"bands": list(batches[0].bands)})
     return directory

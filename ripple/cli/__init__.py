@@ -65,7 +65,8 @@ class LazyGroup(click.Group):
 
 
 def _module(verb: str) -> str:
-    return f"ripple.cli.{verb.replace('-', '_')}" + ("_" if verb == "import" else "")
+    # `import` is a keyword, and a module `run` would hide the function below once imported.
+    return f"ripple.cli.{verb.replace('-', '_')}" + ("_" if verb in ("import", "run") else "")
 
 
 @click.group(

@@ -16,8 +16,10 @@ def command(repo: str | None, collections: str | None, as_json: bool) -> int:
     """Check the environment, and a repository when given; works on a bare install."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from ripple.doctor import environment, repository
+    from ripple.profile import plain
 
     checks = environment()
     if repo:
@@ -30,6 +32,8 @@ def command(repo: str | None, collections: str | None, as_json: bool) -> int:
         table = Table(show_header=False, box=None)
         colours = {"ok": "green", "note": "yellow", "fail": "red"}
         for check in checks:
-            table.add_row(f"[{colours[check.level]}]{check.level}[/]", check.name, check.detail)
+            level = Text(check.level, style=colours[check.level])
+            # Paths, versions and errors of others: text, no markup.
+            table.add_row(level, Text(plain(check.name)), Text(plain(check.detail)))
         Console(stderr=True).print(table)
     return 3 if failed else 0

@@ -46,9 +46,9 @@ def command(config: LocateConfig, as_json: bool) -> None:
     elif as_json:
         sys.stdout.write(lines(table))
     else:
-        from ripple.locate import as_bytes
+        from ripple.locate import as_bytes, printable
 
-        sys.stdout.write(as_bytes(table, Path("stdout.csv")).decode())
+        sys.stdout.write(as_bytes(printable(table), Path("stdout.csv")).decode())
 
 
 def _write(config: LocateConfig, table: Any, seconds: float, as_json: bool) -> None:

@@ -28,7 +28,7 @@ from torch import Tensor
 from ripple.config import canonical_json
 from ripple.cutouts import TensorBatch
 from ripple.errors import ContractError, InputError, IntegrityError
-from ripple.files import write_atomic
+from ripple.files import make_directory, write_atomic
 from ripple.learn.calibrate import Calibration
 from ripple.learn.network import NAMES, Architecture, Net, Stem, build
 from ripple.learn.uncertainty import Uncertainty
@@ -359,7 +359,7 @@ def save_model(directory: Path, contract: Contract, states: list[Mapping[str, Te
     -------
     The contract as written.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     members = []
     for k, (state, member) in enumerate(zip(states, contract.members, strict=True)):
         data = save_weights(directory / member_file(k), state)
@@ -510,7 +510,7 @@ class Bank:
 
 def save_bank(directory: Path, bank: Bank) -> dict[str, Any]:
     """Write the features; returns their size and digest for the contract."""
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     data = save_weights(
         directory / BANK_FILE, {"features": bank.features, "row": bank.row, "label": bank.label}
     )

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ripple.config import load_yaml
 from ripple.errors import ConfigError, ContractError, IntegrityError, WriteError
-from ripple.files import write_atomic
+from ripple.files import make_directory, write_atomic
 from ripple.learn.checkpoint import (
     CONTRACT,
     MAX_WEIGHT_BYTES,
@@ -68,7 +68,7 @@ def import_model(config: ImportModelConfig) -> Summary:
     """
     if (config.output / CONTRACT).exists():
         raise ConfigError(f"{config.output} holds a model", hint="give a new directory")
-    if config.output.exists() and any(config.output.iterdir()):
+    if config.output.is_dir() and any(config.output.iterdir()):
         raise ConfigError(f"{config.output} is not empty", hint="give a new directory")
     contract = read_sidecar(config.sidecar)
     arch = contract.architecture.architecture()
@@ -347,7 +347,7 @@ def export_model(config: ExportModelConfig) -> Summary:
         )
     if (config.output.parent / CONTRACT).exists():
         raise ConfigError(f"{config.output.parent} is a model directory", hint="export to another place")
-    config.output.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(config.output.parent)
     write_atomic(config.output, data)
     text = json.dumps(contract.model_dump(mode="json"), indent=1, sort_keys=True)
     write_atomic(config.output.with_suffix(".json"), text.encode())

@@ -25,7 +25,15 @@ import torch
 from numpy.typing import NDArray
 
 from ripple.errors import ConfigError, DataError, IntegrityError, Interrupted, RippleError, WriteError
-from ripple.files import lock, read_sealed, remove_temporaries, unlock, write_atomic, write_sealed
+from ripple.files import (
+    lock,
+    make_directory,
+    read_sealed,
+    remove_temporaries,
+    unlock,
+    write_atomic,
+    write_sealed,
+)
 from ripple.interrupt import Stop, stoppable
 from ripple.learn import calibrate, evaluate, gates, judging
 from ripple.learn.checkpoint import (
@@ -102,7 +110,7 @@ def _output(config: TrainConfig, identity: dict[str, Any], ranks: Ranks) -> Iter
     try:
         remove_temporaries(config.output)
         work = config.output / WORK
-        work.mkdir(exist_ok=True)
+        make_directory(work)
         _same_run(work / "run.json", identity)
         ranks.wait()
         yield
@@ -202,7 +210,7 @@ def architecture(config: TrainConfig, data: TrainingSet) -> Architecture:
 
 def _claim(directory: Path) -> None:
     """Make the output directory, or refuse one that holds other things."""
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     strangers = [p.name for p in sorted(directory.iterdir()) if not p.name.startswith(".")]
     known = {BANK_FILE, "model.safetensors", "history.csv", "evaluation.json", "curves.png"}
     if strangers and not (directory / WORK).is_dir() and not set(strangers) <= known:

@@ -218,5 +218,5 @@ def write_tensors(
         writer.commit(0, pack_tensors(batch, {}), n, {})
         place = {"shard": np.zeros(n, np.int64), "row": index}
         table = {**catalog, **place, "status": ["ok"] * n, "reason": [""] * n}
-        writer.finish(pa.table(table), {}, {})
+        writer.finish(pa.table(table), {}, {"bands": list(BANDS)})
     return directory

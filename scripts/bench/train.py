@@ -128,7 +128,8 @@ def write_many(directory: Path, rows: int, each: int = 2000) -> Path:
             "shard": np.repeat(np.arange(rows // each), each),
             "row": np.tile(np.arange(each), rows // each),
         }
-        writer.finish(pa.table({**table, **place, "status": ["ok"] * rows, "reason": [""] * rows}), {}, {})
+        table |= place | {"status": ["ok"] * rows, "reason": [""] * rows}
+        writer.finish(pa.table(table), {}, {"bands": list(batch.bands)})
     return directory
 
 

@@ -70,7 +70,7 @@ def build(
             if isinstance(staged, WorkerFailure):
                 raise WorkerError(f"{directory}: unit {todo[k]}: {staged.message}", hint="run again")
             writer.commit(todo[k], staged, ROWS, {"profile": {"at": time.monotonic()}, "unit": todo[k]})
-        writer.finish(index_table(units), {"seconds": 0}, {"units": units}, asked=units * ROWS + 1)
+        writer.finish(index_table(units), {"seconds": 0}, {"bands": ["g"]}, asked=units * ROWS + 1)
 
 
 def guarded(log: str, *args: Any, **kwargs: Any) -> None:

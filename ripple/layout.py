@@ -1,0 +1,202 @@
+"""What a manifest must hold to be read: one model of it, and one of the `attributes` of each kind.
+
+A manifest may come from others: its seal says that it is what they wrote, not that they wrote it well. It is
+looked at once, when it is opened, and readers then trust the keys that are named here. Further keys are
+allowed, so that manifests of later versions can be read; they are shown and handed on, never calculated with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ripple.errors import IntegrityError
+
+#: A damaged number must not become an allocation: rows are bounded by the bytes of their shard.
+ROWS_PER_BYTE = 64
+
+Count = Annotated[int, Field(ge=0, le=1 << 62)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+#: A file beside the manifest, never a path.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+Side = Annotated[int, Field(ge=1, le=1 << 20)]
+
+
+def _distinct(names: list[str]) -> list[str]:
+    if len(set(names)) != len(names):
+        raise ValueError("a band twice")
+    return names
+
+
+Bands = Annotated[
+    list[Annotated[str, Field(min_length=1, max_length=100)]],
+    Field(min_length=1, max_length=64),
+    AfterValidator(_distinct),
+]
+
+
+class _Part(BaseModel):
+    """Strict: `true` is no number and `"5"` is none either."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="allow")
+
+
+class _Shard(_Part):
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    rows: Count
+    bytes: Count
+    sha256: Sha256
+    extra: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _bounded(self) -> _Shard:
+        if self.rows > ROWS_PER_BYTE * self.bytes:
+            raise ValueError(f"{self.rows} rows in {self.bytes} bytes")
+        return self
+
+
+class _Index(_Part):
+    rows: Count
+    bytes: Count
+    sha256: Sha256
+
+
+class _Counts(_Part):
+    asked: Count
+    ok: Count
+    partial: Count
+    rejected: Count
+
+
+class _Manifest(_Part):
+    kind: str
+    verb: str
+    config: dict[str, Any]
+    inputs: dict[str, Any]
+    suffix: Annotated[str, Field(pattern=r"^\.[a-z0-9]{1,10}$")]
+    shards: list[_Shard]
+    index: _Index
+    counts: _Counts
+    attributes: dict[str, Any]
+    software: dict[str, str]
+
+    @model_validator(mode="after")
+    def _named(self) -> _Manifest:
+        for k, shard in enumerate(self.shards):
+            if shard.name != f"shard-{k:05d}{self.suffix}":
+                raise ValueError(f"shard {k} is named {shard.name[:100]!r}")
+        return self
+
+
+class _Images(_Part):
+    """Of `cutouts` and `tensors`; `size` is a side, `[height, width]`, or null when rows differ."""
+
+    bands: Bands
+    size: Side | Annotated[list[Side], Field(min_length=2, max_length=2)] | None = None
+    margin: Annotated[int, Field(ge=0, le=1 << 20)] = 0
+    class_map: dict[str, str] = {}
+    source_sha256: dict[str, str] = {}
+    notes: list[str] = []
+
+
+class _Sorted(_Part):
+    name: Name
+    sha256: Sha256
+
+
+class _Model(_Part):
+    origin: str
+
+
+class _Interval(_Part):
+    value: float
+    low: float
+    high: float
+
+
+class _Stress(_Part):
+    worst: str
+    flip_rate: float
+
+
+class _Visible(_Part):
+    arc_sb_below: float
+    lenses: int
+
+
+class _Scores(_Part):
+    bands: Bands
+    rows: Count
+    sorted: _Sorted
+    model: _Model
+    evaluation: dict[str, Any] = {}
+    stress: _Stress | None = None
+    visible: _Visible | None = None
+
+    @model_validator(mode="after")
+    def _measures(self) -> _Scores:
+        found = [
+            *self.evaluation.values(),
+            (self.visible.model_extra or {}).get("auroc") if self.visible else 0,
+        ]
+        for measure in found:
+            if isinstance(measure, dict) and "low" in measure:
+                _Interval.model_validate(measure)
+        return self
+
+
+class _ScoreConfig(_Part):
+    tensors: list[str]
+
+
+class _ScoreInputs(_Part):
+    model: str
+    tensors: list[str]
+
+
+class _TensorInputs(_Part):
+    cutouts: str | None = None
+
+
+#: Kind -> key of the manifest -> what it must hold. Other kinds are opened, and their readers know them.
+KINDS: dict[str, dict[str, type[BaseModel]]] = {
+    "cutouts": {"attributes": _Images},
+    "tensors": {"attributes": _Images, "inputs": _TensorInputs},
+    "scores": {"attributes": _Scores, "inputs": _ScoreInputs, "config": _ScoreConfig},
+}
+
+
+def check_layout(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Refuse a manifest that lacks a key which readers need, or has something else there.
+
+    Raises
+    ------
+    IntegrityError
+        Names the file and the first such key.
+    """
+    _check(path, "", _Manifest, manifest)
+    for key, model in KINDS.get(manifest["kind"], {}).items():
+        _check(path, key, model, manifest[key])
+    if manifest["kind"] == "scores":
+        named, known = (len(manifest[key]["tensors"]) for key in ("config", "inputs"))
+        if named != known:
+            raise IntegrityError(f"{path}: {named} tensors in config, {known} in inputs", hint=HINT)
+
+
+HINT = "it was not written by ripple, or not for this version"
+
+
+def _check(path: Path, key: str, model: type[BaseModel], value: Any) -> None:
+    try:
+        model.model_validate(value)
+    except ValidationError as err:
+        first = err.errors(include_url=False, include_context=False, include_input=False)[0]
+        place = ".".join(str(part)[:100] for part in (key, *first["loc"]) if part != "")
+        raise IntegrityError(
+            f"{path}: {place or 'manifest'}: {first['msg'].removeprefix('Value error, ')[:200]}", hint=HINT
+        ) from None
