@@ -95,7 +95,8 @@ def _parse_journal(data: bytes) -> tuple[dict[str, Any] | None, dict[int, ShardR
             header = value
         elif "unit" in value:
             unit = value.pop("unit")
-            records[unit] = ShardRecord(**value)
+            with suppress(TypeError):  # of another layout: no record
+                records[unit] = ShardRecord(**value)
     return (header, records) if header is not None else (None, {})
 
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ripple.errors import ConfigError, IntegrityError
-from ripple.files import read_sealed, write_sealed
+from ripple.files import make_directory, read_sealed, write_sealed
 from ripple.interrupt import Stop
 from ripple.learn import evaluate
 from ripple.learn.adapt import Adaptation, augmentation
@@ -409,7 +409,7 @@ class Store:
     """
 
     def __init__(self, directory: Path, seed: int) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directory(directory)
         self.directory, self.seed = directory, seed
         self.path = directory / f"seed-{seed}.state"
 
