@@ -11,6 +11,7 @@ import fuzz  # noqa: F401 - the same
 import learning  # noqa: F401 - the same
 import loading  # noqa: F401 - the same
 import network  # noqa: F401 - the same
+import other_verbs  # noqa: F401 - the same
 import payloads  # noqa: F401 - the same
 import pytest
 import recount  # noqa: F401 - the same
