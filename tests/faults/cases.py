@@ -22,9 +22,10 @@ from faultlib import Tally
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+#: In which a small disk counts.
+PAGE = 4096
 #: What may differ between runs: durations, and who held the lock last.
 VOLATILE = ("metrics.json", ".lock", "run.json")
-#: What cards of a FITS file say when it was written.
 Prepare = Callable[[Path, Path], list[list[str]]]
 
 
@@ -186,8 +187,8 @@ def _run(given: Path, work: Path) -> list[list[str]]:
             "targets": str(verbs.SKY / "truth.parquet"), "workers": 0,
         },
         "preprocess": {"workers": 0},
-        "train": {"epochs": 1, "width": 2, "nside": 512, "threads": 1, "draws": 3, "batch_size": 16},
-        "score": {"threads": 1, "draws": 3},
+        "train": {"epochs": 1, "width": 2, "nside": 8192, "threads": 1, "draws": 3, "batch_size": 16},
+        "score": {"threads": 1, "draws": 10},
         "report": {"top": 5, "missed": 2},
     }  # fmt: skip
     (given / "chain.yaml").write_text(json.dumps(chain))
@@ -220,12 +221,12 @@ class Cases:
         given.mkdir()
         self.argv = VERBS[verb](given, self.work)
         self.verb = verb
-        self._known: dict[int, tuple[dict[str, str], float]] = {}
+        self._known: dict[int, tuple[dict[str, str], float, int]] = {}
 
-    def known(self, k: int) -> tuple[dict[str, str], float]:
-        """Digests and seconds of command line `k`, by two runs that must agree."""
+    def known(self, k: int) -> tuple[dict[str, str], float, int]:
+        """Digests, seconds and pages on disk of command line `k`, by two runs that must agree."""
         if k not in self._known:
-            wants, seconds = [], 0.0
+            wants, seconds, pages = [], 0.0, 0
             for _ in range(2):
                 begin = time.monotonic()
                 run = self.start(self.argv[k])
@@ -233,11 +234,12 @@ class Cases:
                 seconds = time.monotonic() - begin
                 assert code == 0, f"{self.argv[k]} exits {code}: {run.text()[-2000:]}"
                 wants.append(found(self.work))
+                pages = sum(-(-path.stat().st_size // PAGE) for path in _walk(self.work))
                 assert not litter(self.work), litter(self.work)
                 clear(self.work)
             differing = sorted(set(wants[0].items()) ^ set(wants[1].items()))
             assert not differing, f"{self.argv[k]}: two runs differ in {differing[:4]}"
-            self._known[k] = wants[0], seconds
+            self._known[k] = wants[0], seconds, pages
         return self._known[k]
 
     def start(self, args: list[str], *, fresh: bool = False) -> verbs.Run:
@@ -249,12 +251,12 @@ class Cases:
     def trial(self, number: int) -> Trial:
         """The command line of a trial and how it is run; mostly forked, in one process."""
         k = number % len(self.argv)
-        want, seconds = self.known(k)
+        want, seconds, pages = self.known(k)
         args, fresh = self.argv[k], number % 40 == 39
         if number % 8 == 7 and _workers(args):
             at = args.index("--workers") + 1
             args = [*args[:at], "2", *args[at + 1 :]]
-        return Trial(self, args, want, seconds + (4.0 if fresh else 0.0), fresh)
+        return Trial(self, args, want, seconds + (4.0 if fresh else 0.0), pages, fresh)
 
 
 def _workers(args: list[str]) -> list[str]:
@@ -262,13 +264,13 @@ def _workers(args: list[str]) -> list[str]:
 
 
 class Trial:
-    """A command line, what it must write, and how long it takes when nothing goes wrong."""
+    """A command line, what it must write, and the time and space it takes when nothing goes wrong."""
 
     def __init__(
-        self, cases: Cases, args: list[str], want: dict[str, str], seconds: float, fresh: bool
+        self, cases: Cases, args: list[str], want: dict[str, str], seconds: float, pages: int, fresh: bool
     ) -> None:
-        self.cases, self.args, self.want, self.seconds, self.fresh = cases, args, want, seconds, fresh
-        self.work = cases.work
+        self.cases, self.args, self.want, self.work = cases, args, want, cases.work
+        self.seconds, self.pages, self.fresh = seconds, pages, fresh
 
     def start(self) -> verbs.Run:
         return self.cases.start(self.args, fresh=self.fresh)

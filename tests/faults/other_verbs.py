@@ -8,12 +8,10 @@ from pathlib import Path
 
 import faultlib
 import verbs
-from cases import VERBS, Cases, clear, found, litter
+from cases import PAGE, VERBS, Cases, clear, found, litter
 from faultlib import Tally
 from rows import named, row, trials_in_time
 from verbs import VERB_ROWS
-
-PAGE = 4096
 
 
 def killed(verb: str, tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
@@ -53,13 +51,8 @@ def disk_full(verb: str, tally: Tally, rng: random.Random, trials: int, director
     cases = Cases(verb, directory)
     for number in trials_in_time(trials):
         tally.trials = number + 1
-        cases.trial(number)  # known before the disk is small
-        with faultlib.small_disk(cases.work, 1 << 28):
-            trial = cases.trial(number)
-            run = trial.start()
-            assert run.end() == 0
-            pages = sum(-(-p.stat().st_size // PAGE) for p in cases.work.rglob("*") if p.is_file())
-        size = PAGE * rng.randint(1, pages + pages // 20)
+        trial = cases.trial(number)
+        size = PAGE * rng.randint(1, trial.pages + trial.pages // 20)
         with faultlib.small_disk(cases.work, size):
             run = trial.start()
             code = run.end()
