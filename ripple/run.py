@@ -32,6 +32,9 @@ CHAIN: dict[str, str] = {
     "report": "report",
 }
 
+#: Durations of the stages, in the output.
+RECORD = "run.json"
+
 
 class RunConfig(Config):
     """Options of `ripple run` itself; the stages have sections of their own."""
@@ -193,14 +196,29 @@ def _clear(out: Path, later: list[str]) -> None:
 
 def _remember(outcome: Outcome) -> None:
     """Keep the seconds of each stage for the next closing screen."""
-    from ripple.files import write_atomic
+    from ripple.files import write_single
 
-    path = outcome.output / "run.json"
-    before = json.loads(path.read_text()) if path.exists() else {}
+    path = outcome.output / RECORD
+    before = _record(path)
     for summary in outcome.summaries:
         if not summary.done_before:
             before[summary.verb] = {"seconds": summary.seconds, "facts": summary.facts}
-    write_atomic(path, json.dumps(before, indent=1, sort_keys=True, default=str).encode())
+    write_single(path, json.dumps(before, indent=1, sort_keys=True, default=str).encode())
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """What `_remember` kept; nothing when it is damaged: durations decide nothing."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _seconds(record: dict[str, Any], verb: str) -> float:
+    stage = record.get(verb)
+    seconds = stage.get("seconds") if isinstance(stage, dict) else None
+    return float(seconds) if isinstance(seconds, float) else 0.0
 
 
 def print_outcome(outcome: Outcome) -> None:
@@ -210,13 +228,13 @@ def print_outcome(outcome: Outcome) -> None:
     from rich.text import Text
 
     console = Console(stderr=True)
-    record = json.loads((outcome.output / "run.json").read_text())
+    record = _record(outcome.output / RECORD)
     table = Table(title="ripple run", title_justify="left", box=None)
     for column in ("stage", "seconds", "result"):
         table.add_column(column)
     for s in outcome.summaries:
         facts = ", ".join(f"{k} {v:,}" if isinstance(v, int) else f"{k} {v}" for k, v in s.facts.items())
-        seconds = record.get(s.verb, {}).get("seconds", 0.0)
+        seconds = _seconds(record, s.verb)
         table.add_row(s.verb, f"{seconds:.1f}{' (before)' if s.done_before else ''}", Text(plain(facts)))
         if s.rejections:
             reasons = ", ".join(f"{k} {v:,}" for k, v in sorted(s.rejections.items(), key=lambda i: -i[1]))

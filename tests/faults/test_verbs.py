@@ -7,6 +7,7 @@ from pathlib import Path
 
 import catalogues  # noqa: F401 - adds its rows to those of verbs
 import changes  # noqa: F401 - the same
+import foreign_fuzz  # noqa: F401 - the same
 import fuzz  # noqa: F401 - the same
 import learning  # noqa: F401 - the same
 import loading  # noqa: F401 - the same
@@ -18,6 +19,7 @@ import recount  # noqa: F401 - the same
 import rows
 import soak  # noqa: F401 - the same
 import sources
+import trees  # noqa: F401 - the same
 import verbs
 import workers  # noqa: F401 - the same
 

@@ -1,0 +1,191 @@
+"""Row 40 for what others hand us: stamps to import, sidecars, and files of a run that is under way.
+
+A mutant may be read, refused by name, or cost a row; anything else is a fault, as is a reading that takes
+much more memory than the file is large.
+"""
+
+from __future__ import annotations
+
+import random
+import resource
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from faultlib import Tally, contents
+from fuzz import _to_file, fuzzed, mutated
+from rows import row, trials_in_time
+from sources import SOURCE_ROWS
+from verbs import VERB_ROWS
+
+from ripple.errors import IntegrityError, RippleError
+
+#: KiB a reading may add to the resident memory; the files are far smaller.
+MEMORY = 1 << 19
+
+
+class UnnamedError(Exception):
+    """A refusal that does not say what it refuses."""
+
+
+def guarded(read: Callable[[], object], *names: str) -> None:
+    """Read; a refusal must contain one of `names`, and memory stay bounded.
+
+    Raises
+    ------
+    UnnamedError
+        It does not.
+    MemoryError
+        The reading took too much.
+    """
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        read()
+    except RippleError as err:
+        if not any(name in str(err) for name in names):
+            raise UnnamedError(str(err)) from None
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    if grown > MEMORY:
+        raise MemoryError(f"{grown} KiB more")
+
+
+def _limited(directory: Path, source: Path, path: Path, options: dict[str, Any]) -> Callable[[bytes], None]:
+    """Import `source` with other bytes in `path`; a hostile claim must not take the machine's memory."""
+    from ripple.importers import ImportConfig, import_stamps
+
+    output = directory / "imported"
+    config = ImportConfig.make({"source": source, "output": output, **options})
+
+    def read(data: bytes) -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (1 << 33, 1 << 33))
+        shutil.rmtree(output, ignore_errors=True)
+        path.write_bytes(data)
+        guarded(lambda: import_stamps(config), path.name, str(source))
+
+    return read
+
+
+def _add(name: str, source: str, pattern: str, options: dict[str, Any]) -> None:
+    @row("40", f"fuzz: import of {name}", full=5000, gate=20, into=SOURCE_ROWS)
+    def fuzz_import(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
+        from cases import stamps
+
+        stamps(directory / "given")
+        whole = directory / "given" / source
+        path = sorted(whole.rglob(pattern))[0] if whole.is_dir() else whole
+        kept = path.read_bytes()
+        fuzzed(tally, rng, trials, directory, [kept], _limited(directory, whole, path, options))
+
+
+_PLAIN = {"bands": ["g", "r", "i"], "pixel_scale": 0.2, "unit": "nJy", "rows_per_shard": 6}
+_add(".npy in folders", "deeplense", "*.npy", {"format": "deeplense", "bands": ["g", "r", "i"]})
+_add(".npz", "arrays.npz", "", {"format": "arrays", **_PLAIN})
+_add("HDF5 arrays", "arrays.h5", "", {"format": "arrays", **_PLAIN})
+_add("FITS stamps", "fits", "*.fits", {"format": "fits", **_PLAIN})
+_add("Multimodal Universe files", "mmu", "*.hdf5", {"format": "mmu", **_PLAIN})
+
+
+@row("40", "fuzz: sidecars of import-model", full=10_000, gate=100, into=SOURCE_ROWS)
+def fuzz_sidecars(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
+    from cases import weights
+
+    from ripple.learn.exchange import import_model
+    from ripple.learn.exchange_config import ImportModelConfig
+
+    source, sidecar = weights(directory)
+    output = directory / "imported"
+    config = ImportModelConfig.make({"source": source, "sidecar": sidecar, "output": output})
+
+    def read(path: Path) -> None:
+        shutil.rmtree(output, ignore_errors=True)
+        # What the sidecar claims may only turn out wrong at the weights.
+        guarded(lambda: import_model(config), path.name, source.name)
+
+    fuzzed(tally, rng, trials, directory, [sidecar.read_bytes()], _to_file(sidecar, read))
+
+
+@row("40", "fuzz: run.json of a finished chain", full=2000, gate=20, into=SOURCE_ROWS)
+def fuzz_run(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
+    import json
+
+    from cases import weights
+    from toys import write_toys
+
+    from ripple.run import print_outcome, run_chain
+
+    weights(directory)
+    tensors = write_toys(directory / "toys", shards=1, rows=30)
+    chain, out = directory / "chain.yaml", directory / "out"
+    score = {"model": str(directory / "model"), "tensors": [str(tensors)], "threads": 1, "draws": 10}
+    chain.write_text(json.dumps({"score": score, "report": {"top": 3}}))
+    run_chain(chain, {"output": str(out)})
+
+    def read(path: Path) -> None:
+        print_outcome(run_chain(chain, {"output": str(out)}))
+
+    record = out / "run.json"
+    fuzzed(tally, rng, trials, directory, [record.read_bytes()], _to_file(record, read))
+
+
+# The state of an unfinished training ---------------------------------
+
+
+@row("29", "train: the state of an unfinished training damaged, resume", full=300, gate=4, into=VERB_ROWS)
+def damaged_state(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
+    from learning import toys
+    from test_train import SMALL
+
+    from ripple.learn import fit
+    from ripple.learn.train import train
+    from ripple.learn.train_config import TrainConfig
+
+    here, half = directory / "model", directory / "half"
+    options = SMALL | {"epochs": 3, "draws": 5, "tensors": [str(toys(directory, 40))], "output": str(here)}
+    config = TrainConfig.make(options)
+    saves, save = 0, fit.Store.save
+
+    def saved(*args: Any) -> None:
+        nonlocal saves
+        save(*args)
+        saves += 1
+        if saves == 2:
+            raise KeyboardInterrupt
+
+    fit.Store.save = saved  # type: ignore[method-assign]
+    try:
+        with suppress(KeyboardInterrupt):
+            train(config)
+    finally:
+        fit.Store.save = save  # type: ignore[method-assign]
+    here.rename(half)
+    shutil.copytree(half, here)
+    train(config)
+    want = contents(here)
+    for trial in trials_in_time(trials):
+        tally.trials = trial + 1
+        shutil.rmtree(here)
+        shutil.copytree(half, here)
+        path = rng.choice(sorted(p for p in (here / ".train").rglob("*") if p.is_file()))
+        path.write_bytes(mutated(path.read_bytes(), rng))
+        _resumed(tally, path, lambda: train(config), here, want)
+
+
+def _resumed(tally: Tally, path: Path, train: Callable[[], object], here: Path, want: dict[str, str]) -> None:
+    """Refused by name, or what was damaged is made again and the model is the same."""
+    try:
+        train()
+        if contents(here) != want:
+            tally.silent += 1
+            tally.note(f"{path.name}: another model")
+    except IntegrityError as err:
+        if path.name not in str(err):
+            tally.unnamed += 1
+            tally.note(f"{path.name}: {err}")
+    except RippleError as err:
+        tally.unnamed += path.name not in str(err) and str(here) not in str(err)
+        tally.note(f"{path.name}: {type(err).__name__} {err}")
+    except Exception as err:  # noqa: BLE001 - this is what the row looks for
+        tally.unnamed += 1
+        tally.note(f"{path.name}: {type(err).__name__} {err}")
