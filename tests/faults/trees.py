@@ -95,7 +95,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "import": {
         "format": "fits", "into": "tensors", "bands": ["g", "r", "z"], "pixel_scale": 0.3, "size": 20,
         "unit": "none", "zero_points": [27.0], "sentinels": [0.0], "mask": "good", "classes": ["a", "b"],
-        "gaussian_psf": True, "rows_per_shard": 2, "image_key": "image2", "variance_key": "v", 
+        "gaussian_psf": True, "rows_per_shard": 2, "image_key": "image2", "variance_key": "v",
         "mask_key": "m", "psf_key": "p", "label_key": "l", "id_key": "i", "ra_key": "r", "dec_key": "d",
     },
 }  # fmt: skip
@@ -142,7 +142,8 @@ def _changed(tally: Tally, cases: Cases, here: Path, verb: str, key: str) -> Non
     elif code not in (2, 3):
         tally.unnamed += 1
         tally.note(f"{verb}.{key}: exit {code}: {said[-200:]}")
-    named(tally, said, *((key,) if code == 2 and str(cases.work) in said else ()))
+    word = "kind" if key == "into" else key
+    named(tally, said, *((word,) if code == 2 and str(cases.work) in said else ()))
 
 
 def _keys(verb: str) -> list[str]:
