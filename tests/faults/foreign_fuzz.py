@@ -68,7 +68,7 @@ def _limited(directory: Path, source: Path, path: Path, options: dict[str, Any])
 
 
 def _add(name: str, source: str, pattern: str, options: dict[str, Any]) -> None:
-    @row("40", f"fuzz: import of {name}", full=5000, gate=20, into=SOURCE_ROWS)
+    @row("40", f"fuzz: import of {name}", full=2000, gate=10, into=SOURCE_ROWS)
     def fuzz_import(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
         from cases import stamps
 
@@ -106,7 +106,7 @@ def fuzz_sidecars(tally: Tally, rng: random.Random, trials: int, directory: Path
     fuzzed(tally, rng, trials, directory, [sidecar.read_bytes()], _to_file(sidecar, read))
 
 
-@row("40", "fuzz: run.json of a finished chain", full=2000, gate=20, into=SOURCE_ROWS)
+@row("40", "fuzz: run.json of a finished chain", full=300, gate=5, into=SOURCE_ROWS)
 def fuzz_run(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
     import json
 
