@@ -62,6 +62,38 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
     publish(path, stage(path.parent, path.name, data))
 
 
+def write_single(path: Path, data: bytes | memoryview) -> None:
+    """`write_atomic` in a directory that is not ours, which has no lock file: clean up after killed writers.
+
+    The directory itself is locked, shared by those who write; who gets it alone removes what was left.
+    """
+    try:
+        handle = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as err:
+        raise write_error(path, err, len(data)) from None
+    try:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            remove_temporaries(path.parent, f"{TEMPORARY}{path.name}-")
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_SH)
+        write_atomic(path, data)
+    finally:
+        os.close(handle)
+
+
+def is_full(err: BaseException | None) -> bool:
+    """Whether a full disk is behind an error, of whatever library."""
+    while err is not None:
+        text = str(err)
+        if isinstance(err, OSError) and err.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if "disk is full" in text or "No space left on device" in text:  # SQLite; a worker's message
+            return True
+        err = err.__cause__ or err.__context__
+    return False
+
+
 def stage(directory: Path, name: str, data: bytes | memoryview) -> Staged:
     """Write `data` to a temporary beside `directory/name` and fsync it; runs in workers.
 
@@ -406,8 +438,8 @@ def is_locked(directory: Path) -> bool:
     return False
 
 
-def remove_temporaries(directory: Path) -> None:
+def remove_temporaries(directory: Path, start: str = TEMPORARY) -> None:
     for entry in sorted(os.scandir(directory), key=lambda e: e.name):
-        if entry.name.startswith(TEMPORARY):
+        if entry.name.startswith(start):
             with suppress(OSError):
                 Path(entry.path).unlink()

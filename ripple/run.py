@@ -216,11 +216,11 @@ def _remembered(out: Path) -> dict[str, dict[str, Any]]:
 
 def _remember(out: Path, memory: dict[str, dict[str, Any]], summaries: list[Summary]) -> dict[str, float]:
     """Keep the seconds of each stage for the next closing screen, and return them."""
-    from ripple.files import write_atomic
+    from ripple.files import write_single
 
     fresh = {s.verb: {"seconds": s.seconds, "facts": s.facts} for s in summaries if not s.done_before}
     both = memory | fresh
-    write_atomic(out / MEMORY, json.dumps(both, indent=1, sort_keys=True, default=str).encode())
+    write_single(out / MEMORY, json.dumps(both, indent=1, sort_keys=True, default=str).encode())
     return {verb: float(stage["seconds"]) for verb, stage in both.items()}
 
 

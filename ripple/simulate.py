@@ -25,7 +25,16 @@ from pydantic import Field, field_validator
 
 from ripple.config import Config, neutral
 from ripple.errors import ConfigError, WorkerError, WriteError
-from ripple.files import LOCK, TEMPORARY, lock, make_directory, unlock, write_atomic
+from ripple.files import (
+    LOCK,
+    TEMPORARY,
+    is_full,
+    lock,
+    make_directory,
+    remove_temporaries,
+    unlock,
+    write_atomic,
+)
 from ripple.geometry import Box
 from ripple.profile import Summary, progress
 from ripple.skymap import RingsSkyMap, known
@@ -34,6 +43,8 @@ SKYMAP = "ripple_mini_v1"
 #: What a survey was made with; written before anything else.
 MARKER = "simulate.json"
 BANDS = ("g", "r", "i", "z")
+#: Bytes of a coadd's file per pixel, about.
+PIXEL_BYTES = 5
 
 
 class SimulateConfig(Config):
@@ -103,13 +114,21 @@ def simulate(config: SimulateConfig) -> Summary:
     strangers = (p for p in directory.iterdir() if p.name != LOCK and not p.name.startswith(TEMPORARY))
     if not (directory / MARKER).exists() and any(strangers):
         raise WriteError(f"{directory}: not empty and no survey of ours", hint="choose another directory")
+    block = choose_block(config)
     handle = lock(directory)
     try:
+        remove_temporaries(directory)
         if _prepare(directory, config):
             return _summary(config, _read_truth(directory), time.perf_counter() - start, done_before=True)
-        block = choose_block(config)
         truth = _make(config, block)
         _write_truth(directory, truth)
+    except Exception as err:
+        if isinstance(err, WriteError) or not is_full(err):
+            raise
+        height, width = block.skymap.patch_outer(block.tract, block.patches[0]).shape
+        needed = PIXEL_BYTES * height * width * config.patches * len(config.bands)
+        hint = "free space and run the same command again"
+        raise WriteError(f"{directory}: disk full, about {needed} bytes needed", hint=hint) from None
     finally:
         unlock(handle)
     return _summary(config, truth, time.perf_counter() - start, done_before=False)

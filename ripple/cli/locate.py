@@ -52,12 +52,12 @@ def command(config: LocateConfig, as_json: bool) -> None:
 
 
 def _write(config: LocateConfig, table: Any, seconds: float, as_json: bool) -> None:
-    from ripple.files import write_atomic
+    from ripple.files import write_single
     from ripple.locate import as_bytes
     from ripple.profile import Summary
 
     path = Path(str(config.output))
-    write_atomic(path, as_bytes(table, path))
+    write_single(path, as_bytes(table, path))
     facts = {"positions": table.num_rows, "rate": f"{table.num_rows / max(seconds, 1e-9):,.0f} positions/s"}
     Summary("locate", str(path), facts, seconds=seconds).print(as_json=as_json)
 

@@ -25,7 +25,15 @@ from torch import Tensor, nn
 
 from ripple.config import load_yaml
 from ripple.errors import ConfigError, ContractError, IntegrityError, WriteError
-from ripple.files import make_directory, write_atomic
+from ripple.files import (
+    LOCK,
+    TEMPORARY,
+    lock,
+    make_directory,
+    remove_temporaries,
+    unlock,
+    write_single,
+)
 from ripple.learn.checkpoint import (
     CONTRACT,
     MAX_WEIGHT_BYTES,
@@ -34,6 +42,7 @@ from ripple.learn.checkpoint import (
     Model,
     fit_state,
     load_model,
+    member_file,
     parse_weights,
     read_limited,
     save_model,
@@ -60,16 +69,13 @@ def import_model(config: ImportModelConfig) -> Summary:
     Raises
     ------
     ConfigError
-        No sidecar, or the output is there.
+        No sidecar, or the output holds something else.
     ContractError
         The sidecar lacks a field or contradicts itself; names it.
     IntegrityError
         The file is damaged, holds more than weights, or they are not those of the network.
     """
-    if (config.output / CONTRACT).exists():
-        raise ConfigError(f"{config.output} holds a model", hint="give a new directory")
-    if config.output.is_dir() and any(config.output.iterdir()):
-        raise ConfigError(f"{config.output} is not empty", hint="give a new directory")
+    _refuse_strangers(config.output)
     contract = read_sidecar(config.sidecar)
     arch = contract.architecture.architecture()
     net = build(arch)
@@ -78,13 +84,49 @@ def import_model(config: ImportModelConfig) -> Summary:
         _fit_onnx(net, unfolded(state, arch, net), config.source)
     else:
         fit_state(net, state, str(config.source))
-    final = save_model(config.output, contract, [net.state_dict()])
     facts = {
         "network": arch.name,
         "parameters": sum(p.numel() for p in net.parameters()),
-        "from": final.origin,
+        "from": contract.origin,
     }
-    return Summary("import-model", str(config.output), facts)
+    return Summary(
+        "import-model", str(config.output), facts, done_before=not _save_once(config.output, contract, net)
+    )
+
+
+def _refuse_strangers(output: Path) -> None:
+    """What an import that was killed has left may be there, behind its lock file, or a model."""
+    if not output.exists() or (output / CONTRACT).exists():
+        return
+    names = sorted(path.name for path in output.iterdir())
+    ours = {member_file(0)} if LOCK in names else set()
+    if strangers := [name for name in names if name not in ours and not name.startswith((LOCK, TEMPORARY))]:
+        raise ConfigError(f"{output} holds {strangers[0]}", hint="give a new directory")
+
+
+def _save_once(output: Path, contract: Contract, net: Net) -> bool:
+    """Write the model; False when the same one is there already.
+
+    Raises
+    ------
+    ConfigError
+        Another model is there.
+    """
+    make_directory(output)
+    handle = lock(output)
+    try:
+        remove_temporaries(output)
+        if not (output / CONTRACT).exists():
+            save_model(output, contract, [net.state_dict()])
+            return True
+        model = load_model(output)
+    finally:
+        unlock(handle)
+    own, old = net.state_dict(), model.nets[0].state_dict()
+    same = model.contract.model_copy(update={"members": contract.members}) == contract.consistent()
+    if len(model.nets) != 1 or not same or not all(torch.equal(own[key], old[key]) for key in own):
+        raise ConfigError(f"{output} holds another model", hint="give a new directory")
+    return False
 
 
 def read_sidecar(path: Path) -> Contract:
@@ -96,6 +138,8 @@ def read_sidecar(path: Path) -> Contract:
     given = {"origin": "ripple import-model", **fields, "members": (member,)}
     try:
         return Contract.model_validate(given).consistent()
+    except ContractError as err:
+        raise ContractError(f"{path}: {err.message}", hint=err.hint) from None
     except ValidationError as err:
         first = err.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
@@ -327,12 +371,10 @@ def export_model(config: ExportModelConfig) -> Summary:
     Raises
     ------
     ConfigError
-        The file is there, or the packages for ONNX are not.
+        Another file is there, or the packages for ONNX are not.
     WriteError
         The export answers otherwise than the model.
     """
-    if config.output.exists():
-        raise ConfigError(f"{config.output} is there", hint="give another file")
     model = load_model(config.model)
     contract, mean = model.contract, Mean(model).eval()
     shape = (4, len(contract.bands), contract.size, contract.size)
@@ -348,16 +390,34 @@ def export_model(config: ExportModelConfig) -> Summary:
     if (config.output.parent / CONTRACT).exists():
         raise ConfigError(f"{config.output.parent} is a model directory", hint="export to another place")
     make_directory(config.output.parent)
-    write_atomic(config.output, data)
-    text = json.dumps(contract.model_dump(mode="json"), indent=1, sort_keys=True)
-    write_atomic(config.output.with_suffix(".json"), text.encode())
+    text = json.dumps(contract.model_dump(mode="json"), indent=1, sort_keys=True).encode()
+    # The program comes last: with it the export is finished.
+    files = {config.output.with_suffix(".json"): text, config.output: data}
+    missing = {path: content for path, content in files.items() if not _is_there(path, content)}
+    for path, content in missing.items():
+        write_single(path, content)
     facts = {
         "format": config.format,
         "members": len(model.nets),
         "bytes": len(data),
         "largest difference": gap,
     }
-    return Summary("export-model", str(config.output), facts)
+    return Summary("export-model", str(config.output), facts, done_before=not missing)
+
+
+def _is_there(path: Path, data: bytes) -> bool:
+    """Whether a file with these bytes is there.
+
+    Raises
+    ------
+    ConfigError
+        It is there and has others.
+    """
+    if not path.exists():
+        return False
+    if not path.is_file() or path.stat().st_size != len(data) or path.read_bytes() != data:
+        raise ConfigError(f"{path} is there", hint="give another file")
+    return True
 
 
 def _to_torchscript(mean: nn.Module, image: Tensor) -> tuple[bytes, NDArray[np.float32]]:

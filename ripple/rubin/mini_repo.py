@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ripple.errors import WorkerError
+from ripple.files import is_full
 from ripple.geometry import Box, Tan
 from ripple.pool import WorkerFailure, ordered_map
 from ripple.skymap import RingsSkyMap
@@ -197,7 +200,12 @@ def _put(task: tuple[str, RingsSkyMap, int, str, CoaddPlanes]) -> None:
 
     root, skymap, tract, text, planes = task
     ref = DatasetRef.from_json(text, universe=DimensionUniverse())
-    _writer(root, (ref,)).put(cell_coadd(planes, skymap, tract), ref)
+    try:
+        _writer(root, (ref,)).put(cell_coadd(planes, skymap, tract), ref)
+    except Exception as err:
+        if is_full(err):  # the Butler's own message does not say so, and no more than that leaves a worker
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
+        raise
 
 
 def _writer(root: str, refs: Sequence[Any]) -> Any:

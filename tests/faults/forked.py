@@ -147,6 +147,7 @@ def _import(name: str) -> None:
 def serve() -> None:
     """The server: fork on request until the client is gone, and report how each child ended."""
     load()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # for the children: as while Python starts
     loop(socket.socket(fileno=int(sys.argv[1])))
 
 
@@ -225,7 +226,7 @@ def _child(request: dict[str, Any], handles: list[int], pipe: int) -> None:
     """The whole life of a child."""
     before = set(sys.modules), _compiled()
     code = 70
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as while Python starts
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         os.setsid()
         os.dup2(handles[0], 1)

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import catalogues  # noqa: F401 - adds its rows to those of verbs
 import changes  # noqa: F401 - the same
+import foreign_fuzz  # noqa: F401 - the same
 import fuzz  # noqa: F401 - the same
 import learning  # noqa: F401 - the same
 import loading  # noqa: F401 - the same
 import network  # noqa: F401 - the same
+import other_verbs  # noqa: F401 - the same
 import payloads  # noqa: F401 - the same
 import pytest
 import recount  # noqa: F401 - the same
@@ -18,6 +20,7 @@ import rows
 import soak  # noqa: F401 - the same
 import sources
 import training_state  # noqa: F401 - the same
+import trees  # noqa: F401 - the same
 import verbs
 import workers  # noqa: F401 - the same
 
