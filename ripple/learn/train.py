@@ -29,7 +29,7 @@ from ripple.files import lock, remove_temporaries, unlock, write_atomic
 from ripple.interrupt import Stop, stoppable
 from ripple.learn import calibrate, evaluate, gates, judging
 from ripple.learn.checkpoint import (
-    BANK_FILE,
+    BESIDE,
     CONTRACT,
     ArchitectureRecord,
     Contract,
@@ -200,7 +200,7 @@ def _claim(directory: Path) -> None:
     """Make the output directory, or refuse one that holds other things."""
     directory.mkdir(parents=True, exist_ok=True)
     strangers = [p.name for p in sorted(directory.iterdir()) if not p.name.startswith(".")]
-    known = {BANK_FILE, "model.safetensors", "history.csv", "evaluation.json", "curves.png"}
+    known = {"model.safetensors", *BESIDE}
     if strangers and not (directory / WORK).is_dir() and not set(strangers) <= known:
         raise WriteError(f"{directory} holds {strangers[0]}, which is not ours", hint="give a new directory")
 
