@@ -46,6 +46,7 @@ from ripple.files import (
     write_error,
 )
 from ripple.layout import check_layout
+from ripple.listing import Listing, check_size, compare, differing, parse_listing
 from ripple.manifest import (
     REDO,
     Law,
@@ -58,6 +59,7 @@ from ripple.manifest import (
     refuse_other,
     render,
     software,
+    unseal,
 )
 
 if TYPE_CHECKING:
@@ -249,9 +251,7 @@ class ArtefactWriter:
         data = _parquet(index, law)
         counts = law.counts(asked)
         write_atomic(self.directory / INDEX, data)
-        write_atomic(
-            self.directory / METRICS, json.dumps(metrics, indent=1, sort_keys=True, default=str).encode()
-        )
+        write_atomic(self.directory / METRICS, render(_plain(metrics)))
         manifest: dict[str, Any] = {
             **self._identity, "suffix": self._suffix, "shards": [_stable(shard) for shard in shards],
             "index": {"rows": counts["asked"], "bytes": len(data),
@@ -278,6 +278,13 @@ def _tidy(directory: Path) -> None:
     remove_temporaries(directory)
     with suppress(OSError):
         (directory / JOURNAL).unlink()
+
+
+def _plain(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON values: text for what JSON does not know, null for numbers that are not finite."""
+    text = json.dumps(metrics, default=str)
+    plain: dict[str, Any] = json.loads(text, parse_constant=lambda _: None)
+    return plain
 
 
 def _stable(shard: ShardRecord) -> dict[str, Any]:
@@ -434,7 +441,7 @@ class Artefact:
 
         path, entry = self.directory / INDEX, self.manifest["index"]
         data = read_whole(path)
-        _compare(path, (len(data), hashlib.sha256(data).hexdigest()), (entry["bytes"], entry["sha256"]))
+        compare(path, (len(data), hashlib.sha256(data).hexdigest()), (entry["bytes"], entry["sha256"]))
         try:
             table = parse_parquet(data)
             table.validate(full=True)
@@ -458,7 +465,7 @@ class Artefact:
         with opened(path) as file:
             key = (str(path.absolute()), shard.sha256, os.fstat(file.fileno()).st_ino)
         if key not in _verified:
-            _compare(path, hash_file(path), (shard.bytes, shard.sha256))
+            compare(path, hash_file(path), (shard.bytes, shard.sha256))
             _verified.add(key)
         return path
 
@@ -472,7 +479,7 @@ class Artefact:
         """
         for k, shard in enumerate(self.shards):
             path = self.shard_path(k)
-            _compare(path, hash_file(path), (shard.bytes, shard.sha256))
+            compare(path, hash_file(path), (shard.bytes, shard.sha256))
 
     def read(self, k: int) -> bytes:
         """The bytes of shard `k`, compared with their SHA-256 on every call.
@@ -484,23 +491,52 @@ class Artefact:
         """
         path, shard = self.shard_path(k), self.shards[k]
         data = read_whole(path)
-        _compare(path, (len(data), hashlib.sha256(data).hexdigest()), (shard.bytes, shard.sha256))
+        compare(path, (len(data), hashlib.sha256(data).hexdigest()), (shard.bytes, shard.sha256))
         return data
 
     def metrics(self) -> dict[str, Any]:
-        """What the run cost; empty when the file is gone (it is not part of the content)."""
-        try:
-            value = json.loads((self.directory / METRICS).read_bytes())
-        except (OSError, ValueError):
+        """What the run cost; empty when the file is gone (it is not part of the content).
+
+        Its seal is its own, as it differs from run to run. Files without one (and without a final newline, so
+        that no flip can pass for that) are of earlier versions.
+
+        Raises
+        ------
+        IntegrityError
+            Damaged.
+        """
+        path = self.directory / METRICS
+        if not path.exists() and not path.is_symlink():
             return {}
+        data = read_whole(path)
+        if b'"seal"' in data or data[-1:] in (b"\n", b""):
+            return {key: value for key, value in unseal(path, data).items() if key != "seal"}
+        try:
+            value = json.loads(data)
+        except (ValueError, RecursionError):
+            raise IntegrityError(
+                f"{path}: damaged", hint="remove it: it says only what the run cost"
+            ) from None
         return value if isinstance(value, dict) else {}
 
+    def files(self) -> Listing:
+        """Further files that belong to the content, with size and SHA-256: the attribute `files`."""
+        return parse_listing(self.directory / MANIFEST, self.manifest["attributes"].get("files", {}))
 
-def _compare(path: Path, found: tuple[int, str], expected: tuple[int, str]) -> None:
-    if found[0] != expected[0]:
-        raise IntegrityError(f"{path}: {found[0]} bytes, {expected[0]} were written", hint=REDO)
-    if found[1] != expected[1]:
-        raise IntegrityError(f"{path}: damaged, its SHA-256 is not the one recorded", hint=REDO)
+    def read_file(self, name: str) -> bytes:
+        """The bytes of one of `files`, verified.
+
+        Raises
+        ------
+        IntegrityError
+            The manifest does not name it, or its bytes are not those that were written.
+        """
+        path, expected = self.directory / name, self.files().get(name)
+        if expected is None:
+            raise IntegrityError(f"{path}: the manifest has no digest of it", hint=REDO)
+        data = read_whole(path)
+        compare(path, (len(data), hashlib.sha256(data).hexdigest()), expected)
+        return data
 
 
 def open_artefact(directory: Path, kind: str | None = None) -> Artefact:
@@ -521,12 +557,7 @@ def open_artefact(directory: Path, kind: str | None = None) -> Artefact:
         raise InputError(f"{directory} holds {manifest['kind']}, not {kind}")
     artefact = Artefact(directory, manifest, tuple(ShardRecord(**shard) for shard in manifest["shards"]))
     for k, shard in enumerate(artefact.shards):
-        with opened(artefact.shard_path(k)) as file:
-            size = os.fstat(file.fileno()).st_size
-        if size != shard.bytes:
-            raise IntegrityError(
-                f"{artefact.shard_path(k)}: {size} bytes, {shard.bytes} were written", hint=REDO
-            )
+        check_size(artefact.shard_path(k), shard.bytes)
     return artefact
 
 
@@ -559,13 +590,8 @@ def verify(directory: Path, advance: Callable[[int], None] | None = None) -> lis
         artefact = open_artefact(directory)
     except IntegrityError as err:
         return [err.message]
-    problems = []
-    for k, shard in enumerate(artefact.shards):
-        path = artefact.shard_path(k)
-        try:
-            _compare(path, hash_file(path, advance), (shard.bytes, shard.sha256))
-        except IntegrityError as err:
-            problems.append(err.message)
+    files = {shard.name: (shard.bytes, shard.sha256) for shard in artefact.shards}
+    problems = differing(directory, files, advance)
     if artefact.manifest["kind"] == "scores":
         table = artefact.manifest["attributes"]["sorted"]
         path = directory / table["name"]
@@ -575,12 +601,16 @@ def verify(directory: Path, advance: Callable[[int], None] | None = None) -> lis
         except IntegrityError as err:
             problems.append(err.message)
     try:
+        problems += differing(directory, artefact.files(), advance)
+        artefact.metrics()
+    except IntegrityError as err:
+        problems.append(err.message)
+    try:
         check_law(artefact.index(), [shard.rows for shard in artefact.shards])
     except IntegrityError as err:
         named = str(directory / INDEX) in err.message
         problems.append(err.message if named else f"{directory / INDEX}: {err.message}")
-    names = {shard.name for shard in artefact.shards}
     strays = sorted(
-        e.name for e in os.scandir(directory) if e.name.startswith("shard-") and e.name not in names
+        e.name for e in os.scandir(directory) if e.name.startswith("shard-") and e.name not in files
     )
     return problems + [f"{directory / name}: not in the manifest" for name in strays]

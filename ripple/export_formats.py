@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ripple.errors import ConfigError, DataError
 from ripple.export import MMU_NSIDE, ExportConfig, Part, Source, npy_bytes, splits
+from ripple.files import write_new
 from ripple.geometry import Tan
 from ripple.pages import csv_bytes
 
@@ -41,7 +42,7 @@ def deeplense(source: Source, config: ExportConfig, directory: Path) -> Iterator
     names = [f"{folder}/{k:07d}.npy" for k, folder in enumerate(folders)]
     for part in source.parts():
         for k, image in zip(part.numbers.tolist(), part.image, strict=True):
-            (directory / names[k]).write_bytes(npy_bytes(np.nan_to_num(image, nan=0.0)))
+            write_new(directory / names[k], npy_bytes(np.nan_to_num(image, nan=0.0)))
         yield len(part.numbers)
     _catalogue(source, directory, names)
 
@@ -57,7 +58,7 @@ def _catalogue(source: Source, directory: Path, files: list[str]) -> None:
 
     columns = {name: source.table[name] for name in source.table.column_names if name not in _OURS}
     flat = {name: c for name, c in columns.items() if not pa.types.is_nested(c.type)}
-    (directory / "catalog.csv").write_bytes(csv_bytes(pa.table({"file": pa.array(files), **flat})))
+    write_new(directory / "catalog.csv", csv_bytes(pa.table({"file": pa.array(files), **flat})))
 
 
 def multimodal_universe(source: Source, config: ExportConfig, directory: Path) -> Iterator[int]:
@@ -74,7 +75,7 @@ def multimodal_universe(source: Source, config: ExportConfig, directory: Path) -
         parts = list(source.parts(np.flatnonzero(cells == cell)))
         folder = directory / f"healpix={cell}"
         folder.mkdir()
-        (folder / "001-of-001.hdf5").write_bytes(_mmu_file(source, parts, int(cell)))
+        write_new(folder / "001-of-001.hdf5", _mmu_file(source, parts, int(cell)))
         yield sum(len(part.numbers) for part in parts)
 
 
@@ -144,7 +145,7 @@ def webdataset(source: Source, config: ExportConfig, directory: Path) -> Iterato
             tar.close()
     note = {"bands": source.bands, "pixel_scale": source.pixel_scale, "unit": source.unit, "rows": done,
             "class_map": source.class_map}  # fmt: skip
-    (directory / "dataset.json").write_text(json.dumps(note, indent=1, sort_keys=True) + "\n")
+    write_new(directory / "dataset.json", json.dumps(note, indent=1, sort_keys=True).encode() + b"\n")
 
 
 def _add_row(tar: tarfile.TarFile, key: str, part: Part, k: int, source: Source) -> None:
@@ -215,7 +216,7 @@ def fits_stamps(source: Source, config: ExportConfig, directory: Path) -> Iterat
     for part in source.parts():
         for k, number in enumerate(part.numbers.tolist()):
             names.append(f"{number:07d}.fits")
-            (directory / names[-1]).write_bytes(_fits_file(part, k, source))
+            write_new(directory / names[-1], _fits_file(part, k, source))
         yield len(part.numbers)
     _catalogue(source, directory, names)
 

@@ -228,11 +228,46 @@ def sync_directory(directory: Path) -> None:
         os.close(handle)
 
 
-def write_error(path: Path, err: OSError, needed: int) -> WriteError:
+def write_new(path: Path, data: bytes | memoryview) -> None:
+    """Write a file of a directory that nobody reads before all of it is settled and published.
+
+    Raises
+    ------
+    WriteError
+        As in `write_atomic`, or the file is there; what was written of it stays.
+    """
+    try:
+        with path.open("xb") as file:
+            file.write(data)
+    except OSError as err:
+        raise write_error(path, err, len(data)) from None
+
+
+def settle(path: Path) -> tuple[int, str]:
+    """Have the disk take a file that someone wrote; its size and SHA-256.
+
+    Raises
+    ------
+    WriteError
+        The disk could not take it: what failed is known only now.
+    IntegrityError
+        No regular file, or not readable.
+    """
+    with opened(path) as file:
+        try:
+            os.fsync(file.fileno())
+        except OSError as err:
+            raise write_error(path, err, os.fstat(file.fileno()).st_size) from None
+    return hash_file(path)
+
+
+def write_error(path: Path, err: OSError, needed: int = 0) -> WriteError:
+    """What an `OSError` of a write means; `needed` bytes, 0 when not known."""
     if err.errno in (errno.ENOSPC, errno.EDQUOT):
+        size = f", {needed} bytes needed" if needed else ""
         return WriteError(
-            f"{path}: disk full, {needed} bytes needed{_free(path.parent)}",
-            hint="free space and run the same command again; committed units are kept",
+            f"{path}: disk full{size}{_free(path.parent)}",
+            hint="free space and run the same command again; what is committed is kept",
         )
     return WriteError(f"{path}: {err.strerror or err}", hint="check permissions and the file system")
 
@@ -387,15 +422,22 @@ def hash_file(path: Path, advance: Callable[[int], None] | None = None) -> tuple
     return size, digest.hexdigest()
 
 
-def lock(directory: Path) -> int:
+def lock(directory: Path, name: str = LOCK) -> int:
     """Take the writer's lock; the descriptor is not inherited by workers.
+
+    Parameters
+    ----------
+    directory
+        What is written.
+    name
+        Of the file in it that is locked.
 
     Raises
     ------
     LockedError
         Another process writes here; the message names it.
     """
-    path = directory / LOCK
+    path = directory / name
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     except OSError as err:

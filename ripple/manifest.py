@@ -120,10 +120,28 @@ def content_digest(manifest: Mapping[str, Any]) -> str:
 
 
 def render(manifest: Mapping[str, Any]) -> bytes:
-    """The bytes of a manifest: any other bytes are damage. `seal` covers everything, `software` too."""
+    """The bytes of a manifest, or of another record: any other bytes are damage. `seal` covers everything."""
     open_part = {key: value for key, value in manifest.items() if key != "seal"}
     seal = hashlib.sha256(canonical_json(open_part)).hexdigest()
     return json.dumps({**open_part, "seal": seal}, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
+
+
+def unseal(path: Path, data: bytes) -> dict[str, Any]:
+    """What `render` made bytes of.
+
+    Raises
+    ------
+    IntegrityError
+        Other bytes than `render` makes.
+    """
+    try:
+        value: dict[str, Any] = json.loads(data)
+        whole = isinstance(value, dict) and render(value) == data
+    except (ValueError, RecursionError):
+        whole = False
+    if not whole:
+        raise IntegrityError(f"{path}: damaged", hint=REDO)
+    return value
 
 
 def parse_manifest(path: Path, data: bytes) -> dict[str, Any]:
@@ -139,12 +157,8 @@ def parse_manifest(path: Path, data: bytes) -> dict[str, Any]:
     damaged = IntegrityError(f"{path}: damaged", hint=REDO)
     if len(data) > MAX_MANIFEST_BYTES:
         raise damaged
-    try:
-        manifest: dict[str, Any] = json.loads(data)
-        whole = isinstance(manifest, dict) and render(manifest) == data
-    except (ValueError, RecursionError):
-        raise damaged from None
-    if not whole or manifest.get("digest") != content_digest(manifest):
+    manifest = unseal(path, data)
+    if manifest.get("digest") != content_digest(manifest):
         raise damaged
     if manifest.get("schema") != SCHEMA:
         raise InputError(f"{path}: schema {manifest.get('schema')}, this version reads {SCHEMA}")

@@ -9,7 +9,6 @@ still there, else from the tensors.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections import Counter
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from ripple.config import Config
-from ripple.errors import DataError, IntegrityError
+from ripple.errors import DataError, InputError, IntegrityError
 from ripple.profile import Summary
 from ripple.report_figures import numbers
 
@@ -65,6 +64,7 @@ def report(config: ReportConfig) -> Summary:
         The output holds something else.
     """
     from ripple.artefact import open_artefact
+    from ripple.files import write_new
     from ripple.tree import write_tree
 
     start = time.perf_counter()
@@ -83,7 +83,7 @@ def report(config: ReportConfig) -> Summary:
 
             files = tensors_page(artefact, config)
         for name, data in files.items():
-            (directory / name).write_bytes(data)
+            write_new(directory / name, data)
         facts["page"] = f"{len(files['index.html']) / 1e6:.1f} MB"
 
     fresh = write_tree(config.output, identity, build)
@@ -100,8 +100,8 @@ def scores_page(artefact: Artefact, config: ReportConfig) -> dict[str, bytes]:
 
     table = ranked_table(artefact)
     shown = chosen_rows(table, config)
-    metrics = artefact.metrics()
-    evaluation = metrics.get("evaluation") or {}
+    judged = judgement(artefact)
+    evaluation = judged.get("evaluation") or {}
     attributes = artefact.manifest["attributes"]
     model = model_record(artefact, config)
     cards = _cards(artefact, table.take(shown), config)
@@ -112,7 +112,7 @@ def scores_page(artefact: Artefact, config: ReportConfig) -> dict[str, bytes]:
                 f"{', '.join(attributes['bands'])}.",
         "facts": tiles(table, evaluation), "plots": plots(table, evaluation),
         "evaluation_note": note(evaluation),
-        "tables": tables(artefact, metrics, model), "cards": cards,
+        "tables": tables(artefact, judged, model), "cards": cards,
         "cards_note": _cards_note(len(shown), table.num_rows, config),
         "has_truth": bool(known["lens"] or known["nonlens"]),
         "provenance": _provenance(artefact),
@@ -136,6 +136,20 @@ def ranked_table(artefact: Artefact) -> pa.Table:
     if hash_file(path)[1] != entry["sha256"]:
         raise IntegrityError(f"{path}: damaged, its SHA-256 is not the one recorded", hint="score again")
     return parse_parquet(read_whole(path))
+
+
+def judgement(artefact: Artefact) -> dict[str, Any]:
+    """`evaluation.json`, verified: `evaluation`, `slices` and more; empty when nothing was evaluated.
+
+    Raises
+    ------
+    IntegrityError
+        Its bytes are not those that were written, or nobody wrote down which those are.
+    """
+    if "evaluation" not in artefact.manifest["attributes"]:
+        return {}
+    found: dict[str, Any] = json.loads(artefact.read_file("evaluation.json"))
+    return found
 
 
 def chosen_rows(table: pa.Table, config: ReportConfig) -> NDArray[np.int64]:
@@ -223,18 +237,21 @@ def located(path: Path, beside: Path) -> Path:
 
 
 def model_record(artefact: Artefact, config: ReportConfig) -> dict[str, Any]:
-    """`model.json` of the model that scored, empty when it is not at hand."""
-    from ripple.config import canonical_json
+    """The contract of the model that scored, empty when it is not at hand.
 
-    path = (config.model or artefact.directory.parent / "model") / "model.json"
+    Raises
+    ------
+    IntegrityError
+        The contract is damaged.
+    """
+    from ripple.learn.checkpoint import load_contract
+
     try:
-        record = json.loads(path.read_bytes())
-        contract = record["contract"]
-        digest = hashlib.sha256(canonical_json(contract)).hexdigest()
-    except (OSError, ValueError, KeyError, TypeError):
+        contract = load_contract(config.model or artefact.directory.parent / "model")
+    except InputError:
         return {}
-    same = digest == artefact.manifest["inputs"]["model"]
-    return contract if same and isinstance(contract, dict) else {}
+    same = contract.digest() == artefact.manifest["inputs"]["model"]
+    return contract.model_dump(mode="json") if same else {}
 
 
 def _cards_note(shown: int, rows: int, config: ReportConfig) -> str:

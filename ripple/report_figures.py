@@ -102,10 +102,10 @@ def _score_range(groups: list[tuple[str, NDArray[np.float64]]]) -> tuple[float, 
     return (0.0, 1.0) if inside else None
 
 
-def tables(artefact: Artefact, metrics: dict[str, Any], model: dict[str, Any]) -> list[Table]:
+def tables(artefact: Artefact, judged: dict[str, Any], model: dict[str, Any]) -> list[Table]:
     """Slices, shortcut gates and rejections."""
-    found = _slice_tables(metrics.get("slices") or [])
-    found += _gate_table(model.get("gates") or {}, (metrics.get("evaluation") or {}).get("metrics") or {})
+    found = _slice_tables(judged.get("slices") or [])
+    found += _gate_table(model.get("gates") or {}, (judged.get("evaluation") or {}).get("metrics") or {})
     index = artefact.index()
     rejected = Counter(
         reason or "unknown"

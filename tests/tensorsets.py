@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 from ripple import artefact, shard
 from ripple.config import Config
 from ripple.cutouts import TensorBatch
+from ripple.listing import listed
 
 
 class MakeConfig(Config):
@@ -148,10 +150,13 @@ def make_scores(
             "threshold": 0.5, "bands": ["g", "r", "i"],
             "model": {"directory": model, "origin": "ripple train", "members": 1},
         }  # fmt: skip
-        metrics = {}
         if evaluate:
             y, s = np.concatenate(labels), np.concatenate(scores)
-            metrics["evaluation"] = judge.evaluate(y, s, s, threshold=0.5, draws=50)
+            found = judge.evaluate(y, s, s, threshold=0.5, draws=50)
+            artefact.write_atomic(directory / "evaluation.json", json.dumps({"evaluation": found}).encode())
+            attributes |= {
+                "evaluation": found["metrics"], "files": listed(directory, ["evaluation.json"])
+            }  # fmt: skip
         names = ["index", "id", "ra", "dec", "status", "reason", "shard", "row"]
-        writer.finish(source.index().select(names), metrics, attributes)
+        writer.finish(source.index().select(names), {}, attributes)
     return directory

@@ -23,6 +23,7 @@ from ripple.foreign import class_order, folder_meaning
 from ripple.geometry import Tan
 from ripple.importers import ImportConfig, import_stamps
 from ripple.learn.loader import TensorDataset
+from ripple.tree import verify_tree
 
 
 def run_import(source: Path, output: Path, **options: Any) -> Any:
@@ -35,6 +36,7 @@ def run_import(source: Path, output: Path, **options: Any) -> Any:
 
 def run_export(source: Path, output: Path, **options: Any) -> Path:
     export(ExportConfig.make({"source": source, "output": output, **options}))
+    assert verify_tree(output) == []
     return output
 
 

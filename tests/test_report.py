@@ -96,7 +96,7 @@ def test_csv_has_all_rows_and_no_formula(made: dict[str, Path]) -> None:
 
 def test_metrics_of_the_page_are_those_of_the_scores(made: dict[str, Path]) -> None:
     page = (made["report"] / "index.html").read_text()
-    evaluation = json.loads((made["scores"] / "metrics.json").read_text())["evaluation"]
+    evaluation = json.loads((made["scores"] / "evaluation.json").read_text())["evaluation"]
     auroc = evaluation["metrics"]["auroc"]
     assert f"{auroc['value']:.3f}" in page
     assert f"{auroc['low']:.3f} to {auroc['high']:.3f}" in page

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from ripple.cli import run
 from ripple.errors import ConfigError
 from ripple.importers import ImportConfig, import_stamps
 from ripple.run import CHAIN, run_chain
@@ -106,3 +107,7 @@ def test_the_deeplense_protocol_runs_on_a_small_tree(tmp_path: Path) -> None:
     assert names.count("validation") == sum(rows["validation"].values()) > 4
     evaluation = json.loads((out / "scores" / "evaluation.json").read_text())["evaluation"]
     assert (evaluation["lenses"], evaluation["nonlenses"]) == (6, 30)
+    assert run(["report", str(out / "scores"), "-o", str(out / "report")]) == 0
+    assert "Shortcut gates" in (out / "report" / "index.html").read_text()
+    for name in ("tensors", "model", "scores", "report"):
+        assert run(["verify", str(out / name)]) == 0

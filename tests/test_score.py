@@ -82,6 +82,10 @@ def test_scores_are_those_of_the_network_and_ranked(model: Path, toys: Path, tmp
     assert score(config(model, toys, tmp_path / "s", top=7)).done_before
     with pytest.raises(ConfigError, match=r"score.top: 7 -> 8"):
         score(config(model, toys, tmp_path / "s", top=8))
+    top_csv = (tmp_path / "s" / "top.csv").read_bytes()
+    (tmp_path / "s" / "top.csv").write_bytes(top_csv.replace(b",", b";", 1))
+    assert any("top.csv" in problem for problem in verify(tmp_path / "s"))
+    (tmp_path / "s" / "top.csv").write_bytes(top_csv)
     data = bytearray((tmp_path / "s" / "scores.parquet").read_bytes())
     data[len(data) // 2] ^= 1
     (tmp_path / "s" / "scores.parquet").write_bytes(data)
@@ -163,7 +167,7 @@ def test_only_unseen_sky_is_judged(toys: Path, tmp_path: Path) -> None:
     expected = dict(zip(table["id"].to_pylist(), np.searchsorted(used, cells), strict=True))
     for name, split in zip(scores["id"], scores["split"], strict=True):
         assert split == {0: "train", 1: "train", 2: "validation"}.get(int(expected[name]), "test")
-    metrics = json.loads((tmp_path / "s" / "metrics.json").read_text())
+    metrics = json.loads((tmp_path / "s" / "evaluation.json").read_text())
     assert metrics["evaluation"]["rows"] == scores["split"].count("test")
     columns = {s["column"] for s in metrics["slices"]}
     assert {"theta_E", "arc_sb", "psf_g", "flagged"} <= columns

@@ -33,7 +33,7 @@ VERBS: dict[str, str] = {
     "report": "A page a person can judge candidates on.",
     "run": "The whole chain from one YAML file.",
     "show": "What is in an artefact.",
-    "verify": "Is every byte of an artefact whole.",
+    "verify": "Is every byte of an artefact, a model, a page or an export whole.",
     "import": "Other people's stamps to cutouts or tensors.",
     "export": "Tensors to other people's formats.",
     "import-model": "A checkpoint from elsewhere, plus its contract.",

@@ -3,7 +3,8 @@
     MODEL/model.safetensors        weights of the first member
     MODEL/member-1.safetensors     further members of an ensemble
     MODEL/latent.safetensors       features of training rows, for distances
-    MODEL/model.json               the contract, written last: no contract, no model
+    MODEL/history.csv, evaluation.json, curves.png    of models that were trained here
+    MODEL/model.json               the contract, written last: no contract, no model. It lists all files
 
 Weights count only when their digest is the one in the contract, their names and shapes are those of the
 network the contract names, and every number is finite. Nothing here unpickles.
@@ -32,6 +33,8 @@ from ripple.files import make_directory, write_atomic
 from ripple.learn.calibrate import Calibration
 from ripple.learn.network import NAMES, Architecture, Net, Stem, build
 from ripple.learn.uncertainty import Uncertainty
+from ripple.listing import listed
+from ripple.manifest import render, unseal
 
 Output = Literal["lens", "classes", "regression"]
 CONTRACT = "model.json"
@@ -40,6 +43,8 @@ MAX_HEADER_BYTES = 16 << 20
 MAX_WEIGHT_BYTES = 4 << 30
 MAX_BANK_BYTES = 1 << 30
 BANK_FILE = "latent.safetensors"
+#: What lies beside the weights when it was made.
+BESIDE = (BANK_FILE, "history.csv", "evaluation.json", "curves.png")
 
 
 class Strict(BaseModel):
@@ -344,7 +349,7 @@ def save_weights(path: Path, state: Mapping[str, Tensor]) -> bytes:
 
 
 def save_model(directory: Path, contract: Contract, states: list[Mapping[str, Tensor]]) -> Contract:
-    """Write a model directory; the contract comes last.
+    """Write a model directory; the contract comes last and lists the files, those of `BESIDE` too.
 
     Parameters
     ----------
@@ -367,8 +372,9 @@ def save_model(directory: Path, contract: Contract, states: list[Mapping[str, Te
         members.append(member.model_copy(update=facts))
     final = contract.model_copy(update={"members": tuple(members)}).consistent()
     stored = final.model_dump(mode="json")
-    record = {"digest": _digest(stored), "contract": stored}
-    write_atomic(directory / CONTRACT, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
+    files = {m.file: (m.bytes, m.sha256) for m in members} | listed(directory, BESIDE)
+    record = {"digest": _digest(stored), "contract": stored, "files": files}
+    write_atomic(directory / CONTRACT, render(record))
     return final
 
 
@@ -399,6 +405,8 @@ def load_contract(directory: Path) -> Contract:
         raise IntegrityError(
             f"{path}: its digest does not fit its content", hint="`ripple import-model` makes new contracts"
         )
+    if len(record) > 2:  # with a list of files: one seal is on all of it
+        unseal(path, data)
     return contract.consistent()
 
 

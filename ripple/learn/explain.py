@@ -21,6 +21,7 @@ from torch import Tensor
 from ripple import shard
 from ripple.artefact import Artefact, open_artefact
 from ripple.errors import ConfigError, DataError, InputError, IntegrityError
+from ripple.files import write_new
 from ripple.learn import attribution, uncertainty
 from ripple.learn.checkpoint import Contract, Conversion, Facts, Model, check, load_model
 from ripple.learn.explain_config import ExplainConfig
@@ -110,10 +111,10 @@ def explain(config: ExplainConfig) -> Summary:
         for place, at in enumerate(chosen, 1):
             name = f"candidate-{place:04d}.html"
             page, title = candidate_page(model, rows, int(at), artefacts, config, device)
-            (directory / name).write_bytes(page)
+            write_new(directory / name, page)
             links.append(Link(name, title))
         page = model_page(model, before, rows, links, artefacts, config, device)
-        (directory / "index.html").write_bytes(page)
+        write_new(directory / "index.html", page)
         facts.update(rows=len(rows.number), pages=len(links) + 1)
 
     fresh = write_tree(config.output, identity, build)

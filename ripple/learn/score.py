@@ -40,9 +40,12 @@ from ripple.learn.score_config import ScoreConfig
 from ripple.learn.splits import SPLITS, sky_cells, split_keys
 from ripple.learn.train import choose_device
 from ripple.learn.uncertainty import class_probabilities, doubts, neighbour_distance
+from ripple.listing import listed
 from ripple.profile import Summary, peak_rss, progress
 
 SORTED = "scores.parquet"
+#: What else is written beside the shards, each when it is asked for.
+BESIDE = ("top.csv", "evaluation.json", "curves.png", "stress.json", "stress.csv", "stress.png")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +115,8 @@ def _finish(
         "output": model.contract.output, "threshold": model.contract.threshold,
         "bands": list(model.contract.bands), "prevalence": config.prevalence,
     }  # fmt: skip
-    metrics: dict[str, Any] = {"peak_rss": peak_rss()}
     if config.evaluate:
         found = evaluation_report(paths, model.contract, config, writer.directory)
-        metrics |= found
         attributes["evaluation"] = found["evaluation"]["metrics"]
         if "visible" in found:
             attributes["visible"] = found["visible"]
@@ -126,11 +127,11 @@ def _finish(
         found = stress(
             model, parts, writer.directory, seed=config.seed, attacked=config.attacked_rows, device=device
         )
-        metrics["stress"] = found
         worst = max(found["card"], key=lambda r: r["flip_rate"]["value"])
         attributes["stress"] = {"worst": worst["disturbance"], "flip_rate": worst["flip_rate"]["value"]}
     artefacts = list({id(unit.artefact): unit.artefact for unit in units}.values())
-    writer.finish(joined_index(artefacts), metrics, attributes)
+    attributes["files"] = listed(writer.directory, BESIDE)
+    writer.finish(joined_index(artefacts), {"peak_rss": peak_rss()}, attributes)
     return attributes
 
 

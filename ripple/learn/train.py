@@ -37,7 +37,7 @@ from ripple.files import (
 from ripple.interrupt import Stop, stoppable
 from ripple.learn import calibrate, evaluate, gates, judging
 from ripple.learn.checkpoint import (
-    BANK_FILE,
+    BESIDE,
     CONTRACT,
     MAX_CONTRACT_BYTES,
     ArchitectureRecord,
@@ -212,7 +212,7 @@ def _claim(directory: Path) -> None:
     """Make the output directory, or refuse one that holds other things."""
     make_directory(directory)
     strangers = [p.name for p in sorted(directory.iterdir()) if not p.name.startswith(".")]
-    known = {BANK_FILE, "model.safetensors", "history.csv", "evaluation.json", "curves.png"}
+    known = {"model.safetensors", *BESIDE}
     if strangers and not (directory / WORK).is_dir() and not set(strangers) <= known:
         raise WriteError(f"{directory} holds {strangers[0]}, which is not ours", hint="give a new directory")
 
