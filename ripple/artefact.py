@@ -46,7 +46,7 @@ from ripple.files import (
     write_error,
 )
 from ripple.layout import check_layout
-from ripple.listing import Listing, check_size, compare, differing, parse_listing
+from ripple.listing import FileList, check_size, compare, differing, parse_listing
 from ripple.manifest import (
     REDO,
     Law,
@@ -519,7 +519,7 @@ class Artefact:
             ) from None
         return value if isinstance(value, dict) else {}
 
-    def files(self) -> Listing:
+    def files(self) -> FileList:
         """Further files that belong to the content, with size and SHA-256: the attribute `files`."""
         return parse_listing(self.directory / MANIFEST, self.manifest["attributes"].get("files", {}))
 

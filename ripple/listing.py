@@ -15,15 +15,15 @@ from ripple.files import hash_file, opened, read_whole
 from ripple.manifest import REDO, unseal
 
 #: Name -> size and SHA-256.
-Listing = dict[str, tuple[int, str]]
+FileList = dict[str, tuple[int, str]]
 
 
-def listed(directory: Path, names: Iterable[str]) -> Listing:
+def listed(directory: Path, names: Iterable[str]) -> FileList:
     """Size and SHA-256 of those of the files that are there."""
     return {name: hash_file(directory / name) for name in names if (directory / name).exists()}
 
 
-def parse_listing(path: Path, value: Any) -> Listing:
+def parse_listing(path: Path, value: Any) -> FileList:
     """The list that a record holds; no name in it leads out of the directory.
 
     Parameters
@@ -50,7 +50,7 @@ def _well_formed(name: str, entry: Any) -> bool:
     return inside and name != "." and pair
 
 
-def read_listing(path: Path) -> tuple[dict[str, Any], Listing]:
+def read_listing(path: Path) -> tuple[dict[str, Any], FileList]:
     """A sealed record with its list `files`: the note of a tree, or the contract of a model.
 
     Raises

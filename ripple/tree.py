@@ -22,7 +22,7 @@ from typing import Any
 from ripple.config import canonical_json
 from ripple.errors import ConfigError, LockedError, WriteError
 from ripple.files import lock, settle, sync_directory, unlock, write_atomic, write_error
-from ripple.listing import Listing, check_size, differing, read_listing
+from ripple.listing import FileList, check_size, differing, read_listing
 from ripple.manifest import first_difference, render
 
 NOTE, MARK = "ripple.json", ".tree"
@@ -182,7 +182,7 @@ def _sync_name(output: Path) -> None:
         raise write_error(output, err) from None
 
 
-def read_tree(directory: Path) -> Listing:
+def read_tree(directory: Path) -> FileList:
     """The files of a finished tree, as its note lists them.
 
     Raises
