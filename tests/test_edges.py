@@ -30,7 +30,8 @@ RIGHT = {
     ("size", GONE), ("size", None), ("margin", GONE), ("class_map", GONE), ("class_map", "{}"),
     ("source_sha256", GONE), ("source_sha256", "{}"), ("notes", GONE), ("notes", "[]"), ("notes", "['word']"),
     ("rows", 5), ("rows", 10**9), ("evaluation", GONE), ("evaluation", "{}"), ("evaluation", "{'word': 5}"),
-    ("stress", GONE), ("stress", None), ("visible", GONE), ("visible", None), ("files", GONE), ("files", "{}"),
+    ("stress", GONE), ("stress", None), ("visible", GONE), ("visible", None),
+    ("files", GONE), ("files", "{}"),
 }  # fmt: skip
 
 

@@ -96,7 +96,7 @@ def import_model(config: ImportModelConfig) -> Summary:
 
 def _refuse_strangers(output: Path) -> None:
     """What an import that was killed has left may be there, behind its lock file, or a model."""
-    if not output.exists() or (output / CONTRACT).exists():
+    if not output.is_dir() or (output / CONTRACT).exists():
         return
     names = sorted(path.name for path in output.iterdir())
     ours = {member_file(0)} if LOCK in names else set()
