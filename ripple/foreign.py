@@ -405,8 +405,11 @@ def multimodal_universe(root: Path, bands: tuple[str, ...], *, mask: str) -> Lis
         raise DataError(f"{root}: files of different units or classes", hint="import them one by one")
     (unit, classes), first = facts[0], tables[0]
     count = first["image_array"].shape[1]
-    named = bands or _band_names(first, count)
-    scale = float(np.asarray(first["image_scale"][0]).flat[0]) if "image_scale" in first else None
+    try:
+        named = bands or _band_names(first, count)
+        scale = float(np.asarray(first["image_scale"][0]).flat[0]) if "image_scale" in first else None
+    except DAMAGE as err:
+        raise DataError(f"{paths[0]}: {_one_line(err)}", hint="is it damaged?") from None
 
     def read(row: int) -> Stamp | Unreadable:
         k = int(np.searchsorted(starts, row, side="right")) - 1
@@ -422,8 +425,13 @@ def _mmu_facts(path: Path) -> tuple[str, tuple[str, ...]]:
     """`nJy` when the file says so, and its class names by label: files of `ripple export` carry both."""
     import h5py
 
-    with h5py.File(path, "r") as file:
-        said = {name: str(_plain(file.attrs[name])) for name in ("unit", "class_map") if name in file.attrs}
+    try:
+        with h5py.File(path, "r") as file:
+            said = {
+                name: str(_plain(file.attrs[name])) for name in ("unit", "class_map") if name in file.attrs
+            }
+    except DAMAGE as err:
+        raise DataError(f"{path}: {_one_line(err)}", hint="is it damaged?") from None
     try:
         names = json.loads(said.get("class_map", "{}"))
         classes = tuple(str(names[str(k)]) for k in range(len(names)))

@@ -74,12 +74,11 @@ def fits_stamps(root: Path, bands: tuple[str, ...], *, convert: bool = True) -> 
     for _, files in groups[:100]:
         try:
             planes = [p for path in files.values() for p in _planes_of(sources.read(path))]
+            named = bands or _named(planes)
+            scale = _scale_of([p for p in planes if p.role == "image"])
+            break
         except (*DAMAGE, VerifyError) as err:
             first_error = _one_line(err)
-            continue
-        named = bands or _named(planes)
-        scale = _scale_of([p for p in planes if p.role == "image"])
-        break
     else:
         raise DataError(f"{root}: none of its first files can be read: {first_error}")
     if not named:
