@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from ripple.config import Config
+from ripple.config import Config, neutral
 from ripple.cutouts import CutoutBatch, TensorBatch
 from ripple.errors import ConfigError, DataError
 from ripple.geometry import Tan
@@ -44,8 +44,8 @@ class ExportConfig(Config):
 
     verb: ClassVar[str] = "export"
 
-    source: Path = Field(description="Tensors or cutouts to export.")
-    output: Path = Field(description="Directory to make.")
+    source: Path = neutral(description="Tensors or cutouts to export.")
+    output: Path = neutral(description="Directory to make.")
     format: Literal["deeplense", "mmu", "webdataset", "zarr", "fits"] = Field(description="Layout to write.")
     rejected: bool = Field(False, description="Export rejected rows that have pixels, too.")
     split: Literal["sky", "none"] = Field("sky", description="deeplense: split by sky block, or not at all.")

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from ripple.config import Config
+from ripple.config import Config, neutral
 from ripple.errors import DataError, InputError, IntegrityError
 from ripple.profile import Summary
 from ripple.report_figures import numbers
@@ -43,8 +43,8 @@ class ReportConfig(Config):
 
     verb: ClassVar[str] = "report"
 
-    source: Path = Field(description="Scores, or tensors, to report on.")
-    output: Path = Field(description="Directory of the page.")
+    source: Path = neutral(description="Scores, or tensors, to report on.")
+    output: Path = neutral(description="Directory of the page.")
     top: int = Field(300, ge=1, le=5000, description="Best-ranked rows to show with a stamp.")
     missed: int = Field(24, ge=0, description="True lenses with the lowest rank to show as well.")
     model: Path | None = Field(None, description="Model directory; default: `model` beside the scores.")

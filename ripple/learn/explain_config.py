@@ -15,8 +15,11 @@ class ExplainConfig(Config):
 
     verb: ClassVar[str] = "explain"
 
-    model: Path = neutral(description="Model directory.")  # its digest is in the identity of the pages
-    tensors: tuple[Path, ...] = Field(min_length=1, description="Tensor artefacts with the rows to explain.")
+    # The digests of model and tensors are in the identity of the pages.
+    model: Path = neutral(description="Model directory.")
+    tensors: tuple[Path, ...] = neutral(
+        min_length=1, description="Tensor artefacts with the rows to explain."
+    )
     output: Path = neutral(description="Directory of the pages.")
 
     ids: tuple[str, ...] = Field((), description="Rows to explain by id; default: the best-scored ones.")
