@@ -81,13 +81,22 @@ def group() -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the console script; exits with the codes of DESIGN section 8."""
-    guard()
-    sys.exit(run(argv))
+    sys.exit(run(argv, guarded=True))
 
 
-def run(argv: list[str] | None = None) -> int:
-    """Run one command line and return its exit code; errors become one line on stderr."""
+def run(argv: list[str] | None = None, *, guarded: bool = False) -> int:
+    """Run one command line and return its exit code; errors become one line on stderr.
+
+    Parameters
+    ----------
+    argv
+        Arguments; those of the process by default.
+    guarded
+        The process is this command line's, and `interrupt.guard` may guard it.
+    """
     try:
+        if guarded:
+            guard()
         # Click turns SIGINT into Abort; verbs that must stop in order install their own handlers.
         result: Any = group.main(args=argv, prog_name="ripple", standalone_mode=False)
     except click.exceptions.Exit as err:
