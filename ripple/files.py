@@ -262,9 +262,9 @@ def settle(path: Path) -> tuple[int, str]:
 
 
 def write_error(path: Path, err: OSError, needed: int = 0) -> WriteError:
-    """What an `OSError` of a write means; `needed` bytes, 0 when not known."""
+    """What an `OSError` of a write means; `needed` bytes at least, 0 when not known."""
     if err.errno in (errno.ENOSPC, errno.EDQUOT):
-        size = f", {needed} bytes needed" if needed else ""
+        size = f", at least {needed} bytes needed" if needed else ""
         return WriteError(
             f"{path}: disk full{size}{_free(path.parent)}",
             hint="free space and run the same command again; what is committed is kept",

@@ -79,7 +79,8 @@ def write_tree(output: Path, identity: Mapping[str, Any], build: Callable[[Path]
         _sync_name(output)
         return True
     except OSError as err:
-        raise write_error(Path(err.filename or partial), err) from None
+        # How much more was to come is not known here, only what there was.
+        raise write_error(Path(err.filename or partial), err, _size(partial)) from None
     finally:
         _release(place, handle, made=place is output)
 
@@ -89,7 +90,10 @@ def _claim(partial: Path) -> int:
     while True:
         try:
             partial.mkdir(parents=True, exist_ok=True)
+            seen = partial.lstat()
             names = {path.name for path in partial.iterdir()}
+            if not os.path.samestat(seen, partial.lstat()):
+                continue  # what was listed is finished by now, and has lost its mark
         except FileNotFoundError:
             continue  # its writer has just renamed or removed it
         except OSError as err:
@@ -171,6 +175,15 @@ def _names(directory: Path) -> list[str]:
     found = (p for p in directory.rglob("*") if p.is_symlink() or not p.is_dir())
     names = (p.relative_to(directory).as_posix() for p in found)
     return sorted(name for name in names if name not in (NOTE, MARK))
+
+
+def _size(directory: Path) -> int:
+    """Bytes of all files, as far as they can be asked."""
+    total = 0
+    with suppress(OSError):
+        for path in directory.rglob("*"):
+            total += path.lstat().st_size
+    return total
 
 
 def _sync_name(output: Path) -> None:
