@@ -45,7 +45,7 @@ from ripple.files import (
     write_atomic,
     write_error,
 )
-from ripple.layout import check_layout
+from ripple.layout import check_layout, is_record
 from ripple.listing import FileList, check_size, compare, differing, parse_listing
 from ripple.manifest import (
     REDO,
@@ -93,12 +93,12 @@ def _parse_journal(data: bytes) -> tuple[dict[str, Any] | None, dict[int, ShardR
         if hashlib.sha256(body).hexdigest()[:16].encode() != mark:
             continue
         value = json.loads(body)
+        if not isinstance(value, dict):
+            continue
         if number == 0:
             header = value
-        elif "unit" in value:
-            unit = value.pop("unit")
-            with suppress(TypeError):  # of another layout: no record
-                records[unit] = ShardRecord(**value)
+        elif isinstance(unit := value.pop("unit", None), int) and is_record(value):
+            records[unit] = ShardRecord(**value)
     return (header, records) if header is not None else (None, {})
 
 
@@ -149,7 +149,7 @@ class ArtefactWriter:
     def done(self, unit: int) -> ShardRecord | None:
         """The record of a unit committed by an earlier run whose file still hashes to it, else None."""
         record = self._records.get(unit)
-        if record is None:
+        if record is None or record.name != self.name(unit):
             return None
         try:
             found = hash_file(self.directory / record.name)
@@ -556,6 +556,11 @@ def open_artefact(directory: Path, kind: str | None = None) -> Artefact:
     if kind is not None and manifest["kind"] != kind:
         raise InputError(f"{directory} holds {manifest['kind']}, not {kind}")
     artefact = Artefact(directory, manifest, tuple(ShardRecord(**shard) for shard in manifest["shards"]))
+    for name, (size, _) in artefact.files().items():
+        check_size(directory / name, size)
+    if manifest["kind"] == "scores":
+        with opened(directory / manifest["attributes"]["sorted"]["name"]):
+            pass  # its size is not written down
     for k, shard in enumerate(artefact.shards):
         check_size(artefact.shard_path(k), shard.bytes)
     return artefact

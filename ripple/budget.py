@@ -34,9 +34,9 @@ def parse_bytes(text: str) -> int:
     ConfigError
         Not a size, or not positive.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?|)b?\s*", text.lower())
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([kmgt]i?|)b?\s*", text.lower())
     value = int(float(match[1]) * _UNITS[match[2]]) if match else 0
-    if value <= 0:
+    if not 0 < value < 1 << 60:
         raise ConfigError(f"memory {text!r} is no size", hint="as in 4GiB or 500MB")
     return value
 

@@ -75,8 +75,8 @@ def write_single(path: Path, data: bytes | memoryview) -> None:
         with suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             remove_temporaries(path.parent, f"{TEMPORARY}{path.name}-")
-        with suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_SH)
+        with suppress(OSError):  # others may hold it for reasons of their own: `flock DIR ripple ...`
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         write_atomic(path, data)
     finally:
         os.close(handle)
@@ -237,8 +237,9 @@ def write_new(path: Path, data: bytes | memoryview) -> None:
         As in `write_atomic`, or the file is there; what was written of it stays.
     """
     try:
-        with path.open("xb") as file:
-            file.write(data)
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        with io.FileIO(handle, "w") as file, io.BufferedWriter(file) as out:
+            out.write(data)
     except OSError as err:
         raise write_error(path, err, len(data)) from None
 

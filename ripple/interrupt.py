@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -91,7 +91,10 @@ def stoppable() -> Iterator[Stop]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {signum: signal.signal(signum, stop.note) for signum in (signal.SIGINT, signal.SIGTERM)}
+    both = (signal.SIGINT, signal.SIGTERM)
+    # What is ignored stays so: SIGINT in what a shell starts with `&`, SIGTERM below some schedulers.
+    heard = [signum for signum in both if signal.getsignal(signum) is not signal.SIG_IGN]
+    before = {signum: signal.signal(signum, stop.note) for signum in heard}
     try:
         yield stop
         stop.check()
@@ -110,6 +113,7 @@ def guard() -> None:
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     signal.set_wakeup_fd(theirs.detach(), warn_on_full_buffer=False)
+    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1) and None)
     threading.Thread(target=_end_in_time, args=(ours,), daemon=True).start()
     kept = sys.unraisablehook
 
@@ -128,7 +132,9 @@ def _end_in_time(signals: socket.socket) -> None:
     first = _next(signals, None)
     if _next(signals, time.monotonic() + LAST):
         time.sleep(LAST_AGAIN)
-    os.write(2, f"ripple: {Interrupted(first)}; it was not answered in time\n".encode())
+    with suppress(OSError):  # it may be closed, or a pipe that nobody reads
+        os.set_blocking(2, False)
+        os.write(2, f"ripple: {Interrupted(first)}; it was not answered in time\n".encode())
     os._exit(128 + first)
 
 

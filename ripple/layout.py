@@ -60,6 +60,15 @@ class _Shard(_Part):
         return self
 
 
+def is_record(value: dict[str, Any]) -> bool:
+    """Whether these are the fields of a `ShardRecord`."""
+    try:
+        _Shard.model_validate(value)
+    except ValidationError:
+        return False
+    return True
+
+
 class _Index(_Part):
     rows: Count
     bytes: Count

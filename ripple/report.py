@@ -9,6 +9,7 @@ still there, else from the tensors.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections import Counter
@@ -129,13 +130,27 @@ def ranked_table(artefact: Artefact) -> pa.Table:
     IntegrityError
         Its bytes are not those that were written.
     """
-    from ripple.files import hash_file, parse_parquet, read_whole
+    import pyarrow as pa
+
+    from ripple.files import parse_parquet, read_whole
 
     entry = artefact.manifest["attributes"]["sorted"]
     path = artefact.directory / entry["name"]
-    if hash_file(path)[1] != entry["sha256"]:
+    data = read_whole(path)
+    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
         raise IntegrityError(f"{path}: damaged, its SHA-256 is not the one recorded", hint="score again")
-    return parse_parquet(read_whole(path))
+    try:
+        table = parse_parquet(data)
+    except (pa.ArrowException, OSError, ValueError) as err:
+        raise IntegrityError(f"{path}: no table: {' '.join(str(err).split())[:200]}") from None
+    for name in ("rank", "shard", "row"):
+        if name not in table.column_names or not pa.types.is_integer(table[name].type):
+            raise IntegrityError(f"{path}: no column {name!r} of whole numbers")
+        if table.num_rows and numbers(table, name).min() < 0:
+            raise IntegrityError(f"{path}: a number below 0 in column {name!r}")
+    if "score" not in table.column_names or not pa.types.is_floating(table["score"].type):
+        raise IntegrityError(f"{path}: no column 'score' of numbers")
+    return table
 
 
 def judgement(artefact: Artefact) -> dict[str, Any]:
@@ -148,7 +163,12 @@ def judgement(artefact: Artefact) -> dict[str, Any]:
     """
     if "evaluation" not in artefact.manifest["attributes"]:
         return {}
-    found: dict[str, Any] = json.loads(artefact.read_file("evaluation.json"))
+    try:
+        found = json.loads(artefact.read_file("evaluation.json"))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise IntegrityError(f"{artefact.directory / 'evaluation.json'}: no evaluation", hint="score again")
     return found
 
 

@@ -19,7 +19,8 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from ripple.config import Config, load_yaml, suggest
-from ripple.errors import ConfigError, IntegrityError
+from ripple.errors import ConfigError, InputError, IntegrityError
+from ripple.files import write_error
 from ripple.profile import Summary, plain
 
 #: Stage -> directory in the output, in the order of the chain.
@@ -106,7 +107,8 @@ def run_chain(
         summary = _stage(name, options[name])()
         summaries.append(summary)
         if not summary.done_before:
-            _clear(out, names[k + 1 :])
+            for later in names[k + 1 :]:
+                _clear(out / CHAIN[later], options[later]["output"])
     spent = _remember(out, memory, summaries)
     return Outcome(tuple(summaries), out, time.perf_counter() - start, spent)
 
@@ -188,12 +190,32 @@ def _score(config: Any) -> Summary:
     return score(config)
 
 
-def _clear(out: Path, later: list[str]) -> None:
-    """Remove what later stages made from an output that has just been made again."""
-    for name in later:
-        directory = out / CHAIN[name]
-        if any((directory / mark).exists() for mark in ("manifest.json", "model.json", "index.html")):
-            shutil.rmtree(directory)
+def _clear(directory: Path, output: str) -> None:
+    """Remove what a later stage made in its usual place, from an output that has just been made again.
+
+    What no record of ours vouches for, or lies elsewhere, stays: the stage itself refuses it by name.
+    """
+    if str(directory) != output or directory.is_symlink() or not _is_ours(directory):
+        return
+    try:
+        shutil.rmtree(directory)
+    except OSError as err:
+        raise write_error(directory, err) from None
+
+
+def _is_ours(directory: Path) -> bool:
+    """Whether it is a finished artefact, model or page."""
+    from ripple.artefact import open_artefact
+    from ripple.listing import read_listing
+
+    try:
+        if (directory / "manifest.json").is_file():
+            open_artefact(directory)
+            return True
+        names = [name for name in ("model.json", "ripple.json") if (directory / name).is_file()]
+        return bool(names and read_listing(directory / names[0]))
+    except (InputError, IntegrityError):
+        return False
 
 
 def _remembered(out: Path) -> dict[str, dict[str, Any]]:
@@ -216,10 +238,11 @@ def _remembered(out: Path) -> dict[str, dict[str, Any]]:
 
 def _remember(out: Path, memory: dict[str, dict[str, Any]], summaries: list[Summary]) -> dict[str, float]:
     """Keep the seconds of each stage for the next closing screen, and return them."""
-    from ripple.files import write_single
+    from ripple.files import make_directory, write_single
 
     fresh = {s.verb: {"seconds": s.seconds, "facts": s.facts} for s in summaries if not s.done_before}
     both = memory | fresh
+    make_directory(out)  # every stage may have a place of its own
     write_single(out / MEMORY, json.dumps(both, indent=1, sort_keys=True, default=str).encode())
     return {verb: float(stage["seconds"]) for verb, stage in both.items()}
 

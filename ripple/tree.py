@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -62,10 +63,15 @@ def write_tree(output: Path, identity: Mapping[str, Any], build: Callable[[Path]
     WriteError
         `output` or `NAME.partial` holds files of others, or cannot be written.
     """
-    output = output.resolve()  # `.` has no name, and a link cannot be renamed over
+    try:
+        output = output.resolve()  # `.` has no name, and a link cannot be renamed over
+    except RuntimeError as err:
+        raise WriteError(f"{output}: {err}", hint="give another output") from None
     if not output.name:
         raise WriteError(f"{output} cannot be replaced", hint="give a new directory")
     wanted: dict[str, Any] = json.loads(canonical_json(dict(identity)))
+    if (output / NOTE).is_file() and _made_before(output, wanted):
+        return False  # also where nobody may write
     partial = output.with_name(output.name + ".partial")
     handle, place = _claim(partial), partial
     try:
@@ -119,11 +125,24 @@ def _release(place: Path, handle: int, *, made: bool) -> None:
     """Let go of the lock; of a tree that was not made nothing stays, the mark goes last."""
     with suppress(OSError):
         if not made:
-            _clear(place)
+            _empty(place)
         (place / MARK).unlink()
         if not made:
-            place.rmdir()
+            try:
+                place.rmdir()
+            except OSError:  # somebody wrote into it just now: the next run must know it for ours
+                (place / MARK).touch(exist_ok=False)
     unlock(handle)
+
+
+def _empty(partial: Path) -> None:
+    """Remove all but the mark; threads of a library whose writing failed may still write for a moment."""
+    for _ in range(20):
+        with suppress(OSError):
+            _clear(partial)
+            if [path.name for path in partial.iterdir()] == [MARK]:
+                return
+        time.sleep(0.05)
 
 
 def _clear(partial: Path) -> None:
@@ -147,7 +166,8 @@ def _made_before(output: Path, wanted: dict[str, Any]) -> bool:
                 f"{output} was made with other options or from other data: {difference}",
                 hint="give another output directory, or remove this one",
             )
-        (output / MARK).unlink(missing_ok=True)  # its writer may have been killed just before it did this
+        with suppress(OSError):  # its writer may have been killed just before it did this
+            (output / MARK).unlink()
         return True
     if output.exists():
         if not output.is_dir() or any(output.iterdir()):

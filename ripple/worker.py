@@ -66,7 +66,9 @@ def limit_memory(pid: int, most: int) -> None:
     """Bound the private memory of a running worker; elsewhere than on Linux nothing can."""
     if sys.platform == "linux":
         with suppress(ProcessLookupError):
-            resource.prlimit(pid, resource.RLIMIT_DATA, (most, most))
+            hard = resource.prlimit(pid, resource.RLIMIT_DATA)[1]
+            if hard == resource.RLIM_INFINITY or most < hard:
+                resource.prlimit(pid, resource.RLIMIT_DATA, (most, most))
 
 
 # In the worker ------------------------------------------------------

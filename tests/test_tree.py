@@ -8,6 +8,9 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +49,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 #: A process that makes a tree: argv is the output, and seconds to sleep in the middle.
 CHILD = f"""
 import sys, time
+from contextlib import suppress
 from pathlib import Path
 from ripple.errors import RippleError
 from ripple.tree import write_tree
@@ -236,6 +240,28 @@ def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(WriteError, match=r"out\.partial: disk full, at least \d+ bytes needed, \d+ free"):
         write_tree(tmp_path / "out", IDENTITY, broken)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_threads_that_write_after_a_failure_leave_nothing(tmp_path: Path) -> None:
+    def late(directory: Path) -> None:
+        for k in range(100):
+            with suppress(OSError):
+                (directory / f"sub-{k}").mkdir()
+                (directory / f"sub-{k}" / "file").write_bytes(b"late")
+            time.sleep(0.002)
+
+    def broken(directory: Path) -> None:
+        writer.append(threading.Thread(target=late, args=(directory,)))
+        writer[0].start()
+        time.sleep(0.05)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    writer: list[threading.Thread] = []
+    with pytest.raises(WriteError, match="disk full"):
+        write_tree(tmp_path / "out", IDENTITY, broken)
+    writer[0].join()
+    assert write_tree(tmp_path / "out", IDENTITY, build)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_full_disk_is_named_with_what_it_needed(tmp_path: Path) -> None:

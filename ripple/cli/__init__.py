@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from ripple import __version__
-from ripple.errors import Interrupted, RippleError
+from ripple.errors import InputError, Interrupted, RippleError
 from ripple.interrupt import Late, guard
 
 #: verb -> one line for `ripple --help`, in the order of the chain.
@@ -81,7 +81,19 @@ def group() -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the console script; exits with the codes of DESIGN section 8."""
+    _open_standard_files()
     sys.exit(run(argv, guarded=True))
+
+
+def _open_standard_files() -> None:
+    """Give what is closed (`2>&-`) to nobody: else a shard could get the number of standard error."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
 
 
 def run(argv: list[str] | None = None, *, guarded: bool = False) -> int:
@@ -113,10 +125,11 @@ def run(argv: list[str] | None = None, *, guarded: bool = False) -> int:
             raise err.__cause__ from None
         late = err.__cause__ if isinstance(err.__cause__, Late) else Late()
         return _fail(Interrupted(late.signum), 128 + late.signum)
-    except BrokenPipeError:
-        # The reader of our stdout went away (`| head`): not an error, and nothing more can be said there.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 0
+    except OSError as err:
+        # A directory that may not be looked into, a name that is too long: the file says which.
+        if err.filename is None:
+            raise
+        return _fail(InputError(f"{os.fsdecode(err.filename)}: {err.strerror}"), InputError.exit_code)
     return result if isinstance(result, int) else 0
 
 

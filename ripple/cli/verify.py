@@ -50,11 +50,24 @@ def _opened(directory: Path) -> tuple[dict[str, Any], Check]:
     model = directory / "model.json"  # the learning side has its name, and torch
     if model.is_file():
         record, files = read_listing(model)
+        _lists_weights(model, record, files)
         return {**_amount(files), "digest": record.get("digest")}, partial(differing, directory, files)
     artefact = open_artefact(directory)
     size = sum(shard.bytes for shard in artefact.shards)
     facts = {"shards": len(artefact.shards), "rows": artefact.rows, "bytes": size, "digest": artefact.digest}
     return facts, partial(verify, directory)
+
+
+def _lists_weights(path: Path, record: dict[str, Any], files: dict[str, tuple[int, str]]) -> None:
+    """The list must have the weights, as the contract has them: the list alone is read."""
+    from ripple.errors import IntegrityError
+
+    try:
+        members = {m["file"]: (m["bytes"], m["sha256"]) for m in record["contract"]["members"]}
+    except (KeyError, TypeError):
+        raise IntegrityError(f"{path}: no contract of a model") from None
+    if not members or any(files.get(name) != entry for name, entry in members.items()):
+        raise IntegrityError(f"{path}: its list of files has not the weights of its contract")
 
 
 def _amount(files: dict[str, tuple[int, str]]) -> dict[str, Any]:

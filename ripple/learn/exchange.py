@@ -389,10 +389,13 @@ def export_model(config: ExportModelConfig) -> Summary:
         )
     if (config.output.parent / CONTRACT).exists():
         raise ConfigError(f"{config.output.parent} is a model directory", hint="export to another place")
+    beside = config.output.with_suffix(".json")
+    if beside == config.output:
+        raise ConfigError(f"{config.output}: the contract goes there", hint="give the program another suffix")
     make_directory(config.output.parent)
     text = json.dumps(contract.model_dump(mode="json"), indent=1, sort_keys=True).encode()
     # The program comes last: with it the export is finished.
-    files = {config.output.with_suffix(".json"): text, config.output: data}
+    files = {beside: text, config.output: data}
     missing = {path: content for path, content in files.items() if not _is_there(path, content)}
     for path, content in missing.items():
         write_single(path, content)

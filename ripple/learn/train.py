@@ -52,6 +52,7 @@ from ripple.learn.network import Architecture, Net, build
 from ripple.learn.rows import TrainingSet, training_set
 from ripple.learn.splits import TEST, VALIDATION
 from ripple.learn.train_config import TrainConfig
+from ripple.listing import check_size
 from ripple.manifest import first_difference, software
 from ripple.profile import Summary
 
@@ -110,6 +111,8 @@ def _output(config: TrainConfig, identity: dict[str, Any], ranks: Ranks) -> Iter
     try:
         remove_temporaries(config.output)
         work = config.output / WORK
+        if work.is_symlink():
+            raise WriteError(f"{work} is a symbolic link", hint="remove it")
         make_directory(work)
         _same_run(work / "run.json", identity)
         ranks.wait()
@@ -242,6 +245,8 @@ def _finished(config: TrainConfig, contract: Contract, identity: dict[str, Any])
     found = first_difference(old, json.loads(json.dumps(identity)), "train")
     if found:
         raise ConfigError(f"{config.output} was made otherwise: {found}", hint="give another output")
+    for member in contract.members:
+        check_size(config.output / member.file, member.bytes)
     return _summary(config, contract, 0.0, done=True)
 
 
