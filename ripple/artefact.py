@@ -364,6 +364,12 @@ def create(
             unlock(handle)
 
 
+def is_begun(directory: Path) -> bool:
+    """Whether an artefact was begun here and is not finished."""
+    path = directory / JOURNAL
+    return path.is_file() and _parse_journal(read_whole(path))[0] is not None
+
+
 def _begin(writer: ArtefactWriter, identity: dict[str, Any]) -> None:
     """Clean up after a killed run, take over its records, and open a clean journal."""
     directory, path = writer.directory, writer.directory / JOURNAL

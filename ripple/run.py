@@ -195,7 +195,11 @@ def _clear(directory: Path, output: str) -> None:
 
     What no record of ours vouches for, or lies elsewhere, stays: the stage itself refuses it by name.
     """
-    if str(directory) != output or directory.is_symlink() or not _is_ours(directory):
+    if str(directory) != output or directory.is_symlink():
+        return
+    from ripple.artefact import is_begun
+
+    if not (_is_finished(directory) or is_begun(directory) or (directory / ".train" / "run.json").is_file()):
         return
     try:
         shutil.rmtree(directory)
@@ -203,7 +207,7 @@ def _clear(directory: Path, output: str) -> None:
         raise write_error(directory, err) from None
 
 
-def _is_ours(directory: Path) -> bool:
+def _is_finished(directory: Path) -> bool:
     """Whether it is a finished artefact, model or page."""
     from ripple.artefact import open_artefact
     from ripple.listing import read_listing
