@@ -174,3 +174,26 @@ def test_scores_of_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert run(["score", str(model), str(toys), "--threads", "1", "-o", str(scores)]) == 4
     (model / "model.safetensors").unlink()
     assert "scores.parquet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("training", {"inputs": 5}), ("training", {"inputs": ["a"]}), ("training", {"config": 5}),
+     ("training", {"config": {"tensors": 5}}), ("training", {"adaptation": {"x": 1}}), ("pixel_scale", 0.0)],
+)  # fmt: skip
+def test_contracts_of_others(
+    field: str, value: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import hashlib
+
+    from ripple.config import canonical_json
+
+    model, toys = make_model(tmp_path / "model"), write_toys(tmp_path / "toys", shards=1, rows=20)
+    contract = json.loads((model / "model.json").read_bytes())["contract"] | {field: value}
+    record = {"contract": contract, "digest": hashlib.sha256(canonical_json(contract)).hexdigest()}
+    (model / "model.json").write_text(json.dumps(record))
+    for verb in ("score", "explain"):
+        assert run([verb, str(model), str(toys), "-o", str(tmp_path / verb)]) in (2, 3, 4)
+        said = capsys.readouterr().err
+        assert field in said
+        assert "model.json" in said

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
 from ripple.config import canonical_json
@@ -93,6 +93,40 @@ class SkySplit(Strict):
     validation: tuple[int, ...] = ()
 
 
+class Known(BaseModel):
+    """What readers need of `Contract.training`, which may say more."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
+
+
+class _Options(Known):
+    tensors: tuple[str, ...] = ()
+    fractions: tuple[float, float, float]
+    split_seed: int
+    split_column: str | None
+
+
+class _Adapted(Known):
+    method: str
+    rows: int
+
+
+class Training(Known):
+    """The layout of `Contract.training`: `inputs` are digests of tensors, `config` the options of `train`."""
+
+    inputs: tuple[str, ...] = ()
+    config: _Options | None = None
+    notes: tuple[str, ...] = ()
+    rows: dict[str, dict[str, int]] = {}
+    adaptation: _Adapted | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.inputs and self.config is None:
+            raise ValueError("inputs without the config they were trained with")
+        return self
+
+
 class Contract(Strict):
     """What a model is, and what data it takes.
 
@@ -105,7 +139,7 @@ class Contract(Strict):
     architecture: ArchitectureRecord
     bands: tuple[str, ...] = Field(min_length=1)
     size: int
-    pixel_scale: float
+    pixel_scale: float = Field(gt=0)
     unit: str
     psf_fwhm: float | None
     normalization: dict[str, Any]
@@ -148,6 +182,12 @@ class Contract(Strict):
         if len(set(self.bands)) != len(self.bands):
             raise ContractError(f"{CONTRACT}: bands {list(self.bands)} repeat")
         arch.architecture()
+        try:
+            Training.model_validate(self.training)
+        except ValidationError as err:
+            first = err.errors(include_url=False, include_context=False, include_input=False)[0]
+            place = ".".join(str(part)[:100] for part in ("training", *first["loc"]))
+            raise ContractError(f"{CONTRACT}: {place}: {first['msg'][:200]}") from None
         return self
 
 
