@@ -51,6 +51,10 @@ class ConfigError(RippleError):
     exit_code = 2
 
 
+class OtherInputsError(ConfigError):
+    """An output that was made from other inputs with the same options."""
+
+
 class InputError(RippleError):
     """Input that was understood and is wrong."""
 

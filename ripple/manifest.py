@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ripple import __version__
 from ripple.config import Config, canonical_json
-from ripple.errors import ConfigError, InputError, IntegrityError
+from ripple.errors import ConfigError, InputError, IntegrityError, OtherInputsError
 from ripple.layout import check_layout
 
 if TYPE_CHECKING:
@@ -83,7 +83,8 @@ def refuse_other(directory: Path, old: Mapping[str, Any], new: Mapping[str, Any]
     ):
         difference = first_difference(old.get(key), new[key], label)
         if difference is not None:
-            raise ConfigError(
+            kind = ConfigError if label in ("kind", verb) else OtherInputsError
+            raise kind(
                 f"{directory} was made with another configuration or other inputs: {difference}",
                 hint="give another output directory, or remove this one",
             )

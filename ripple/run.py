@@ -2,8 +2,8 @@
 
     OUT/sky  OUT/cutouts  OUT/tensors  OUT/model  OUT/scores  OUT/report
 
-A stage that is finished with the same options and inputs is left alone. A stage that runs makes those after
-it run again.
+A stage that is finished with the same options and inputs is left alone. One that was made with the same
+options from other inputs, because a stage before it was made again, is removed and made again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from ripple.config import Config, load_yaml, suggest
-from ripple.errors import ConfigError, InputError, IntegrityError
+from ripple.errors import ConfigError, InputError, IntegrityError, OtherInputsError
 from ripple.files import write_error
 from ripple.profile import Summary, plain
 
@@ -102,13 +102,9 @@ def run_chain(
     memory = _remembered(out)
     start = time.perf_counter()
     summaries: list[Summary] = []
-    for k, name in enumerate(names):
+    for name in names:
         announce(f"{name} -> {out / CHAIN[name]}")
-        summary = _stage(name, options[name])()
-        summaries.append(summary)
-        if not summary.done_before:
-            for later in names[k + 1 :]:
-                _clear(out / CHAIN[later], options[later]["output"])
+        summaries.append(_made(name, options[name], out / CHAIN[name]))
     spent = _remember(out, memory, summaries)
     return Outcome(tuple(summaries), out, time.perf_counter() - start, spent)
 
@@ -190,21 +186,28 @@ def _score(config: Any) -> Summary:
     return score(config)
 
 
-def _clear(directory: Path, output: str) -> None:
-    """Remove what a later stage made in its usual place, from an output that has just been made again.
+def _made(name: str, options: dict[str, Any], usual: Path) -> Summary:
+    """Run a stage; what it made in its usual place from inputs that have changed since is made again."""
+    try:
+        return _stage(name, options)()
+    except OtherInputsError:
+        if str(usual) != str(options["output"]) or not _clear(usual):
+            raise
+        return _stage(name, options)()
 
-    What no record of ours vouches for, or lies elsewhere, stays: the stage itself refuses it by name.
-    """
-    if str(directory) != output or directory.is_symlink():
-        return
+
+def _clear(directory: Path) -> bool:
+    """Remove what a stage made; False where no record of ours vouches for it, or a link leads elsewhere."""
     from ripple.artefact import is_begun
 
-    if not (_is_finished(directory) or is_begun(directory) or (directory / ".train" / "run.json").is_file()):
-        return
+    ours = _is_finished(directory) or is_begun(directory) or (directory / ".train" / "run.json").is_file()
+    if directory.is_symlink() or not ours:
+        return False
     try:
         shutil.rmtree(directory)
     except OSError as err:
         raise write_error(directory, err) from None
+    return True
 
 
 def _is_finished(directory: Path) -> bool:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ripple.config import canonical_json
-from ripple.errors import ConfigError, LockedError, WriteError
+from ripple.errors import ConfigError, LockedError, OtherInputsError, WriteError
 from ripple.files import lock, settle, sync_directory, unlock, write_atomic, write_error
 from ripple.listing import FileList, check_size, differing, read_listing
 from ripple.manifest import first_difference, render
@@ -162,7 +162,8 @@ def _made_before(output: Path, wanted: dict[str, Any]) -> bool:
         found = {key: value for key, value in note.items() if key not in _OURS}
         difference = first_difference(found, wanted, str(wanted.get("verb", "options")))
         if difference is not None:
-            raise ConfigError(
+            same_options = found.get("config") == wanted.get("config")
+            raise (OtherInputsError if same_options else ConfigError)(
                 f"{output} was made with other options or from other data: {difference}",
                 hint="give another output directory, or remove this one",
             )

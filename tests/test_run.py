@@ -64,13 +64,20 @@ def test_running_again_does_nothing_and_says_so(chain: tuple[Path, Path]) -> Non
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file() and p.name != ".lock"} == before
 
 
-def test_a_deleted_stage_is_redone_with_those_after_it(chain: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_deleted_stage_is_redone_and_those_after_it_if_it_has_changed(
+    chain: tuple[Path, Path], tmp_path: Path
+) -> None:
     config, out = chain
     scores = (out / "scores" / "scores.parquet").read_bytes()
-    shutil.rmtree(out / "tensors")
-    outcome = run_chain(config, {"output": str(out)})
-    assert [s.done_before for s in outcome.summaries] == [True, True, False, False, False, False]
-    assert (out / "scores" / "scores.parquet").read_bytes() == scores
+    for softening, later in ((None, True), (2.5, False), (None, False)):
+        sections = yaml.safe_load(config.read_text())
+        if softening is not None:
+            sections["preprocess"] = (sections["preprocess"] or {}) | {"softening": softening}
+        (tmp_path / "chain.yaml").write_text(yaml.safe_dump(sections))
+        shutil.rmtree(out / "tensors")
+        outcome = run_chain(tmp_path / "chain.yaml", {"output": str(out)})
+        assert [s.done_before for s in outcome.summaries] == [True, True, False, later, later, later]
+        assert ((out / "scores" / "scores.parquet").read_bytes() == scores) == (softening is None)
 
 
 @pytest.mark.parametrize("text", ["run: [a]", "run: 5", "run: word"])

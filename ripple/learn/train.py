@@ -24,7 +24,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ripple.errors import ConfigError, DataError, IntegrityError, Interrupted, RippleError, WriteError
+from ripple.errors import (
+    ConfigError,
+    DataError,
+    IntegrityError,
+    Interrupted,
+    OtherInputsError,
+    RippleError,
+    WriteError,
+)
 from ripple.files import (
     lock,
     make_directory,
@@ -226,7 +234,7 @@ def _same_run(path: Path, identity: dict[str, Any]) -> None:
     if path.exists():
         found = first_difference(_sealed_json(path), run, "train")
         if found:
-            raise ConfigError(
+            raise _other(found)(
                 f"{path.parent.parent} was begun otherwise: {found}", hint="give another output"
             )
     write_sealed(path, json.dumps(run, sort_keys=True).encode())
@@ -240,11 +248,15 @@ def _sealed_json(path: Path) -> Any:
         raise IntegrityError(err.message, hint=f"remove {path.parent} to train again") from None
 
 
+def _other(difference: str) -> type[ConfigError]:
+    return OtherInputsError if difference.startswith("train.inputs") else ConfigError
+
+
 def _finished(config: TrainConfig, contract: Contract, identity: dict[str, Any]) -> Summary:
     old = {key: contract.training.get(key) for key in identity}
     found = first_difference(old, json.loads(json.dumps(identity)), "train")
     if found:
-        raise ConfigError(f"{config.output} was made otherwise: {found}", hint="give another output")
+        raise _other(found)(f"{config.output} was made otherwise: {found}", hint="give another output")
     for member in contract.members:
         check_size(config.output / member.file, member.bytes)
     return _summary(config, contract, 0.0, done=True)
