@@ -46,7 +46,7 @@ from ripple.files import (
     write_error,
 )
 from ripple.layout import check_layout, is_record
-from ripple.listing import FileList, check_size, compare, differing, parse_listing
+from ripple.listing import FileList, check_size, compare, differing, parse_listing, read_verified
 from ripple.manifest import (
     REDO,
     Law,
@@ -446,8 +446,7 @@ class Artefact:
         import pyarrow as pa
 
         path, entry = self.directory / INDEX, self.manifest["index"]
-        data = read_whole(path)
-        compare(path, (len(data), hashlib.sha256(data).hexdigest()), (entry["bytes"], entry["sha256"]))
+        data = read_verified(path, (entry["bytes"], entry["sha256"]))
         try:
             table = parse_parquet(data)
             table.validate(full=True)
@@ -496,9 +495,7 @@ class Artefact:
             They are not those that were written.
         """
         path, shard = self.shard_path(k), self.shards[k]
-        data = read_whole(path)
-        compare(path, (len(data), hashlib.sha256(data).hexdigest()), (shard.bytes, shard.sha256))
-        return data
+        return read_verified(path, (shard.bytes, shard.sha256))
 
     def metrics(self) -> dict[str, Any]:
         """What the run cost; empty when the file is gone (it is not part of the content).
@@ -540,9 +537,7 @@ class Artefact:
         path, expected = self.directory / name, self.files().get(name)
         if expected is None:
             raise IntegrityError(f"{path}: the manifest has no digest of it", hint=REDO)
-        data = read_whole(path)
-        compare(path, (len(data), hashlib.sha256(data).hexdigest()), expected)
-        return data
+        return read_verified(path, expected)
 
 
 def open_artefact(directory: Path, kind: str | None = None) -> Artefact:

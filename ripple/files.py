@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 TEMPORARY = ".tmp-"
 LOCK = ".lock"
 _BLOCK = 1 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 #: Chunks made ahead of the one that is being written: what the disk gets while the next planes are decoded.
 AHEAD = 64
 #: Bytes after which the disk is told to begin, so that it does not wait for the last of them.
@@ -86,7 +87,7 @@ def is_full(err: BaseException | None) -> bool:
     """Whether a full disk is behind an error, of whatever library."""
     while err is not None:
         text = str(err)
-        if isinstance(err, OSError) and err.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(err, OSError) and err.errno in _FULL:
             return True
         if "disk is full" in text or "No space left on device" in text:  # SQLite; a worker's message
             return True
@@ -264,7 +265,7 @@ def settle(path: Path) -> tuple[int, str]:
 
 def write_error(path: Path, err: OSError, needed: int = 0) -> WriteError:
     """What an `OSError` of a write means; `needed` bytes at least, 0 when not known."""
-    if err.errno in (errno.ENOSPC, errno.EDQUOT):
+    if err.errno in _FULL:
         size = f", at least {needed} bytes needed" if needed else ""
         return WriteError(
             f"{path}: disk full{size}{_free(path.parent)}",

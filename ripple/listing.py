@@ -5,6 +5,7 @@ Trees (`ripple.json`), models (`model.json`) and scores (`manifest.json`, attrib
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
@@ -74,6 +75,13 @@ def compare(path: Path, found: tuple[int, str], expected: tuple[int, str]) -> No
         raise _other_size(path, found[0], expected[0])
     if found[1] != expected[1]:
         raise IntegrityError(f"{path}: damaged, its SHA-256 is not the one recorded", hint=REDO)
+
+
+def read_verified(path: Path, expected: tuple[int, str]) -> bytes:
+    """The bytes of a file, when size and SHA-256 are those recorded; else `IntegrityError`."""
+    data = read_whole(path)
+    compare(path, (len(data), hashlib.sha256(data).hexdigest()), expected)
+    return data
 
 
 def check_size(path: Path, expected: int) -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ripple import noise, normalize, quality
 from ripple.cutouts import CutoutBatch
 from ripple.errors import ConfigError, Reason, WorkerError
-from ripple.pool import WorkerFailure, ordered_map
+from ripple.pool import WorkerFailure
 from ripple.prepare import (
     CORRELATION_ROWS,
     PreprocessConfig,
@@ -229,20 +229,11 @@ def _means(config: PreprocessConfig) -> Means:
 def _results(function: Any, tasks: list[ShardTask], cutouts: Artefact, config: PreprocessConfig) -> Any:
     """Results of a pass in task order; without all of them there are no constants."""
     means = _means(config)
-    with means.watch(cutouts) as watch:
-        results = ordered_map(
-            function,
-            tasks,
-            workers=means.workers,
-            deadline=means.deadline,
-            allowed=watch.allowed,
-            memory_bytes=watch.most(),
-        )
-        with closing(results):
-            for k, result in results:
-                if isinstance(result, WorkerFailure):
-                    raise WorkerError(f"shard {tasks[k].shard}: {result.message}", hint="run again to resume")
-                yield result
+    with means.watch(cutouts) as watch, closing(means.map(function, tasks, watch)) as results:
+        for k, result in results:
+            if isinstance(result, WorkerFailure):
+                raise WorkerError(f"shard {tasks[k].shard}: {result.message}", hint="run again to resume")
+            yield result
 
 
 def _index(cutouts: Artefact, config: PreprocessConfig, writer: ArtefactWriter) -> pa.Table:

@@ -5,7 +5,7 @@ A shard whose workers die does not stop the others: they are committed, then the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -68,6 +68,19 @@ class Means:
         largest = max((shard.bytes for shard in cutouts.shards), default=0)
         return MemoryWatch(parse_bytes(self.memory), IDLE_WORKER + SHARE * largest)
 
+    def map[T, R](
+        self, function: Callable[[T], R], tasks: Sequence[T], watch: MemoryWatch
+    ) -> Generator[tuple[int, R | WorkerFailure]]:
+        """`ordered_map` within these means; to be closed by who iterates."""
+        return ordered_map(
+            function,
+            tasks,
+            workers=self.workers,
+            deadline=self.deadline,
+            allowed=watch.allowed,
+            memory_bytes=watch.most(),
+        )
+
 
 def map_shards(
     make: Callable[[Any], ShardResult], task: Callable[[int], Any], cutouts: Artefact, writer: ArtefactWriter,
@@ -108,15 +121,7 @@ def map_shards(
     watch = means.watch(cutouts)
     with watch, progress(cutouts.rows, label) as advance:
         advance(cutouts.rows - sum(cutouts.shards[k].rows for k in todo))
-        results = ordered_map(
-            make,
-            [task(k) for k in todo],
-            workers=means.workers,
-            deadline=means.deadline,
-            allowed=watch.allowed,
-            memory_bytes=watch.most(),
-        )
-        with closing(results):
+        with closing(means.map(make, [task(k) for k in todo], watch)) as results:
             for k, result in results:
                 if isinstance(result, WorkerFailure):
                     lost.append(f"shard {todo[k]}: {result.message}")

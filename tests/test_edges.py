@@ -346,6 +346,12 @@ def stamps(root: Path, form: str) -> Path:
     return root
 
 
+def importing(source: Path, form: str, out: Path, *more: str) -> list[str]:
+    """A command line that imports `stamps`; the output comes last."""
+    facts = ["--bands", "gri", "--pixel-scale", "0.2", "--into", "tensors", "--rows-per-shard", "2", *more]
+    return ["import", str(source), "--format", form, *facts, "-o", str(out)]
+
+
 @pytest.mark.parametrize("form", ["arrays", "deeplense", "fits"])
 @pytest.mark.parametrize("how", ["flipped", "replaced"])
 def test_import_refuses_a_file_that_changes_between_hash_and_read(
@@ -357,22 +363,7 @@ def test_import_refuses_a_file_that_changes_between_hash_and_read(
     source = stamps(tmp_path / "in", form)
     victim = source if source.is_file() else sorted(source.iterdir())[-1]
     whole = victim.read_bytes()
-    argv = [
-        "import",
-        str(source),
-        "--format",
-        form,
-        "--bands",
-        "gri",
-        "--pixel-scale",
-        "0.2",
-        "--into",
-        "tensors",
-        "--rows-per-shard",
-        "2",
-        "-o",
-        str(tmp_path / "out"),
-    ]
+    argv = importing(source, form, tmp_path / "out")
     write, done = importers._write_unit, []
 
     def then(*arguments: Any) -> None:
@@ -405,24 +396,7 @@ def test_rot_without_a_trace_in_a_store_is_found_at_the_end(
 
     source = stamps(tmp_path / "in", "arrays")
     monkeypatch.setattr(files, "_mark", lambda status: (0, 0, status.st_size))  # times tell nothing
-    argv = [
-        "import",
-        str(source),
-        "--format",
-        "arrays",
-        "--bands",
-        "gri",
-        "--pixel-scale",
-        "0.2",
-        "--unit",
-        "none",
-        "--into",
-        "tensors",
-        "--rows-per-shard",
-        "2",
-        "-o",
-        str(tmp_path / "out"),
-    ]
+    argv = importing(source, "arrays", tmp_path / "out", "--unit", "none")
     from ripple import importers
 
     write = importers._write_unit
