@@ -16,7 +16,8 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 @pytest.fixture(scope="session")
 def sky(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A simulated survey of two patches: `sky/repo` (collection `mini`) and `sky/truth.parquet`."""
-    from ripple.simulate import SimulateConfig, simulate
+    from ripple.stages.simulate.config import SimulateConfig
+    from ripple.stages.simulate.simulate import simulate
 
     path = tmp_path_factory.mktemp("survey") / "sky"
     simulate(

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_score import make_model
+from models import make_model
 from toys import write_toys
 
 from ripple.cli import run
-from ripple.manifest import content_digest, render
+from ripple.storage.manifest import content_digest, render
 
 GONE = object()
 WRONG: tuple[Any, ...] = (GONE, None, "word", 5, [], ["word"], {}, {"word": 5}, -1, 10**9, True)
@@ -296,7 +296,7 @@ def test_damaged_memory_of_a_chain_is_refused_before_it_runs(
 def test_doctor_shows_text_of_the_environment_as_it_is(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from ripple import doctor
+    from ripple.stages import doctor
 
     hostile = "/srv/[red]x[/] \x1b[31m[/nothing]"
     monkeypatch.setattr(doctor, "environment", lambda: [doctor.Check("[bold]n[/]", "note", hostile)])
@@ -358,13 +358,13 @@ def test_import_refuses_a_file_that_changes_between_hash_and_read(
     form: str, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The change comes after the first shard was committed; a flip by hand leaves size and times alone."""
-    from ripple import importers
+    from ripple.stages.formats import import_cutouts
 
     source = stamps(tmp_path / "in", form)
     victim = source if source.is_file() else sorted(source.iterdir())[-1]
     whole = victim.read_bytes()
     argv = importing(source, form, tmp_path / "out")
-    write, done = importers._write_unit, []
+    write, done = import_cutouts._write_unit, []
 
     def then(*arguments: Any) -> None:
         write(*arguments)
@@ -378,7 +378,7 @@ def test_import_refuses_a_file_that_changes_between_hash_and_read(
         done.append(True)
 
     with monkeypatch.context() as patched:
-        patched.setattr(importers, "_write_unit", then)
+        patched.setattr(import_cutouts, "_write_unit", then)
         assert run(argv) == 4
     assert str(victim) in capsys.readouterr().err
     assert not (tmp_path / "out" / "manifest.json").exists()
@@ -392,14 +392,14 @@ def test_import_refuses_a_file_that_changes_between_hash_and_read(
 def test_rot_without_a_trace_in_a_store_is_found_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from ripple import files
+    from ripple.storage import files
 
     source = stamps(tmp_path / "in", "arrays")
     monkeypatch.setattr(files, "_mark", lambda status: (0, 0, status.st_size))  # times tell nothing
     argv = importing(source, "arrays", tmp_path / "out", "--unit", "none")
-    from ripple import importers
+    from ripple.stages.formats import import_cutouts
 
-    write = importers._write_unit
+    write = import_cutouts._write_unit
 
     def then(*arguments: Any) -> None:
         write(*arguments)
@@ -407,7 +407,7 @@ def test_rot_without_a_trace_in_a_store_is_found_at_the_end(
         data[-40] ^= 1 << arguments[1]
         source.write_bytes(data)
 
-    monkeypatch.setattr(importers, "_write_unit", then)
+    monkeypatch.setattr(import_cutouts, "_write_unit", then)
     assert run(argv) == 4
     assert f"{source}: changed" in capsys.readouterr().err
     assert not (tmp_path / "out" / ".journal").exists()
@@ -416,8 +416,8 @@ def test_rot_without_a_trace_in_a_store_is_found_at_the_end(
 def test_a_catalogue_that_changes_while_it_is_read_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ripple import tables
     from ripple.errors import CatalogueError
+    from ripple.stages.plan import tables
 
     path = tmp_path / "t.csv"
     path.write_text("id,ra,dec\n1,53.0,-28.0\n")
@@ -435,7 +435,7 @@ def test_a_catalogue_that_changes_while_it_is_read_is_refused(
 
 def test_a_pipe_is_no_catalogue(tmp_path: Path) -> None:
     from ripple.errors import CatalogueError
-    from ripple.tables import read_table
+    from ripple.stages.plan.tables import read_table
 
     os.mkfifo(tmp_path / "pipe.csv")
     with pytest.raises(CatalogueError, match="not a regular file"):
@@ -483,7 +483,7 @@ def test_an_object_table_of_other_content_under_the_same_uuid_is_refused(
 def test_the_digest_of_a_table_is_that_of_its_values() -> None:
     import pyarrow as pa
 
-    from ripple.tables import table_digest
+    from ripple.stages.plan.tables import table_digest
 
     values = {"i": [1, 2, None], "x": [0.5, None, 1.5], "s": ["a", None, "bc"], "b": [True, False, None]}
     whole = pa.table(values)

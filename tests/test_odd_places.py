@@ -11,18 +11,18 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_score import make_model
+from models import make_model
 from toys import write_toys
 
-from ripple.artefact import _line, _parse_journal
-from ripple.budget import parse_bytes
 from ripple.cli import run
 from ripple.errors import ConfigError
-from ripple.files import write_single
-from ripple.interrupt import stoppable
-from ripple.manifest import unseal
-from ripple.run import _clear
-from ripple.tree import write_tree
+from ripple.runtime.memory import parse_bytes
+from ripple.runtime.signals import stoppable
+from ripple.stages.run import _clear
+from ripple.storage.files import write_single
+from ripple.storage.manifest import unseal
+from ripple.storage.tree import write_tree
+from ripple.storage.writer import _line, _parse_journal
 
 COMMAND = [sys.executable, "-c", "import sys; from ripple.cli import main; main(sys.argv[1:])"]
 
@@ -58,7 +58,7 @@ def test_a_finished_page_needs_no_lock(tmp_path: Path, monkeypatch: pytest.Monke
     def refuse(*_: object) -> int:
         raise AssertionError("the place may be read-only")
 
-    monkeypatch.setattr("ripple.tree._claim", refuse)
+    monkeypatch.setattr("ripple.storage.tree._claim", refuse)
     assert not write_tree(tmp_path / "out", {"verb": "report"}, page)
 
 
@@ -89,7 +89,7 @@ def test_sizes_beyond_all_machines_are_refused(text: str) -> None:
 
 def test_a_lower_limit_of_the_user_stays() -> None:
     code = (
-        "import os, resource; from ripple.worker import limit_memory; "
+        "import os, resource; from ripple.runtime.worker import limit_memory; "
         f"resource.setrlimit(resource.RLIMIT_DATA, ({2 << 30}, {2 << 30})); "
         f"limit_memory(os.getpid(), {8 << 30}); print(resource.getrlimit(resource.RLIMIT_DATA)[1])"
     )
@@ -124,7 +124,7 @@ def test_closed_standard_files(tmp_path: Path) -> None:
 
 
 def test_models_of_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from ripple.manifest import render
+    from ripple.storage.manifest import render
 
     model = make_model(tmp_path / "model")
     assert run(["export-model", str(model), "-o", str(tmp_path / "program.json")]) == 2
@@ -142,7 +142,7 @@ def test_scores_of_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from ripple.manifest import content_digest, render
+    from ripple.storage.manifest import content_digest, render
 
     model, toys = make_model(tmp_path / "model"), write_toys(tmp_path / "toys", shards=1, rows=20)
     scores = tmp_path / "scores"

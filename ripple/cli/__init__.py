@@ -16,7 +16,7 @@ import click
 
 from ripple import __version__
 from ripple.errors import InputError, Interrupted, RippleError
-from ripple.interrupt import Late, guard
+from ripple.runtime.signals import Late, guard
 
 #: verb -> one line for `ripple --help`, in the order of the chain.
 VERBS: dict[str, str] = {
@@ -134,7 +134,7 @@ def run(argv: list[str] | None = None, *, guarded: bool = False) -> int:
 
 
 def _fail(err: RippleError, code: int) -> int:
-    from ripple.profile import plain
+    from ripple.runtime.summary import plain
 
     click.echo(f"ripple: {plain(str(err))}", err=True)
     return code

@@ -18,8 +18,8 @@ def command(repo: str | None, collections: str | None, as_json: bool) -> int:
     from rich.table import Table
     from rich.text import Text
 
-    from ripple.doctor import environment, repository
-    from ripple.profile import plain
+    from ripple.runtime.summary import plain
+    from ripple.stages.doctor import environment, repository
 
     checks = environment()
     if repo:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from ripple.cli.options import config_options
-from ripple.export import ExportConfig
+from ripple.stages.formats.config import ExportConfig
 
 
 @click.command("export", epilog="Example: ripple export tensors --format deeplense -o lenses")
@@ -13,6 +13,6 @@ from ripple.export import ExportConfig
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on stdout.")
 def command(config: ExportConfig, as_json: bool) -> None:
     """Write tensors or cutouts in the layout of DeepLense, MMU, WebDataset, Zarr or as FITS stamps."""
-    from ripple.export import export
+    from ripple.stages.formats.export import export
 
     export(config).print(as_json=as_json)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from ripple.cli.options import config_options
-from ripple.fetch import FetchConfig
+from ripple.stages.fetch.config import FetchConfig
 
 
 @click.command(
@@ -17,6 +17,6 @@ from ripple.fetch import FetchConfig
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on stdout.")
 def command(config: FetchConfig, as_json: bool) -> None:
     """Cut stamps out of Butler coadds: one box for all bands, in nJy, with mask, variance, PSF."""
-    from ripple.fetch import fetch
+    from ripple.stages.fetch.fetch import fetch
 
     fetch(config).print(as_json=as_json)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from ripple.cli.options import config_options
-from ripple.importers import ImportConfig
+from ripple.stages.formats.config import ImportConfig
 
 
 @click.command("import", epilog="Example: ripple import lenses/ --format deeplense -o tensors")
@@ -13,6 +13,6 @@ from ripple.importers import ImportConfig
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on stdout.")
 def command(config: ImportConfig, as_json: bool) -> None:
     """Bring other people's stamps in: DeepLense folders, arrays, FITS, Multimodal Universe files."""
-    from ripple.importers import import_stamps
+    from ripple.stages.formats.import_cutouts import import_stamps
 
     import_stamps(config).print(as_json=as_json)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from ripple.cli.options import config_options
-from ripple.learn.exchange_config import ImportModelConfig
+from ripple.learn.config import ImportModelConfig
 
 
 @click.command(
@@ -15,6 +15,6 @@ from ripple.learn.exchange_config import ImportModelConfig
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on stdout.")
 def command(config: ImportModelConfig, as_json: bool) -> None:
     """Make a model from the weights in SOURCE and a sidecar that says what data they take."""
-    from ripple.learn.exchange import import_model
+    from ripple.learn.model.exchange import import_model
 
     import_model(config).print(as_json=as_json)

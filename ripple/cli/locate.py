@@ -12,7 +12,7 @@ import click
 
 from ripple.cli.options import config_options
 from ripple.errors import ConfigError
-from ripple.locate import LocateConfig
+from ripple.stages.locate.config import LocateConfig
 
 
 @click.command(
@@ -25,8 +25,8 @@ from ripple.locate import LocateConfig
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, one object per position.")
 def command(config: LocateConfig, as_json: bool) -> None:
     """Sky position to tract, patch and pixel: one position, or a table of them."""
-    from ripple.locate import as_json as lines
-    from ripple.locate import locate_one, locate_table
+    from ripple.stages.locate.locate import as_json as lines
+    from ripple.stages.locate.locate import locate_one, locate_table
 
     if config.targets is None:
         if config.output is not None:
@@ -46,15 +46,15 @@ def command(config: LocateConfig, as_json: bool) -> None:
     elif as_json:
         sys.stdout.write(lines(table))
     else:
-        from ripple.locate import as_bytes, printable
+        from ripple.stages.locate.locate import as_bytes, printable
 
         sys.stdout.write(as_bytes(printable(table), Path("stdout.csv")).decode())
 
 
 def _write(config: LocateConfig, table: Any, seconds: float, as_json: bool) -> None:
-    from ripple.files import write_single
-    from ripple.locate import as_bytes
-    from ripple.profile import Summary
+    from ripple.runtime.summary import Summary
+    from ripple.stages.locate.locate import as_bytes
+    from ripple.storage.files import write_single
 
     path = Path(str(config.output))
     write_single(path, as_bytes(table, path))

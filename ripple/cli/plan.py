@@ -8,7 +8,7 @@ import sys
 import click
 
 from ripple.cli.options import config_options
-from ripple.fetch import FetchConfig
+from ripple.stages.fetch.config import FetchConfig
 
 
 @click.command(
@@ -22,9 +22,9 @@ def command(config: FetchConfig, as_json: bool) -> None:
 
     The repository is opened read-only and nothing is written.
     """
-    from ripple.estimate import SHOWN, facts, show
-    from ripple.plan import make_plan
-    from ripple.profile import progress
+    from ripple.runtime.summary import progress
+    from ripple.stages.plan.estimate import SHOWN, facts, show
+    from ripple.stages.plan.planner import make_plan
 
     with progress(None, "plan"):
         plan = make_plan(config)

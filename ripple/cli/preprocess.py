@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from ripple.cli.options import config_options
-from ripple.preprocess import PreprocessConfig
+from ripple.stages.preprocess.config import PreprocessConfig
 
 
 @click.command(
@@ -15,6 +15,6 @@ from ripple.preprocess import PreprocessConfig
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on stdout.")
 def command(config: PreprocessConfig, as_json: bool) -> None:
     """Cutouts to tensors: bad pixels filled, PSFs matched, fluxes normalised, every row judged."""
-    from ripple.preprocess import preprocess
+    from ripple.stages.preprocess.preprocess import preprocess
 
     preprocess(config).print(as_json=as_json)

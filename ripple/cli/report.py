@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from ripple.cli.options import config_options
-from ripple.report import ReportConfig
+from ripple.stages.report.config import ReportConfig
 
 
 @click.command("report", epilog="Example: ripple report scores -o report")
@@ -13,6 +13,6 @@ from ripple.report import ReportConfig
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on stdout.")
 def command(config: ReportConfig, as_json: bool) -> None:
     """Make a page with ranked colour stamps, metrics and plots, to judge candidates on."""
-    from ripple.report import report
+    from ripple.stages.report.report import report
 
     report(config).print(as_json=as_json)

@@ -23,7 +23,7 @@ import click
 @click.option("--json", "as_json", is_flag=True, help="Print the summaries as JSON on stdout.")
 def command(path: Path, output: str | None, model: str | None, as_json: bool) -> None:
     """Run the chain that one YAML file describes; finished stages are left alone."""
-    from ripple.run import print_outcome, run_chain
+    from ripple.stages.run import print_outcome, run_chain
 
     overrides: dict[str, Any] = {k: v for k, v in {"output": output, "model": model}.items() if v is not None}
     outcome = run_chain(path, overrides, lambda line: click.echo(f"==> {line}", err=True))

@@ -21,7 +21,7 @@ import click
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON on stdout.")
 def command(directory: Path, metrics: bool, picture: Path | None, seed: int, as_json: bool) -> None:
     """What is in an artefact: counts, rejections, sizes, costs, pictures."""
-    from ripple import show
+    from ripple.stages import show
 
     if metrics:
         rows = show.operations(directory)
@@ -46,7 +46,7 @@ def _table(rows: list[dict[str, object]], as_json: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from ripple.profile import plain
+    from ripple.runtime.summary import plain
 
     names = list(dict.fromkeys(name for row in rows for name in row))
     table = Table(box=None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from ripple.cli.options import config_options
-from ripple.simulate import SimulateConfig
+from ripple.stages.simulate.config import SimulateConfig
 
 
 @click.command("simulate", epilog="Example: ripple simulate sky --patches 4 --bands gri --seed 7")
@@ -17,6 +17,6 @@ def command(config: SimulateConfig, as_json: bool) -> None:
     Lenses and look-alikes share one population of red ellipticals; lenses are far more frequent than in
     nature.
     """
-    from ripple.simulate import simulate
+    from ripple.stages.simulate.simulate import simulate
 
     simulate(config).print(as_json=as_json)

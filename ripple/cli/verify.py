@@ -24,7 +24,7 @@ def command(directory: Path, as_json: bool) -> None:
     import time
 
     from ripple.errors import IntegrityError
-    from ripple.profile import Summary, plain, progress
+    from ripple.runtime.summary import Summary, plain, progress
 
     start = time.perf_counter()
     facts, check = _opened(directory)
@@ -40,9 +40,9 @@ def command(directory: Path, as_json: bool) -> None:
 
 def _opened(directory: Path) -> tuple[dict[str, Any], Check]:
     """What the directory says of itself, and how to check it: its record tells what it is."""
-    from ripple.artefact import open_artefact, verify
-    from ripple.listing import differing, read_listing
-    from ripple.tree import NOTE, read_tree, verify_tree
+    from ripple.storage.artefact import open_artefact, verify
+    from ripple.storage.checksums import differing, read_listing
+    from ripple.storage.tree import NOTE, read_tree, verify_tree
 
     if (directory / NOTE).is_file():
         files = read_tree(directory)

@@ -9,20 +9,19 @@ import hashlib
 import importlib.util
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ripple.errors import Reason, UnreadableError
-from ripple.geometry import Box, Tan
-from ripple.rubin.afwwcs import read_projection
-from ripple.rubin.exposure import check_image, check_variance
-from ripple.rubin.fitsfile import Hdu
-from ripple.rubin.source import Coadd, NoPsf, PsfCells, naming
-
-if TYPE_CHECKING:
-    from ripple.rubin.repo import Dataset
+from ripple.rubin.coadd import Coadd, NoPsf, PsfCells, naming
+from ripple.rubin.formats.afw_wcs import read_projection
+from ripple.rubin.formats.exposure import check_image, check_variance
+from ripple.rubin.formats.fits import Hdu
+from ripple.rubin.remote import client
+from ripple.rubin.repository import Dataset, label
+from ripple.sky.geometry import Box, Tan
 
 _GRID = 64  # px between kernels when no boxes are asked for
 
@@ -72,14 +71,11 @@ def open_with_afw(dataset: Dataset, *, repo: str) -> Coadd:
     Raises
     ------
     UnreadableError
-        As `ripple.rubin.exposure.open_exposure`.
+        As `ripple.rubin.formats.exposure.open_exposure`.
     """
     from uuid import UUID
 
     from lsst.pex.exceptions import Exception as StackError
-
-    from ripple.rubin.read import label
-    from ripple.rubin.remote import client
 
     name, butler = label(dataset), client(repo)
     try:

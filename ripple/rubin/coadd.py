@@ -1,383 +1,249 @@
-"""CellCoadd files (Rubin DP2, `lsst.images`), read without that package.
+"""One open coadd file of one (tract, patch, band), whatever its format.
 
-The tree of the file is read with `json` alone: the AST library, which `lsst.images` hands the projection to,
-can crash the process on a damaged file. Layout: a primary header that points to the last two HDUs, JSON (the
-tree) and INDEX (byte offsets of all HDUs); tile-compressed IMAGE, MASK, VARIANCE with one tile per cell; PSF
-with axes `(cell_y, cell_x, y, x)`.
+Readers (`formats.cell_coadd` for CellCoadd, `formats.exposure` for afw ExposureF) fill a `Coadd` with
+one function per plane; everything above sees boxes of float32 nJy and canonical mask bits only.
 """
 
 from __future__ import annotations
 
-import functools
-import json
-import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from ripple.errors import Reason, UnreadableError
-from ripple.geometry import Box, Tan
-from ripple.rubin.decode import Image, open_image
-from ripple.rubin.fitsfile import Hdu, Memory, Ranges, Source, check_signature, columns, parse_hdu, read_hdu
-from ripple.rubin.source import Coadd, NoPsf, Plane, PsfCells, naming, open_coadd
-
-_HEAD = 2880 * 8  # primary header, and header and tile table of the first image, in one fetch
-_TABLE = 12288  # tile table of a plane of 22x22 cells
-_TAIL = 1 << 26  # JSON and INDEX of real files have less than a megabyte
+from ripple.errors import DataError, UnreadableError
+from ripple.imaging.batch import MASK_PLANES
+from ripple.sky.geometry import Box, Tan
 
 
-def open_cell_coadd(data: bytes | memoryview, *, name: str) -> Coadd:
-    """Open a CellCoadd file that lies in memory.
+@dataclass(frozen=True, slots=True)
+class PsfCells:
+    """PSF kernels on a regular grid of cells; a constant PSF is one cell as large as the image.
 
     Parameters
     ----------
-    data
-        The whole file.
+    kernels
+        `(cy, cx, K, K)` float32, K odd, centre pixel `K // 2`, sum 1; NaN in cells without a PSF (and in
+        cells that were not asked for when only some were read).
+    x0, y0
+        First pixel of the first cell, PARENT frame.
+    cell_width, cell_height
+        Pixels per cell.
+    """
+
+    kernels: NDArray[np.float32]
+    x0: int
+    y0: int
+    cell_width: int
+    cell_height: int
+
+    def index(self, x: ArrayLike, y: ArrayLike) -> NDArray[np.int32]:
+        """Cells of positions.
+
+        Parameters
+        ----------
+        x, y
+            `(N,)` PARENT pixels; a pixel spans -0.5 to 0.5 around its integer.
+
+        Returns
+        -------
+        index
+            `(N, 2)` int32 `(row, column)` of the cell; `(-1, -1)` outside the grid or without a PSF.
+        """
+        px = np.floor(np.asarray(x, float).reshape(-1) + 0.5)
+        py = np.floor(np.asarray(y, float).reshape(-1) + 0.5)
+        rows, columns = self.kernels.shape[:2]
+        i = (py - self.y0) // self.cell_height
+        j = (px - self.x0) // self.cell_width
+        inside = (i >= 0) & (i < rows) & (j >= 0) & (j < columns)  # False for NaN
+        cells = np.full((len(px), 2), -1, np.int32)
+        cells[inside, 0], cells[inside, 1] = i[inside], j[inside]
+        centre = self.kernels[..., self.kernels.shape[2] // 2, self.kernels.shape[3] // 2]
+        cells[inside & ~np.isfinite(centre[cells[:, 0], cells[:, 1]])] = -1
+        return cells
+
+
+@dataclass(frozen=True, slots=True)
+class NoPsf:
+    """No PSF, and why: `CoaddPsf needs lsst.afw`."""
+
+    reason: str
+
+
+Plane = NDArray[np.generic]
+
+#: Up to so many pixels numpy is done before numba is loaded.
+_FEW_PIXELS = 1 << 18
+
+
+@dataclass(frozen=True)
+class Coadd:
+    """One open coadd file.
+
+    Parameters
+    ----------
     name
         File, for messages.
+    box
+        Pixels of the image, PARENT frame.
+    projection
+        TAN projection of the tract, PARENT frame.
+    band
+        Band in the file, if it says so.
+    mask_planes
+        Bit of each mask plane in this file.
+    read_image, read_variance
+        Pixels of a box inside `box`: float32 nJy and nJy².
+    read_mask
+        Pixels of a box inside `box`: any integer type, in the bits of this file.
+    read_psf
+        PSF of the cells that overlap any of the boxes, or of all cells (None).
+    read_digest
+        sha256 of the whole file when it was opened whole, else `ranges:` and that of the bytes read so far.
+    missing
+        Boxes of missing cells.
+    notes
+        What a user should know about how this file was read.
+    bytes_read
+        Bytes fetched so far.
+    """
+
+    name: str
+    box: Box
+    projection: Tan
+    band: str | None
+    mask_planes: dict[str, int]
+    read_image: Callable[[Box], NDArray[np.float32]]
+    read_variance: Callable[[Box], NDArray[np.float32]]
+    read_mask: Callable[[Box], Plane]
+    read_psf: Callable[[Iterable[Box] | None], PsfCells | NoPsf]
+    read_digest: Callable[[], str]
+    bytes_read: Callable[[], int]
+    missing: tuple[Box, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+    def image(self, box: Box | None = None) -> NDArray[np.float32]:
+        """Pixels of `box` (all by default), `(H, W)` float32 nJy; NaN and 0 as in the file.
+
+        Raises
+        ------
+        UnreadableError
+            When the bytes are damaged.
+        DataError
+            When `box` is not inside `self.box`.
+        """
+        with naming(self.name):
+            return self.read_image(self._inside(box))
+
+    def variance(self, box: Box | None = None) -> NDArray[np.float32]:
+        """Variance of `box` (all by default), `(H, W)` float32 nJy²; errors as for `image`."""
+        with naming(self.name):
+            return self.read_variance(self._inside(box))
+
+    def mask(self, box: Box | None = None, planes: tuple[str, ...] | None = None) -> NDArray[np.uint32]:
+        """Mask of `box` (all by default) in canonical bits.
+
+        Parameters
+        ----------
+        box
+            A box inside `self.box`.
+        planes
+            Names by bit of the result; by default `canonical_planes(self.mask_planes)`. Planes of the file
+            that are not named are dropped.
+
+        Returns
+        -------
+        mask
+            `(H, W)` uint32.
+        """
+        names = canonical_planes(self.mask_planes) if planes is None else planes
+        with naming(self.name):
+            return renumber(self.read_mask(self._inside(box)), self.mask_planes, names)
+
+    @property
+    def psf(self) -> PsfCells | NoPsf:
+        """PSF of all cells."""
+        with naming(self.name):
+            return self.read_psf(None)
+
+    def psf_near(self, boxes: Iterable[Box]) -> PsfCells | NoPsf:
+        """PSF of at least the cells that overlap `boxes`; the others may be NaN."""
+        with naming(self.name):
+            return self.read_psf(boxes)
+
+    @property
+    def digest(self) -> str:
+        """sha256 (hex) of the file, or `ranges:` and that of the bytes read."""
+        return self.read_digest()
+
+    def _inside(self, box: Box | None) -> Box:
+        if box is None:
+            return self.box
+        if box.empty or not self.box.contains(box):
+            raise DataError(f"{self.name}: {box} is not inside {self.box}")
+        return box
+
+
+def canonical_planes(*schemas: Iterable[str]) -> tuple[str, ...]:
+    """Mask plane names by bit for files with these planes: `MASK_PLANES`, then the others alphabetically.
 
     Raises
     ------
-    UnreadableError
-        When the file is damaged or is none of ours; with reason WRONG_UNIT when it is not in nJy, WRONG_WCS
-        when its projection is not TAN or its frames disagree.
+    DataError
+        When more than 32 planes are needed.
     """
-    memory = Memory(data, name)
-    with naming(name):
-        return _open(memory, name, memory.digest, memory.bytes_read)
+    others = sorted({name for schema in schemas for name in schema} - set(MASK_PLANES))
+    names = (*MASK_PLANES, *others)
+    if len(names) > 32:
+        raise DataError(f"{len(names)} mask planes do not fit in 32 bits: {', '.join(others)}")
+    return names
 
 
-def open_coadd_sparse(reader: Callable[[int, int], bytes], *, name: str, size: int) -> Coadd:
-    """Open a coadd of which only what is asked for is fetched: headers, the tree, and tiles under boxes.
+def renumber(mask: Plane, schema: dict[str, int], planes: tuple[str, ...]) -> NDArray[np.uint32]:
+    """Move mask bits from the numbering of a file to the numbering `planes`.
 
     Parameters
     ----------
-    reader
-        `reader(offset, length) -> bytes`, a byte-range read; fewer bytes only at the end of the file.
-    name
-        File, for messages.
-    size
-        Bytes of the file. A file without INDEX (an ExposureF) is read whole.
+    mask
+        Integer array.
+    schema
+        Bit of each plane in `mask`.
+    planes
+        Names by bit of the result; planes not listed are dropped.
 
     Returns
     -------
-    coadd
-        Its digest is that of the ranges fetched so far.
+    mask
+        uint32, same shape.
     """
-    ranges = Ranges(reader, name)
-    check_signature(ranges(0, min(size, _HEAD)), name)
-    with naming(name):
-        if "INDXADDR" in read_hdu(ranges, 0, name=name).header:
-            return _open(ranges, name, ranges.digest, ranges.bytes_read)
-    return open_coadd(ranges(0, size), name=name)
+    target = {name: bit for bit, name in enumerate(planes)}
+    moved: dict[int, int] = {}  # distance to the left -> bits of the file that move so far
+    for name, bit in schema.items():
+        if name in target:
+            moved[target[name] - bit] = moved.get(target[name] - bit, 0) | 1 << bit
+    word = np.uint64 if mask.dtype.itemsize == 8 else np.uint32
+    flat = np.ascontiguousarray(mask).reshape(-1).view(f"u{mask.dtype.itemsize}")
+    bits: NDArray[np.unsignedinteger] = flat.astype(word, copy=False)
+    out = np.zeros(mask.size, np.uint32)
+    if mask.size <= _FEW_PIXELS:
+        for left, chosen in moved.items():
+            part = bits & word(chosen)
+            out |= (part << word(left) if left >= 0 else part >> word(-left)).astype(np.uint32)
+        return out.reshape(mask.shape)
+    from ripple.rubin.formats import decode_loops
+
+    decode_loops.move_bits(bits, np.array(list(moved.values()), word), np.array(list(moved), np.int64), out)
+    return out.reshape(mask.shape)
 
 
-def _open(source: Source, name: str, digest: Callable[[], str], bytes_read: Callable[[], int]) -> Coadd:
-    archive = _Archive.read(source, name)
-    image_hdu = archive.hdu(archive.text("image", "data", "value", "source"))
-    yx0 = archive.integers("image", "yx0")
-    image = open_image(image_hdu, source, name=f"{name} IMAGE")
-    box = Box(yx0[1], yx0[0], yx0[1] + image.width, yx0[0] + image.height)
-    _check_units(archive)
-    masks = _open_masks(archive)
-    variance = open_image(
-        archive.hdu(archive.text("variance", "data", "value", "source")), source, name=f"{name} VARIANCE"
-    )
-    planes = {plane: bit for mask in masks for plane, bit in mask.planes.items()}
-    for other in (variance, *(mask.image for mask in masks)):
-        if other.shape != image.shape:
-            raise UnreadableError(f"{name}: planes of shape {image.shape} and {other.shape}")
-    psf = _Psf.open(archive)
-    return Coadd(
-        name=name, box=box, projection=_projection(image_hdu, yx0), band=archive.band(),
-        mask_planes=planes,
-        read_image=functools.partial(_read_floats, image, box),
-        read_variance=functools.partial(_read_floats, variance, box),
-        read_mask=functools.partial(_read_mask, masks, box),
-        read_psf=psf.read, read_digest=digest, bytes_read=bytes_read,
-        missing=tuple(cell & box for cell in psf.missing if not (cell & box).empty),
-        notes=(*archive.notes(), *(i.note for i in (image, variance, *(m.image for m in masks)) if i.note)),
-    )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class _Archive:
-    """Tree and index of an `lsst.images` FITS file."""
-
-    source: Source
-    name: str
-    tree: Any
-    index: Mapping[tuple[str, int], tuple[int, int, int]]
-
-    @classmethod
-    def read(cls, source: Source, name: str) -> _Archive:
-        primary = read_hdu(source, 0, name=name)
-        model = primary.text("DATAMODL")
-        if "/cell_coadd-1." not in model:
-            raise UnreadableError(
-                f"{name}: holds {model.rpartition('/')[2] or 'no data model'}, not a cell_coadd of version 1"
-            )
-        spans = [(primary.integer(f"{k}ADDR"), primary.integer(f"{k}SIZE")) for k in ("JSON", "INDX")]
-        if not all(offset > 0 and 0 < size < _TAIL for offset, size in spans):
-            raise UnreadableError(f"{name}: damaged, JSON and INDEX at {spans}")
-        tail, index = (bytes(view) for view in source.many(spans))
-        try:
-            tree = json.loads(_first_cell(tail, spans[0][0], name))
-        except ValueError as error:
-            raise UnreadableError(f"{name}: damaged, the JSON tree cannot be parsed: {error}") from error
-        archive = cls(source, name, tree, _read_index(index, spans[1][0], name))
-        if archive.get("min_read_version") != 1:
-            raise UnreadableError(
-                f"{name}: written for a reader of version {archive.get('min_read_version')}"
-            )
-        return archive
-
-    def get(self, *path: str | int) -> Any:
-        """What lies at a path of the tree; `UnreadableError` when nothing does."""
-        node = self.tree
-        for step in path:
-            try:
-                node = node[step]
-            except (KeyError, IndexError, TypeError):
-                where = "/".join(map(str, path))
-                raise UnreadableError(f"{self.name}: damaged, the tree has no {where}") from None
-        return node
-
-    def text(self, *path: str | int) -> str:
-        """A string of the tree."""
-        found = self.get(*path)
-        if not isinstance(found, str):
-            raise UnreadableError(f"{self.name}: damaged, {'/'.join(map(str, path))} is {found!r:.40}")
-        return found
-
-    def integers(self, *path: str | int) -> tuple[int, int]:
-        """A pair of integers of the tree, as list `[y, x]` or as `{"y": ..., "x": ...}` or `i, j`."""
-        found = self.get(*path)
-        if isinstance(found, dict):
-            found = [found.get(k) for k in (("y", "x") if "y" in found else ("i", "j"))]
-        if not (isinstance(found, list) and len(found) == 2 and all(type(v) is int for v in found)):
-            raise UnreadableError(f"{self.name}: damaged, {'/'.join(map(str, path))} is {found!r:.40}")
-        return found[0], found[1]
-
-    def length(self, *path: str | int) -> int:
-        """Length of a list of the tree."""
-        found = self.get(*path)
-        if not isinstance(found, list):
-            raise UnreadableError(f"{self.name}: damaged, {'/'.join(map(str, path))} is no list")
-        return len(found)
-
-    def band(self) -> str | None:
-        """Band, if the file says so."""
-        found = self.get("band")
-        return found if isinstance(found, str) else None
-
-    def notes(self) -> tuple[str, ...]:
-        """What was done to the pixels before they were written."""
-        if "backgrounds" not in self.tree or self.get("backgrounds", "subtracted") is None:
-            return ()
-        return (f"{self.name}: background {self.text('backgrounds', 'subtracted')} was subtracted",)
-
-    def box(self, *path: str | int) -> Box:
-        """A box of the tree."""
-        (y0, y1), (x0, x1) = ((self.get(*path, a, "start"), self.get(*path, a, "stop")) for a in "yx")
-        if not all(type(v) is int for v in (y0, y1, x0, x1)):
-            raise UnreadableError(f"{self.name}: damaged, box {'/'.join(map(str, path))}")
-        return Box(x0, y0, x1, y1)
-
-    def hdu(self, reference: str) -> Hdu:
-        """The HDU of a reference such as `fits:IMAGE`."""
-        match = re.fullmatch(r"fits:([\w/\-]+)(?:,(\d+))?(?:\[\d+\])?", reference)
-        key = (match[1].upper(), int(match[2] or 1)) if match else ("", 0)
-        if key not in self.index:
-            raise UnreadableError(f"{self.name}: damaged, no HDU {reference!r}")
-        start, data, size = self.index[key]
-        if not 0 < data - start < _TAIL or size < 0:
-            raise UnreadableError(f"{self.name}: damaged, HDU {reference} at {start}, data at {data}")
-        # The tile table follows the header: one fetch for both.
-        view = self.source(start, data - start + min(size, _TABLE))[: data - start]
-        hdu = parse_hdu(bytes(view), start, name=self.name)
-        if hdu.extname != key[0]:
-            raise UnreadableError(f"{self.name}: damaged, the index points to {hdu.extname} for {key[0]}")
-        return hdu
-
-
-def _first_cell(blob: bytes, offset: int, name: str) -> bytes:
-    """The bytes in the first row of a table of one byte-array column, the whole HDU given."""
-    memory = Memory(blob, name)
-    hdu = read_hdu(memory, 0, name=name)
-    if hdu.extname != "JSON" or "JSON" not in columns(hdu):
-        raise UnreadableError(f"{name}: damaged, no JSON table at byte {offset}")
-    start, code = columns(hdu)["JSON"]
-    kind = np.dtype(">u4" if code[0] == "P" else ">u8")
-    length, where = np.frombuffer(memory(hdu.data + start, 2 * kind.itemsize), kind).tolist()
-    heap = hdu.data + hdu.integer("THEAP", hdu.integer("NAXIS1") * hdu.integer("NAXIS2"))
-    return bytes(memory(heap + where, length))
-
-
-def _read_index(blob: bytes, offset: int, name: str) -> dict[tuple[str, int], tuple[int, int, int]]:
-    """EXTNAME and EXTVER -> header address, data address, data size."""
-    memory = Memory(blob, name)
-    hdu = read_hdu(memory, 0, name=name)
-    found = columns(hdu)
-    wanted = ("EXTNAME", "EXTVER", "HDRADDR", "DATADDR", "DATSIZE")
-    if hdu.extname != "INDEX" or not all(k in found for k in wanted):
-        raise UnreadableError(f"{name}: damaged, no INDEX table at byte {offset}")
-    following = min((o for o, _ in found.values() if o > found["EXTNAME"][0]), default=0)
-    kinds = {"EXTNAME": f"S{following - found['EXTNAME'][0]}", "EXTVER": ">i4"}
-    rows: NDArray[Any] = np.frombuffer(
-        memory(hdu.data, hdu.integer("NAXIS1") * hdu.integer("NAXIS2")),
-        np.dtype({
-            "names": wanted, "formats": [kinds.get(k, ">i8") for k in wanted],
-            "offsets": [found[k][0] for k in wanted], "itemsize": hdu.integer("NAXIS1"),
-        }),
-    )  # fmt: skip
-    table: list[tuple[bytes, int, int, int, int]] = rows.tolist()
-    return {
-        (extname.decode("ascii", "replace").strip().upper(), version): (start, data, size)
-        for extname, version, start, data, size in table
-    }
-
-
-def _check_units(archive: _Archive) -> None:
-    for plane, right in (("image", {"nJy"}), ("variance", {"nJy**2", "nJy2", "nJy^2"})):
-        data = archive.get(plane, "data")
-        unit = data.get("unit") if isinstance(data, dict) else None
-        if unit not in right:
-            raise UnreadableError(
-                f"{archive.name}: the {plane} has {f'unit {unit}' if unit else 'no unit'}, RIPPLe needs nJy",
-                hint="give coadds calibrated to nJy",
-                reason=Reason.WRONG_UNIT,
-            )
-
-
-def _projection(hdu: Hdu, yx0: tuple[int, int]) -> Tan:
-    """TAN projection in the PARENT frame from the header of the image (CRPIX is that of the array)."""
-    kind = (hdu.text("CTYPE1"), hdu.text("CTYPE2"), hdu.text("RADESYS", "ICRS"), hdu.number("LONPOLE", 180.0))
-    if kind != ("RA---TAN", "DEC--TAN", "ICRS", 180.0):
-        raise UnreadableError(f"{hdu.label}: projection {kind} is not TAN in ICRS", reason=Reason.WRONG_WCS)
-    origin = (round(hdu.number("CRVAL2A", yx0[0])), round(hdu.number("CRVAL1A", yx0[1])))
-    if origin != yx0:
-        raise UnreadableError(
-            f"{hdu.label}: the header starts at {origin}, the tree at {yx0}", reason=Reason.WRONG_WCS
-        )
-    axes = [(i, j) for i in (1, 2) for j in (1, 2)]
-    if "CD1_1" in hdu.header:
-        a, b, c, d = (hdu.number(f"CD{i}_{j}", 0.0) for i, j in axes)
-    else:
-        a, b, c, d = (hdu.number(f"PC{i}_{j}", float(i == j)) * hdu.number(f"CDELT{i}", 1.0) for i, j in axes)
-    x0, y0 = hdu.number("CRPIX1") - 1.0 + yx0[1], hdu.number("CRPIX2") - 1.0 + yx0[0]
-    tan = Tan(hdu.number("CRVAL1"), hdu.number("CRVAL2"), x0, y0, (a, b, c, d))
-    if not (np.isfinite([tan.ra0, tan.dec0, x0, y0, a, b, c, d]).all() and tan.pixel_scale > 0):
-        raise UnreadableError(f"{hdu.label}: a projection without scale, {tan}", reason=Reason.WRONG_WCS)
-    return tan
-
-
-def _read_floats(image: Image, frame: Box, box: Box) -> NDArray[np.float32]:
-    pixels = image.read(box.y0 - frame.y0, box.y1 - frame.y0, box.x0 - frame.x0, box.x1 - frame.x0)
-    return pixels.astype(np.float32, copy=False)
-
-
-@dataclass(frozen=True, slots=True)
-class _Mask:
-    """One mask HDU; its planes in the bits they get when all HDUs are put together."""
-
-    image: Image
-    planes: dict[str, int]
-
-
-def _open_masks(archive: _Archive) -> list[_Mask]:
-    """Mask HDUs: `lsst.images` writes 31 planes into each."""
-    count = archive.length("mask", "data")
-    if not 1 <= count <= 2:
-        raise UnreadableError(f"{archive.name}: a mask of {count} HDUs cannot be read")
-    masks: list[_Mask] = []
-    for k in range(count):
-        hdu = archive.hdu(archive.text("mask", "data", k, "source"))
-        image = open_image(hdu, archive.source, name=f"{archive.name} MASK")
-        if image.dtype.kind not in "iu":
-            raise UnreadableError(f"{archive.name}: a mask of type {image.dtype}")
-        planes = {}
-        for card in hdu.header:
-            if re.fullmatch(r"MSKN\d{4}", card):
-                bit = hdu.integer("MSKM" + card[4:]).bit_length() - 1
-                if not 0 <= bit < 8 * image.dtype.itemsize:
-                    raise UnreadableError(
-                        f"{archive.name}: damaged, mask plane {hdu.text(card)} has bit {bit}"
-                    )
-                planes[hdu.text(card)] = bit + 32 * k
-        masks.append(_Mask(image, planes))
-    return masks
-
-
-def _read_mask(masks: list[_Mask], frame: Box, box: Box) -> Plane:
-    window = (box.y0 - frame.y0, box.y1 - frame.y0, box.x0 - frame.x0, box.x1 - frame.x0)
-    if len(masks) == 1:
-        return masks[0].image.read(*window)
-    low, high = (mask.image.read(*window).astype(np.uint32).astype(np.uint64) for mask in masks)
-    return low | (high << np.uint64(32))
-
-
-@dataclass(frozen=True, slots=True)
-class _Psf:
-    """The PSF of each cell, read for the cells that are wanted."""
-
-    image: Image
-    name: str
-    grid: Box
-    cell: tuple[int, int]
-    missing: tuple[Box, ...]
-
-    @classmethod
-    def open(cls, archive: _Archive) -> _Psf:
-        bounds = archive.box("psf", "bounds", "bbox")
-        whole = archive.box("psf", "bounds", "grid", "bbox")
-        height, width = archive.integers("psf", "bounds", "grid", "cell_shape")
-        hdu = archive.hdu(archive.text("psf", "array", "source"))
-        image = open_image(hdu, archive.source, name=f"{archive.name} PSF")
-        cells = (bounds.height // max(height, 1), bounds.width // max(width, 1))
-        if height < 1 or width < 1 or len(image.shape) != 4 or image.shape[:2] != cells:
-            raise UnreadableError(f"{archive.name}: PSF of shape {image.shape} for {cells} cells")
-        missing = []
-        for k in range(archive.length("psf", "bounds", "missing")):
-            i, j = archive.integers("psf", "bounds", "missing", k)
-            x0, y0 = whole.x0 + j * width, whole.y0 + i * height
-            missing.append(Box(x0, y0, x0 + width, y0 + height))
-        return cls(image, archive.name, bounds, (height, width), tuple(sorted(missing)))
-
-    def read(self, boxes: Iterable[Box] | None) -> PsfCells | NoPsf:
-        """Kernels of the cells that overlap `boxes`, or of all."""
-        rows, cols, size, other = self.image.shape
-        if size != other or size % 2 == 0:
-            return NoPsf(f"kernels of {size}x{other} pixels have no centre pixel")
-        wanted = np.ones((rows, cols), bool) if boxes is None else self._under(boxes)
-        kernels = np.full((rows, cols, size, size), np.nan, np.float32)
-        flat, flags = kernels.reshape(-1, size, size), wanted.reshape(-1)
-        edges = np.flatnonzero(np.diff(flags, prepend=False, append=False))
-        for first, last in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
-            pixels = self.image.read(first * size, last * size, 0, size)
-            flat[first:last] = pixels.reshape(-1, size, size)
-        height, width = self.cell
-        for cell in self.missing:
-            i, j = (cell.y0 - self.grid.y0) // height, (cell.x0 - self.grid.x0) // width
-            if 0 <= i < rows and 0 <= j < cols:
-                kernels[i, j] = np.nan
-        return PsfCells(kernels, self.grid.x0, self.grid.y0, width, height)
-
-    def _under(self, boxes: Iterable[Box]) -> NDArray[np.bool_]:
-        height, width = self.cell
-        grid = self.grid
-        corners = np.array([(b.x0, b.y0, b.x1, b.y1) for b in boxes], np.int64).reshape(-1, 4)
-        x0, x1 = (np.clip(corners[:, k], grid.x0, grid.x1) - grid.x0 for k in (0, 2))
-        y0, y1 = (np.clip(corners[:, k], grid.y0, grid.y1) - grid.y0 for k in (1, 3))
-        some = (x0 < x1) & (y0 < y1)
-        i0, i1 = y0[some] // height, (y1[some] - 1) // height + 1
-        j0, j1 = x0[some] // width, (x1[some] - 1) // width + 1
-        # How many boxes begin and end at each cell; the sums are how many lie over it.
-        edges = np.zeros((self.image.shape[0] + 1, self.image.shape[1] + 1), np.int64)
-        for i, j, step in ((i0, j0, 1), (i1, j1, 1), (i0, j1, -1), (i1, j0, -1)):
-            np.add.at(edges, (i, j), step)
-        over: NDArray[np.bool_] = edges.cumsum(axis=0).cumsum(axis=1)[:-1, :-1] > 0
-        return over
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Errors of reading get the file's name, for helpers that know only an HDU."""
+    try:
+        yield
+    except UnreadableError as error:
+        if name in error.message:
+            raise
+        raise UnreadableError(f"{name}: {error.message}", hint=error.hint, reason=error.reason) from error

@@ -24,8 +24,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
 from ripple.errors import SourceError, UnreadableError
-from ripple.rubin.read import label
-from ripple.rubin.repo import Dataset
+from ripple.rubin.repository import Dataset, label
 
 if TYPE_CHECKING:
     import requests

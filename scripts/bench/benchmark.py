@@ -17,14 +17,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ripple.artefact import Artefact, open_artefact
-from ripple.learn import calibrate, evaluate
-from ripple.learn.checkpoint import Model, load_model
-from ripple.learn.report import visible
-from ripple.learn.score import outputs, split_names
-from ripple.learn.score_config import ScoreConfig
-from ripple.shard import map_tensors
-from ripple.simulation.conditions import PIXEL_SCALE, magnitude, noise_sigma
+from ripple.imaging.simulation.observing import PIXEL_SCALE, magnitude, noise_sigma
+from ripple.learn.config import ScoreConfig
+from ripple.learn.evaluation import metrics
+from ripple.learn.model import calibrate
+from ripple.learn.model.weights import Model, load_model
+from ripple.learn.scoring.evaluation import visible
+from ripple.learn.scoring.score import outputs, split_names
+from ripple.storage.artefact import Artefact, open_artefact
+from ripple.storage.shard_reader import map_tensors
 
 Float = NDArray[np.float64]
 
@@ -62,7 +63,7 @@ def judge(rows: Rows, logit: Float, known: calibrate.Calibration, limit: float) 
     """Metrics of one ranking; probabilities are moved to the prevalence of these rows."""
     p = known.probability(logit, prevalence=float(rows.label.mean()))
     score = calibrate.sigmoid(logit)
-    found: dict[str, Any] = evaluate.evaluate(rows.label, score, p, threshold=0.5, draws=500)["metrics"]
+    found: dict[str, Any] = metrics.evaluate(rows.label, score, p, threshold=0.5, draws=500)["metrics"]
     bright = (rows.label == 0) | (rows.arc_sb < limit)
     config = ScoreConfig.make({"model": "-", "tensors": ["-"], "output": "-", "visible_sb": limit})
     seen = visible(rows.label[bright], score[bright], config)

@@ -19,8 +19,8 @@ import fitsio
 import numpy as np
 from astropy.io import fits
 
-from ripple.rubin.decode import open_image
-from ripple.rubin.fitsfile import Memory, read_hdu, walk
+from ripple.rubin.formats.decode import open_image
+from ripple.rubin.formats.fits import Memory, read_hdu, walk
 
 
 def planes(size: int, tile: int, rng: np.random.Generator) -> dict[str, np.ndarray]:

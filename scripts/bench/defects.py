@@ -18,22 +18,25 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+from ripple.imaging.quality.flags import LABELS, flag_names
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "support"))
 from planted import DEFECTS, confusion
 
-from ripple import measures, quality
-from ripple.artefact import open_artefact
 from ripple.cli.options import section
-from ripple.cutouts import CutoutBatch
-from ripple.prepare import PreprocessConfig, correlation_of, preprocess_batch
-from ripple.shard import unpack_cutouts
+from ripple.imaging.batch import CutoutBatch
+from ripple.imaging.quality import measure
+from ripple.stages.preprocess.batch import correlation_of, preprocess_batch
+from ripple.stages.preprocess.config import PreprocessConfig
+from ripple.storage.artefact import open_artefact
+from ripple.storage.shard_reader import unpack_cutouts
 
 NO_FLAGS = ("rejected", "visible", "found")
-DAMAGE = (*measures.UNUSABLE, "INTERPOLATED", "INTRP", "COSMIC_RAY", "CR")
+DAMAGE = (*measure.UNUSABLE, "INTERPOLATED", "INTRP", "COSMIC_RAY", "CR")
 
 
 def clean_rows(batch: CutoutBatch) -> np.ndarray[Any, Any]:
-    sound = measures.usable(batch) & ((batch.mask & batch.bits(*DAMAGE)) == 0)
+    sound = measure.usable(batch) & ((batch.mask & batch.bits(*DAMAGE)) == 0)
     return np.flatnonzero(sound.all(axis=(1, 2, 3)) & (batch.psf_index >= 0).all(axis=1))
 
 
@@ -42,8 +45,8 @@ def alarms(
 ) -> tuple[int, int, dict[str, int]]:
     """Rows, rejected rows, and rows per flag, of the clean rows of a batch."""
     tensors = preprocess_batch(batch.take(clean_rows(batch)), config, constants)
-    found = [quality.names(int(v)) for v in tensors.catalog["qc"]]
-    counts = {flag: sum(flag in f for f in found) for flag in quality.LABELS}
+    found = [flag_names(int(v)) for v in tensors.catalog["qc"]]
+    counts = {flag: sum(flag in f for f in found) for flag in LABELS}
     return len(tensors), int((tensors.catalog["accept"] == 0).sum()), counts
 
 
@@ -62,7 +65,7 @@ def main() -> None:
         total = total + correlation_of(batch)
     rho = dict(zip(batches[0].bands, total.rho(), strict=True))
     constants = {"margin": margin, "noise_correlation": rho}
-    rows, rejected, marked = 0, 0, dict.fromkeys(quality.LABELS, 0)
+    rows, rejected, marked = 0, 0, dict.fromkeys(LABELS, 0)
     for batch in batches:
         n, r, counts = alarms(batch, config, constants)
         rows, rejected = rows + n, rejected + r

@@ -8,7 +8,7 @@ cuts 64 px stamps with image, variance, mask and PSF:
 
 - `butler loop`: `butler.get(bbox=...)` per band and target, on a sample, as the tutorials do;
 - `floor`: `fitsio` reads each plane once, slices, `np.save` (image, variance, mask; no PSF, index or digests);
-- `ripple`: `ripple.fetch.fetch`, worker start-up, plan, PSF, index, digests and fsync included. A worker hashes
+- `ripple`: `ripple.stages.fetch.fetch.fetch`, worker start-up, plan, PSF, index, digests and fsync included. A worker hashes
   and writes beside its decoding, so CPU seconds are printed next to wall time: the floor has one thread.
 
 `--output` is where results go: on a slow disk fetch waits for it (fsync) and the floor does not; the rate of the
@@ -50,8 +50,8 @@ PATCHES = [44, 45, 54, 55, 46, 56, 64, 65, 66, 43]
 
 def make_repository(root: Path, patches: list[int]) -> None:
     """Coadds of noise with sources, PSFs that differ by cell."""
-    from ripple.rubin.mini_repo import CoaddPlanes, MiniRepo
-    from ripple.skymap import known
+    from ripple.rubin.write_repository import CoaddPlanes, MiniRepo
+    from ripple.sky.skymap import known
 
     skymap = known(SKYMAP)
     repo = MiniRepo(root, skymap, TRACT, patches, BANDS)
@@ -85,7 +85,7 @@ def _moffat(n: int, fwhm: float, beta: float = 3.0) -> np.ndarray:
 
 def make_targets(path: Path, patches: list[int], per_patch: int) -> None:
     """Uniform positions in the inner patches."""
-    from ripple.skymap import known
+    from ripple.sky.skymap import known
 
     skymap = known(SKYMAP)
     tan = skymap.tan(TRACT)
@@ -110,7 +110,7 @@ def ripple_fetch(root: Path, targets: Path, out: Path, **options: object) -> tup
         "output": str(out), "workers": 1, "duplicate_radius": 0, **options,
     }  # fmt: skip
     code = (
-        "import json, sys, time; from ripple.fetch import FetchConfig, fetch\n"
+        "import json, sys, time; from ripple.stages.fetch.fetch import FetchConfig, fetch\n"
         "t = time.perf_counter(); s = fetch(FetchConfig.make(json.loads(sys.argv[1])))\n"
         "print(json.dumps({'seconds': time.perf_counter() - t, 'ok': s.facts['ok']}))"
     )
@@ -182,7 +182,7 @@ def _files(root: Path) -> dict[str, list[str]]:
 
 
 def _pixels(targets: Path) -> dict[str, tuple[int, int, list[tuple[int, int]]]]:
-    from ripple.skymap import known
+    from ripple.sky.skymap import known
 
     skymap = known(SKYMAP)
     table = np.genfromtxt(targets, delimiter=",", names=True)

@@ -21,18 +21,19 @@ from gap_sky import KINDS, Instrument, make_sky, noise_level, write_tensors
 from numpy.typing import NDArray
 from pydantic import Field
 
-from ripple.artefact import open_artefact
 from ripple.config import Config
-from ripple.learn import evaluate, uncertainty
-from ripple.learn.adapt import own_statistics
-from ripple.learn.checkpoint import Model, load_model
-from ripple.learn.judging import mean_outputs, member_features, probabilities
-from ripple.learn.loader import TensorDataset
-from ripple.learn.network import Net
-from ripple.learn.rows import TargetSet, common_facts
-from ripple.learn.splits import TEST, TRAIN, split_blocks
-from ripple.learn.train import train
-from ripple.learn.train_config import TrainConfig
+from ripple.learn.config import TrainConfig
+from ripple.learn.data.dataset import TensorDataset
+from ripple.learn.data.training_set import TargetSet, common_facts
+from ripple.learn.evaluation import metrics
+from ripple.learn.model import uncertainty
+from ripple.learn.model.network import Net
+from ripple.learn.model.weights import Model, load_model
+from ripple.learn.training.adapt.adaptation import own_statistics
+from ripple.learn.training.judge import mean_outputs, member_features, probabilities
+from ripple.learn.training.train import train
+from ripple.sky.splits import TEST, TRAIN, split_blocks
+from ripple.storage.artefact import open_artefact
 
 CPU = torch.device("cpu")
 NSIDE = 512
@@ -192,8 +193,8 @@ def judged(gap: Gap, model: Model, nets: list[Net], part: TargetSet) -> dict[str
     right = (p.argmax(1) == label)[known]
     out: dict[str, Any] = {"accuracy": float(right.mean()), "right": right.astype(int).tolist()}
     if gap.task == "lens":
-        curve = evaluate.curve(label, outputs[:, 0])
-        out |= {"auroc": evaluate.auroc(curve), "ece": evaluate.ece(label, p[:, 1]),
+        curve = metrics.curve(label, outputs[:, 0])
+        out |= {"auroc": metrics.auroc(curve), "ece": metrics.ece(label, p[:, 1]),
                 "score": outputs[:, 0].round(5).tolist(), "label": label.tolist()}  # fmt: skip
     if model.contract.uncertainty is not None:
         sets = uncertainty.conformal_sets(p[known], model.contract.uncertainty.quantiles)
@@ -206,7 +207,7 @@ def judged(gap: Gap, model: Model, nets: list[Net], part: TargetSet) -> dict[str
             "energy": uncertainty.energy(outputs),
         }
         strange = (~known).astype(int)
-        out |= {f"unknown_{k}": evaluate.auroc(evaluate.curve(strange, v)) for k, v in kinds.items()}
+        out |= {f"unknown_{k}": metrics.auroc(metrics.curve(strange, v)) for k, v in kinds.items()}
     return out
 
 
@@ -222,9 +223,7 @@ def paired_gain(
             return float(np.mean(x - y) if rows is None else np.mean(x[rows] - y[rows]))
         label = np.array(a["target_label"])
         pick = np.arange(len(label)) if rows is None else rows
-        each = [
-            evaluate.auroc(evaluate.curve(label[pick], np.array(r["target_score"])[pick])) for r in (a, b)
-        ]
+        each = [metrics.auroc(metrics.curve(label[pick], np.array(r["target_score"])[pick])) for r in (a, b)]
         return each[0] - each[1]
 
     centre = float(np.mean([gain(a, b, None) for a, b in zip(ours, base, strict=True)]))

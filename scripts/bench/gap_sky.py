@@ -15,10 +15,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field
 
-from ripple.artefact import ArtefactWriter, create
 from ripple.config import Config
-from ripple.cutouts import TensorBatch
-from ripple.shard import pack_tensors
+from ripple.imaging.batch import TensorBatch
+from ripple.storage.shard_writer import pack_tensors
+from ripple.storage.writer import ArtefactWriter, create
 
 Float = NDArray[np.float64]
 BANDS = ("g", "r", "i")

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from gap import markdown
 
-from ripple.artefact import open_artefact
-from ripple.learn.checkpoint import load_model
-from ripple.learn.evaluate import wilson
-from ripple.learn.score import split_names
-from ripple.learn.stress import stress
-from ripple.shard import map_tensors
+from ripple.learn.evaluation.metrics import wilson
+from ripple.learn.evaluation.robustness import stress
+from ripple.learn.model.weights import load_model
+from ripple.learn.scoring.score import split_names
+from ripple.storage.artefact import open_artefact
+from ripple.storage.shard_reader import map_tensors
 
 Card = dict[str, Any]
 

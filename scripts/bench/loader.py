@@ -27,11 +27,15 @@ import numpy as np
 import psutil
 import torch
 
-from ripple import shard, write_tensors
-from ripple.artefact import open_artefact
-from ripple.export import ExportConfig, export
-from ripple.learn.loader import Batch, Loader, TensorDataset
-from ripple.learn.network import Architecture, build
+from ripple import write_tensors
+from ripple.learn.data.dataset import Batch, TensorDataset
+from ripple.learn.data.loader import Loader
+from ripple.learn.model.architecture import Architecture
+from ripple.learn.model.network import build
+from ripple.stages.formats.config import ExportConfig
+from ripple.stages.formats.export import export
+from ripple.storage import shard_reader
+from ripple.storage.artefact import open_artefact
 
 BATCH = 256
 
@@ -88,7 +92,7 @@ def floor(directory: Path) -> Callable[[int], Iterator[int]]:
     making it.
     """
     artefact = open_artefact(directory)
-    shards = [shard.map_tensors(artefact.verified_path(k)).image for k in range(len(artefact.shards))]
+    shards = [shard_reader.map_tensors(artefact.verified_path(k)).image for k in range(len(artefact.shards))]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch: the maps are not writable
         maps = [torch.from_numpy(image) for image in shards]
@@ -194,7 +198,7 @@ def rate(epoch: Callable[[int], Iterator[int]], number: int, seconds: float) -> 
 def first_batch(directory: Path) -> tuple[float, float]:
     """Seconds, and of processor time, from a path to the first batch in a new process; imports not counted."""
     code = (
-        "import sys, time; from ripple.learn.loader import Loader, TensorDataset;"
+        "import sys, time; from ripple.learn.data.loader import Loader, TensorDataset;"
         "t, c = time.perf_counter(), time.process_time();"
         "next(Loader(TensorDataset(sys.argv[1]), batch_size=256).epoch(0));"
         "print(time.perf_counter() - t, time.process_time() - c)"

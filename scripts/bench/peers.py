@@ -71,7 +71,7 @@ def images(root: Path, work: Path, patches: list[int]) -> dict[int, list[str]]:
     """Patch -> image planes of its bands as uncompressed FITS, made once."""
     from astropy.io import fits
 
-    from ripple.rubin.source import open_coadd
+    from ripple.rubin.open import open_coadd
 
     files: dict[int, list[str]] = {}
     for path in sorted(root.rglob("*.fits"), key=lambda p: (p.parts[-3], BANDS.index(p.parts[-2]))):
@@ -94,7 +94,7 @@ def positions(targets: Path) -> dict[int, list[tuple[str, float, float]]]:
     """Patch -> id, right ascension and declination of its targets."""
     import numpy as np
 
-    from ripple.skymap import known
+    from ripple.sky.skymap import known
 
     skymap, table = known(SKYMAP), list(csv.DictReader(targets.open()))
     ra, dec = (np.array([float(row[c]) for row in table]) for c in ("ra", "dec"))

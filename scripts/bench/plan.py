@@ -22,12 +22,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from ripple.geometry import Box
-from ripple.plan import Selection, make_plan
-from ripple.profile import peak_rss
-from ripple.skymap import RingsSkyMap, known
+from ripple.runtime.profile import peak_rss
+from ripple.sky.geometry import Box
+from ripple.sky.skymap import RingsSkyMap, known
+from ripple.stages.plan.config import Selection
+from ripple.stages.plan.planner import make_plan
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "support"))
 
 
 @dataclass

@@ -5,7 +5,7 @@
 4 bands of 64 px with a margin of 12, PSFs of 41 px, a target of 1.25 arcsec. `dense`: rows share 8 cells, as
 objects of a patch do. `sparse`: every row has PSFs of its own. The loops make one kernel per row and band, as
 users of those tools do, and convolve with scipy. Of each there are two: the image alone; and image, variance (with
-the squared kernel) and mask (grown by the kernel), which `ripple.matching.homogenise` is the counterpart of. They
+the squared kernel) and mask (grown by the kernel), which `ripple.imaging.psf.match.homogenise` is the counterpart of. They
 neither judge nor normalise.
 """
 
@@ -26,13 +26,17 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 import numpy as np  # noqa: E402 - after the threads are pinned
 from scipy import fft, signal  # noqa: E402
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "support"))
 from stampmaker import make_batch, moffat  # noqa: E402
 
-from ripple import convolution, matching, measures, noise, normalize, psf  # noqa: E402
-from ripple.cutouts import CutoutBatch  # noqa: E402
-from ripple.prepare import PreprocessConfig, preprocess_batch  # noqa: E402
-from ripple.registration import check_registration  # noqa: E402
+from ripple.imaging import convolve, noise, normalize  # noqa: E402
+from ripple.imaging.batch import CutoutBatch  # noqa: E402
+from ripple.imaging.psf import match  # noqa: E402
+from ripple.imaging.psf import shape as psf  # noqa: E402
+from ripple.imaging.quality import measure  # noqa: E402
+from ripple.imaging.registration.check import check_registration  # noqa: E402
+from ripple.stages.preprocess.batch import preprocess_batch  # noqa: E402
+from ripple.stages.preprocess.config import PreprocessConfig  # noqa: E402
 
 BANDS, SIZE, MARGIN, TARGET, CELL = "griz", 64, 12, 1.25, 150
 UNUSABLE = np.uint32(0x5)
@@ -102,19 +106,19 @@ def wiener(source: Any, target: Any) -> Any:
 
 
 def floor(batch: CutoutBatch, shape: tuple[int, int]) -> None:
-    for start in range(0, len(batch), convolution.CHUNK):
-        spectrum = fft.rfft2(batch.image[start : start + convolution.CHUNK], s=shape)
+    for start in range(0, len(batch), convolve.CHUNK):
+        spectrum = fft.rfft2(batch.image[start : start + convolve.CHUNK], s=shape)
         fft.irfft2(spectrum, s=shape)
 
 
-def match_only(batch: CutoutBatch, plan: matching.Matching) -> None:
+def match_only(batch: CutoutBatch, plan: match.Matching) -> None:
     """Fill, convolve, trim and normalise: what the FFTs are the floor of."""
-    frame = matching.make_frame(plan.kernels, batch.image.shape[-2:], MARGIN, variance=False)
-    scale = np.full((convolution.CHUNK, len(BANDS)), 60, np.float32)
-    for start in range(0, len(batch), convolution.CHUNK):
-        rows = slice(start, start + convolution.CHUNK)
+    frame = match.make_frame(plan.kernels, batch.image.shape[-2:], MARGIN, variance=False)
+    scale = np.full((convolve.CHUNK, len(BANDS)), 60, np.float32)
+    for start in range(0, len(batch), convolve.CHUNK):
+        rows = slice(start, start + convolve.CHUNK)
         good = np.ones(batch.image[rows].shape, bool)
-        image, _, _ = matching.apply(batch.image[rows], good, plan.number[rows], plan.parts.of(rows), frame)
+        image, _, _ = match.apply(batch.image[rows], good, plan.number[rows], plan.parts.of(rows), frame)
         normalize.transform(image, 0 * scale[: len(image)], scale[: len(image)], "asinh")
 
 
@@ -126,12 +130,12 @@ def main() -> None:
     config = PreprocessConfig.make({"psf": str(TARGET), "registration": False})
     for label, cells in (("dense", 8), ("sparse", args.rows)):
         batch = batch_with_cells(args.rows, cells)
-        plan = matching.plan_matching(batch, TARGET)
-        frame = matching.make_frame(plan.kernels, batch.image.shape[-2:], MARGIN, variance=False).shape
+        plan = match.plan_matching(batch, TARGET)
+        frame = match.make_frame(plan.kernels, batch.image.shape[-2:], MARGIN, variance=False).shape
         n, few = args.rows, min(args.rows, 20)
         times = {
             "ripple, all of it": best(lambda b=batch: preprocess_batch(b, config, constants)) / n,
-            "  of it kernels and PSF checks": best(lambda b=batch: matching.plan_matching(b, TARGET)) / n,
+            "  of it kernels and PSF checks": best(lambda b=batch: match.plan_matching(b, TARGET)) / n,
             "  of it quality measures": best(lambda b=batch: judge_all(b)) / n,
             "  registration, on top": best(lambda b=batch: registration(b), 3) / n,
             "  of it match and normalise": best(lambda b=batch, p=plan: match_only(b, p)) / n,
@@ -155,7 +159,7 @@ def main() -> None:
 
 def homogenise(batch: CutoutBatch) -> None:
     """Kernels, and image, variance and mask with them: what the second kind of loop does."""
-    matching.homogenise(batch, matching.plan_matching(batch, TARGET), measures.usable(batch), MARGIN)
+    match.homogenise(batch, match.plan_matching(batch, TARGET), measure.usable(batch), MARGIN)
 
 
 def registration(batch: CutoutBatch) -> None:
@@ -165,12 +169,12 @@ def registration(batch: CutoutBatch) -> None:
 
 def judge_all(batch: CutoutBatch) -> None:
     inner = (..., slice(MARGIN, -MARGIN), slice(MARGIN, -MARGIN))
-    for start in range(0, len(batch), convolution.CHUNK):
-        rows = slice(start, start + convolution.CHUNK)
+    for start in range(0, len(batch), convolve.CHUNK):
+        rows = slice(start, start + convolve.CHUNK)
         piece = replace(batch, catalog={}).take(rows)
-        good = measures.usable(piece)
+        good = measure.usable(piece)
         cut = replace(piece, image=piece.image[inner], variance=piece.variance[inner], mask=piece.mask[inner])
-        measures.measure(cut, good[inner])
+        measure.measure(cut, good[inner])
 
 
 if __name__ == "__main__":

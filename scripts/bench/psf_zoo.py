@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from scipy import fft, signal
 
-from ripple import matching
-from ripple.prepare import PreprocessConfig
-from ripple.psf_kernels import match_kernels, spectra
+from ripple.imaging.psf import match
+from ripple.imaging.psf.kernels import match_kernels, spectra
+from ripple.stages.preprocess.config import PreprocessConfig
 
 TOLERANCE = PreprocessConfig.model_fields["psf_tolerance"].default
 
@@ -66,7 +66,7 @@ def ours(source: Stamp, target: Stamp) -> Stamp:
 
 def production(source: Stamp, target: Stamp) -> Stamp:
     """As `ripple preprocess` does by default: smooth kernels where they are good enough."""
-    half = matching.half_width(source.shape[0])
+    half = match.half_width(source.shape[0])
     made = match_kernels(source[None], target[None], half=half, tolerance=TOLERANCE)
     return made.kernel[0].astype(np.float64)
 

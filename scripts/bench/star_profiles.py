@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from ripple.artefact import open_artefact
-from ripple.cutouts import CutoutBatch, TensorBatch
-from ripple.shard import unpack_cutouts, unpack_tensors
+from ripple.imaging.batch import CutoutBatch, TensorBatch
+from ripple.storage.artefact import open_artefact
+from ripple.storage.shard_reader import unpack_cutouts, unpack_tensors
 
 CORE, APERTURE = 6, 18  # px; the PSFs end at 20 px
 ISOLATED, ALONE = 0.005, 0.003  # light of neighbours beside the star, share of its own

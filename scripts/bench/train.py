@@ -24,16 +24,18 @@ import pyarrow as pa
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "support"))
 
 from toys import BANDS, NORMALIZATION, ToyConfig, toy_batch, write_toys
 
-from ripple.artefact import ArtefactWriter, create
-from ripple.learn.checkpoint import ArchitectureRecord, Contract, Member, save_model
-from ripple.learn.loader import Loader, TensorDataset
-from ripple.learn.network import Net, build
-from ripple.learn.train import choose_device
-from ripple.shard import pack_tensors
+from ripple.learn.data.dataset import TensorDataset
+from ripple.learn.data.loader import Loader
+from ripple.learn.model.contract import ArchitectureRecord, Contract, Member
+from ripple.learn.model.device import choose_device
+from ripple.learn.model.network import Net, build
+from ripple.learn.model.weights import save_model
+from ripple.storage.shard_writer import pack_tensors
+from ripple.storage.writer import ArtefactWriter, create
 
 
 def make_model(directory: Path, record: ArchitectureRecord) -> None:
@@ -156,7 +158,7 @@ def start_seconds(tensors: Path) -> dict[str, float]:
     """Import of the package, of the learning part, and the first batch, each in a fresh process."""
     code = "import time; t = time.perf_counter(); {}; print(time.perf_counter() - t)"
     first = (
-        "from ripple.learn.loader import Loader, TensorDataset; "
+        "from ripple.learn.data.loader import Loader, TensorDataset; "
         f"next(Loader(TensorDataset('{tensors}'), batch_size=256).epoch(0))"
     )
     out = {}

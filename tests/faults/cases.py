@@ -20,7 +20,7 @@ import numpy as np
 import verbs
 from faultlib import Tally
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 #: In which a small disk counts.
 PAGE = 4096
@@ -80,7 +80,7 @@ def _simulate(given: Path, work: Path) -> list[list[str]]:
 
 
 def _inject(given: Path, work: Path) -> list[list[str]]:
-    from test_import_export import make_cutouts
+    from foreign import make_cutouts
 
     make_cutouts(given / "cutouts")
     return [["inject", str(given / "cutouts"), "-o", str(work / "out"), "--workers", "0"]]
@@ -89,9 +89,10 @@ def _inject(given: Path, work: Path) -> list[list[str]]:
 def stamps(given: Path) -> list[tuple[Path, list[str]]]:
     """Stamps in each layout that is imported, and the options that go with it."""
     import h5py
-    from test_import_export import deeplense_tree, make_cutouts
+    from foreign import deeplense_tree, make_cutouts
 
-    from ripple.export import ExportConfig, export
+    from ripple.stages.formats.config import ExportConfig
+    from ripple.stages.formats.export import export
 
     rng = np.random.default_rng(5)
     given.mkdir(parents=True, exist_ok=True)
@@ -166,7 +167,7 @@ def _explain(given: Path, work: Path) -> list[list[str]]:
 
 
 def _export(given: Path, work: Path) -> list[list[str]]:
-    from test_import_export import make_cutouts
+    from foreign import make_cutouts
 
     make_cutouts(given / "cutouts", size=15)
     few = ["--rows-per-file", "4", "-o", str(work / "out")]

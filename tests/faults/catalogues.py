@@ -19,10 +19,10 @@ from faultlib import Tally
 from rows import row, trials_in_time
 from verbs import VERB_ROWS
 
-from ripple.artefact import open_artefact
-from ripple.learn.splits import split_blocks
-from ripple.prepare import PreprocessConfig
-from ripple.preprocess import preprocess
+from ripple.sky.splits import split_blocks
+from ripple.stages.preprocess.config import PreprocessConfig
+from ripple.stages.preprocess.preprocess import preprocess
+from ripple.storage.artefact import open_artefact
 
 ARCSEC = 1 / 3600
 #: Arcsec between a repeat and its object, by kind; what `--duplicate-radius` 0.2 does not take, quality does.

@@ -18,6 +18,7 @@ import faultlib
 import fetching
 import numpy as np
 import pyarrow.parquet as pq
+import ripple.fetch
 import verbs
 import victim
 from faultlib import Tally, contents
@@ -25,11 +26,10 @@ from fetching import faulty
 from rows import _unfinished, named, reference, row, trials_in_time
 from verbs import VERB_ROWS
 
-import ripple.fetch
-from ripple.artefact import open_artefact
 from ripple.errors import ConfigError, InputError, SourceError
-from ripple.manifest import content_digest, render, software
-from ripple.shard import unpack_cutouts
+from ripple.storage.artefact import open_artefact
+from ripple.storage.manifest import content_digest, render, software
+from ripple.storage.shard_reader import unpack_cutouts
 
 
 def _sky() -> Path:
@@ -407,7 +407,7 @@ def versions(tally: Tally, rng: random.Random, trials: int, directory: Path) -> 
 
 def _begun_with(here: Path, name: str, version: Any) -> None:
     """An unfinished artefact whose journal says that another version began it."""
-    from ripple.artefact import _line, _parse_journal
+    from ripple.storage.writer import _line, _parse_journal
 
     _unfinished(here, 2)
     path = here / ".journal"

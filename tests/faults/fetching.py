@@ -20,8 +20,10 @@ from typing import Any
 
 import ripple.fetch
 import ripple.planning
-from ripple import pool
-from ripple.fetch import FetchConfig, ShardTask, UnitResult, fetch
+
+from ripple.runtime import pool
+from ripple.stages.fetch.config import FetchConfig
+from ripple.stages.fetch.fetch import ShardTask, UnitResult, fetch
 
 _make_shard = ripple.fetch.make_shard
 ROWS_PER_UNIT = 6

@@ -51,7 +51,8 @@ def guarded(read: Callable[[], object], *names: str) -> None:
 
 def _limited(directory: Path, source: Path, path: Path, options: dict[str, Any]) -> Callable[[bytes], None]:
     """Import `source` with other bytes in `path`; a hostile claim must not take the machine's memory."""
-    from ripple.importers import ImportConfig, import_stamps
+    from ripple.stages.formats.config import ImportConfig
+    from ripple.stages.formats.import_cutouts import import_stamps
 
     output = directory / "imported"
     config = ImportConfig.make({"source": source, "output": output, **options})
@@ -89,8 +90,8 @@ _add("Multimodal Universe files", "mmu", "*.hdf5", {"format": "mmu", **_PLAIN})
 def fuzz_sidecars(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
     from cases import weights
 
-    from ripple.learn.exchange import import_model
-    from ripple.learn.exchange_config import ImportModelConfig
+    from ripple.learn.config import ImportModelConfig
+    from ripple.learn.model.exchange import import_model
 
     source, sidecar = weights(directory)
     output = directory / "imported"
@@ -111,7 +112,7 @@ def fuzz_run(tally: Tally, rng: random.Random, trials: int, directory: Path) -> 
     from cases import weights
     from toys import write_toys
 
-    from ripple.run import print_outcome, run_chain
+    from ripple.stages.run import print_outcome, run_chain
 
     weights(directory)
     tensors = write_toys(directory / "toys", shards=1, rows=30)

@@ -81,7 +81,7 @@ class Client:
         return self._ask({"args": args, "path": None, "fork_workers": False, **options}, [stdout, stderr])
 
     def worker(self, handle: int) -> Child:
-        """In place of `ripple.pool._spawn`: a worker that serves tasks on the socket `handle`."""
+        """In place of `ripple.runtime.pool._spawn`: a worker that serves tasks on the socket `handle`."""
         request = {"args": [str(os.getpid())], "path": sys.path, "env": dict(os.environ)}
         return self._ask(request, [2, 2, handle])
 
@@ -116,7 +116,7 @@ class Server(Client):
 @contextmanager
 def forked_workers(server: Client) -> Iterator[None]:
     """Workers of the pool in this process are forked, too."""
-    from ripple import pool
+    from ripple.runtime import pool
 
     kept = pool._spawn
     pool._spawn = server.worker  # type: ignore[assignment]
@@ -263,8 +263,9 @@ def _run(function: Callable[[dict[str, Any], list[int]], None], *args: Any) -> i
 
 def _command(request: dict[str, Any], handles: list[int]) -> None:
     import ripple.planning
-    from ripple import pool
+
     from ripple.cli import main
+    from ripple.runtime import pool
 
     ripple.planning.PATCH_BYTES = request["patch_bytes"]
     if request["fork_workers"]:
@@ -285,7 +286,7 @@ def _server_of_this_process() -> Client:
 
 
 def _worker(request: dict[str, Any], handles: list[int]) -> None:
-    from ripple import worker
+    from ripple.runtime import worker
 
     parent = int(request["args"][0])
     sys.path[:] = request["path"]

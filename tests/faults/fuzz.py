@@ -24,7 +24,7 @@ from sources import SOURCE_ROWS, make_unit
 
 from ripple.errors import RippleError
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 LIMIT = 10
 
 Read = Callable[[bytes], object]
@@ -148,8 +148,8 @@ def _tables(directory: Path) -> list[bytes]:
 
 @row("40", "fuzz: catalogues (CSV, ECSV, FITS, VOTable, Parquet)", full=20_000, gate=60, into=SOURCE_ROWS)
 def fuzz_catalogues(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
-    from ripple.tables import read_table
-    from ripple.targets import Columns, from_table
+    from ripple.stages.plan.tables import read_table
+    from ripple.stages.plan.targets import Columns, from_table
 
     def read(path: Path) -> object:
         return from_table(read_table(path), Columns(), source={"name": "catalogue"})
@@ -173,11 +173,10 @@ run: {output: out}
 
 def _configs(path: Path) -> None:
     from ripple.cli.options import section
-    from ripple.fetch import FetchConfig
-    from ripple.learn.score_config import ScoreConfig
-    from ripple.learn.train_config import TrainConfig
-    from ripple.prepare import PreprocessConfig
-    from ripple.run import RunConfig
+    from ripple.learn.config import ScoreConfig, TrainConfig
+    from ripple.stages.fetch.config import FetchConfig
+    from ripple.stages.preprocess.config import PreprocessConfig
+    from ripple.stages.run import RunConfig
 
     for kind in (FetchConfig, PreprocessConfig, TrainConfig, ScoreConfig, RunConfig):
         with suppress(RippleError):
@@ -195,8 +194,8 @@ def any_values(tally: Tally, rng: random.Random, trials: int, directory: Path) -
     from hypothesis import HealthCheck, Phase, given, seed, settings
     from hypothesis import strategies as st
 
-    from ripple.fetch import FetchConfig
-    from ripple.prepare import PreprocessConfig
+    from ripple.stages.fetch.config import FetchConfig
+    from ripple.stages.preprocess.config import PreprocessConfig
 
     plain = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
     values = st.recursive(
@@ -231,7 +230,7 @@ def any_values(tally: Tally, rng: random.Random, trials: int, directory: Path) -
 
 def _resealed(data: bytes) -> bytes:
     """A mutant of the manifest's JSON with a right seal, so that what is behind the seal is read."""
-    from ripple.manifest import content_digest, render
+    from ripple.storage.manifest import content_digest, render
 
     try:
         value = json.loads(data)
@@ -249,7 +248,7 @@ def _resealed(data: bytes) -> bytes:
     into=SOURCE_ROWS,
 )
 def fuzz_manifests(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
-    from ripple.artefact import open_artefact, verify
+    from ripple.storage.artefact import open_artefact, verify
 
     here = directory / "a"
     victim.build(here, units=2, size=500)
@@ -270,8 +269,8 @@ def fuzz_manifests(tally: Tally, rng: random.Random, trials: int, directory: Pat
 def fuzz_index(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
     import hashlib
 
-    from ripple.artefact import verify
-    from ripple.manifest import content_digest, render
+    from ripple.storage.artefact import verify
+    from ripple.storage.manifest import content_digest, render
 
     here = directory / "a"
     victim.build(here, units=2, size=500)
@@ -291,7 +290,8 @@ def fuzz_index(tally: Tally, rng: random.Random, trials: int, directory: Path) -
 def fuzz_shards(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
     from toys import toy_batch
 
-    from ripple.shard import map_tensors, pack_cutouts, pack_tensors, unpack_cutouts
+    from ripple.storage.shard_reader import map_tensors, unpack_cutouts
+    from ripple.storage.shard_writer import pack_cutouts, pack_tensors
 
     cutouts = pack_cutouts(make_unit(directory).want, {})
     tensors = pack_tensors(toy_batch(6, 0), {})
@@ -310,7 +310,7 @@ def fuzz_shards(tally: Tally, rng: random.Random, trials: int, directory: Path) 
 def fuzz_models(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
     from learning import _rewrite, model
 
-    from ripple.learn.checkpoint import load_model
+    from ripple.learn.model.weights import load_model
 
     here = model(directory / "model")
     weights, contract = here / "model.safetensors", here / "model.json"
@@ -338,7 +338,7 @@ def fuzz_models(tally: Tally, rng: random.Random, trials: int, directory: Path) 
 
 @row("40", "fuzz: lists of digests", full=5000, gate=100, into=SOURCE_ROWS)
 def fuzz_digests(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
-    from ripple.sources import trusted_digests
+    from ripple.stages.fetch.digests import trusted_digests
 
     good = json.dumps({f"0000-{k}": f"{k:064x}" for k in range(5)}).encode()
     path = directory / "digests.json"

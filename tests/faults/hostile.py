@@ -11,9 +11,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ripple.cutouts import MASK_PLANES, CutoutBatch, TensorBatch
-from ripple.geometry import Tan
-from ripple.shard import pack_cutouts, pack_tensors
+from ripple.imaging.batch import MASK_PLANES, CutoutBatch, TensorBatch
+from ripple.sky.geometry import Tan
+from ripple.storage.shard_writer import pack_cutouts, pack_tensors
 
 KINDS = {
     "tensors": ("image", "valid", "catalog/label", "catalog/id"),
@@ -145,8 +145,8 @@ def _whole_file_attacks() -> list[tuple[str, Callable[[Any], None]]]:
 
 def read(data: bytes, kind: str, limit: int) -> str:
     """What our reader says; in this process, whose memory may grow by `limit` at most."""
-    from ripple import shard
     from ripple.errors import DataError
+    from ripple.storage import shard_writer as shard
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:

@@ -23,7 +23,7 @@ from faultlib import Tally
 from rows import named, row, trials_in_time
 from verbs import VERB_ROWS
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 SMALL = ["--width", "2", "--nside", "512", "--threads", "1", "--draws", "3", "--batch-size", "16"]
 
 
@@ -35,7 +35,7 @@ def toys(directory: Path, rows: int = 100) -> Path:
 
 
 def model(directory: Path, **changes: Any) -> Path:
-    from test_score import make_model
+    from models import make_model
 
     return make_model(directory, **changes)
 
@@ -80,16 +80,16 @@ def score_interrupted(tally: Tally, rng: random.Random, trials: int, directory: 
 
 @row("31", "a bit flips in a shard while a model is trained on it", full=1000, gate=6, into=VERB_ROWS)
 def rot(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
-    from test_train import SMALL as OPTIONS
+    from models import SMALL as OPTIONS
 
     from ripple.errors import IntegrityError
-    from ripple.learn import fit as fitting
-    from ripple.learn.train import train
-    from ripple.learn.train_config import TrainConfig
+    from ripple.learn.config import TrainConfig
+    from ripple.learn.training import loop
+    from ripple.learn.training.train import train
 
     data = toys(directory)
     shards = sorted(data.glob("shard-*"))
-    original = fitting.lens_loss
+    original = loop.lens_loss
     options = OPTIONS | {"epochs": 2, "draws": 5, "tensors": [str(data)]}
     for trial in trials_in_time(trials):
         here, tally.trials = directory / f"rot-{trial}", trial + 1
@@ -106,7 +106,7 @@ def rot(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
                 flip(path, place, bit)
             return original(*args)
 
-        fitting.lens_loss = flipping
+        loop.lens_loss = flipping
         try:
             train(TrainConfig.make(options | {"output": str(here)}))
             tally.silent += 1
@@ -114,7 +114,7 @@ def rot(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
         except IntegrityError as err:
             named(tally, str(err), path.name)
         finally:
-            fitting.lens_loss = original
+            loop.lens_loss = original
             if calls >= after:
                 flip(path, place, bit)
         if (here / "model.json").exists() or (here / ".train").exists():
@@ -139,14 +139,14 @@ class Scoring:
     """Scores with a model that is not fit for it, in process; says what came of it."""
 
     def __init__(self, directory: Path) -> None:
-        from ripple.learn.score_config import ScoreConfig
+        from ripple.learn.config import ScoreConfig
 
         self.data, self.output = toys(directory), directory / "scores"
         self.make = ScoreConfig.make
 
     def __call__(self, tally: Tally, name: str, trained: Path, *parts: str, seconds: float = 10.0) -> None:
         from ripple.errors import ConfigError, InputError, IntegrityError
-        from ripple.learn.score import score
+        from ripple.learn.scoring.score import score
 
         start = time.monotonic()
         fields = {
@@ -388,8 +388,8 @@ SIDECAR = {
 @row("34", "import-model of hostile checkpoints", full=60, gate=6, into=VERB_ROWS)
 def hostile_imports(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
     from ripple.errors import RippleError
-    from ripple.learn.exchange import import_model
-    from ripple.learn.exchange_config import ImportModelConfig
+    from ripple.learn.config import ImportModelConfig
+    from ripple.learn.model.exchange import import_model
 
     canary, sidecar = directory / "CANARY", directory / "sidecar.yaml"
     sidecar.write_text(json.dumps(SIDECAR))

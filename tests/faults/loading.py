@@ -15,7 +15,7 @@ from faultlib import Tally
 from rows import row, trials_in_time
 from verbs import VERB_ROWS
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 
 def _rows(batches: Any) -> list[tuple[int, bytes]]:
@@ -31,7 +31,8 @@ def _rows(batches: Any) -> list[tuple[int, bytes]]:
 def loader_threads(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
     from tensorsets import make_tensors
 
-    from ripple.learn.loader import Loader, TensorDataset
+    from ripple.learn.data.dataset import TensorDataset
+    from ripple.learn.data.loader import Loader
 
     data = TensorDataset(make_tensors(directory / "tensors"))
     plain = Loader(data, batch_size=16, seed=3, threads=1)
@@ -74,7 +75,7 @@ def torch_workers(tally: Tally, rng: random.Random, trials: int, directory: Path
     from tensorsets import make_tensors
     from torch.utils.data import DataLoader
 
-    from ripple.learn.loader import TensorDataset
+    from ripple.learn.data.dataset import TensorDataset
 
     data = TensorDataset(make_tensors(directory / "tensors"))
     want = [(int(i), np.asarray(data[i]["image"]).tobytes()) for i in range(len(data))]

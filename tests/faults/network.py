@@ -15,7 +15,7 @@ from faultlib import Tally
 from rows import named, row, trials_in_time
 from verbs import VERB_ROWS
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 #: Faults that may pass, and those that last.
 TRANSIENT = ("500", "502", "503", "504", "408", "429", "cut", "hang up", "slow")
@@ -36,7 +36,7 @@ def _action(kind: str, rng: random.Random, size: int) -> tuple[str, Any]:
 
 @row("26", "a file server that fails, cuts, stalls, lies, redirects", full=200, gate=12, into=VERB_ROWS)
 def network_faults(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
-    from test_remote import BODY, CANARY, QUICK, serve
+    from http_server import BODY, CANARY, QUICK, serve
 
     from ripple.rubin.remote import TOKEN_VARIABLES, RemoteFile, token_for
 

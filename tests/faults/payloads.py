@@ -17,8 +17,8 @@ from faultlib import Tally
 from rows import row
 from verbs import VERB_ROWS
 
-from ripple.artefact import open_artefact
-from ripple.shard import map_tensors, unpack_cutouts
+from ripple.storage.artefact import open_artefact
+from ripple.storage.shard_reader import map_tensors, unpack_cutouts
 
 BASE = [
     "../../x", "/etc/passwd", "..\\..\\x", "C:\\CON", "CON", "nul.txt", ".", "..", "~root", "a/b",
@@ -122,8 +122,9 @@ def _make_model(directory: Path, tensors: Path) -> None:
     """Random weights whose contract is that of the tensors."""
     import torch
 
-    from ripple.learn.checkpoint import ArchitectureRecord, Contract, Facts, Member, save_model
-    from ripple.learn.network import build
+    from ripple.learn.model.contract import ArchitectureRecord, Contract, Facts, Member
+    from ripple.learn.model.network import build
+    from ripple.learn.model.weights import save_model
 
     facts = Facts.of(map_tensors(open_artefact(tensors).verified_path(0)))
     arch = ArchitectureRecord(name="d4cnn", bands=len(facts.bands), size=facts.size[0], outputs=1, width=2)

@@ -19,8 +19,8 @@ import victim
 from faultlib import Tally, contents
 from rows import judge, reference, row, trials_in_time
 
-from ripple.artefact import open_artefact, verify
 from ripple.errors import InputError
+from ripple.storage.artefact import open_artefact, verify
 
 UNITS, SIZE = 3, 2000
 

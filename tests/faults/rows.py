@@ -21,9 +21,10 @@ import faultlib
 import victim
 from faultlib import Tally, contents
 
-from ripple.artefact import ArtefactWriter, create, open_artefact, verify
 from ripple.errors import ConfigError, InputError, IntegrityError
-from ripple.manifest import check_law
+from ripple.storage.artefact import open_artefact, verify
+from ripple.storage.law import check_law
+from ripple.storage.writer import ArtefactWriter, create
 
 HERE = Path(__file__).parent
 PATIENCE = 30.0

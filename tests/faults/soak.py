@@ -27,8 +27,8 @@ from faultlib import Tally, beside
 from rows import row
 from verbs import VERB_ROWS
 
-from ripple.simulate import SKYMAP
-from ripple.skymap import known
+from ripple.sky.skymap import known
+from ripple.stages.simulate.simulate import SKYMAP
 
 SIZE, TRACT = 16, 5063
 #: Targets in a unit, at most.
@@ -50,8 +50,8 @@ def patch_ids(count: int) -> list[int]:
 
 def make_survey(directory: Path, ids: list[int]) -> None:
     """One band of coadds that hold little."""
-    from ripple.rubin.mini_repo import CoaddPlanes, MiniRepo
-    from ripple.simulation.defects import PLANES
+    from ripple.imaging.simulation.defects import PLANES
+    from ripple.rubin.write_repository import CoaddPlanes, MiniRepo
 
     skymap = known(SKYMAP)
     repo = MiniRepo(directory / "repo", skymap, TRACT, ids, ["r"])
@@ -120,8 +120,8 @@ def watched(directory: Path, seconds: float = 0.5) -> Iterator[list[dict[str, An
 
 def main(directory: Path, patches: int, per_patch: int) -> None:
     """Fetch it all with two workers, some of which die."""
-    from ripple.artefact import open_artefact, verify
-    from ripple.manifest import check_law
+    from ripple.storage.artefact import open_artefact, verify
+    from ripple.storage.law import check_law
 
     rng = random.Random(f"{patches}/{per_patch}")
     started = time.monotonic()

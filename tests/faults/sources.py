@@ -20,18 +20,18 @@ import numpy as np
 from faultlib import Tally
 from rows import Row, row
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from cellfiles import CELL, CELLS, KERNEL, MISSING, X0, Y0, write_cell_coadd
 
-from ripple.cutouts import CutoutBatch
-from ripple.geometry import Box
-from ripple.prepare import PreprocessConfig, preprocess_batch
-from ripple.quality import Flag
-from ripple.read_unit import read_batch
-from ripple.rubin.read import open_dataset
-from ripple.rubin.repo import Dataset
-from ripple.rubin.source import open_coadd
-from ripple.unit import UnitReader, UnitTask
+from ripple.imaging.batch import CutoutBatch
+from ripple.imaging.quality.flags import Flag
+from ripple.rubin.open import open_coadd, open_dataset
+from ripple.rubin.repository import Dataset
+from ripple.sky.geometry import Box
+from ripple.stages.fetch.read_unit import read_batch
+from ripple.stages.fetch.unit import UnitReader, UnitTask
+from ripple.stages.preprocess.batch import preprocess_batch
+from ripple.stages.preprocess.config import PreprocessConfig
 
 SOURCE_ROWS: list[Row] = []
 BANDS, SIZE, SIDE = ("g", "r"), 32, CELL * CELLS
@@ -459,7 +459,7 @@ def _retitled(data: bytes, unit: str, plane: str) -> bytes:
 
 def _tree(data: bytes) -> tuple[dict[str, Any], tuple[int, int]]:
     """The JSON tree of a file, where it starts and its length."""
-    from ripple.rubin.fitsfile import walk
+    from ripple.rubin.formats.fits import walk
 
     hdu = next(h for h in walk(data, name="file") if h.extname == "JSON")
     start = data.index(b"{", hdu.data)

@@ -16,11 +16,11 @@ from verbs import VERB_ROWS
 @row("33", "state of an unfinished training flipped, cut, swapped; resume", full=1000, gate=12,
      into=VERB_ROWS)  # fmt: skip
 def bad_state(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
-    from test_train import SMALL
+    from models import SMALL
 
     from ripple.errors import IntegrityError
-    from ripple.learn.train import train
-    from ripple.learn.train_config import TrainConfig
+    from ripple.learn.config import TrainConfig
+    from ripple.learn.training.train import train
 
     options = SMALL | {"epochs": 3, "draws": 3, "seeds": 2, "tensors": [str(toys(directory, 40))]}
     begun = directory / "begun"
@@ -49,19 +49,19 @@ def bad_state(tally: Tally, rng: random.Random, trials: int, directory: Path) ->
 def begin(config: Any) -> None:
     """Train until the second member has two epochs behind it, as if a signal had come then."""
     from ripple.errors import Interrupted
-    from ripple.learn import fit as fitting
-    from ripple.learn.train import train
+    from ripple.learn.training import loop
+    from ripple.learn.training.train import train
 
-    original = fitting._say
+    original = loop._say
 
     def say(progress: Any, options: Any, seed: int) -> None:
         if seed != options.seed and progress.epoch == 2:
             raise Interrupted(15)
 
-    fitting._say = say
+    loop._say = say
     try:
         train(config)
     except Interrupted:
         pass
     finally:
-        fitting._say = original
+        loop._say = original

@@ -148,12 +148,11 @@ def _changed(tally: Tally, cases: Cases, here: Path, verb: str, key: str) -> Non
 
 def _keys(verb: str) -> list[str]:
     """The options that decide the output of a verb."""
-    from ripple.export import ExportConfig
-    from ripple.importers import ImportConfig
-    from ripple.inject import InjectConfig
-    from ripple.learn.explain_config import ExplainConfig
-    from ripple.report import ReportConfig
-    from ripple.simulate import SimulateConfig
+    from ripple.learn.config import ExplainConfig
+    from ripple.stages.formats.config import ExportConfig, ImportConfig
+    from ripple.stages.inject.config import InjectConfig
+    from ripple.stages.report.config import ReportConfig
+    from ripple.stages.simulate.config import SimulateConfig
 
     where = {"output": "o"}
     make: dict[str, Callable[[], Any]] = {

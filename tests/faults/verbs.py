@@ -33,7 +33,9 @@ CANARY = "CANARY-6f1d-secret-token"
 #: Units of at most 16 targets, so that a small survey has several.
 PATCH_BYTES = 16 * 12 * 3 * 48 * 48
 RIPPLE = faultlib.python(
-    "-c", f"import ripple.planning as p; p.PATCH_BYTES = {PATCH_BYTES}; from ripple.cli import main; main()"
+    "-c",
+    f"from ripple.stages.plan import planner; planner.PATCH_BYTES = {PATCH_BYTES}; "
+    "from ripple.cli import main; main()",
 )
 Make = Callable[[Path, int], list[str]]
 _server: list[forked.Server] = []
@@ -256,9 +258,9 @@ def fetch_drift(tally: Tally, rng: random.Random, trials: int, directory: Path) 
 
 def _configs(directory: Path) -> list[Any]:
     """A configuration of each verb that writes an artefact."""
-    from ripple.fetch import FetchConfig
-    from ripple.learn.score_config import ScoreConfig
-    from ripple.prepare import PreprocessConfig
+    from ripple.learn.config import ScoreConfig
+    from ripple.stages.fetch.config import FetchConfig
+    from ripple.stages.preprocess.config import PreprocessConfig
 
     where = {"output": str(directory)}
     score = {"model": "m", "tensors": ["t"]} | where
@@ -267,8 +269,8 @@ def _configs(directory: Path) -> list[Any]:
 
 @row("37", "every key of every verb changed between runs", full=1000, gate=1000, into=VERB_ROWS, gating=True)
 def every_key(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
-    from ripple.artefact import ArtefactWriter, create
     from ripple.errors import ConfigError
+    from ripple.storage.writer import ArtefactWriter, create
 
     for config in _configs(directory):
         here = directory / config.verb

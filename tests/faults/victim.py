@@ -12,10 +12,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ripple.artefact import Finished, Staged, create, stage
 from ripple.config import Config
 from ripple.errors import Interrupted, RippleError, WorkerError
-from ripple.pool import WorkerFailure, ordered_map
+from ripple.runtime.pool import WorkerFailure, ordered_map
+from ripple.storage.files import Staged, stage
+from ripple.storage.writer import Finished, create
 
 ROWS = 4
 

@@ -21,9 +21,9 @@ from fetching import faulty
 from rows import named, row, trials_in_time
 from verbs import VERB_ROWS
 
-from ripple.artefact import open_artefact
 from ripple.errors import SourceError, WorkerError
-from ripple.rubin import repo as repo_module
+from ripple.rubin import repository
+from ripple.storage.artefact import open_artefact
 
 
 def _sky() -> Path:
@@ -275,7 +275,7 @@ def locked_interrupted(tally: Tally, rng: random.Random, trials: int, directory:
 
 @row("23", "a registry that stays locked is an error with a name", full=2, gate=1, into=VERB_ROWS)
 def locked_for_ever(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
-    kept, repo_module.LOCK_TRIES = repo_module.LOCK_TRIES, 2
+    kept, repository.LOCK_TRIES = repository.LOCK_TRIES, 2
     try:
         for trial in range(trials):
             tally.trials = trial + 1
@@ -288,4 +288,4 @@ def locked_for_ever(tally: Tally, rng: random.Random, trials: int, directory: Pa
                     named(tally, str(err), "locked for", str(_sky() / "repo"))
             tally.hung += time.monotonic() - start > 15
     finally:
-        repo_module.LOCK_TRIES = kept
+        repository.LOCK_TRIES = kept

@@ -1,0 +1,373 @@
+"""Fluxes to what a network likes, and back.
+
+Every method is `y = f((x - offset) / scale)`, with f one of identity, asinh, signed log, signed square root,
+or the Lupton colour mapping. Offsets and scales are kept (columns `norm_offset`, `norm_scale` of the catalog,
+or the batch's `normalization`), nothing is clipped, so every tensor can be turned back into nJy.
+
+`scope` says what shares constants. `row`, the default: all bands of a row, so that colours survive; `band`:
+each plane for itself, which other people's networks may want and which destroys colour; `dataset`: constants
+per band for all rows, from a first pass over training rows.
+
+`transform` and `invert` take numpy arrays or torch tensors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ripple.errors import DataError
+from ripple.imaging.batch import TensorBatch
+from ripple.imaging.convolve import namespace
+
+Method = Literal["asinh", "minmax", "zscore", "log", "sqrt", "percentile", "zscale", "lupton", "none"]
+Scope = Literal["row", "band", "dataset"]
+Float = NDArray[np.float32]
+
+#: Methods whose scale is a noise level times `softening`; the others take a range of pixel values.
+SOFTENED: frozenset[str] = frozenset({"asinh", "log", "sqrt", "lupton"})
+LUPTON_Q = 8.0
+PERCENTILES = (0.5, 99.5)
+ZSCALE_CONTRAST = 0.25
+TINY = 1e-12
+_MEANS = ("noise", "mean", "percentile_low", "percentile_high", "zscale_low", "zscale_high")
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What the good pixels of each plane look like, all `(N, B)` float32 in nJy; NaN without good pixels.
+
+    Parameters
+    ----------
+    noise
+        Sky noise.
+    mean, std
+        Of the good pixels, after clipping at 5 sigma around the median for `std`.
+    low, high
+        Smallest and largest good pixel.
+    percentile_low, percentile_high
+        See `PERCENTILES`.
+    zscale_low, zscale_high
+        IRAF zscale: the line through the sorted middle pixels, divided by the contrast, about the median.
+    """
+
+    noise: Float
+    mean: Float
+    std: Float
+    low: Float
+    high: Float
+    percentile_low: Float
+    percentile_high: Float
+    zscale_low: Float
+    zscale_high: Float
+
+
+def statistics(image: NDArray[np.floating], good: NDArray[np.bool_], noise: Float) -> Statistics:
+    """Statistics of planes on their good pixels.
+
+    Parameters
+    ----------
+    image, good
+        `(N, B, H, W)`.
+    noise
+        `(N, B)` sky noise, measured elsewhere.
+    """
+    n, b = image.shape[:2]
+    size = image.shape[2] * image.shape[3]
+    flat = np.where(good, image, np.inf).reshape(n, b, size).astype(np.float32)
+    flat.sort(axis=-1)
+    count = np.count_nonzero(good, axis=(2, 3))
+
+    def at(fraction: float) -> Float:
+        place = np.clip(np.rint(fraction * (count - 1)).astype(np.int64), 0, flat.shape[-1] - 1)
+        value = np.take_along_axis(flat, place[..., None], -1)[..., 0]
+        return np.where(count > 0, value, np.nan).astype(np.float32)
+
+    low, middle, high = at(0.0), at(0.5), at(1.0)
+    spread = 1.4826 * np.maximum(at(0.75) - at(0.25), 0) / 2
+    limit = 5 * np.where(spread > 0, spread, np.inf)
+    with np.errstate(invalid="ignore"):
+        core = np.abs(flat - middle[..., None]) <= limit[..., None]
+    core &= np.isfinite(flat)
+    used = np.maximum(core.sum(axis=-1), 1)
+    values = np.where(core, flat, 0).astype(np.float64)
+    mean = values.sum(axis=-1) / used
+    deviation = np.where(core, flat - mean[..., None], 0).astype(np.float64)
+    std = np.sqrt((deviation**2).sum(axis=-1) / used)
+    # The slope of the sorted middle half stands for IRAF's fitted line: pixel value against rank.
+    slope = 2 * (at(0.75) - at(0.25)) / ZSCALE_CONTRAST
+    blank = count == 0
+    return Statistics(
+        noise=np.asarray(noise, np.float32),
+        mean=np.where(blank, np.nan, mean).astype(np.float32),
+        std=np.where(blank, np.nan, std).astype(np.float32),
+        low=low, high=high, percentile_low=at(PERCENTILES[0] / 100), percentile_high=at(PERCENTILES[1] / 100),
+        zscale_low=np.maximum(low, middle - slope / 2), zscale_high=np.minimum(high, middle + slope / 2),
+    )  # fmt: skip
+
+
+def constants_of(
+    stats: Statistics | None, noise: Float, method: Method, scope: Scope, softening: float
+) -> tuple[Float, Float]:
+    """Offset and scale of each plane, `(N, B)` float32 in nJy, finite, scale positive.
+
+    Parameters
+    ----------
+    stats
+        Needed by methods that are not in `SOFTENED`.
+    noise
+        `(N, B)` sky noise in nJy; NaN where a band is missing.
+    method, scope
+        See the module; `dataset` is not for here, its constants come from `Accumulator`.
+    softening
+        Noise levels per unit of the argument of asinh, log and square root.
+
+    Raises
+    ------
+    DataError
+        `stats` is missing.
+    """
+    if method == "none":
+        return np.zeros_like(noise), np.ones_like(noise)
+    if method in SOFTENED:
+        scale = _shared(noise, scope, np.nanmedian) * np.float32(softening)
+        return np.zeros_like(noise), _positive(scale)
+    if stats is None:
+        raise DataError(f"normalisation {method!r} needs statistics of the pixels")
+    if method == "zscore":
+        offset, scale = _shared(stats.mean, scope, np.nanmean), _shared(stats.std, scope, np.nanmean)
+    else:
+        low, high = _range(stats, method)
+        offset, top = _shared(low, scope, np.nanmin), _shared(high, scope, np.nanmax)
+        scale = top - offset
+    return np.nan_to_num(offset).astype(np.float32), _positive(scale)
+
+
+def _range(stats: Statistics, method: str) -> tuple[Float, Float]:
+    if method == "minmax":
+        return stats.low, stats.high
+    if method == "percentile":
+        return stats.percentile_low, stats.percentile_high
+    return stats.zscale_low, stats.zscale_high
+
+
+def _shared(values: Float, scope: Scope, combine: Any) -> Float:
+    """One value per row for all its bands, unless each band is for itself."""
+    if scope == "band":
+        return values
+    some = np.isfinite(values).any(axis=1)
+    out = np.full(len(values), np.nan, np.float32)
+    out[some] = combine(np.where(np.isfinite(values[some]), values[some], np.nan), axis=1)
+    return np.broadcast_to(out[:, None], values.shape).copy()
+
+
+def _positive(scale: Float) -> Float:
+    with np.errstate(invalid="ignore"):
+        return np.where(np.isfinite(scale) & (scale > TINY), scale, 1.0).astype(np.float32)
+
+
+@dataclass(slots=True)
+class Accumulator:
+    """Streaming statistics over the training rows of a data set, per band.
+
+    Quantities are means and extremes of per-row statistics: they need one pass and no memory, and rows are
+    added in index order, so the result does not depend on how the work was divided.
+    """
+
+    bands: tuple[str, ...]
+    rows: int = 0
+    totals: dict[str, NDArray[np.float64]] | None = None
+    counts: NDArray[np.float64] | None = None
+
+    def add(self, stats: Statistics) -> None:
+        """Add rows, in order."""
+        b = len(self.bands)
+        if self.totals is None or self.counts is None:
+            zero = np.zeros(b)
+            self.totals = {k: zero.copy() for k in (*_MEANS, "square")}
+            self.totals |= {"low": np.full(b, np.inf), "high": np.full(b, -np.inf)}
+            self.counts = np.zeros(b)
+        for row in range(len(stats.noise)):
+            ok = np.isfinite(stats.noise[row]) & np.isfinite(stats.mean[row])
+            self.counts += ok
+            for name in _MEANS:
+                self.totals[name] += np.where(ok, getattr(stats, name)[row].astype(np.float64), 0)
+            second = stats.std[row].astype(np.float64) ** 2 + stats.mean[row].astype(np.float64) ** 2
+            self.totals["square"] += np.where(ok, second, 0)
+            self.totals["low"] = np.where(
+                ok, np.minimum(self.totals["low"], stats.low[row]), self.totals["low"]
+            )
+            self.totals["high"] = np.where(
+                ok, np.maximum(self.totals["high"], stats.high[row]), self.totals["high"]
+            )
+        self.rows += len(stats.noise)
+
+    def constants(self, method: Method, softening: float) -> dict[str, Any]:
+        """`{"offset": {band: nJy}, "scale": {band: nJy}, "rows": n}`; one scale for all bands when softened.
+
+        Raises
+        ------
+        DataError
+            No training row has a usable plane in some band.
+        """
+        if self.totals is None or self.counts is None or (self.counts == 0).any():
+            raise DataError("no training row with good pixels in every band", hint="use --scope row")
+        t = {k: v / self.counts for k, v in self.totals.items() if k not in ("low", "high")}
+        b = len(self.bands)
+        offset, scale = np.zeros(b), np.ones(b)
+        if method in SOFTENED:
+            scale = np.full(b, float(np.median(t["noise"])) * softening)
+        elif method == "zscore":
+            offset, scale = t["mean"], np.sqrt(np.maximum(t["square"] - t["mean"] ** 2, 0))
+        elif method == "minmax":
+            offset, scale = self.totals["low"], self.totals["high"] - self.totals["low"]
+        elif method in ("percentile", "zscale"):
+            offset, scale = t[f"{method}_low"], t[f"{method}_high"] - t[f"{method}_low"]
+        safe = _positive(scale.astype(np.float32))
+        return {
+            "offset": {band: float(np.float32(v)) for band, v in zip(self.bands, offset, strict=True)},
+            "scale": {band: float(v) for band, v in zip(self.bands, safe, strict=True)},
+            "rows": self.rows,
+        }
+
+
+def transform(image: Any, offset: Any, scale: Any, method: Method) -> Any:
+    """Normalise planes.
+
+    Parameters
+    ----------
+    image
+        `(N, B, H, W)` nJy, finite; numpy or torch, float32.
+    offset, scale
+        `(N, B)` of the same library.
+    method
+        See the module.
+
+    Returns
+    -------
+    normalised
+        `(N, B, H, W)`.
+    """
+    xp = namespace(image)
+    if method == "asinh" and xp is np and image.dtype == np.float32:
+        from ripple.imaging import loops
+
+        out = np.empty(image.shape, np.float32)
+        planes = (np.ascontiguousarray(a, np.float32) for a in (image, offset, scale))
+        loops.asinh(*planes, 1.0, out)
+        return out
+    x = image - offset[..., None, None]
+    x = x / scale[..., None, None]
+    if method == "asinh":
+        return xp.arcsinh(x)
+    if method == "log":
+        return xp.sign(x) * xp.log1p(abs(x))
+    if method == "sqrt":
+        return xp.sign(x) * xp.sqrt(abs(x))
+    if method == "lupton":
+        intensity = LUPTON_Q * x.mean(axis=1)[:, None]
+        return x * _ratio(xp.arcsinh(intensity), intensity)
+    return x
+
+
+def invert(image: Any, offset: Any, scale: Any, method: Method) -> Any:
+    """The inverse of `transform`; computed in float64 by numpy callers for 1e-5 at any flux."""
+    xp = namespace(image)
+    y = image
+    if method == "asinh":
+        y = xp.sinh(y)
+    elif method == "log":
+        y = xp.sign(y) * xp.expm1(abs(y))
+    elif method == "sqrt":
+        y = y * abs(y)
+    elif method == "lupton":
+        # mean(y) = asinh(Q I) / Q, so Q I = sinh(Q mean(y)).
+        argument = LUPTON_Q * y.mean(axis=1)[:, None]
+        y = y * _ratio(xp.sinh(argument), argument)
+    return y * scale[..., None, None] + offset[..., None, None]
+
+
+def _ratio(top: Any, bottom: Any) -> Any:
+    """`top / bottom`, 1 where both vanish."""
+    xp = namespace(bottom)
+    small = abs(bottom) < 1e-6
+    one = xp.zeros_like(bottom) + 1
+    return xp.where(small, one, top / xp.where(small, one, bottom))
+
+
+def columns(
+    offset: Float, scale: Float, scope: Scope, bands: tuple[str, ...]
+) -> dict[str, NDArray[np.generic]]:
+    """Catalog columns that keep the constants: `norm_scale`; with scope `band` `norm_scale_g`, ..."""
+    if scope == "dataset":
+        return {}
+    if scope == "row":
+        return {"norm_offset": offset[:, 0].copy(), "norm_scale": scale[:, 0].copy()}
+    both = {"offset": offset, "scale": scale}
+    return {f"norm_{k}_{band}": v[:, i].copy() for k, v in both.items() for i, band in enumerate(bands)}
+
+
+def plane_constants(batch: TensorBatch) -> tuple[Float, Float]:
+    """Offset and scale of each plane, `(N, B)` float32, from the columns or the batch's `normalization`.
+
+    Raises
+    ------
+    DataError
+        Neither has them.
+    """
+    return _constant(batch, "offset"), _constant(batch, "scale")
+
+
+def _constant(batch: TensorBatch, name: str) -> Float:
+    shape, columns = (len(batch), len(batch.bands)), batch.catalog
+    if f"norm_{name}" in columns:
+        return np.broadcast_to(np.asarray(columns[f"norm_{name}"], np.float32)[:, None], shape)
+    if all(f"norm_{name}_{band}" in columns for band in batch.bands):
+        return np.stack([columns[f"norm_{name}_{band}"] for band in batch.bands], axis=1).astype(np.float32)
+    table = batch.normalization.get(name)
+    if not isinstance(table, dict) or any(band not in table for band in batch.bands):
+        raise DataError(f"tensors carry no normalisation {name}", hint="they were not made by preprocess")
+    return np.broadcast_to(np.array([table[band] for band in batch.bands], np.float32), shape)
+
+
+def denormalize(batch: TensorBatch) -> Float:
+    """Tensors back to fluxes.
+
+    Parameters
+    ----------
+    batch
+        As read from a tensor shard.
+
+    Returns
+    -------
+    image
+        `(N, B, H, W)` float32 nJy; zeros in bands that are missing (see `valid`).
+
+    Raises
+    ------
+    DataError
+        The batch does not say how it was normalised.
+    """
+    method: Any = batch.normalization.get("method")
+    if method not in SOFTENED | {"minmax", "zscore", "percentile", "zscale", "none"}:
+        raise DataError(f"unknown normalisation {method!r}")
+    offset, scale = plane_constants(batch)
+    out = np.empty(batch.image.shape, np.float32)
+    present = _present(batch)
+    for start in range(0, len(batch), 64):
+        rows = slice(start, start + 64)
+        wide = batch.image[rows].astype(np.float64)
+        flux = invert(wide, offset[rows].astype(np.float64), scale[rows].astype(np.float64), method)
+        out[rows] = np.where(present[rows, :, None, None], flux, 0)
+    return out
+
+
+def _present(batch: TensorBatch) -> NDArray[np.bool_]:
+    shape = (len(batch), len(batch.bands))
+    if "band_mask" not in batch.catalog:
+        return np.ones(shape, bool)
+    bits = np.asarray(batch.catalog["band_mask"], np.uint32)
+    return np.asarray((bits[:, None] >> np.arange(shape[1], dtype=np.uint32)) & 1 == 1)

@@ -1,0 +1,1 @@
+"""PSFs: their shape, kernels between them, matching a batch to one PSF."""

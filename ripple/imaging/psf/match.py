@@ -1,0 +1,312 @@
+"""PSF matching of a batch: which kernel each plane needs, and its application to image, variance and mask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ripple.imaging import convolve, noise
+from ripple.imaging.batch import CutoutBatch
+from ripple.imaging.psf import cells
+from ripple.imaging.psf import kernels as psf_kernels
+from ripple.imaging.psf import shape as psf
+from ripple.imaging.psf.cells import Parts
+from ripple.imaging.psf.kernels import Kernels
+from ripple.imaging.psf.shape import Fault, Profile
+
+Float = NDArray[np.float32]
+
+GROW = 0.05  # a pixel is no measurement when filled pixels carry more than this share of its |K|
+REACH = 12  # px; margin plus reflection at most: beyond lie tails of kernels, which may wrap around
+
+
+@dataclass(frozen=True, slots=True)
+class Matching:
+    """A kernel for each plane of a batch.
+
+    Parameters
+    ----------
+    number
+        `(N, B)` int32 into `kernels`; -1 where the plane stays as it is.
+    kernels
+        Distinct kernels.
+    fault
+        `(N, B)` uint8, `psf.Fault` of each plane's PSF.
+    fwhm
+        `(N, B)` float32 px of each plane's PSF before matching; NaN without one.
+    target
+        `(N, B)` float32 px FWHM after matching; NaN where nothing is matched.
+    parts
+        What lies in other cells than the centre, and is first brought to the centre's PSF.
+    """
+
+    number: NDArray[np.int32]
+    kernels: Kernels
+    fault: NDArray[np.uint8]
+    fwhm: Float
+    target: Float
+    parts: Parts
+
+    def of_planes(self, values: NDArray[Any], otherwise: float) -> Float:
+        """Values per kernel as `(N, B)` float32; `otherwise` where there is no kernel."""
+        if not len(values):
+            return np.full(self.number.shape, otherwise, np.float32)
+        return np.where(self.number >= 0, values[np.maximum(self.number, 0)], otherwise).astype(np.float32)
+
+
+def plan_matching(
+    batch: CutoutBatch,
+    target: Literal["none", "match"] | float,
+    profile: Profile = "moffat",
+    beta: float = 3.5,
+    tolerance: float = 0.003,
+) -> Matching:
+    """Choose targets and make the kernels, one per distinct pair of PSF and target.
+
+    Parameters
+    ----------
+    batch
+        PSFs and which plane has which.
+    target
+        `none`; `match`: the broadest PSF among the bands of each row; or a FWHM in arcsec.
+    profile, beta
+        Shape of the target of given FWHM.
+    tolerance
+        Residual at which a smooth kernel is good enough, see `psf_kernels.match_kernels`.
+    """
+    index = batch.psf_index
+    has = index >= 0
+    # The width of a PSF that is at no centre is not needed: the shape of such a one is not judged.
+    central = np.unique(index[has])
+    width_of = np.ones(len(batch.psf), np.float32)
+    width_of[central] = psf.fwhm(batch.psf[central])
+    fault_of = psf.faults(batch.psf, width_of)
+    safe = np.maximum(index, 0)
+    fault = np.full(index.shape, Fault.MISSING, np.uint8)
+    width = np.full(index.shape, np.nan, np.float32)
+    if len(batch.psf):
+        fault = np.where(has, fault_of[safe], fault).astype(np.uint8)
+        width = np.where(has & (fault == Fault.NONE), width_of[safe], np.nan)
+    number, aim = np.full(index.shape, -1, np.int32), np.full(index.shape, np.nan, np.float32)
+    size = batch.psf.shape[-1] if batch.psf.size else 1
+    none = psf_kernels.match_kernels(np.zeros((0, size, size)), np.zeros((0, size, size)))
+    use = (fault == Fault.NONE) & (target != "none")
+    parts = cells.plan_parts(batch, use, fault_of == Fault.NONE, tolerance)
+    out = Matching(number, none, fault, width, aim, parts)
+    if not use.any():
+        return out
+    if target == "match":
+        return _to_broadest(batch, out, tolerance)
+    return _to_width(batch, out, float(target) / batch.pixel_scale, profile, beta, tolerance)
+
+
+def _to_width(
+    batch: CutoutBatch, matching: Matching, pixels: float, profile: Profile, beta: float, tolerance: float
+) -> Matching:
+    stamp = psf.target_stamp(pixels, batch.psf.shape[-1] | 1, profile, beta)[None]
+    use = matching.fault == Fault.NONE
+    wanted, number = np.unique(batch.psf_index[use], return_inverse=True)
+    matching.number[use] = number
+    matching.target[use] = psf.fwhm(stamp)[0]
+    return replace(matching, kernels=_kernels(batch.psf[wanted], stamp, tolerance))
+
+
+def half_width(size: int) -> int:
+    """Half width of kernels for PSF stamps of `size` px.
+
+    Half as far again as the stamps, so that their rims are matched too; wider kernels gain hardly anything.
+    """
+    return max(3 * (size // 2) // 2, 1)
+
+
+def _kernels(stamps: Float, target: NDArray[Any], tolerance: float) -> Kernels:
+    half = half_width(stamps.shape[-1])
+    return psf_kernels.match_kernels(stamps, target, half=half, tolerance=tolerance)
+
+
+def _to_broadest(batch: CutoutBatch, matching: Matching, tolerance: float) -> Matching:
+    rows = np.arange(len(batch))
+    broadest = np.where(np.isfinite(matching.fwhm), matching.fwhm, -1).argmax(axis=1)
+    best = batch.psf_index[rows, broadest]
+    use = (matching.fault == Fault.NONE) & (batch.psf_index != best[:, None])
+    i, _ = np.nonzero(use)
+    pairs, number = np.unique(np.stack([batch.psf_index[use], best[i]], axis=1), axis=0, return_inverse=True)
+    matching.number[use] = number.reshape(-1)
+    width = matching.fwhm[rows, broadest]
+    matching.target[:] = np.where(matching.fault == Fault.NONE, width[:, None], np.nan)
+    if not len(pairs):
+        return matching
+    return replace(matching, kernels=_kernels(batch.psf[pairs[:, 0]], batch.psf[pairs[:, 1]], tolerance))
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Transforms of a batch's kernels for one stamp size.
+
+    Parameters
+    ----------
+    shape
+        Of the transforms.
+    trim
+        Margin to cut off.
+    kernel
+        `(M, S, S)` float32.
+    image, variance
+        Spectra of K and K², each `(M, ...)` complex64; the last None when not wanted.
+    """
+
+    shape: tuple[int, int]
+    trim: int
+    kernel: Float
+    image: Any
+    variance: Any
+
+
+def make_frame(kernels: Kernels, shape: tuple[int, int], margin: int, *, variance: bool) -> Frame:
+    """Transform kernels for planes of `shape` (margin included)."""
+    reach = min(int(kernels.reach.max(initial=0)), REACH)
+    pad = max(reach - margin, 0)
+    frame = convolve.frame_shape(shape, pad)
+    k = kernels.kernel
+    return Frame(
+        frame,
+        margin,
+        k,
+        convolve.kernel_spectra(k, frame),
+        convolve.kernel_spectra(k * k, frame) if variance else None,
+    )
+
+
+def apply(
+    image: Any, good: Any, number: NDArray[np.int32], parts: Parts, frame: Frame, variance: Any = None
+) -> tuple[Any, Any, Any]:
+    """Fill, make the cells even, convolve and trim some rows.
+
+    Parameters
+    ----------
+    image
+        `(n, B, H, W)` float32 nJy; numpy, or torch with the spectra of `frame` on the same device.
+    good
+        `(n, B, H, W)` bool pixels that are a measurement.
+    number
+        `(n, B)` kernels, see `Matching`.
+    parts
+        From `Parts.of`, with kernels where `image` is.
+    frame
+        From `make_frame`.
+    variance
+        `(n, B, H, W)` nJy² or None.
+
+    Returns
+    -------
+    image, valid, variance
+        `(n, B, H - 2 trim, W - 2 trim)`: matched image, finite; pixels still a measurement; K² * variance,
+        or None. Planes without a good pixel are 0.
+    """
+    m = frame.trim
+    h, w = image.shape[-2:]
+    inner = (..., slice(m, h - m), slice(m, w - m))
+    whole = bool(good.all())
+    filled = image if whole else _filled(image, good)
+    if len(parts.part):
+        filled = cells.even_out(filled, parts)
+    valid = convolve.contiguous(good[inner])
+    spread: Any = None if variance is None else _filled(variance, good)
+    after: Any = None if spread is None else convolve.contiguous(spread[inner])
+    where = np.nonzero(number >= 0)
+    k = number[where]
+    if len(k) == number.size and variance is None and whole:
+        # The usual case without the copies that picking planes costs.
+        return convolve.convolve(filled, frame.image, number, frame.shape, m), valid, None
+    out = convolve.contiguous(filled[inner])
+    if not len(k):
+        return out, valid, after
+    holes = ~good[where].reshape(len(k), -1).all(axis=-1)
+    alive = good[where].reshape(len(k), -1).any(axis=-1)
+    holes, alive = convolve.to_numpy(holes), convolve.to_numpy(alive)
+    where, k, holes = (where[0][alive], where[1][alive]), k[alive], holes[alive]
+    out[where] = convolve.convolve(filled[where], frame.image, k, frame.shape, m)
+    if holes.any():
+        at = (where[0][holes], where[1][holes])
+        bad = convolve.as_float(~good[at], image)
+        used, place = np.unique(k[holes], return_inverse=True)
+        weight = np.abs(frame.kernel[used])
+        weight /= weight.sum(axis=(1, 2), keepdims=True)
+        spectra = convolve.beside(convolve.kernel_spectra(weight, frame.shape), image)
+        share = convolve.convolve(bad, spectra, place.reshape(-1), frame.shape, m)
+        valid[at] = valid[at] & (share <= GROW)
+    if variance is not None:
+        after[where] = convolve.convolve(spread[where], frame.variance, k, frame.shape, m)
+    return out, valid, after
+
+
+def _filled(planes: Any, good: Any) -> Any:
+    """`convolution.fill` of the planes that need it."""
+    holes = ~good.reshape(*good.shape[:2], -1).all(-1)
+    out = convolve.contiguous(planes)
+    out[holes] = convolve.fill(planes[holes], good[holes])
+    return out
+
+
+def homogenise(
+    batch: CutoutBatch, matching: Matching, good: NDArray[np.bool_], margin: int = 0, rho: Any = None
+) -> tuple[Float, Float, NDArray[np.bool_]]:
+    """Matched image, its variance, and valid pixels of a whole batch.
+
+    Parameters
+    ----------
+    batch, matching
+        See `plan_matching`.
+    good
+        `(N, B, H, W)` pixels that are a measurement.
+    margin
+        Pixels to cut off each side.
+    rho
+        `(B, L, L)` noise correlation, see `noise.Correlation.rho`; white when None.
+
+    Returns
+    -------
+    image, variance, valid
+        `(N, B, H - 2 margin, W - 2 margin)` float32 nJy, float32 nJy², bool.
+    """
+    frame = make_frame(matching.kernels, batch.image.shape[-2:], margin, variance=True)
+    spread = _variance_of_parts(batch, matching, rho)
+    chunks = [slice(s, s + convolve.CHUNK) for s in range(0, len(batch), convolve.CHUNK)]
+    done = [
+        apply(batch.image[c], good[c], matching.number[c], matching.parts.of(c), frame, spread[c])
+        for c in chunks
+    ]
+    image, valid, variance = (np.concatenate([part[i] for part in done]) for i in range(3))
+    if rho is not None:
+        variance *= gains(matching, rho)[1][..., None, None]
+    return image, variance, valid
+
+
+def _variance_of_parts(batch: CutoutBatch, matching: Matching, rho: Any) -> Float:
+    """The variance plane, scaled where cells are made even."""
+    ratio = cells.variance_ratio(matching.parts, matching.number, matching.kernels, rho)
+    if not len(ratio):
+        return batch.variance
+    out = batch.variance.copy()
+    for r, (row, band, y0, y1, x0, x1, _) in zip(ratio.tolist(), matching.parts.part.tolist(), strict=True):
+        out[row, band, y0:y1, x0:x1] *= r
+    return out
+
+
+def gains(matching: Matching, rho: NDArray[np.float64] | None) -> tuple[Float, Float]:
+    """Noise after over noise before, and the factor on `K² * variance`, each `(N, B)`; 1 without kernel."""
+    auto = matching.kernels.auto
+    gain = np.ones(matching.number.shape, np.float32)
+    factor = np.ones(matching.number.shape, np.float32)
+    for band in range(matching.number.shape[1]):
+        use = matching.number[:, band] >= 0
+        if not use.any():
+            continue
+        f = np.ones(len(auto)) if rho is None else noise.variance_factor(auto, rho[band])
+        k = matching.number[use, band]
+        factor[use, band] = f[k]
+        gain[use, band] = np.sqrt(f * auto[:, noise.LAG, noise.LAG])[k]
+    return gain, factor

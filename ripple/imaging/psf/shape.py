@@ -1,0 +1,156 @@
+"""PSF stamps: are they usable, how wide are they, and targets of a given width."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Literal
+
+import numpy as np
+import scipy
+from numpy.typing import NDArray
+
+Float = NDArray[np.float64]
+Profile = Literal["moffat", "gaussian"]
+
+MAX_OFFSET = 0.6  # px; a PSF further off its centre pixel has been cut out wrongly
+FWHM_ANGLES, FWHM_STEP = 12, 0.5
+
+
+class Fault(IntEnum):
+    """What is wrong with a PSF stamp."""
+
+    NONE = 0
+    MISSING = 1
+    NOT_FINITE = 2
+    SUM = 3  # not positive, or so small that normalising amplifies rubbish
+    OFF_CENTRE = 4  # even sizes among them: the centre is not pixel K // 2
+    NEGATIVE = 5  # more than a fifth of its light is negative
+    SHAPE = 6  # no peak, or its half maximum lies outside the stamp
+
+
+def faults(psf: NDArray[np.floating], width: NDArray[np.floating] | None = None) -> NDArray[np.uint8]:
+    """Judge PSF stamps before they are trusted.
+
+    Parameters
+    ----------
+    psf
+        `(M, Ky, Kx)`; the centre is pixel `Ky // 2, Kx // 2`.
+    width
+        `fwhm(psf)` when it is known already.
+
+    Returns
+    -------
+    fault
+        `(M,)` values of `Fault`.
+    """
+    p = np.asarray(psf, np.float64)
+    out = np.zeros(len(p), np.uint8)
+    if not len(p):
+        return out
+    finite = np.isfinite(p).all(axis=(1, 2))
+    p = np.where(finite[:, None, None], p, 0.0)
+    total, light = p.sum(axis=(1, 2)), np.abs(p).sum(axis=(1, 2))
+    positive = total > 0.5 * np.maximum(light, 1e-30)
+    safe = np.where((positive & finite)[:, None, None], p, _delta(p.shape[1:]))
+    y, x = centroid(safe)
+    off = np.maximum(np.abs(y - p.shape[1] // 2), np.abs(x - p.shape[2] // 2)) > MAX_OFFSET
+    off |= (p.shape[1] % 2 == 0) | (p.shape[2] % 2 == 0)
+    negative = np.minimum(safe, 0).sum(axis=(1, 2)) < -0.1 * light
+    out[~np.isfinite(fwhm(p) if width is None else width)] = Fault.SHAPE
+    out[negative] = Fault.NEGATIVE
+    out[off] = Fault.OFF_CENTRE
+    out[~positive] = Fault.SUM
+    out[~finite] = Fault.NOT_FINITE
+    return out
+
+
+def _delta(shape: tuple[int, ...]) -> Float:
+    out = np.zeros(shape)
+    out[shape[0] // 2, shape[1] // 2] = 1.0
+    return out
+
+
+def centroid(psf: NDArray[np.floating]) -> tuple[Float, Float]:
+    """First moments `(y, x)`, each `(M,)` in array pixels, of stamps `(M, Ky, Kx)`."""
+    p = np.asarray(psf, np.float64)
+    total = p.sum(axis=(1, 2))
+    y = (p.sum(axis=2) @ np.arange(p.shape[1])) / total
+    x = (p.sum(axis=1) @ np.arange(p.shape[2])) / total
+    return y, x
+
+
+def fwhm(psf: NDArray[np.floating]) -> Float:
+    """Full width at half maximum of PSF stamps.
+
+    Parameters
+    ----------
+    psf
+        `(M, Ky, Kx)`.
+
+    Returns
+    -------
+    width
+        `(M,)` pixels: the diameter of the circle with the area inside the half-maximum contour, on a cubic
+        spline through the pixels; NaN where the contour does not close inside the stamp.
+    """
+    p = np.asarray(psf, np.float64)
+    m, h, w = p.shape
+    if not m:
+        return np.zeros(0)
+    from ripple.imaging.psf import loops
+
+    p = np.where(np.isfinite(p), p, 0.0)
+    spline = scipy.ndimage.spline_filter1d(scipy.ndimage.spline_filter1d(p, axis=1), axis=2)
+    y0, x0 = _peak(p)
+    angle = np.arange(FWHM_ANGLES) * (2 * np.pi / FWHM_ANGLES)
+    radius = np.empty((m, FWHM_ANGLES))
+    steps = int(np.ceil(min(h, w) / 2 / FWHM_STEP))
+    loops.half_radii(
+        spline, y0, x0, np.stack([np.sin(angle), np.cos(angle)], axis=1), FWHM_STEP, steps, radius
+    )
+    return np.asarray(2 * np.sqrt((radius**2).mean(axis=1)))
+
+
+def _peak(p: Float) -> tuple[Float, Float]:
+    """Position `y, x` of the peak, from the quadratic at the highest pixel."""
+    m, h, w = p.shape
+    y, x = np.divmod(p.reshape(m, -1).argmax(axis=1), w)
+    if h < 3 or w < 3:
+        return y.astype(float), x.astype(float)
+    row, y, x = np.arange(m), np.clip(y, 1, h - 2), np.clip(x, 1, w - 2)
+    c = p[row, y, x]
+    left, right, down, up = p[row, y, x - 1], p[row, y, x + 1], p[row, y - 1, x], p[row, y + 1, x]
+    with np.errstate(all="ignore"):
+        sx = np.nan_to_num((right - left) / (2 * (2 * c - left - right)), posinf=0, neginf=0)
+        sy = np.nan_to_num((up - down) / (2 * (2 * c - down - up)), posinf=0, neginf=0)
+    return y + np.clip(sy, -0.5, 0.5), x + np.clip(sx, -0.5, 0.5)
+
+
+def target_stamp(width: float, size: int, profile: Profile = "moffat", beta: float = 3.5) -> Float:
+    """A round target PSF.
+
+    Parameters
+    ----------
+    width
+        FWHM in pixels, of the profile before it is integrated over pixels.
+    size
+        Pixels per side, odd.
+    profile, beta
+        Moffat `(1 + r²/a²)^-beta`, or Gaussian.
+
+    Returns
+    -------
+    stamp
+        `(size, size)` float64, integrated over pixels, sum 1, centre pixel `size // 2`; zero beyond the
+        largest circle in the stamp, as PSF stamps carry no light there either.
+    """
+    fine = 5
+    t = (np.arange(size * fine) + 0.5) / fine - size / 2
+    r2 = t[:, None] ** 2 + t[None, :] ** 2
+    if profile == "gaussian":
+        values = np.exp(-4 * np.log(2) * r2 / width**2)
+    else:
+        values = (1 + r2 * 4 * (2 ** (1 / beta) - 1) / width**2) ** -beta
+    values = np.where(r2 <= (size / 2) ** 2, values, 0.0)
+    stamp = values.reshape(size, fine, size, fine).sum(axis=(1, 3))
+    return np.asarray(stamp / stamp.sum())

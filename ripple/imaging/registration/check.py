@@ -1,0 +1,357 @@
+"""Are the bands of a stamp the same piece of sky, the same way up? A check by image cross-correlation.
+
+A public lens-finding blind set shipped stamps whose bands were rotated against each other. Headers cannot
+show that, pixels can: each band is compared with a reference band of the same row, as it is and in the seven
+other orientations, over all shifts. Nothing is said where the signal cannot decide: faint rows, sources that
+look the same in every orientation, bands that do not look like each other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy
+from numpy.typing import NDArray
+
+from ripple.imaging.registration import correlate
+
+Float = NDArray[np.float32]
+
+MIN_SHIFT = 0.25  # px, so that 0.3 is mostly found; less is what colour gradients and refraction do
+NOTICEABLE = 0.3  # px; a band is decided when a shift this large would be sure
+SIGMAS = 5.0  # a shift or an orientation must be this sure
+MIN_CORRELATION = 0.85  # bands that look less alike than this, once put right, say nothing
+MAX_WORSE = 0.1  # where a shift makes bands differ more, over where it makes them differ less, at most
+TILE = 8  # px, for that comparison
+ALIKE = 0.6  # two bands that find the reference moved by vectors that differ by less than this share of them
+ALIKE_SHIFT, ALIKE_SIGMAS = 1.5, 10.0  # px and sigma of both: colours of blends hardly do that
+ALIKE_CORRELATION, ALIKE_EXPLAINED = 0.6, 0.3  # and these in place of the next two
+PART = (0.2, 0.6)  # of a shift: a band that has gone so far has the colour between, and nothing was moved
+TILE_NOISE = 4.0  # square of the noise; what noise alone changes in a tile
+MIN_EXPLAINED = (
+    0.5  # a shift must explain this much of what it leaves unexplained (colours of blended sources)
+)
+MAX_LEFT = 0.7  # an orientation must leave less than this of what the given one leaves unexplained
+MIN_GAIN = 0.08  # and beat it by this plus half of what it leaves, where no third band can confirm it
+NEARLY = 0.985  # an orientation is looked at when blocks of pixels agree in it by this much of the given one
+DOUBT = 0.03  # correlations corrected for noise may come out above 1
+KNEE = 10.0  # S/N above which pixels are compressed, so that one bright source does not decide alone
+CHUNK = 64  # rows at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """Measures of each band against the reference band of its row; the reference has shift 0, correlation 1.
+
+    Parameters
+    ----------
+    reference
+        `(N,)` int16 band compared with: the one with most signal; -1 when no two bands have data.
+    shift
+        `(N, B)` float32 px between band and reference in the given orientation; NaN where not measured.
+    shift_error
+        `(N, B)` float32 px, one sigma, from noise alone.
+    correlation
+        `(N, B)` float32 correlation of band and reference as given (no shift), corrected for noise.
+    peak
+        `(N, B)` float32 correlation in the best orientation at its best shift, corrected for noise.
+    transform
+        `(N, B)` int8 best orientation, index into `correlation.TRANSFORMS`; 0 unless another one is
+        significantly better.
+    decided
+        `(N, B)` bool: there was enough signal to notice a shift of `NOTICEABLE` px.
+    flagged
+        `(N, B)` bool: turned, mirrored or shifted against the reference. The reference is flagged too where
+        more than half of the bands disagree with it; of two bands either may be the wrong one.
+    """
+
+    reference: NDArray[np.int16]
+    shift: Float
+    shift_error: Float
+    correlation: Float
+    peak: Float
+    transform: NDArray[np.int8]
+    decided: NDArray[np.bool_]
+    flagged: NDArray[np.bool_]
+
+    @property
+    def bad(self) -> NDArray[np.bool_]:
+        """`(N,)` rows with a flagged band."""
+        return np.asarray(self.flagged.any(axis=1))
+
+
+def check_registration(
+    image: NDArray[np.floating], variance: NDArray[np.floating], valid: NDArray[np.bool_] | None = None
+) -> Registration:
+    """Compare the bands of each row.
+
+    Parameters
+    ----------
+    image
+        `(N, B, H, W)`, any unit.
+    variance
+        `(N, B, H, W)`, the square of that unit.
+    valid
+        `(N, B, H, W)` pixels to use; by default those with finite image and finite, positive variance.
+
+    Returns
+    -------
+    registration
+        Arrays of N rows, see `Registration`.
+
+    Notes
+    -----
+    Planes are divided by their noise, compressed (asinh), tapered at the edge and smoothed by a Gaussian.
+    With f = s + n of two bands, the shift error follows from C(d) = sum f1(x) f2(x + d): sigma_d =
+    sqrt(Var C'(0)) / |C''(0)| with Var C' = sum |k|² (P1 N2 + P2 N1 + N1 N2) / 2 per axis, P the power of the
+    signal, N of the noise. The noise is taken as white; correlated noise of resampled images makes the error
+    too small by up to its variance ratio, which `SIGMAS` leaves room for. Real displacements between bands,
+    such as differential chromatic refraction, count as shifts.
+    """
+    n, b = image.shape[:2]
+    shape = (n, b)
+    out = Registration(
+        np.full(n, -1, np.int16), np.full(shape, np.nan, np.float32), np.full(shape, np.nan, np.float32),
+        np.full(shape, np.nan, np.float32), np.full(shape, np.nan, np.float32), np.zeros(shape, np.int8),
+        np.zeros(shape, bool), np.zeros(shape, bool),
+    )  # fmt: skip
+    for start in range(0, n, CHUNK):
+        rows = slice(start, start + CHUNK)
+        with np.errstate(invalid="ignore"):
+            good = np.isfinite(image[rows]) & np.isfinite(variance[rows]) & (variance[rows] > 0)
+        if valid is not None:
+            good &= valid[rows]
+        _compare(_signal(image[rows], variance[rows], good), good, rows, out)
+    return out
+
+
+def _signal(image: NDArray[np.floating], variance: NDArray[np.floating], good: NDArray[np.bool_]) -> Float:
+    """Signal-to-noise planes `(n, B, H, W)` float32, no background, bright pixels compressed, 0 if bad."""
+    from ripple.imaging import loops
+
+    with np.errstate(invalid="ignore"):
+        unit = np.float32(KNEE) * np.sqrt(_masked_median(variance, good))
+    planes = np.empty(image.shape, np.float32)
+    level = _masked_median(image, good)
+    loops.asinh(np.ascontiguousarray(image, np.float32), level, unit, KNEE, planes)
+    planes[~good] = 0
+    return planes
+
+
+def _masked_median(values: NDArray[np.floating], good: NDArray[np.bool_]) -> Float:
+    """Median of every other good pixel of each plane and axis, `(n, B)` float32; NaN when there is none."""
+    n, b, h, w = values[:, :, ::2, ::2].shape
+    some = good[:, :, ::2, ::2]
+    flat = np.where(some, values[:, :, ::2, ::2], np.inf).astype(np.float32).reshape(n, b, h * w)
+    flat.sort(axis=-1)
+    middle = np.maximum(np.count_nonzero(some, axis=(2, 3)) - 1, 0) // 2
+    median = np.take_along_axis(flat, middle[..., None], axis=-1)[..., 0]
+    return np.where(np.isinf(median), np.float32(np.nan), median)
+
+
+def _compare(planes: Float, good: NDArray[np.bool_], rows: slice, out: Registration) -> None:
+    """Measure all bands of these rows against their reference and write the result into `out`."""
+    n, b, h, w = planes.shape
+    enough = good.mean(axis=(2, 3)) > 0.7
+    power = np.where(enough, (correlate.blocks(planes) ** 2).sum(axis=(2, 3)), -1.0)
+    reference = power.argmax(axis=1)
+    usable = enough.sum(axis=1) >= 2
+    out.reference[rows] = np.where(usable, reference, -1)
+    taper = np.outer(correlate.taper(h), correlate.taper(w)).astype(np.float32)
+    index = np.arange(n)
+    found = _Found(
+        np.zeros((n, b, 2)), np.zeros((n, b), bool), np.zeros((n, b), bool), np.zeros((n, b), np.int8),
+        np.zeros((n, b)), np.zeros((n, b), bool), np.zeros((n, b), bool),
+    )  # fmt: skip
+    first_good, holed = good[index, reference], ~good.all(axis=(2, 3))
+    first = np.asarray(planes[index, reference] * (first_good * taper), np.float32)
+    spectrum = scipy.fft.rfft2(first)
+    for band in range(b):
+        mine = np.flatnonzero(usable & enough[:, band] & (reference != band))
+        if len(mine):
+            f1, a = first[mine], spectrum[mine]
+            more = holed[mine, band]  # pixels that the reference must do without too
+            f1[more] *= good[mine[more], band]
+            a[more] = scipy.fft.rfft2(f1[more])
+            f2 = np.asarray(planes[mine, band] * (first_good[mine] * taper), np.float32)
+            _measure(f1, a, f2, taper, mine, band, found, rows.start, out)
+    at = index[usable] + rows.start
+    for measure, value in ((out.shift, 0.0), (out.shift_error, 0.0), (out.correlation, 1.0), (out.peak, 1.0)):
+        measure[at, reference[usable]] = value
+    turned = np.zeros((n, b), bool)
+    for row, band in zip(*np.nonzero(found.turned), strict=True):
+        sky = planes[row] * (good[row] * taper)
+        turned[row, band] = _confirmed(sky, taper, int(reference[row]), int(row), int(band), found)
+    out.transform[rows] = np.where(turned, found.turned, 0)
+    out.peak[rows] = np.where(turned, found.match, out.peak[rows])
+    out.decided[rows] |= turned
+    out.flagged[rows] = turned | (found.moved & ~_between(found)) | _alike(found)
+    _blame(at, out)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What some rows show: `(n, B)` each, shifts y, x `(n, B, 2)` px."""
+
+    vectors: NDArray[np.float64]
+    far: NDArray[np.bool_]  # clearly away from the reference, colours or not
+    moved: NDArray[np.bool_]  # and colours are not the reason
+    turned: NDArray[np.int8]  # orientation that fits better, index into `correlation.TRANSFORMS`
+    match: NDArray[np.float64]  # correlation in that orientation
+    alone: NDArray[np.bool_]  # it fits so much better that no other band need confirm it
+    sure: NDArray[np.bool_]  # there is signal to compare
+
+
+def _measure(
+    f1: Float,
+    a: NDArray[np.complex64],
+    f2: Float,
+    taper: Float,
+    mine: NDArray[np.intp],
+    band: int,
+    found: _Found,
+    start: int,
+    out: Registration,
+) -> None:
+    """Compare `f2` (m, H, W) with the reference `f1`, of spectrum `a`: rows `mine` of `band`."""
+    h, w = f1.shape[1:]
+    at = mine + start
+    pair = correlate.pair(a, scipy.fft.rfft2(f2), correlate.beam(h, w), taper)
+    cross = scipy.fft.irfft2(pair.cross, s=(h, w))
+    first, dy, dx = correlate.peak(cross, max(2, min(h, w) // 4))
+    vector = np.stack([dy, dx], axis=1)
+    out.shift[at, band], found.vectors[mine, band] = np.hypot(dy, dx), vector
+    out.correlation[at, band] = cross[:, 0, 0] / pair.scale
+    upright = first / pair.scale
+    sure = pair.scale > SIGMAS * pair.noise
+    error = pair.shift_error
+    better = upright - out.correlation[at, band]
+    moved = (out.shift[at, band] >= np.maximum(MIN_SHIFT, SIGMAS * error)) & (upright >= MIN_CORRELATION)
+    moved &= sure & (better > MIN_EXPLAINED * (1 - upright))
+    far = sure & (out.shift[at, band] >= np.maximum(ALIKE_SHIFT, ALIKE_SIGMAS * error))
+    found.far[mine, band] = far & (upright >= ALIKE_CORRELATION) & (better > ALIKE_EXPLAINED * (1 - upright))
+    for row in np.flatnonzero(moved):
+        moved[row] = _worse(f1[row], f2[row], vector[row]) <= MAX_WORSE
+    out.shift_error[at, band] = error
+    out.peak[at, band] = upright
+    found.moved[mine, band], found.sure[mine, band] = moved, sure
+    best, match, turned = np.zeros(len(f1), np.int8), upright.copy(), np.zeros(len(f1), bool)
+    odd = np.flatnonzero(sure & _questionable(f1, f2))
+    if len(odd):
+        table = _fits(f1[odd], f2[odd], taper)
+        best[odd], match[odd] = table.argmax(axis=0), table.max(axis=0)
+        turned[odd] = _turned(table[0], match[odd], pair.noise[odd] / pair.scale[odd])
+        found.alone[mine[odd], band] = match[odd] - table[0] > MIN_GAIN + (1 - match[odd]) / 2
+    turned &= (match >= MIN_CORRELATION) & (best > 0)
+    found.turned[mine, band], found.match[mine, band] = np.where(turned, best, 0), match
+    out.decided[at, band] = sure & (SIGMAS * error <= NOTICEABLE) & (match >= MIN_CORRELATION)
+
+
+def _turned(upright: Any, match: Any, noise: Any) -> Any:
+    """Does another orientation fit so much better that neither noise nor colours can be the reason?
+
+    Noise changes two correlations of the same planes alike, but for the part of the light that looks
+    different when turned: about `1 - upright` of it.
+    """
+    gain = match - upright
+    sigma = noise * np.sqrt(2 * np.clip(1 - upright + DOUBT, 0, 1))
+    return (gain > SIGMAS * sigma) & (1 - match < MAX_LEFT * (1 - upright))
+
+
+def _questionable(f1: Float, f2: Float) -> NDArray[np.bool_]:
+    """Rows whose blocks agree in some other orientation nearly as well: a quick look that spares most."""
+    one, two = correlate.blocks(f1[:, None])[:, 0], correlate.blocks(f2[:, None])[:, 0]
+    names = correlate.orientations(one.shape[1:])[1:]
+    upright = np.einsum("kij,kij->k", one, two)
+    best = np.max([np.einsum("kij,kij->k", one, correlate.undo(two, name)) for name in names], axis=0)
+    return np.asarray(best > NEARLY * upright)
+
+
+def _fits(f1: Float, f2: Float, taper: Float) -> NDArray[np.float64]:
+    """Correlation `(8, m)` of two planes in each of `TRANSFORMS` at its best shift, at half the resolution.
+
+    Minus infinity for orientations that change the shape.
+    """
+    one, two = (correlate.halved(f) for f in (f1, f2))
+    h, w = one.shape[1:]
+    beam = correlate.beam(h, w, correlate.SMOOTH / 2)
+    a = scipy.fft.rfft2(one)
+    pair = correlate.pair(a, scipy.fft.rfft2(two), beam, taper, (h, w))
+    conjugate = np.conj(a) * beam
+    limit = max(2, min(h, w) // 4)
+    out = np.full((len(correlate.TRANSFORMS), len(one)), -np.inf)
+    for name in correlate.orientations((h, w)):
+        turned = scipy.fft.rfft2(np.ascontiguousarray(correlate.undo(two, name)))
+        cross = scipy.fft.irfft2(conjugate * turned, s=(h, w))
+        out[correlate.TRANSFORMS.index(name)] = correlate.peak(cross, limit)[0] / pair.scale
+    return out
+
+
+def _confirmed(planes: Float, taper: Float, reference: int, row: int, band: int, found: _Found) -> bool:
+    """Do the other bands say too that this one is turned? Colours may make two bands fit better turned.
+
+    Most of those that have signal must agree; where there are none, the fit must be better by far.
+    """
+    turn = found.turned[row, band]
+    votes = []
+    for other in np.flatnonzero(found.sure[row]):
+        if other in (band, reference):
+            continue
+        fits = _fits(planes[other][None], planes[band][None], taper)[:, 0]
+        # Turned alike, the two agree as they are: then it is the reference that is turned.
+        alike = found.turned[row, other] == turn
+        votes.append(bool(alike or 1 - fits[turn] < MAX_LEFT * (1 - fits[0])))
+    return sum(votes) * 2 > len(votes) if votes else bool(found.alone[row, band])
+
+
+def _worse(f1: Float, f2: Float, shift: NDArray[np.float64]) -> float:
+    """Does a shift of `f2` make it differ more from `f1` somewhere? The sum of that over the sum of gains.
+
+    A band that was moved gets better in every part of the stamp. Where two sources of different colours lie
+    side by side a shift makes the blend more alike, and spoils its surroundings.
+    """
+    a, b = (scipy.ndimage.gaussian_filter(f, correlate.SMOOTH) for f in (f1, f2))
+    gain = _misfit(a, b) - _misfit(a, scipy.ndimage.shift(b, -shift))
+    gain = np.sign(gain) * np.maximum(np.abs(gain) - TILE_NOISE, 0)
+    return float(-gain[gain < 0].sum() / max(gain[gain > 0].sum(), 1e-9))
+
+
+def _misfit(a: Float, b: Float) -> NDArray[np.float64]:
+    """Sum of squares of `b` not explained by a multiple of `a` and a constant, tile by tile."""
+    ny, nx = a.shape[0] // TILE, a.shape[1] // TILE
+    tiles = []
+    for plane in (a, b):
+        t = plane[: ny * TILE, : nx * TILE].astype(np.float64).reshape(ny, TILE, nx, TILE)
+        tiles.append(t - t.mean(axis=(1, 3), keepdims=True))
+    aa, ab, bb = ((tiles[i] * tiles[j]).sum(axis=(1, 3)) for i, j in ((0, 0), (0, 1), (1, 1)))
+    return np.asarray(bb - np.maximum(ab, 0) ** 2 / (aa + 1e-3))
+
+
+def _between(found: _Found) -> NDArray[np.bool_]:
+    """Shifts `(n, B)` of which another band has gone a part, or that are part of another's: colours do so."""
+    v = found.vectors
+    length = np.linalg.norm(v, axis=2)
+    dot = np.einsum("njc,nkc->njk", v, v)
+    longer = np.maximum(length[:, :, None], length[:, None, :])
+    part = dot / np.maximum(longer**2, 1e-12)
+    both = np.minimum(length[:, :, None], length[:, None, :]) >= MIN_SHIFT
+    return np.asarray((both & (part > PART[0]) & (part < PART[1])).any(axis=2))
+
+
+def _alike(found: _Found) -> NDArray[np.bool_]:
+    """Bands `(n, B)` that find the reference moved, as another one does: that is not a matter of colours."""
+    v = found.vectors
+    length = np.linalg.norm(v, axis=2)
+    apart = np.linalg.norm(v[:, :, None] - v[:, None, :], axis=3)
+    alike = apart < ALIKE * np.maximum(length[:, :, None], length[:, None, :])
+    alike &= found.far[:, :, None] & found.far[:, None, :] & ~np.eye(v.shape[1], dtype=bool)
+    return np.asarray(alike.any(axis=2))
+
+
+def _blame(at: NDArray[np.intp], out: Registration) -> None:
+    """Flag the reference too where more than half of the bands that could be compared disagree with it."""
+    decided = (out.decided[at] | out.flagged[at]).sum(axis=1)
+    wrong = out.flagged[at].sum(axis=1) * 2 > decided
+    out.flagged[at[wrong], out.reference[at[wrong]]] = True

@@ -1,0 +1,375 @@
+"""What is on the simulated sky: deflectors, lensed sources, look-alikes, field galaxies and stars.
+
+Every target has a red elliptical at its centre, drawn from one population, and its class is drawn
+independently of it: the deflector alone says nothing about whether it lenses. Lenses and look-alikes differ
+in what surrounds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ripple.imaging.simulation.lensing import ARCSEC, Deflector, comoving_distance, einstein_radius
+from ripple.imaging.simulation.observing import PIXEL_SCALE, flux
+from ripple.imaging.simulation.profiles import Arms, Lensed, Point, Ring, Sersic, Shape
+from ripple.sky.geometry import Box
+
+Array = NDArray[np.floating[Any]]
+UGRIZY = ("u", "g", "r", "i", "z", "y")
+
+#: Classes of the targets that are no lenses, and how often each occurs among them.
+LOOKALIKES: dict[str, float] = {
+    "elliptical": 0.36, "chance": 0.20, "spiral": 0.17, "ring": 0.14, "merger": 0.13,
+}  # fmt: skip
+
+#: Einstein radii of the survey, arcsec.
+THETA_E = (0.6, 2.5)
+#: Field galaxies and stars per square arcmin.
+FIELD_DENSITY, STAR_DENSITY = 20.0, 4.0
+
+# Colours of passively evolving galaxies by redshift, read off public early-type templates: u-g, g-r, r-i,
+# i-z, z-y.
+_RED_Z = np.arange(0.1, 1.01, 0.1)
+_RED = np.array(
+    [
+        [1.60, 1.75, 1.80, 1.70, 1.60, 1.60, 1.50, 1.40, 1.30, 1.20],
+        [0.95, 1.20, 1.45, 1.67, 1.77, 1.80, 1.78, 1.75, 1.70, 1.65],
+        [0.42, 0.47, 0.55, 0.67, 0.85, 1.02, 1.15, 1.22, 1.22, 1.20],
+        [0.30, 0.33, 0.36, 0.38, 0.40, 0.45, 0.53, 0.62, 0.72, 0.80],
+        [0.15, 0.18, 0.20, 0.22, 0.24, 0.26, 0.30, 0.35, 0.40, 0.45],
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Painted:
+    """Something to paint: shapes that share a centre.
+
+    Parameters
+    ----------
+    x, y
+        Centre, PARENT pixels.
+    parts
+        Shape and its six fluxes (ugrizy, nJy; before lensing for `Lensed`).
+    row
+        Row of the target whose surroundings this is (arcs, ring, companions), -1 for anything else.
+    """
+
+    x: float
+    y: float
+    parts: tuple[tuple[Shape, tuple[float, ...]], ...]
+    row: int = -1
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Everything on a block of sky.
+
+    Parameters
+    ----------
+    painted
+        What to paint.
+    targets
+        Columns of the T targets: `x`, `y`, `kind` (class name), `z_lens`, `z_source`, `sigma_v` (km/s),
+        `theta_E` (arcsec), `q`, `re` (arcsec), `lens_mags` (T, 6), `source_mags` (T, 6), `beta` (arcsec),
+        `shear`; NaN where it does not apply.
+    field
+        Columns of the other objects: `x`, `y`, `star` (bool), `mags` (F, 6), `re` (arcsec).
+    """
+
+    painted: tuple[Painted, ...]
+    targets: dict[str, NDArray[Any]]
+    field: dict[str, NDArray[Any]]
+
+
+def draw_scene(
+    patches: Sequence[Box], outer: Box, *, per_patch: int, lens_fraction: float, seed: int
+) -> Scene:
+    """Draw a block of sky.
+
+    Parameters
+    ----------
+    patches
+        Inner boxes of the patches that get targets; PARENT pixels.
+    outer
+        Where there are pixels at all.
+    per_patch
+        Targets per patch.
+    lens_fraction
+        Share of the targets that are lenses.
+    seed
+        Same seed, same sky.
+    """
+    rng = np.random.default_rng([seed, 1])
+    x, y = _places(rng, patches, per_patch)
+    targets = {"x": x, "y": y, **draw_deflectors(rng, len(x))}
+    targets["kind"] = _classes(rng, len(x), lens_fraction)
+    targets["source_mags"] = blue_magnitudes(rng, _source_i(rng, len(x)))
+    painted = [_deflector_light(targets, k) for k in range(len(x))]
+    for k in range(len(x)):
+        painted += _surroundings(np.random.default_rng([seed, 2, k]), targets, k)
+    lens = targets["kind"] == "lens"
+    for key in ("theta_E", "z_source", "beta", "shear"):
+        targets[key] = np.where(lens, targets[key], np.nan)
+    targets["source_mags"] = np.where(lens[:, None], targets["source_mags"], np.nan)
+    field, others = _field(np.random.default_rng([seed, 3]), outer, x, y)
+    return Scene(tuple(painted) + tuple(others), targets, field)
+
+
+def _places(rng: np.random.Generator, patches: Sequence[Box], per_patch: int) -> tuple[Array, Array]:
+    """A loose grid: as many slots per patch as needed, positions shaken, so that stamps seldom collide."""
+    side = int(np.ceil(np.sqrt(per_patch)))
+    xs, ys = [], []
+    for box in patches:
+        step = box.width / side
+        slot = np.sort(rng.permutation(side * side)[:per_patch])
+        shake = rng.uniform(-0.16, 0.16, (2, per_patch)) * step
+        xs.append(box.x0 - 0.5 + (slot % side + 0.5) * step + shake[0])
+        ys.append(box.y0 - 0.5 + (slot // side + 0.5) * step + shake[1])
+    return np.concatenate(xs), np.concatenate(ys)
+
+
+def _classes(rng: np.random.Generator, count: int, lens_fraction: float) -> NDArray[np.str_]:
+    """Class names with exact shares, in random order."""
+    lenses = round(count * lens_fraction)
+    names, shares = list(LOOKALIKES), np.cumsum(list(LOOKALIKES.values()))
+    place = (np.arange(count - lenses) + 0.5) / max(count - lenses, 1)
+    other = np.array(names)[np.minimum(np.searchsorted(shares, place), len(names) - 1)]
+    return rng.permutation(np.concatenate([np.full(lenses, "lens"), other]))
+
+
+def draw_deflectors(rng: np.random.Generator, count: int) -> dict[str, NDArray[Any]]:
+    """Massive ellipticals, each with the source redshift and Einstein radius it would have if it lensed.
+
+    Notes
+    -----
+    Velocity dispersion around 265 km/s; luminosity by Faber-Jackson (L ~ sigma⁴, 0.35 mag scatter); size ~
+    L^0.6 with 0.12 dex scatter; colours of passive galaxies at the redshift. Pairs whose Einstein radius
+    leaves `THETA_E` are drawn again, for every class alike.
+    """
+    keep: dict[str, list[Array]] = {"z_lens": [], "z_source": [], "sigma_v": [], "theta_E": []}
+    have = 0
+    while have < count:
+        n = 2 * count + 64
+        z = np.clip(rng.normal(0.55, 0.17, n), 0.25, 0.95)
+        sigma = np.clip(rng.normal(265.0, 45.0, n), 170.0, 420.0)
+        zs = np.clip(z + 0.3 + rng.gamma(3.0, 0.4, n), 0.6, 4.0)
+        theta = einstein_radius(sigma, z, zs)
+        # A lens is found in proportion to its cross-section; so is every deflector here.
+        ok = (theta > THETA_E[0]) & (theta < THETA_E[1])
+        ok &= rng.uniform(0.0, 1.0, n) < np.clip(theta / 1.4, 0.0, 1.0) ** 2
+        have += int(ok.sum())
+        for key, value in zip(keep, (z, zs, sigma, theta), strict=True):
+            keep[key].append(value[ok])
+    out: dict[str, NDArray[Any]] = {k: np.concatenate(v)[:count] for k, v in keep.items()}
+    comoving = comoving_distance(out["z_lens"])
+    absolute = -22.1 - 10.0 * np.log10(out["sigma_v"] / 265.0) + rng.normal(0.0, 0.35, count)
+    modulus = 5.0 * np.log10(comoving * (1.0 + out["z_lens"]) * 1e5)
+    out["lens_mags"] = red_magnitudes(rng, absolute + modulus + 0.6 * out["z_lens"], out["z_lens"])
+    kpc = 10.0 ** (0.72 - 0.24 * (absolute + 22.1) + rng.normal(0.0, 0.12, count))
+    out["re"] = kpc / 1000.0 * (1.0 + out["z_lens"]) / comoving * ARCSEC
+    out["n"] = rng.choice([3.0, 4.0, 5.0], count, p=[0.3, 0.5, 0.2])
+    out["q"] = 0.5 + 0.5 * rng.beta(2.2, 1.4, count)
+    out["angle"] = rng.uniform(0.0, np.pi, count)
+    out["beta"] = 0.85 * out["theta_E"] * np.sqrt(rng.uniform(0.0, 1.0, count))
+    out["shear"] = np.clip(rng.rayleigh(0.04, count), 0.0, 0.15)
+    return out
+
+
+def red_magnitudes(rng: np.random.Generator, i_mag: Array, z: Array) -> NDArray[np.float64]:
+    """`(N, 6)` AB magnitudes of passive galaxies at redshift `z`, 0.05 mag scatter in colour."""
+    ug, gr, ri, iz, zy = (np.interp(z, _RED_Z, row) + rng.normal(0.0, 0.05, len(z)) for row in _RED)
+    return _from_colours(i_mag, ug, gr, ri, iz, zy)
+
+
+def blue_magnitudes(rng: np.random.Generator, i_mag: Array) -> NDArray[np.float64]:
+    """`(N, 6)` AB magnitudes of star-forming galaxies: one age-and-dust number plus scatter."""
+    count = len(i_mag)
+    redder = rng.beta(2.0, 3.0, count)
+    ug, gr, ri, iz, zy = (
+        low + span * redder + rng.normal(0.0, 0.05, count)
+        for low, span in ((0.25, 0.7), (0.0, 0.65), (0.0, 0.45), (0.0, 0.35), (0.0, 0.2))
+    )
+    return _from_colours(i_mag, ug, gr, ri, iz, zy)
+
+
+def _from_colours(i: Array, ug: Array, gr: Array, ri: Array, iz: Array, zy: Array) -> NDArray[np.float64]:
+    r, z = i + ri, i - iz
+    g = r + gr
+    return np.stack([g + ug, g, r, i, z, z - zy], axis=1)
+
+
+def _source_i(rng: np.random.Generator, count: int) -> Array:
+    """Unlensed i magnitudes of sources, from easy to invisible."""
+    return rng.uniform(22.2, 27.2, count)
+
+
+def _fluxes(mags: Array) -> tuple[float, ...]:
+    return tuple(float(f) for f in flux(mags))
+
+
+def _deflector_light(t: dict[str, NDArray[Any]], k: int) -> Painted:
+    shape = Sersic(float(t["n"][k]), float(t["re"][k]) / PIXEL_SCALE, float(t["q"][k]), float(t["angle"][k]))
+    return Painted(float(t["x"][k]), float(t["y"][k]), ((shape, _fluxes(t["lens_mags"][k])),))
+
+
+def _surroundings(rng: np.random.Generator, t: dict[str, NDArray[Any]], k: int) -> list[Painted]:
+    """What surrounds deflector k, by its class."""
+    build: dict[str, Callable[[np.random.Generator, dict[str, NDArray[Any]], int], list[Painted]]] = {
+        "lens": _arcs, "chance": _chance, "ring": _blue_ring, "spiral": _spiral, "merger": _merger,
+    }  # fmt: skip
+    kind = str(t["kind"][k])
+    found = build[kind](rng, t, k) if kind in build else []
+    return [replace(p, row=k) for p in found]
+
+
+def _arcs(rng: np.random.Generator, t: dict[str, NDArray[Any]], k: int) -> list[Painted]:
+    lens = Deflector(
+        float(t["theta_E"][k]) / PIXEL_SCALE,
+        float(np.clip(1.0 - 0.8 * (1.0 - t["q"][k]) + rng.normal(0.0, 0.03), 0.45, 0.99)),
+        float(t["angle"][k] + rng.normal(0.0, 0.12)),
+        *(float(t["shear"][k]) * np.array([np.cos(a := rng.uniform(0, 2 * np.pi)), np.sin(a)])),
+    )
+    around, beta = rng.uniform(0.0, 2.0 * np.pi), float(t["beta"][k]) / PIXEL_SCALE
+    re = float(np.clip(rng.lognormal(np.log(0.24), 0.35), 0.08, 0.6)) / PIXEL_SCALE
+    n, (q, angle) = float(rng.choice([0.7, 1.0, 1.5])), _tilt(rng, 0.4)
+    source = Sersic(n, re, q, angle, beta * float(np.cos(around)), beta * float(np.sin(around)))
+    knot = rng.normal(0.0, 0.5 * source.re, 2)
+    shape = Lensed(lens, source, float(rng.uniform(0.0, 0.35)), float(knot[0]), float(knot[1]))
+    return [Painted(float(t["x"][k]), float(t["y"][k]), ((shape, _fluxes(t["source_mags"][k])),))]
+
+
+def _companion_i(rng: np.random.Generator) -> float:
+    """Total i magnitude of blue light around a look-alike: that of a source times a typical magnification."""
+    return float(_source_i(rng, 1)[0] - 2.5 * np.log10(np.clip(rng.lognormal(np.log(4.5), 0.5), 1.5, 25.0)))
+
+
+def _blue(rng: np.random.Generator, i_mag: float) -> Array:
+    return np.asarray(blue_magnitudes(rng, np.array([i_mag]))[0])
+
+
+def _tilt(rng: np.random.Generator, least: float) -> tuple[float, float]:
+    """Axis ratio between `least` and 1, and position angle."""
+    return float(rng.uniform(least, 1.0)), float(rng.uniform(0.0, np.pi))
+
+
+def _chance(rng: np.random.Generator, t: dict[str, NDArray[Any]], k: int) -> list[Painted]:
+    """One to three unrelated blue galaxies where arcs would be."""
+    count = int(rng.choice([1, 2, 3], p=[0.5, 0.3, 0.2]))
+    total, share = _companion_i(rng), rng.dirichlet(np.full(count, 2.0))
+    out = []
+    for part in share:
+        distance, around = rng.uniform(0.8, 3.2) / PIXEL_SCALE, rng.uniform(0.0, 2.0 * np.pi)
+        shape = Sersic(
+            1.0,
+            float(rng.uniform(0.15, 0.6)) / PIXEL_SCALE,
+            float(rng.uniform(0.25, 1.0)),
+            float(rng.uniform(0, np.pi)),
+        )
+        mags = _blue(rng, total - 2.5 * float(np.log10(max(part, 0.02))))
+        x, y = t["x"][k] + distance * np.cos(around), t["y"][k] + distance * np.sin(around)
+        out.append(Painted(float(x), float(y), ((shape, _fluxes(mags)),)))
+    return out
+
+
+def _blue_ring(rng: np.random.Generator, t: dict[str, NDArray[Any]], k: int) -> list[Painted]:
+    radius = rng.uniform(0.8, 2.6) / PIXEL_SCALE
+    width, (q, angle) = float(radius * rng.uniform(0.12, 0.3)), _tilt(rng, 0.55)
+    shape = Ring(
+        float(radius), width, q, angle, float(rng.uniform(0.0, 0.6)), float(rng.uniform(0.0, 2 * np.pi))
+    )
+    mags = _blue(rng, _companion_i(rng) - 0.8)
+    return [Painted(float(t["x"][k]), float(t["y"][k]), ((shape, _fluxes(mags)),))]
+
+
+def _spiral(rng: np.random.Generator, t: dict[str, NDArray[Any]], k: int) -> list[Painted]:
+    """A blue disk with arms around the red centre, seen nearly face on."""
+    count = int(rng.choice([2, 3, 4], p=[0.6, 0.2, 0.2]))
+    scale, hole = (float(rng.uniform(*r)) / PIXEL_SCALE for r in ((0.8, 1.5), (0.6, 1.2)))
+    pitch, contrast, phase = (float(rng.uniform(*r)) for r in ((0.2, 0.5), (0.7, 0.97), (0.0, 2 * np.pi)))
+    shape = Arms(scale, count, pitch, contrast, hole, *_tilt(rng, 0.55), phase)
+    mags = _blue(rng, _companion_i(rng) - 1.5)
+    return [Painted(float(t["x"][k]), float(t["y"][k]), ((shape, _fluxes(mags)),))]
+
+
+def _merger(rng: np.random.Generator, t: dict[str, NDArray[Any]], k: int) -> list[Painted]:
+    """A second galaxy, red or blue, close by, and a tidal tail."""
+    distance, around = rng.uniform(1.0, 2.8) / PIXEL_SCALE, rng.uniform(0.0, 2.0 * np.pi)
+    x, y = t["x"][k] + distance * np.cos(around), t["y"][k] + distance * np.sin(around)
+    i_mag = float(t["lens_mags"][k][3] + rng.uniform(0.7, 3.0))
+    red = rng.uniform() < 0.5
+    mags = (
+        red_magnitudes(rng, np.array([i_mag]), t["z_lens"][k : k + 1])[0] if red else _blue(rng, i_mag + 0.7)
+    )
+    second = Sersic(2.0 if red else 1.0, float(rng.uniform(0.25, 0.7)) / PIXEL_SCALE, *_tilt(rng, 0.4))
+    scale, hole = (float(rng.uniform(*r)) / PIXEL_SCALE for r in ((0.8, 1.6), (1.0, 1.6)))
+    pitch, phase = float(rng.uniform(0.5, 1.0)), float(rng.uniform(0.0, 2 * np.pi))
+    tail = Arms(scale, 1, pitch, 1.0, hole, *_tilt(rng, 0.5), phase)
+    return [
+        Painted(float(x), float(y), ((second, _fluxes(mags)),)),
+        Painted(float(t["x"][k]), float(t["y"][k]), ((tail, _fluxes(_blue(rng, _companion_i(rng) + 0.3))),)),
+    ]
+
+
+def _power_law(rng: np.random.Generator, count: int, bright: float, faint: float, slope: float) -> Array:
+    """Magnitudes with number counts `10^(slope m)` between two limits."""
+    u = rng.uniform(0.0, 1.0, count)
+    low, high = 10.0 ** (slope * bright), 10.0 ** (slope * faint)
+    return np.asarray(np.log10(low + u * (high - low)) / slope)
+
+
+def _field(
+    rng: np.random.Generator, outer: Box, tx: Array, ty: Array
+) -> tuple[dict[str, NDArray[Any]], list[Painted]]:
+    """Galaxies and stars everywhere, the bright ones kept off the targets."""
+    from scipy.spatial import cKDTree
+
+    area = outer.width * outer.height * (PIXEL_SCALE / 60.0) ** 2
+    galaxies, stars = int(rng.poisson(FIELD_DENSITY * area)), int(rng.poisson(STAR_DENSITY * area))
+    i_mag = np.concatenate(
+        [_power_law(rng, galaxies, 20.5, 26.0, 0.3), _power_law(rng, stars, 15.8, 24.0, 0.1)]
+    )
+    star = np.arange(len(i_mag)) >= galaxies
+    x, y = rng.uniform(outer.x0, outer.x1, len(i_mag)), rng.uniform(outer.y0, outer.y1, len(i_mag))
+    gap, _ = cKDTree(np.stack([tx, ty], 1)).query(np.stack([x, y], 1))
+    # A neighbour bright enough to change what a target looks like would make its class wrong.
+    keep = gap * PIXEL_SCALE > np.where(star, 4.0, np.where(i_mag < 24.0, 3.2, 1.0))
+    blue = rng.uniform(0.0, 1.0, len(i_mag)) < 0.75
+    z = np.clip(rng.gamma(3.0, 0.25, len(i_mag)), 0.1, 1.0)
+    mags = np.where(blue[:, None], blue_magnitudes(rng, i_mag), red_magnitudes(rng, i_mag, z))
+    mags = np.where(star[:, None], _star_magnitudes(rng, i_mag), mags)
+    size = np.where(
+        star, 0.0, np.clip(0.45 * 10 ** (-0.1 * (i_mag - 23.0)) * rng.lognormal(0, 0.3, len(z)), 0.08, 1.6)
+    )
+    field = {"x": x[keep], "y": y[keep], "star": star[keep], "mags": mags[keep], "re": size[keep]}
+    blue = blue[keep]
+    return field, [_field_object(rng, field, blue, k) for k in range(len(blue))]
+
+
+def _star_magnitudes(rng: np.random.Generator, i_mag: Array) -> NDArray[np.float64]:
+    """Magnitudes along the stellar locus, after the colours of Ivezic et al. 2007, AJ 134, 973."""
+    gr = rng.uniform(0.25, 1.45, len(i_mag))
+    ri = np.where(gr < 1.3, 0.35 * gr, rng.uniform(0.5, 1.6, len(i_mag)))
+    return _from_colours(i_mag, 0.8 + 1.1 * gr, gr, ri, 0.55 * ri, 0.3 * ri)
+
+
+def _field_object(
+    rng: np.random.Generator, f: dict[str, NDArray[Any]], blue: NDArray[np.bool_], k: int
+) -> Painted:
+    x, y, fluxes = float(f["x"][k]), float(f["y"][k]), _fluxes(f["mags"][k])
+    if f["star"][k]:
+        return Painted(x, y, ((Point(), fluxes),))
+    angle, re = float(rng.uniform(0, np.pi)), float(f["re"][k]) / PIXEL_SCALE
+    q = float(rng.uniform(0.3, 1.0))
+    if not blue[k]:
+        return Painted(x, y, ((Sersic(4.0, re, 0.5 + 0.5 * q, angle), fluxes),))
+    # A disk with a redder bulge that holds a tenth to a third of the i light.
+    share = float(rng.uniform(0.1, 0.33)) * np.array([0.3, 0.5, 0.8, 1.0, 1.1, 1.2])
+    bulge, disk = Sersic(2.0, 0.4 * re, 0.5 + 0.5 * q, angle), Sersic(1.0, re, q, angle)
+    parts = [(disk, 1.0 - share), (bulge, share)]
+    return Painted(x, y, tuple((s, tuple(float(v) for v in w * np.array(fluxes))) for s, w in parts))

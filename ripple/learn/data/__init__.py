@@ -1,0 +1,1 @@
+"""Tensor shards to batches: dataset, loader, augmentation, training set."""

@@ -1,0 +1,312 @@
+"""Rows of tensor shards, mapped and not loaded, as a PyTorch dataset."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from ripple.errors import DataError
+from ripple.learn.data import loops
+from ripple.storage import shard_reader
+from ripple.storage.artefact import Artefact, open_artefact
+
+Batch = dict[str, Tensor]
+Rows = NDArray[np.int64]
+
+#: Data sets whose locks a fork must find open: a thread that maps a shard does not live on in the child.
+_alive: weakref.WeakSet[TensorDataset] = weakref.WeakSet()
+_held: list[threading.Lock] = []
+
+
+def _hold() -> None:
+    _held[:] = [lock for dataset in _alive for lock in dataset._locks]
+    for lock in _held:
+        lock.acquire()
+
+
+def _let_go() -> None:
+    for lock in _held:
+        lock.release()
+
+
+os.register_at_fork(before=_hold, after_in_parent=_let_go, after_in_child=_let_go)
+
+
+class TensorDataset(torch.utils.data.Dataset[Batch]):
+    """Rows of tensor artefacts, as a PyTorch dataset.
+
+    Shards are mapped when first touched, in the process that touches them, after their digest was checked; a
+    copy sent to another process carries names and columns, no file handle.
+
+    Parameters
+    ----------
+    artefacts
+        Directories of kind `tensors`, or open artefacts. All must have the same bands and image size.
+    rows
+        Global row numbers to keep, in this order; default all accepted rows.
+    accepted
+        Leave out rows that quality control refused. Ignored when `rows` is given.
+
+    Attributes
+    ----------
+    rows
+        `(n,)` int64 global row numbers: the position in all shards of all artefacts, in order.
+    total
+        Number of rows in all shards.
+    bands, shape
+        Names of the B bands; `(B, H, W)`.
+
+    Raises
+    ------
+    DataError
+        Artefacts that do not fit together, or no row is left.
+    """
+
+    def __init__(
+        self,
+        artefacts: Path | str | Artefact | Sequence[Path | str | Artefact],
+        *,
+        rows: ArrayLike | None = None,
+        accepted: bool = True,
+    ) -> None:
+        given = [artefacts] if isinstance(artefacts, Path | str | Artefact) else list(artefacts)
+        self.artefacts = [a if isinstance(a, Artefact) else open_artefact(Path(a), "tensors") for a in given]
+        self._units = [(a, k) for a in self.artefacts for k in range(len(a.shards))]
+        counts = [a.shards[k].rows for a, k in self._units]
+        self._offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        self.total = int(self._offsets[-1])
+        if self.total == 0:
+            names = ", ".join(str(a.directory) for a in self.artefacts)
+            raise DataError(f"{names or 'no artefact'}: no rows to load")
+        self._columns: dict[str, NDArray[Any]] = {}
+        self._names: tuple[str, ...] = ()
+        self._indexes = [a.index() for a in self.artefacts]
+        self._reset()
+        first = self._map(int(np.argmax(np.array(counts) > 0)))
+        self.bands = first.bands
+        self.shape: tuple[int, int, int] = first.image.shape[1:]
+        self.dtype = first.image.dtype
+        self.rows: Rows = self._select(accepted) if rows is None else np.asarray(rows, np.int64)
+        if len(self.rows) and (self.rows.min() < 0 or self.rows.max() >= self.total):
+            raise DataError(f"row numbers beyond the {self.total} rows of the shards")
+
+    def _reset(self) -> None:
+        self._maps: dict[int, shard_reader.TensorPlanes] = {}
+        self._locks = [threading.Lock() for _ in self._units]
+        _alive.add(self)
+        # Addresses of the first pixel of each shard's image and valid; 0 while the shard is not mapped.
+        self._start = {name: np.zeros(len(self._units), np.int64) for name in ("image", "valid")}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_maps", "_locks", "_start")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._reset()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, position: int) -> Batch:
+        """One row: `image` `(B, H, W)` float32, `label` and `row` int64."""
+        return self.__getitems__([position])[0]
+
+    def __getitems__(self, positions: list[int]) -> list[Batch]:
+        """Rows of one batch, read together (PyTorch's fetcher calls this when it exists)."""
+        rows = self.rows[positions]
+        image = torch.from_numpy(self.read(rows, np.empty((len(rows), *self.shape), np.float32)))
+        label = torch.from_numpy(self.column("label")[rows].astype(np.int64))
+        numbers = torch.from_numpy(rows)
+        return [{"image": image[k], "label": label[k], "row": numbers[k]} for k in range(len(rows))]
+
+    def subset(self, rows: ArrayLike) -> TensorDataset:
+        """The same shards with other rows (global row numbers)."""
+        other = object.__new__(TensorDataset)
+        other.__setstate__({**self.__getstate__(), "rows": np.asarray(rows, np.int64)})
+        return other
+
+    def select(
+        self,
+        *,
+        labels: Sequence[int] | None = None,
+        split: NDArray[np.int8] | None = None,
+        which: int | Sequence[int] = 0,
+    ) -> Rows:
+        """Those of `rows` that pass every filter given.
+
+        Parameters
+        ----------
+        labels
+            Keep rows with one of these labels.
+        split
+            `(total,)` int8 from `ripple.sky.splits`, over all rows of the shards.
+        which
+            Keep rows in this split, or in one of these splits.
+
+        Returns
+        -------
+        `(m,)` int64 global row numbers.
+        """
+        keep = np.ones(len(self.rows), bool)
+        if labels is not None:
+            keep &= np.isin(self.column("label")[self.rows], labels)
+        if split is not None:
+            if len(split) != self.total:
+                raise DataError(f"split of {len(split)} rows, the shards hold {self.total}")
+            keep &= np.isin(split[self.rows], which)
+        chosen: Rows = self.rows[keep]
+        return chosen
+
+    def column(self, name: str) -> NDArray[Any]:
+        """A catalogue column over all `total` rows, for example `ra`, `label` (-1 unknown) or `id`.
+
+        Raises
+        ------
+        DataError
+            Neither the index nor all shards have it.
+        """
+        if name not in self._columns:
+            indexed = all(name in table.column_names for table in self._indexes)
+            self._columns[name] = self._from_indexes(name) if indexed else self._from_shards(name)
+        return self._columns[name]
+
+    def column_names(self) -> tuple[str, ...]:
+        """Names that `column` takes: those of the first shard with rows, and `label`."""
+        if not self._names:
+            artefact, k = self._units[int(np.argmax(np.diff(self._offsets) > 0))]
+            self._names = tuple(
+                sorted({*shard_reader.map_tensors(artefact.verified_path(k)).catalog, "label"})
+            )
+        return self._names
+
+    def _from_indexes(self, name: str) -> NDArray[Any]:
+        """The index has targets in input order: put their values where the rows lie."""
+        parts, first = [], 0
+        for artefact, table in zip(self.artefacts, self._indexes, strict=True):
+            column = table[name]
+            gaps = column.null_count and pa.types.is_signed_integer(column.type)
+            values = column.fill_null(-1) if gaps else column
+            shard, row = table["shard"].to_numpy(), table["row"].to_numpy()
+            placed = shard >= 0
+            at = self._offsets[first + shard[placed]] - self._offsets[first] + row[placed]
+            plain = np.asarray(values.to_numpy())[placed]
+            parts.append(plain[np.argsort(at)])
+            first += len(artefact.shards)
+        whole = np.concatenate(parts)
+        return whole.astype(np.int64) if name == "label" else whole
+
+    def _from_shards(self, name: str) -> NDArray[Any]:
+        catalogs = [shard_reader.map_tensors(a.verified_path(k)).catalog for a, k in self._units]
+        parts = [catalog.get(name) for catalog in catalogs]
+        have = [p for p in parts if p is not None]
+        if name == "label":
+            counts = np.diff(self._offsets)
+            filled = [
+                np.full(c, -1, np.int64) if p is None else p for p, c in zip(parts, counts, strict=True)
+            ]
+            return np.concatenate(filled).astype(np.int64)
+        if len(have) < len(parts):
+            known = ", ".join(sorted(catalogs[0]))
+            raise DataError(f"the tensors have no column {name!r}", hint=f"there are {known}")
+        return np.concatenate(have)
+
+    def _select(self, accepted: bool) -> Rows:
+        everything = np.arange(self.total, dtype=np.int64)
+        return everything[self._from_indexes("status") != "rejected"] if accepted else everything
+
+    def _map(self, unit: int) -> shard_reader.TensorPlanes:
+        """Shard `unit`, verified and mapped."""
+        with self._locks[unit]:
+            return self._mapped(unit)
+
+    def _mapped(self, unit: int) -> shard_reader.TensorPlanes:
+        if unit not in self._maps:
+            artefact, k = self._units[unit]
+            path = artefact.verified_path(k)
+            batch = shard_reader.map_planes(path)
+            self._check(batch, path)
+            self._maps[unit] = batch
+            for name, starts in self._start.items():
+                starts[unit] = getattr(batch, name).ctypes.data
+        return self._maps[unit]
+
+    def _map_all(self, units: NDArray[np.intp]) -> None:
+        """Map the shards that are not yet; threads that need the same ones share the verifying."""
+        missing = units[self._start["image"][units] == 0].tolist()
+        for unit in missing:
+            if self._locks[unit].acquire(blocking=False):
+                try:
+                    self._mapped(unit)
+                finally:
+                    self._locks[unit].release()
+        for unit in missing:  # those that another thread is at
+            self._map(unit)
+
+    def _check(self, batch: shard_reader.TensorPlanes, path: Path) -> None:
+        if not hasattr(self, "shape") or len(batch.image) == 0:
+            return
+        for what, mine, theirs in (
+            ("bands", self.bands, batch.bands),
+            ("image shape", self.shape, batch.image.shape[1:]),
+            ("dtype", self.dtype, batch.image.dtype),
+        ):
+            if mine != theirs:
+                raise DataError(f"{path}: {what} {theirs}, the first shard has {mine}")
+
+    def read(self, rows: Rows, out: NDArray[Any] | None = None, *, valid: bool = False) -> NDArray[Any]:
+        """Images (or validity planes) of rows; several threads may read at once.
+
+        Parameters
+        ----------
+        rows
+            `(n,)` global row numbers, any order, repeats allowed. Ascending is fastest.
+        out
+            `(n, B, H, W)` to fill, of the stored type, or float32 for float16 tensors, which are converted
+            in the same pass; made, of the stored type, when not given.
+        valid
+            Read `/valid` (uint8) instead of `/image`.
+
+        Raises
+        ------
+        DataError
+            A row number beyond the shards; `out` of another shape, type or layout.
+        """
+        stored = np.dtype(np.uint8) if valid else self.dtype
+        rows = np.ascontiguousarray(rows, np.int64)
+        if out is None:
+            out = np.empty((len(rows), *self.shape), stored)
+        # The compiled loops trust addresses: nothing unchecked may come so far.
+        widen = stored == np.float16 and out.dtype == np.float32
+        if out.shape != (len(rows), *self.shape) or not (widen or out.dtype == stored):
+            raise DataError(f"out is {out.dtype} {out.shape}, rows are {stored} {(len(rows), *self.shape)}")
+        if not out.flags.carray:
+            raise DataError("out must be C-contiguous and writable")
+        if len(rows) == 0:
+            return out
+        if rows.min() < 0 or rows.max() >= self.total:
+            raise DataError(f"row numbers beyond the {self.total} rows of the shards")
+        loop: Callable[..., None] = loops.widen if widen else loops.copy
+        flat = out.reshape(len(rows), -1)
+        flat = flat if widen else flat.view(loops.WORD[stored.itemsize])
+        unit = np.searchsorted(self._offsets, rows, side="right") - 1
+        self._map_all(np.unique(unit))
+        plane = "valid" if valid else "image"
+        at = rows - self._offsets[unit]
+        if loops.loaded(loop, flat.dtype):
+            step = int(np.prod(self.shape)) * stored.itemsize
+            loop(self._start[plane][unit] + at * step, flat)
+        else:
+            for i in range(len(rows)):
+                out[i] = getattr(self._maps[unit[i]], plane)[at[i]]
+            loops.load(loop, flat.dtype)
+        return out

@@ -1,0 +1,83 @@
+"""Tensors for Hyrax (https://github.com/lincc-frameworks/hyrax), its supervised and unsupervised verbs.
+
+In a Hyrax configuration::
+
+    [data_request.train.ripple]
+    dataset_class = "ripple.learn.data.hyrax.RippleTensors"
+    data_location = "/path/to/tensors"
+    fields = ["image", "label"]
+    primary_id_field = "object_id"
+
+Fields are `image`, `valid`, `label`, `object_id` and every column of the catalogue: `ra`, `psf_fwhm_i`, ...
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hyrax.datasets import HyraxDataset
+from numpy.typing import NDArray
+
+from ripple.errors import ConfigError
+from ripple.learn.data.dataset import TensorDataset
+
+
+class RippleTensors(HyraxDataset):  # type: ignore[misc]
+    """Accepted rows of a tensor artefact.
+
+    Parameters
+    ----------
+    config
+        Hyrax's; kept, not read.
+    data_location
+        Directory of kind `tensors`.
+
+    Raises
+    ------
+    ConfigError
+        No `data_location`.
+    InputError, IntegrityError
+        As `ripple.storage.artefact.open_artefact`.
+    """
+
+    def __init__(self, config: dict[str, Any], data_location: Path | str | None = None) -> None:
+        if data_location is None:
+            raise ConfigError("data_location is missing", hint="name a directory of tensors")
+        self.tensors = TensorDataset(data_location)
+        super().__init__(config)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def __getattr__(self, name: str) -> Any:
+        # Hyrax asks for a field F by the method get_F.
+        tensors = self.__dict__.get("tensors")
+        column = name.removeprefix("get_")
+        if tensors is None or column == name or column not in tensors.column_names():
+            raise AttributeError(f"{type(self).__name__} has no {name!r}")
+        return lambda idx: tensors.column(column)[tensors.rows[idx]].item()
+
+    def __dir__(self) -> list[str]:
+        # And finds out by dir() which fields there are.
+        return sorted({*super().__dir__(), *(f"get_{name}" for name in self.tensors.column_names())})
+
+    def get_image(self, idx: int) -> NDArray[np.float32]:
+        """`(B, H, W)` float32."""
+        rows = self.tensors.rows[[idx]]
+        out: NDArray[np.float32] = self.tensors.read(rows, np.empty((1, *self.tensors.shape), np.float32))[0]
+        return out
+
+    def get_valid(self, idx: int) -> NDArray[np.uint8]:
+        """`(B, H, W)` uint8, 1 where the pixel was measured."""
+        out: NDArray[np.uint8] = self.tensors.read(self.tensors.rows[[idx]], valid=True)[0]
+        return out
+
+    def get_label(self, idx: int) -> int:
+        """Class of the row, -1 when unknown."""
+        return int(self.tensors.column("label")[self.tensors.rows[idx]])
+
+    def get_object_id(self, idx: int) -> str:
+        """Id of the target, as text."""
+        return str(self.tensors.column("id")[self.tensors.rows[idx]])

@@ -1,0 +1,282 @@
+"""Tensor shards to batches on a device.
+
+`TensorDataset` (`ripple.learn.data.dataset`) works with any PyTorch code. `Loader` turns it into batches: the
+order is a function of (seed, epoch, rank, world), whatever the number of threads, and an epoch can be entered
+at any batch.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from ripple.errors import ConfigError, DataError
+from ripple.learn.data.augment import Augment
+from ripple.learn.data.dataset import Batch, Rows, TensorDataset
+from ripple.sky.splits import mix64
+
+__all__ = ["Batch", "Loader", "Rows", "TensorDataset"]
+
+
+class Loader:
+    """Batches of a dataset, on a device, in an order that depends on (seed, epoch, rank, world) only.
+
+    Without `balance`, one epoch over all ranks holds every row exactly once, and all ranks make the same
+    number of batches. With `balance`, an epoch has as many rows as the dataset, the same number of each
+    class; rare classes repeat, and rows without a label (< 0) are left out.
+
+    Parameters
+    ----------
+    dataset
+        What to read.
+    rows
+        Global row numbers; default `dataset.rows`.
+    batch_size
+        Rows per batch and rank.
+    seed
+        Of order and augmentation.
+    shuffle
+        Another order each epoch; else as in `rows`.
+    balance
+        Draw classes evenly.
+    augment
+        What to do to each row on the device.
+    device
+        `cpu`, `cuda`, `cuda:1`. CUDA copies run from pinned memory on a stream of their own.
+    rank, world
+        This process among those that share the epoch.
+    drop_last
+        Leave out the batches that are not full (batch normalisation dislikes them).
+    valid
+        Also give `valid` `(n, B, H, W)` uint8.
+    columns
+        Catalogue columns to give along, as float32 `(n,)`.
+    threads
+        Reading threads.
+    """
+
+    def __init__(
+        self,
+        dataset: TensorDataset,
+        *,
+        rows: ArrayLike | None = None,
+        batch_size: int = 256,
+        seed: int = 0,
+        shuffle: bool = True,
+        balance: bool = False,
+        augment: Augment | None = None,
+        device: str | torch.device = "cpu",
+        rank: int = 0,
+        world: int = 1,
+        drop_last: bool = False,
+        valid: bool = False,
+        columns: Sequence[str] = (),
+        threads: int = 2,
+    ) -> None:
+        self.dataset = dataset
+        self.rows: Rows = dataset.rows if rows is None else np.asarray(rows, np.int64)
+        self.batch_size, self.seed, self.shuffle, self.drop_last = batch_size, seed, shuffle, drop_last
+        self.augment, self.device, self.valid = augment, torch.device(device), valid
+        self.rank, self.world, self.threads = rank, world, max(1, threads)
+        if batch_size < 1 or not 0 <= rank < world:
+            raise ConfigError(f"batch size {batch_size}, rank {rank} of {world}", hint="rank counts from 0")
+        self._buffers: _Buffers
+        self._pool: tuple[int, ThreadPoolExecutor] | None = None
+        self._labels = dataset.column("label")
+        self._extra = {name: _numbers(name, dataset.column(name)) for name in columns}
+        self._classes = self._by_class() if balance else ()
+        if len(self.rows) < world:
+            raise DataError(f"{len(self.rows)} rows for {world} ranks")
+        if batch_size == 1 and not drop_last and len(self.rows) % world:
+            raise ConfigError(
+                f"{len(self.rows)} rows in batches of one are not as many for each of {world} ranks",
+                hint="a larger batch, or drop_last",
+            )
+
+    def _by_class(self) -> tuple[Rows, ...]:
+        label = self._labels[self.rows]
+        groups = tuple(self.rows[label == value] for value in np.unique(label) if value >= 0)
+        if len(groups) < 2:
+            raise DataError(
+                f"balanced batches need two classes, the rows have labels {np.unique(label).tolist()}"
+            )
+        return groups
+
+    def __len__(self) -> int:
+        """Batches per epoch, the same on every rank."""
+        count = len(self.rows)
+        if self.drop_last:
+            return count // (self.world * self.batch_size)
+        return math.ceil(math.ceil(count / self.world) / self.batch_size)
+
+    def order(self, epoch: int) -> Rows:
+        """Global row numbers of one epoch, all ranks, in order."""
+        seed = (self.seed * 0x2545F4914F6CDD1D + epoch + 1) & (2**64 - 1)
+        if self._classes:
+            return self._balanced(seed)
+        return _shuffled(self.rows, seed) if self.shuffle else self.rows
+
+    def _balanced(self, seed: int) -> Rows:
+        total, kinds = len(self.rows), len(self._classes)
+        drawn = []
+        for c, members in enumerate(self._classes):
+            quota = total // kinds + (c < total % kinds)
+            repeats = -(-quota // len(members))
+            passes = [_shuffled(members, seed + 0x9E3779B9 * (k + 1)) for k in range(repeats)]
+            drawn.append(np.concatenate(passes)[:quota])
+        pooled = np.concatenate(drawn)
+        return pooled[_shuffled(np.arange(total, dtype=np.int64), seed)]
+
+    def batches(self, epoch: int) -> list[Rows]:
+        """Row numbers of each batch of this rank, chosen by `order`, sorted within the batch for reading."""
+        steps, size = len(self), self.batch_size
+        mine = self.order(epoch)[self.rank :: self.world]
+        parts = [mine[k * size : (k + 1) * size] for k in range(steps)]
+        if (
+            parts and len(parts[-1]) == 0
+        ):  # this rank has one row less than others, and they need one more step
+            parts[-2:] = [parts[-2][:-1], parts[-2][-1:]]
+        return [np.sort(p) for p in parts if len(p)]
+
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+        """Batches of one epoch from `start_batch` on.
+
+        Yields
+        ------
+        `image` `(n, B, H, W)` float32, `label` `(n,)` int64, `row` `(n,)` int64 global row numbers, on the
+        device; `valid` and the named columns when asked for.
+        """
+        host = self._host(self.batches(epoch)[start_batch:])
+        return self._on_cuda(host, epoch) if self.device.type == "cuda" else self._on_cpu(host, epoch)
+
+    def _host(self, batches: list[Rows]) -> Iterator[Batch]:
+        """Batches in host memory, read ahead by threads, in order; memory for `threads + 1` batches."""
+        pool = self._threads()
+        waiting: deque[Future[Batch]] = deque()
+        try:
+            for rows in batches:
+                waiting.append(pool.submit(self._read, rows))
+                if len(waiting) > self.threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            # An epoch left unfinished may end here by garbage collection, in any thread and under any lock
+            # of `threading`: so nothing waits, and the pool lives as long as the loader.
+            for future in waiting:
+                future.cancel()
+
+    def _threads(self) -> ThreadPoolExecutor:
+        """The reading threads of this process, and their buffers: a fork has none of its parent's."""
+        if self._pool is None or self._pool[0] != os.getpid():
+            pool = ThreadPoolExecutor(self.threads, thread_name_prefix="ripple-loader")
+            self._pool = os.getpid(), pool
+            self._buffers = _Buffers(2 * self.threads + 4)
+        return self._pool[1]
+
+    def _read(self, rows: Rows) -> Batch:
+        pin = self.device.type == "cuda"
+        shape = (len(rows), *self.dataset.shape)
+        if pin:
+            image = torch.empty(shape, dtype=_TORCH[self.dataset.dtype.name], pin_memory=True)
+            self.dataset.read(rows, image.numpy())
+        else:
+            buffer = self._buffers.take(shape, np.dtype(np.float32))
+            image = torch.from_numpy(self.dataset.read(rows, buffer))
+        batch = {"image": image, "label": torch.from_numpy(self._labels[rows]), "row": torch.from_numpy(rows)}
+        if self.valid:
+            batch["valid"] = torch.from_numpy(self.dataset.read(rows, valid=True))
+        batch |= {name: torch.from_numpy(column[rows]) for name, column in self._extra.items()}
+        return {k: v.pin_memory() if pin and k != "image" else v for k, v in batch.items()}
+
+    def _on_cpu(self, host: Iterator[Batch], epoch: int) -> Iterator[Batch]:
+        for batch in host:
+            yield self._augmented(batch, epoch)
+
+    def _on_cuda(self, host: Iterator[Batch], epoch: int) -> Iterator[Batch]:
+        """Copy and augment batch k + 1 on a second stream while the caller works on batch k."""
+        stream = torch.cuda.Stream(self.device)
+
+        def send(batch: Batch) -> tuple[Batch, torch.cuda.Event]:
+            with torch.cuda.stream(stream):
+                moved = {k: v.to(self.device, non_blocking=True) for k, v in batch.items()}
+                moved["image"] = moved["image"].to(torch.float32)
+                moved = self._augmented(moved, epoch)
+                return moved, stream.record_event()
+
+        def receive(sent: tuple[Batch, torch.cuda.Event]) -> Batch:
+            current = torch.cuda.current_stream(self.device)
+            current.wait_event(sent[1])
+            for tensor in sent[0].values():
+                tensor.record_stream(current)
+            return sent[0]
+
+        ahead: tuple[Batch, torch.cuda.Event] | None = None
+        for batch in host:
+            sent = send(batch)
+            if ahead is not None:
+                yield receive(ahead)
+            ahead = sent
+        if ahead is not None:
+            yield receive(ahead)
+
+    def _augmented(self, batch: Batch, epoch: int) -> Batch:
+        if self.augment is not None:
+            image = self.augment(batch["image"], batch["row"], seed=self.seed, epoch=epoch)
+            batch = {**batch, "image": image}
+        return batch
+
+
+class _Buffers:
+    """Arrays for batches, used again once nobody holds a tensor or view of them.
+
+    Fresh memory for every batch costs more in page faults than the reading does. A tensor made by
+    `torch.from_numpy` refers to its array as long as any view of it lives, so an array to which only this
+    pool refers is free.
+    """
+
+    def __init__(self, keep: int) -> None:
+        self._keep, self._lock = keep, threading.Lock()
+        self._arrays: list[NDArray[Any]] = []
+        # What counting gives for an array that only a list holds differs between versions of Python.
+        self._free = _references([np.empty(1)], 0)
+
+    def take(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+        """An array of this shape and type; its values are anything."""
+        with self._lock:
+            for k in range(len(self._arrays)):
+                fits = self._arrays[k].shape == shape and self._arrays[k].dtype == dtype
+                if fits and _references(self._arrays, k) == self._free:
+                    return self._arrays[k]
+            array = np.empty(shape, dtype)
+            self._arrays = [*self._arrays[-self._keep + 1 :], array]
+            return array
+
+
+def _references(arrays: list[NDArray[Any]], k: int) -> int:
+    array = arrays[k]
+    return sys.getrefcount(array)
+
+
+_TORCH = {"float16": torch.float16, "float32": torch.float32}
+
+
+def _shuffled(rows: Rows, seed: int) -> Rows:
+    """`rows` sorted by a hash of (seed, row): no generator, so the order holds across library versions."""
+    return rows[np.argsort(mix64(rows.view(np.uint64), seed), kind="stable")]
+
+
+def _numbers(name: str, column: NDArray[Any]) -> NDArray[np.float32]:
+    if column.dtype.kind not in "iufb":
+        raise ConfigError(f"column {name!r} does not hold numbers")
+    return column.astype(np.float32)

@@ -1,0 +1,339 @@
+"""Which rows a network learns from, is tuned on and is judged on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ripple.errors import ContractError, DataError
+from ripple.learn.config import TrainConfig
+from ripple.learn.data.dataset import TensorDataset
+from ripple.learn.model.contract import Facts, SkySplit
+from ripple.sky.splits import (
+    SPLITS,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    check_leakage,
+    drop_neighbours,
+    sky_cells,
+    split_blocks,
+    split_keys,
+)
+from ripple.storage import shard_reader
+from ripple.storage.artefact import Artefact, open_artefact
+
+Rows = NDArray[np.int64]
+LENS_MAP = {"0": "nonlens", "1": "lens"}
+
+
+@dataclass(frozen=True)
+class TargetSet:
+    """The data set to adapt to: rows whose labels, if any, serve for judging only.
+
+    Parameters
+    ----------
+    dataset, facts, split, digests
+        As in `TrainingSet`.
+    """
+
+    dataset: TensorDataset
+    facts: Facts
+    split: NDArray[np.int8]
+    digests: tuple[str, ...]
+
+    def rows(self, which: int) -> Rows:
+        """Global row numbers of a split."""
+        return np.flatnonzero(self.split == which)
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """`(total,)` labels, -1 where there is none."""
+        return np.asarray(self.dataset.column("label"))
+
+    def labelled(self, count: int, seed: int) -> Rows:
+        """`count` labelled rows of the training sky, classes as they come but each at least once."""
+        rows = self.rows(TRAIN)
+        return few_rows(rows[self.labels[rows] >= 0], self.labels, count, seed)
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Tensor artefacts with a split.
+
+    Parameters
+    ----------
+    dataset
+        All rows of all artefacts.
+    facts
+        Common to all shards.
+    class_map
+        Label value -> name.
+    split
+        `(total,)` int8, 0 train, 1 validation, 2 test, -1 unused.
+    sky
+        How the sky was divided; None when rows have no positions or the split was given.
+    digests
+        Content digest of each artefact.
+    notes
+        Lines the user should read.
+    target
+        The data set to adapt to.
+    """
+
+    dataset: TensorDataset
+    facts: Facts
+    class_map: dict[str, str]
+    split: NDArray[np.int8]
+    sky: SkySplit | None
+    digests: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    target: TargetSet | None = None
+
+    def rows(self, which: int) -> Rows:
+        """Global row numbers of a split."""
+        return np.flatnonzero(self.split == which)
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """`(total,)` labels."""
+        return np.asarray(self.dataset.column("label"))
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Split -> label value -> rows."""
+        out = {}
+        for k, name in enumerate(SPLITS):
+            values, n = np.unique(self.labels[self.split == k], return_counts=True)
+            out[name] = {str(v): int(c) for v, c in zip(values, n, strict=True)}
+        return out
+
+
+def common_facts(artefacts: list[Artefact]) -> Facts:
+    """The facts shared by every shard of every artefact.
+
+    Raises
+    ------
+    ContractError
+        Two artefacts disagree; names the field.
+    """
+    facts: Facts | None = None
+    for artefact in artefacts:
+        for k in range(len(artefact.shards)):
+            found = Facts.of(shard_reader.map_tensors(artefact.verified_path(k)))
+            if facts is not None:
+                facts.agree(found, str(artefact.shard_path(k)))
+            facts = found if facts is None or not facts.class_map else facts
+    if facts is None:
+        raise DataError("no shards to learn from", hint="give tensors made by `ripple preprocess`")
+    return facts
+
+
+def training_set(config: TrainConfig) -> TrainingSet:
+    """Open the tensors and divide their rows.
+
+    Raises
+    ------
+    DataError
+        No labelled rows, or a split lacks a class.
+    """
+    artefacts = [open_artefact(path, "tensors") for path in config.tensors]
+    facts = common_facts(artefacts)
+    dataset = TensorDataset(artefacts)
+    usable = np.zeros(dataset.total, bool)
+    usable[dataset.rows] = True
+    usable &= _answered(dataset, config)
+    if not usable.any():
+        raise DataError("no row has a label", hint="give a label column when fetching (1 lens, 0 not)")
+    split, sky, notes = _divide(dataset, facts, usable, config)
+    class_map = facts.class_map or (LENS_MAP if config.task == "lens" else {})
+    if config.labelled_rows:
+        split = _few(split, np.asarray(dataset.column("label")), config)
+    digests = tuple(a.digest for a in artefacts)
+    check_leakage(*positions(dataset), split)
+    made = TrainingSet(dataset, facts, class_map, split, sky, digests, notes)
+    _require_classes(made, config)
+    return with_target(made, config) if config.target else made
+
+
+def with_target(source: TrainingSet, config: TrainConfig) -> TrainingSet:
+    """The same rows beside those of `config.target`, divided in the same way.
+
+    Blocks of sky are the same for both, so two surveys of one sky do not leak into each other's test rows.
+
+    Raises
+    ------
+    ContractError, DataError
+        Bands, size or unit differ, or known classes have other names: no network can take both.
+    """
+    artefacts = [open_artefact(path, "tensors") for path in config.target]
+    facts = common_facts(artefacts)
+    mine = source.facts
+    for name in ("bands", "size", "unit"):
+        if getattr(facts, name) != getattr(mine, name):
+            raise ContractError(
+                f"--target: {name} is {getattr(facts, name)}, the source has {getattr(mine, name)}",
+                hint="fetch and preprocess both alike; PSF, noise, scale and calibration may differ",
+            )
+    renamed = [k for k, v in source.class_map.items() if facts.class_map.get(k, v) != v]
+    if renamed:
+        raise ContractError(f"--target: label {renamed[0]} means {facts.class_map[renamed[0]]!r}, not "
+                            f"{source.class_map[renamed[0]]!r}")  # fmt: skip
+    dataset = TensorDataset(artefacts)
+    usable = np.zeros(dataset.total, bool)
+    usable[dataset.rows] = True
+    split, sky, _ = _divide(dataset, facts, usable, config)
+    if not (split == TRAIN).any():
+        raise DataError("--target: no row on the training sky", hint="more sky, or another --split-seed")
+    both = source.sky
+    if both is not None and sky is not None:
+        both = both.model_copy(update={
+            name: tuple(sorted({*getattr(both, name), *getattr(sky, name)}))
+            for name in ("train", "validation")
+        })  # fmt: skip
+    target = TargetSet(dataset, facts, split, tuple(a.digest for a in artefacts))
+    return replace(source, target=target, sky=both)
+
+
+def few_rows(rows: Rows, labels: NDArray[np.int64], count: int, seed: int) -> Rows:
+    """At most `count` of `rows` drawn at random with the class shares they have, each class at least once."""
+    if len(rows) <= count:
+        return rows
+    rng = np.random.default_rng([seed, 9])
+    shuffled = rng.permutation(rows)
+    label = labels[shuffled]
+    rank = np.empty(len(shuffled))
+    for value in np.unique(label):
+        members = np.flatnonzero(label == value)
+        rank[members] = (np.arange(len(members)) + 0.5 * (np.arange(len(members)) > 0)) / len(members)
+    return np.sort(shuffled[np.argsort(rank, kind="stable")[:count]])
+
+
+def _few(split: NDArray[np.int8], labels: NDArray[np.int64], config: TrainConfig) -> NDArray[np.int8]:
+    """Only `labelled_rows` rows to learn from and to tune on, in the proportion of the sky."""
+    first, second = (int((split == k).sum()) for k in (TRAIN, VALIDATION))
+    tuned = max(2, round(config.labelled_rows * second / max(first + second, 1)))
+    kept = split.copy()
+    for which, count in ((TRAIN, max(2, config.labelled_rows - tuned)), (VALIDATION, tuned)):
+        rows = np.flatnonzero(split == which)
+        kept[np.setdiff1d(rows, few_rows(rows, labels, count, config.seed))] = -1
+    return kept
+
+
+def _answered(dataset: TensorDataset, config: TrainConfig) -> NDArray[np.bool_]:
+    if config.task == "regression":
+        values = [np.asarray(dataset.column(name), np.float64) for name in config.targets]
+        return np.all([np.isfinite(v) for v in values], axis=0)
+    label = np.asarray(dataset.column("label"))
+    if config.task == "lens" and (label > 1).any():
+        raise DataError(
+            f"label {int(label.max())} in a lens / non-lens task",
+            hint="use --task classes, or labels 0 and 1",
+        )
+    return label >= 0
+
+
+def _divide(
+    dataset: TensorDataset, facts: Facts, usable: NDArray[np.bool_], config: TrainConfig
+) -> tuple[NDArray[np.int8], SkySplit | None, tuple[str, ...]]:
+    """Split by the given column, by sky block, or, without positions, by id."""
+    if config.split_column is not None:
+        split = named_split(np.asarray(dataset.column(config.split_column)), config.split_column)
+        notes: tuple[str, ...] = ("split as given by the data",)
+        if not (split[usable] == VALIDATION).any():
+            split = with_validation(
+                split, np.asarray(dataset.column("id")), config.fractions, config.split_seed
+            )
+            notes += (DRAWN,)
+        return np.where(usable, split, -1).astype(np.int8), None, notes
+    ra, dec = positions(dataset)
+    if not np.isfinite(ra[usable] + dec[usable]).all():
+        keys = np.asarray(dataset.column("id"))
+        split = split_keys(keys, fractions=config.fractions, seed=config.split_seed)
+        note = "rows without positions: split by id, so neighbours on the sky may lie in different splits"
+        return np.where(usable, split, -1).astype(np.int8), None, (note,)
+    split = np.full(dataset.total, -1, np.int8)
+    at = {"fractions": config.fractions, "seed": config.split_seed, "nside": config.nside}
+    split[usable] = split_blocks(ra[usable], dec[usable], **at)  # type: ignore[arg-type]
+    before = split.copy()
+    guard = config.guard if config.guard is not None else max(facts.size) * facts.pixel_scale
+    if guard > 0:
+        split = drop_neighbours(ra, dec, split, radius=guard)
+    dropped = int((split != before).sum())
+    cells = sky_cells(ra, dec, config.nside)
+    sky = SkySplit(
+        seed=config.split_seed, nside=config.nside, fractions=config.fractions,
+        train=tuple(np.unique(cells[split == TRAIN]).tolist()),
+        validation=tuple(np.unique(cells[split == VALIDATION]).tolist()),
+    )  # fmt: skip
+    note = f"{dropped} rows within {guard:.1f} arcsec of a later split left out"
+    return split, sky, (note,) if dropped else ()
+
+
+#: Said in the notes of a contract: `score` divides the rows in the same way.
+DRAWN = "the data have no validation rows: drawn from the training rows by id"
+
+
+def with_validation(
+    split: NDArray[np.int8], keys: NDArray[Any], fractions: Sequence[float], seed: int
+) -> NDArray[np.int8]:
+    """A given split in which a share of the training rows becomes validation, by a hash of the id.
+
+    Parameters
+    ----------
+    split
+        `(N,)` without validation rows; test rows stay.
+    keys
+        `(N,)` ids.
+    fractions
+        Of training, validation and test; the first two count, against each other.
+    seed
+        Another seed, other rows.
+    """
+    rest = fractions[0] + fractions[1]
+    shares = (fractions[0] / rest, fractions[1] / rest, 0.0) if rest else (1.0, 0.0, 0.0)
+    drawn = split_keys(keys, fractions=shares, seed=seed)
+    return np.where((split == TRAIN) & (drawn == VALIDATION), VALIDATION, split).astype(np.int8)
+
+
+def positions(dataset: TensorDataset) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """`(total,)` ra and dec, deg ICRS; NaN when the shards have none."""
+    try:
+        return np.asarray(dataset.column("ra"), np.float64), np.asarray(dataset.column("dec"), np.float64)
+    except DataError:
+        nowhere = np.full(dataset.total, np.nan)
+        return nowhere, nowhere
+
+
+def named_split(values: NDArray[Any], column: str) -> NDArray[np.int8]:
+    """Split numbers of a column with 0, 1, 2 or the names of the splits.
+
+    Raises
+    ------
+    DataError
+        Any other value.
+    """
+    if values.dtype.kind in "iu":
+        if ((values < -1) | (values > 2)).any():
+            raise DataError(f"column {column!r}: splits are -1, 0, 1, 2")
+        return values.astype(np.int8)
+    words = {"train": TRAIN, "val": VALIDATION, "validation": VALIDATION, "test": TEST, "": -1}
+    text = [v.decode() if isinstance(v, bytes) else str(v) for v in values]
+    unknown = sorted(set(text) - set(words))
+    if unknown:
+        raise DataError(f"column {column!r}: {unknown[0]!r} is not train, validation or test")
+    return np.array([words[v] for v in text], np.int8)
+
+
+def _require_classes(made: TrainingSet, config: TrainConfig) -> None:
+    """Every split must have rows, and every class where classes matter."""
+    hint = "use another --split-seed, a larger --nside (smaller blocks), or more sky"
+    for k, name in enumerate(SPLITS):
+        found = set(np.unique(made.labels[made.split == k]).tolist())
+        wanted = set() if config.task == "regression" else {0, 1} if config.task == "lens" else found
+        if not found or not wanted <= found:
+            lacking = "rows" if not found else f"label {min(wanted - found)}"
+            raise DataError(f"the {name} sky has no {lacking} ({made.counts()})", hint=hint)

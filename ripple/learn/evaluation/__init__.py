@@ -1,0 +1,1 @@
+"""How good is a ranking: metrics, slices, shortcut tests, robustness, curves."""

@@ -1,0 +1,287 @@
+"""Small, realistic disturbances of images, and the one-pixel attack.
+
+Every disturbance is made on fluxes, in units of the noise of each image, and the fluxes are normalised
+again as the tensors were.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ripple.imaging.batch import TensorBatch
+from ripple.imaging.normalize import invert, plane_constants, transform
+from ripple.learn.data.augment import blur
+from ripple.learn.model.contract import Contract, Facts
+from ripple.learn.model.weights import convert
+
+Disturb = Callable[["Stamps", torch.Generator], Tensor]
+
+
+@dataclass(frozen=True)
+class Stamps:
+    """Fluxes `(n, B, H, W)`, and what they were normalised with.
+
+    Parameters
+    ----------
+    flux
+        In nJy, or the unit of the tensors.
+    noise
+        `(n, B, 1, 1)`, of the pixels, measured by differences of neighbours.
+    offset, scale
+        `(n, B)`, of the normalisation.
+    method
+        Of `ripple.imaging.normalize`.
+    pixel_scale
+        Arcsec.
+    """
+
+    flux: Tensor
+    noise: Tensor
+    offset: Tensor
+    scale: Tensor
+    method: Any
+    pixel_scale: float
+
+    def tensor(self, flux: Tensor) -> Tensor:
+        """Fluxes as the network takes them, float32."""
+        out: Tensor = transform(flux, self.offset, self.scale, self.method)
+        return out.float()
+
+    def take(self, rows: Tensor) -> Stamps:
+        """Some of the rows."""
+        return replace(
+            self, flux=self.flux[rows], noise=self.noise[rows], offset=self.offset[rows],
+            scale=self.scale[rows],
+        )  # fmt: skip
+
+
+def stamps_of(
+    batch: TensorBatch, rows: NDArray[np.int64], contract: Contract, device: torch.device
+) -> Stamps:
+    """Rows of a shard as fluxes, cut as the model takes them."""
+    image = convert(torch.from_numpy(batch.image[rows].astype(np.float32)), contract, Facts.of(batch))
+    method: Any = batch.normalization.get("method")
+    if method == "none":
+        constants: list[NDArray[Any]] = [np.zeros(image.shape[:2]), np.ones(image.shape[:2])]
+    else:
+        order = [batch.bands.index(band) for band in contract.bands]
+        constants = [np.asarray(c[rows][:, order], np.float64) for c in plane_constants(batch)]
+    put = [torch.from_numpy(np.ascontiguousarray(c)).to(device) for c in constants]
+    flux = invert(image.to(device).double(), put[0], put[1], method)
+    across = (flux[..., 1:] - flux[..., :-1]).flatten(2).abs()
+    noise = across.median(2).values.mul(1.4826 / math.sqrt(2)).clamp_min(1e-9)[..., None, None]
+    return Stamps(flux, noise, put[0], put[1], method, contract.pixel_scale)
+
+
+def joined(pieces: list[Stamps]) -> Stamps:
+    """The rows of several, all normalised by one method."""
+    flux, noise, offset, scale = (
+        torch.cat([getattr(p, n) for p in pieces]) for n in ("flux", "noise", "offset", "scale")
+    )
+    return replace(pieces[0], flux=flux, noise=noise, offset=offset, scale=scale)
+
+
+# --- disturbances: Stamps -> fluxes -------------------------------------------------------------------------
+
+
+def _normal(like: Tensor, g: torch.Generator) -> Tensor:
+    return torch.randn(like.shape, generator=g, dtype=like.dtype).to(like.device)
+
+
+def _uniform(shape: tuple[int, ...], like: Tensor, g: torch.Generator) -> Tensor:
+    return torch.rand(shape, generator=g, dtype=like.dtype).to(like.device)
+
+
+def more_noise(s: Stamps, g: torch.Generator, factor: float = 2.0) -> Tensor:
+    """White noise until the total is `factor` times what it was."""
+    return s.flux + s.noise * math.sqrt(factor**2 - 1) * _normal(s.flux, g)
+
+
+def shallower(s: Stamps, g: torch.Generator) -> Tensor:
+    """Half a magnitude less depth."""
+    return more_noise(s, g, 10 ** (0.4 * 0.5))
+
+
+def worse_seeing(s: Stamps, g: torch.Generator) -> Tensor:
+    """A blur of 0.5 arcsec FWHM, in quadrature with the PSF."""
+    sigma = 0.5 / 2.3548 / s.pixel_scale
+    return blur(s.flux, torch.full((len(s.flux),), sigma, device=s.flux.device), sigma)
+
+
+def sky_offset(s: Stamps, g: torch.Generator) -> Tensor:
+    """Sky left in each plane, scatter of one noise per pixel."""
+    return s.flux + s.noise * _normal(s.noise, g)
+
+
+def gain(s: Stamps, g: torch.Generator) -> Tensor:
+    """All fluxes 10 % high."""
+    return s.flux * 1.1
+
+
+def zero_points(s: Stamps, g: torch.Generator) -> Tensor:
+    """Zero points of the bands off by 0.1 mag, scatter."""
+    return s.flux * torch.pow(10.0, 0.4 * 0.1 * _normal(s.noise, g))
+
+
+def quantised(s: Stamps, g: torch.Generator) -> Tensor:
+    """Steps of one noise."""
+    return (s.flux / s.noise).round() * s.noise
+
+
+def lossy(s: Stamps, g: torch.Generator) -> Tensor:
+    """Steps of half a noise with subtractive dither, as tile compression makes them."""
+    dither = _uniform(tuple(s.flux.shape), s.flux, g) - 0.5
+    step = s.noise / 2
+    return ((s.flux / step + dither).round() - dither) * step
+
+
+def eight_bits(s: Stamps, g: torch.Generator) -> Tensor:
+    """256 levels of the tensor values, as a picture has."""
+    y = transform(s.flux, s.offset, s.scale, s.method)
+    low, high = y.amin((1, 2, 3), keepdim=True), y.amax((1, 2, 3), keepdim=True)
+    step = (high - low).clamp_min(1e-9) / 255
+    out: Tensor = invert(((y - low) / step).round() * step + low, s.offset, s.scale, s.method)
+    return out
+
+
+def _band(b: int, change: Callable[[Tensor], Tensor]) -> Disturb:
+    def apply(s: Stamps, g: torch.Generator) -> Tensor:
+        out = s.flux.clone()
+        out[:, b] = change(out[:, b : b + 1])[:, 0]
+        return out
+
+    return apply
+
+
+def shifted(flux: Tensor, dy: float, dx: float) -> Tensor:
+    """Shift by a fraction of a pixel in Fourier space; exact for what the pixels sample."""
+    fy = torch.fft.fftfreq(flux.shape[-2], dtype=flux.dtype, device=flux.device)[:, None]
+    fx = torch.fft.rfftfreq(flux.shape[-1], dtype=flux.dtype, device=flux.device)[None]
+    phase = torch.exp(-2j * math.pi * (fy * dy + fx * dx))
+    out: Tensor = torch.fft.irfft2(torch.fft.rfft2(flux) * phase, s=flux.shape[-2:])
+    return out
+
+
+def turned(flux: Tensor, degrees: float) -> Tensor:
+    """Rotation about the middle by cubic interpolation, edges mirrored."""
+    c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    matrix = torch.tensor([[c, -s, 0], [s, c, 0]], dtype=flux.dtype, device=flux.device)
+    grid = torch.nn.functional.affine_grid(
+        matrix.expand(len(flux), 2, 3), list(flux.shape), align_corners=False
+    )
+    return torch.nn.functional.grid_sample(
+        flux, grid, mode="bicubic", padding_mode="reflection", align_corners=False
+    )
+
+
+def cosmic_ray(s: Stamps, g: torch.Generator) -> Tensor:
+    """A straight track of about six pixels, 30 times the noise, in one band."""
+    return s.flux + _line(s, g, height=30.0, reach=3.0, width=0.6)
+
+
+def satellite(s: Stamps, g: torch.Generator) -> Tensor:
+    """A trail across the whole stamp, 5 times the noise and three pixels wide, in one band."""
+    return s.flux + _line(s, g, height=5.0, reach=math.inf, width=1.5)
+
+
+def _line(s: Stamps, g: torch.Generator, *, height: float, reach: float, width: float) -> Tensor:
+    n, bands, h, w = s.flux.shape
+    draw = _uniform((n, 4), s.flux, g)
+    y = torch.arange(h, device=s.flux.device)[None, :, None] - (0.25 + 0.5 * draw[:, 0, None, None]) * h
+    x = torch.arange(w, device=s.flux.device)[None, None, :] - (0.25 + 0.5 * draw[:, 1, None, None]) * w
+    angle = math.pi * draw[:, 2, None, None]
+    across = (x * angle.sin() - y * angle.cos()).abs()
+    along = (x * angle.cos() + y * angle.sin()).abs()
+    mark = ((across <= width) & (along <= reach)).to(s.flux.dtype)
+    chosen = (draw[:, 3] * bands).long()
+    plane = torch.nn.functional.one_hot(chosen, bands).to(s.flux.dtype)[:, :, None, None]
+    return height * s.noise * plane * mark[:, None]
+
+
+def disturbances(bands: tuple[str, ...]) -> dict[str, Disturb]:
+    """Name -> what it does, in the order of the card."""
+    every: dict[str, Disturb] = {
+        "noise x 2": more_noise, "depth - 0.5 mag": shallower, "seeing + 0.5 arcsec": worse_seeing,
+        "sky offset 1 noise": sky_offset, "gain + 10 %": gain, "zero points 0.1 mag": zero_points,
+        "quantised, 1 noise": quantised, "lossy compression": lossy, "8-bit picture": eight_bits,
+        "shift by half a pixel": lambda s, g: shifted(s.flux, 0.5, 0.5),
+        "turn by 90 deg": lambda s, g: torch.rot90(s.flux, 1, (-2, -1)),
+        "turn by 45 deg": lambda s, g: turned(s.flux, 45.0),
+        "mirror": lambda s, g: s.flux.flip(-1),
+        "cosmic ray": cosmic_ray, "satellite trail": satellite,
+    }  # fmt: skip
+    for b, band in enumerate(bands):
+        every[f"{band} missing"] = _band(b, torch.zeros_like)
+    middle = len(bands) // 2
+    every[f"{bands[middle]} shifted by a pixel"] = _band(middle, lambda f: shifted(f, 1.0, 0.0))
+    every[f"{bands[middle]} turned by 90 deg"] = _band(middle, lambda f: torch.rot90(f, 1, (-2, -1)))
+    return every
+
+
+# --- the one-pixel attack -----------------------------------------------------------------------------------
+
+
+def one_pixel(
+    probability: Callable[[Tensor], Tensor], s: Stamps, g: torch.Generator, *, population: int = 32,
+    rounds: int = 12,
+) -> Tensor:  # fmt: skip
+    """The one pixel that changes the answer most, by differential evolution.
+
+    Su et al. 2019 (IEEE TEC 23, 828). All rows and their populations are tried together. The
+    pixel may take any value that occurs in its plane.
+
+    Parameters
+    ----------
+    probability
+        Tensors `(k, B, H, W)` -> `(k,)` probability of the class that was answered; the attack lowers it.
+        Called with `population` images per row of `s`, in the order of rows.
+    s
+        `n` rows.
+    g
+        Of the random numbers.
+    population, rounds
+        Candidates per row, generations.
+
+    Returns
+    -------
+    `(n, B, H, W)` attacked fluxes.
+    """
+    n, bands, h, w = s.flux.shape
+    low, high = s.flux.amin((2, 3)), s.flux.amax((2, 3))
+
+    def paint(genes: Tensor) -> Tensor:  # (n, P, 2 + B) in [0, 1] -> (n * P, B, H, W)
+        p = genes.shape[1]
+        out = s.flux[:, None].expand(n, p, bands, h, w).clone()
+        y = (genes[..., 0] * h).long().clamp_max(h - 1)
+        x = (genes[..., 1] * w).long().clamp_max(w - 1)
+        value = low[:, None] + genes[..., 2:] * (high - low)[:, None]
+        i, j = torch.meshgrid(torch.arange(n), torch.arange(p), indexing="ij")
+        out[i, j, :, y, x] = value
+        return out.flatten(0, 1)
+
+    def cost(genes: Tensor) -> Tensor:
+        wide = s.take(torch.arange(n, device=s.flux.device).repeat_interleave(genes.shape[1]))
+        return probability(wide.tensor(paint(genes))).reshape(n, -1)
+
+    genes = _uniform((n, population, 2 + bands), s.flux, g)
+    best = cost(genes)
+    for _ in range(rounds):
+        draw = torch.rand(n, population, population, generator=g).argsort(2)[..., :3].to(genes.device)
+        a, b, c = (
+            torch.gather(genes, 1, draw[..., k, None].expand(-1, -1, genes.shape[2])) for k in range(3)
+        )
+        trial = (a + 0.5 * (b - c)) % 1.0
+        found = cost(trial)
+        better = found < best
+        genes, best = torch.where(better[..., None], trial, genes), torch.where(better, found, best)
+    winner = best.argmin(1)
+    chosen = genes[torch.arange(n), winner][:, None]
+    return paint(chosen)

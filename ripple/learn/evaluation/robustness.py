@@ -1,0 +1,234 @@
+"""`ripple score --stress`: what small, realistic disturbances do to the answers.
+
+The card says, for each of `perturb`, how many decisions flip, what becomes of the ranking, and
+how far rows lie from training rows of the wrong class.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ripple.errors import DataError
+from ripple.imaging.batch import TensorBatch
+from ripple.learn.evaluation import metrics
+from ripple.learn.evaluation.perturb import Stamps, disturbances, joined, one_pixel, stamps_of
+from ripple.learn.model import uncertainty
+from ripple.learn.model.weights import Bank, Model
+from ripple.storage.files import write_atomic
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Of some rows: probabilities `(n, K)`, decisions `(n,)`, mean logits, distance to the wrong class."""
+
+    probability: NDArray[np.float64]
+    decision: NDArray[np.int64]
+    score: NDArray[np.float64]
+    wrong: NDArray[np.float64]
+
+
+@torch.inference_mode()
+def answer(model: Model, image: Tensor, label: NDArray[np.int64]) -> Answers:
+    """What the model says of tensors `(n, B, size, size)`; without averaging over orientations."""
+    values, features = [], []
+    for part in image.split(256):
+        outs, latent = model.answer(part)
+        values.append(outs.double().cpu().numpy())
+        features.append(latent[0].double().cpu().numpy())
+    mean = np.concatenate(values).mean(1)
+    if model.contract.output == "lens":
+        p = uncertainty.class_probabilities(model.contract.calibration.probability(mean[:, 0]))
+        limit = math.log(model.contract.threshold / (1 - model.contract.threshold))
+        decision = (mean[:, 0] >= limit).astype(np.int64)
+    else:
+        odds = np.exp(mean - mean.max(1, keepdims=True))
+        p = odds / odds.sum(1, keepdims=True)
+        decision = p.argmax(1)
+    wrong = np.full(len(mean), np.nan)
+    if model.bank is not None:
+        wrong = wrong_class_distance(model.bank, np.concatenate(features), label)
+    return Answers(p, decision, mean[:, 0], wrong)
+
+
+def wrong_class_distance(bank: Bank, features: NDArray[Any], label: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Distance `(n,)` to the nearest training row of another class, as the first member sees it."""
+    known, theirs = bank.features[0].numpy(), bank.label.numpy()
+    out = np.full(len(features), np.nan)
+    for value in np.unique(label):
+        mine = label == value
+        if (theirs != value).any():
+            out[mine] = uncertainty.latent_distance(features[mine], known[theirs != value]).min(1)
+    return out
+
+
+def card(
+    model: Model, s: Stamps, label: NDArray[np.int64], *, seed: int, attacked: int, device: torch.device
+) -> dict[str, Any]:
+    """The robustness card as JSON values.
+
+    Parameters
+    ----------
+    model
+        On the device.
+    s
+        Rows to disturb.
+    label
+        `(n,)` true labels.
+    seed
+        Of the disturbances.
+    attacked
+        Rows of the one-pixel attack, the slowest part.
+    device
+        Where the model is.
+    """
+    before = answer(model, s.tensor(s.flux), label)
+    rows = []
+    for k, (name, disturb) in enumerate(disturbances(model.contract.bands).items()):
+        g = torch.Generator().manual_seed(seed * 1000 + k)
+        after = answer(model, s.tensor(disturb(s, g)), label)
+        rows.append(_line_of(name, before, after, label, model))
+    some = torch.arange(min(attacked, len(label)), device=device)
+    few, part = s.take(some), label[: len(some)]
+    first = answer(model, few.tensor(few.flux), part)
+
+    def probability(image: Tensor) -> Tensor:
+        p = answer(model, image, np.repeat(part, len(image) // len(part))).probability
+        decided = np.repeat(first.decision, len(image) // len(part))
+        return torch.from_numpy(p[np.arange(len(p)), decided])
+
+    hit = one_pixel(probability, few, torch.Generator().manual_seed(seed))
+    rows.append(_line_of("one-pixel attack", first, answer(model, few.tensor(hit), part), part, model))
+    return {"rows": len(label), "undisturbed": _state(before, label, model), "card": rows}
+
+
+def _state(a: Answers, label: NDArray[np.int64], model: Model) -> dict[str, Any]:
+    found: dict[str, Any] = {"accuracy": float((a.decision == label).mean())}
+    if model.contract.output == "lens" and len(np.unique(label)) == 2:
+        found["auroc"] = metrics.auroc(metrics.curve(label, a.score))
+    if np.isfinite(a.wrong).any():
+        found["wrong_class_distance"] = float(np.nanmean(a.wrong))
+    return found
+
+
+def _line_of(
+    name: str, before: Answers, after: Answers, label: NDArray[np.int64], model: Model
+) -> dict[str, Any]:
+    flips = before.decision != after.decision
+    old, new = _state(before, label, model), _state(after, label, model)
+    line: dict[str, Any] = {
+        "disturbance": name, "rows": len(label),
+        "flip_rate": metrics.wilson(flips.sum(), len(flips)).as_dict(),
+        "mean_change": float(np.abs(after.probability - before.probability).max(1).mean()),
+    }  # fmt: skip
+    for key in new:
+        line[key], line[f"{key}_change"] = new[key], new[key] - old[key]
+    return line
+
+
+def stress(
+    model: Model, parts: list[tuple[TensorBatch, NDArray[np.int64]]], directory: Path, *, seed: int,
+    attacked: int, device: torch.device,
+) -> dict[str, Any]:  # fmt: skip
+    """The card of some rows of some shards; writes `stress.json`, `stress.csv` and `stress.png`.
+
+    Parameters
+    ----------
+    model
+        On `device`, with classes.
+    parts
+        Shards with the rows to take of each; all with labels.
+    directory
+        Where to write.
+    seed, attacked, device
+        As in `card`.
+
+    Raises
+    ------
+    DataError
+        No rows, or a model without classes.
+    """
+    if model.contract.output == "regression":
+        raise DataError("--stress: decisions flip, quantities do not", hint="a model of classes")
+    chosen = [(b, rows) for b, rows in parts if len(rows)]
+    if not chosen:
+        raise DataError("--stress: no labelled rows on sky the model has not seen")
+    pieces = [stamps_of(b, rows, model.contract, device) for b, rows in chosen]
+    s = joined(pieces)
+    label = np.concatenate([np.asarray(b.catalog["label"], np.int64)[rows] for b, rows in chosen])
+    found = card(model, s, label, seed=seed, attacked=attacked, device=device)
+    write_atomic(directory / "stress.json", json.dumps(found, indent=1, sort_keys=True).encode())
+    write_atomic(directory / "stress.csv", table(found))
+    write_atomic(directory / "stress.png", picture(found))
+    return found
+
+
+def table(found: dict[str, Any]) -> bytes:
+    """The card as CSV, one line per disturbance after one for the rows as they are."""
+    lines = [{"disturbance": "none", "rows": found["rows"], **found["undisturbed"]}]
+    for line in found["card"]:
+        rate = line["flip_rate"]
+        flat = {"flip_rate": rate["value"], "flip_low": rate["low"], "flip_high": rate["high"]}
+        lines.append({k: v for k, v in line.items() if k != "flip_rate"} | flat)
+    names = ["disturbance", "rows", "flip_rate", "flip_low", "flip_high"]
+    names += [k for k in lines[-1] if k not in names]
+    out = io.StringIO()
+    writer = csv.DictWriter(out, names, lineterminator="\n")
+    writer.writeheader()
+    for line in lines:
+        writer.writerow({k: round(v, 6) if isinstance(v, float) else v for k, v in line.items()})
+    return out.getvalue().encode()
+
+
+def picture(found: dict[str, Any]) -> bytes:
+    """Flip rates with intervals, changes of the ranking, and distances to the wrong class, as PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = found["card"][::-1]
+    figure = Figure(figsize=(12, 0.3 * len(rows) + 1.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, middle, right = figure.subplots(1, 3, sharey=True)
+    place = np.arange(len(rows))
+    rate = {k: 100 * np.array([r["flip_rate"][k] for r in rows]) for k in ("value", "low", "high")}
+    errors = [rate["value"] - rate["low"], rate["high"] - rate["value"]]
+    left.barh(place, rate["value"], xerr=errors, color="C0", ecolor="0.5", capsize=2)
+    left.set_yticks(place, [r["disturbance"] for r in rows])
+    left.set_xlim(left=0)
+    left.set_xlabel("decisions that flip, %, with 95 % interval")
+    key = "auroc" if "auroc" in rows[0] else "accuracy"
+    middle.barh(place, [r.get(f"{key}_change", 0.0) for r in rows], color="C3")
+    middle.axvline(0, color="0.3", linewidth=0.8)
+    before = found["undisturbed"]
+    middle.set_xlabel(f"change of {key.replace('auroc', 'AUROC')}, {before.get(key, math.nan):.3f} before")
+    # Each against its own rows before: the attack sees fewer of them.
+    ratio = [_ratio(r, "wrong_class_distance") for r in rows]
+    right.plot(ratio, place, "o", color="C2")
+    right.axvline(1, color="0.3", linewidth=0.8)
+    right.set_xlabel("latent distance to the wrong class, 1: as before")
+    for axes in (left, middle, right):
+        axes.grid(axis="x", alpha=0.3)
+        axes.set_axisbelow(True)
+    figure.suptitle(
+        f"{found['rows']} rows of unseen sky; the attack on {rows[0]['rows']} of them", fontsize=10
+    )
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=100, metadata={"Software": None})
+    return out.getvalue()
+
+
+def _ratio(line: dict[str, Any], key: str) -> float:
+    """After over before."""
+    if key not in line:
+        return math.nan
+    return float(line[key] / (line[key] - line[f"{key}_change"]))

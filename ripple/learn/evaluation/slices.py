@@ -1,0 +1,93 @@
+"""Measures of a ranking in slices of truth and observing conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ripple.learn.evaluation.metrics import Float, auroc, bootstrap, confusion, curve, wilson
+
+# --- slices ---------------------------------------------------------------------------------------
+
+#: Columns that only a lens has: their slices keep all non-lenses. Prefixes.
+LENS_ONLY = ("theta_E", "arc_", "source_", "magnification", "n_images")
+#: Width of the bins of columns whose values people know by heart; others are cut at quartiles.
+STEPS = {"theta_E": 0.5, "arc_sb": 1.0, "arc_mag": 1.0, "lens_mag": 1.0, "deflector_mag": 1.0}
+
+
+def slices(
+    label: ArrayLike,
+    score: ArrayLike,
+    columns: Mapping[str, ArrayLike],
+    *,
+    threshold: float,
+    draws: int = 200,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Completeness and AUROC in bins of each column.
+
+    Parameters
+    ----------
+    label, score
+        `(N,)` as in `curve`.
+    columns
+        Name -> `(N,)` values; not finite means "not in any bin". A column with up to six distinct integers is
+        cut by value. For columns of `LENS_ONLY` a bin's lenses stand against all non-lenses.
+    threshold
+        Operating point for completeness and false positive rate.
+    draws, seed
+        Of the bootstrap of the AUROC.
+
+    Returns
+    -------
+    One record per bin: column, low, high (half-open), lenses, nonlenses, completeness, fpr, and auroc when
+    both classes have at least two rows.
+    """
+    y, s = np.asarray(label), np.asarray(score, np.float64)
+    out = []
+    for name, raw in columns.items():
+        values = np.asarray(raw, np.float64)
+        lens_only = name.startswith(LENS_ONLY)
+        edges = bin_edges(name, values[(y == 1) & np.isfinite(values)] if lens_only else values)
+        for low, high in pairwise(edges):
+            inside = (values >= low) & (values < high)
+            chosen = np.where(y == 1, inside, True) if lens_only else inside
+            if (chosen & (y == 1)).any() or (chosen & (y == 0)).any():
+                out.append(
+                    {"column": name, "low": float(low), "high": float(high)}
+                    | _slice(y[chosen], s[chosen], threshold, draws, seed)
+                )
+    return out
+
+
+def _slice(y: NDArray[Any], s: Float, threshold: float, draws: int, seed: int) -> dict[str, Any]:
+    lenses, others = int((y == 1).sum()), int((y == 0).sum())
+    record: dict[str, Any] = {"lenses": lenses, "nonlenses": others}
+    table = confusion(y, s, threshold)
+    if lenses:
+        record["completeness"] = wilson(table["tp"], lenses).as_dict()
+    if others:
+        record["fpr"] = wilson(table["fp"], others).as_dict()
+    if lenses > 1 and others > 1:
+        record["auroc"] = bootstrap(curve(y, s), {"auroc": auroc}, draws=draws, seed=seed)["auroc"].as_dict()
+    return record
+
+
+def bin_edges(name: str, values: Float) -> Float:
+    """Edges of the bins of a column: by value, by a known step, or at quartiles; empty without values."""
+    finite = np.unique(values[np.isfinite(values)])
+    if len(finite) == 0:
+        return np.empty(0)
+    if len(finite) <= 6 and (finite == np.round(finite)).all():
+        return np.append(finite, finite[-1] + 1)
+    step = next((width for prefix, width in STEPS.items() if name.startswith(prefix)), None)
+    if step is not None:
+        first, last = np.floor(finite[0] / step), np.floor(finite[-1] / step)
+        return np.asarray(np.arange(first, last + 2) * step)
+    edges = np.unique(np.quantile(finite, (0, 0.25, 0.5, 0.75, 1.0)))
+    edges[-1] = np.nextafter(edges[-1], np.inf)
+    return np.asarray(edges)

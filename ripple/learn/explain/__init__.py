@@ -1,0 +1,1 @@
+"""`ripple explain`: why a model ranks a candidate as it does."""

@@ -1,0 +1,1 @@
+"""What a model is: contract, architecture, network, weights, calibration, uncertainty."""

@@ -1,0 +1,368 @@
+"""The contract of a model: what data it takes, readable and checked without torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import stat
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ripple.config import canonical_json
+from ripple.errors import ContractError, InputError, IntegrityError
+from ripple.imaging.batch import TensorBatch
+from ripple.learn.model.architecture import NAMES, Architecture, Stem
+from ripple.learn.model.calibrate import Calibration
+from ripple.learn.model.uncertainty import Uncertainty
+from ripple.storage.manifest import unseal
+
+Output = Literal["lens", "classes", "regression"]
+CONTRACT = "model.json"
+MAX_CONTRACT_BYTES = 16 << 20
+
+
+class Strict(BaseModel):
+    """Frozen, no unknown keys, no NaN."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ArchitectureRecord(Strict):
+    """`network.Architecture` in JSON."""
+
+    name: str
+    bands: int = Field(ge=1, le=64)
+    size: int = Field(ge=8, le=2048)
+    outputs: int = Field(ge=1, le=1000)
+    stem: Stem = "small"
+    width: int = Field(8, ge=1, le=256)
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+    def architecture(self) -> Architecture:
+        """The value that `network.build` takes; unknown names are refused."""
+        if self.name not in NAMES:
+            raise ContractError(
+                f"architecture.name: {self.name!r} is unknown", hint="known are " + ", ".join(NAMES)
+            )
+        return Architecture(**self.model_dump())
+
+
+class Member(Strict):
+    """One set of weights: file, size, SHA-256, the seed it was trained with and its best epoch."""
+
+    file: str = Field(pattern=r"^(model|member-\d+)\.safetensors$")
+    bytes: int
+    sha256: str
+    seed: int = 0
+    epoch: int = 0
+
+
+class SkySplit(Strict):
+    """How the sky was divided, and the cells whose rows the network was trained or validated on."""
+
+    seed: int
+    nside: int
+    fractions: tuple[float, float, float]
+    train: tuple[int, ...] = ()
+    validation: tuple[int, ...] = ()
+
+
+class Known(BaseModel):
+    """What readers need of `Contract.training`, which may say more."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
+
+
+class _Options(Known):
+    tensors: tuple[str, ...] = ()
+    fractions: tuple[float, float, float]
+    split_seed: int
+    split_column: str | None
+
+
+class _Adapted(Known):
+    method: str
+    rows: int
+
+
+class Training(Known):
+    """The layout of `Contract.training`: `inputs` are digests of tensors, `config` the options of `train`."""
+
+    inputs: tuple[str, ...] = ()
+    config: _Options | None = None
+    notes: tuple[str, ...] = ()
+    rows: dict[str, dict[str, int]] = {}
+    adaptation: _Adapted | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.inputs and self.config is None:
+            raise ValueError("inputs without the config they were trained with")
+        return self
+
+
+class Contract(Strict):
+    """What a model is, and what data it takes.
+
+    `output` is "lens" (one logit), "classes" (one logit per entry of `class_map`) or "regression" (`targets`,
+    standardised with `target_mean` and `target_std`). `psf_fwhm` is None when the PSF was not homogenised.
+    `threshold` is the operating point on `score`, chosen on validation sky.
+    """
+
+    schema_version: Literal[1] = 1
+    architecture: ArchitectureRecord
+    bands: tuple[str, ...] = Field(min_length=1)
+    size: int
+    pixel_scale: float = Field(gt=0)
+    unit: str
+    psf_fwhm: float | None
+    normalization: dict[str, Any]
+    class_map: dict[str, str]
+    output: Output
+    targets: tuple[str, ...] = ()
+    target_mean: tuple[float, ...] = ()
+    target_std: tuple[float, ...] = ()
+    threshold: float = 0.5
+    calibration: Calibration = Calibration()
+    uncertainty: Uncertainty | None = None
+    split: SkySplit | None = None
+    members: tuple[Member, ...] = Field(min_length=1, max_length=100)
+    training: dict[str, Any] = {}
+    gates: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
+    licence: str = ""
+    origin: str = "ripple train"
+
+    def digest(self) -> str:
+        """SHA-256 that identifies the model in what is made with it.
+
+        Fields at their defaults do not count: a later version with a new field gives the same digest.
+        """
+        return _digest(self.model_dump(mode="json", exclude_defaults=True))
+
+    def consistent(self) -> Self:
+        """Refuse a contract whose fields contradict each other, naming the field."""
+        arch = self.architecture
+        outputs = {"lens": 1, "classes": len(self.class_map), "regression": len(self.targets)}[self.output]
+        for name, want, have in (
+            ("architecture.bands", len(self.bands), arch.bands),
+            ("architecture.size", self.size, arch.size),
+            ("architecture.outputs", outputs, arch.outputs),
+            ("target_mean", len(self.targets), len(self.target_mean)),
+            ("target_std", len(self.targets), len(self.target_std)),
+        ):
+            if want != have:
+                raise ContractError(f"{CONTRACT}: {name} is {have}, the other fields need {want}")
+        if len(set(self.bands)) != len(self.bands):
+            raise ContractError(f"{CONTRACT}: bands {list(self.bands)} repeat")
+        arch.architecture()
+        try:
+            Training.model_validate(self.training)
+        except ValidationError as err:
+            first = err.errors(include_url=False, include_context=False, include_input=False)[0]
+            place = ".".join(str(part)[:100] for part in ("training", *first["loc"]))
+            raise ContractError(f"{CONTRACT}: {place}: {first['msg'][:200]}") from None
+        return self
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The part of a tensor set that a contract speaks about.
+
+    Parameters
+    ----------
+    bands, size, pixel_scale, unit, psf_fwhm, normalization, class_map
+        As in `TensorBatch`; `size` is `(H, W)`.
+    """
+
+    bands: tuple[str, ...]
+    size: tuple[int, int]
+    pixel_scale: float
+    unit: str
+    psf_fwhm: float
+    normalization: dict[str, Any]
+    class_map: dict[str, str]
+
+    @classmethod
+    def of(cls, batch: TensorBatch) -> Facts:
+        """The facts of one shard."""
+        h, w = batch.image.shape[2:]
+        return cls(
+            batch.bands, (h, w), batch.pixel_scale, batch.unit, batch.psf_fwhm,
+            dict(batch.normalization), dict(batch.class_map),
+        )  # fmt: skip
+
+    def agree(self, other: Facts, name: str) -> None:
+        """Refuse shards that cannot be used together.
+
+        Raises
+        ------
+        ContractError
+            Names the field and both values.
+        """
+        for key, mine in asdict(self).items():
+            theirs = getattr(other, key)
+            if not _same(mine, theirs) and not (key == "class_map" and not (mine and theirs)):
+                raise ContractError(f"{name}: {key} is {theirs}, the tensors before it have {mine}")
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """What the user allows to be done to data that do not fit: nothing, unless said.
+
+    Parameters
+    ----------
+    crop
+        Cut larger images down to the size of the model, around their centre.
+    reorder_bands
+        Pick the bands of the model by name.
+    resample
+        Interpolate images of another pixel scale.
+    """
+
+    crop: bool = False
+    reorder_bands: bool = False
+    resample: bool = False
+
+
+def check(contract: Contract, facts: Facts, allowed: Conversion, name: str) -> None:
+    """Refuse data that break the contract.
+
+    Parameters
+    ----------
+    contract
+        Of the model.
+    facts
+        Of the data.
+    allowed
+        Conversions the user asked for.
+    name
+        What to call the data in the message.
+
+    Raises
+    ------
+    ContractError
+        Names the field, both values and the conversion that would help.
+    """
+    if contract.bands != facts.bands:
+        present = set(contract.bands) <= set(facts.bands)
+        if not (allowed.reorder_bands and present):
+            hint = "--reorder-bands picks them by name" if present else "fetch these bands"
+            raise _broken("bands", name, facts.bands, contract.bands, hint)
+    same_scale = math.isclose(facts.pixel_scale, contract.pixel_scale, rel_tol=1e-3)
+    if not same_scale and not allowed.resample:
+        raise _broken("pixel_scale", name, facts.pixel_scale, contract.pixel_scale, "--resample interpolates")
+    side = tuple(_scaled(s, facts, contract) for s in facts.size)
+    if side != (contract.size, contract.size) and not (allowed.crop and min(side) >= contract.size):
+        hint = "--crop cuts to the centre" if min(side) >= contract.size else "fetch larger cutouts"
+        raise _broken("size", name, side, contract.size, hint)
+    if facts.unit != contract.unit:
+        raise _broken("unit", name, facts.unit, contract.unit, "preprocess in the unit of the model")
+    if not _same_width(facts.psf_fwhm, contract.psf_fwhm):
+        hint = "preprocess with --psf set to that of the model"
+        raise _broken("psf_fwhm", name, facts.psf_fwhm, contract.psf_fwhm, hint)
+    if field := _first_difference(contract.normalization, facts.normalization, "normalization"):
+        where, mine, theirs = field
+        raise _broken(where, name, theirs, mine, "preprocess with the constants of the model")
+    if facts.class_map and contract.output != "regression" and facts.class_map != contract.class_map:
+        raise _broken("class_map", name, facts.class_map, contract.class_map, "labels mean something else")
+
+
+def _broken(field: str, name: str, have: Any, want: Any, hint: str) -> ContractError:
+    return ContractError(f"{name}: {field} is {have}, the model takes {want}", hint=hint)
+
+
+def _scaled(side: int, facts: Facts, contract: Contract) -> int:
+    """Side after resampling to the pixel scale of the model."""
+    if math.isclose(facts.pixel_scale, contract.pixel_scale, rel_tol=1e-3):
+        return side
+    return int(side * facts.pixel_scale / contract.pixel_scale + 1e-6)
+
+
+def _same_width(have: float, want: float | None) -> bool:
+    if want is None or math.isnan(have):
+        return want is None and math.isnan(have)
+    return abs(have - want) <= 0.02
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, float) and isinstance(b, float):
+        return (math.isnan(a) and math.isnan(b)) or math.isclose(a, b, rel_tol=1e-5)
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return _first_difference(dict(a), dict(b), "") is None
+    return bool(a == b)
+
+
+def _first_difference(mine: Any, theirs: Any, path: str) -> tuple[str, Any, Any] | None:
+    """Path and both values of the first difference of two JSON values; numbers agree to 1e-5."""
+    if isinstance(mine, dict) and isinstance(theirs, dict):
+        for key in sorted(mine.keys() | theirs.keys()):
+            found = _first_difference(mine.get(key), theirs.get(key), f"{path}.{key}")
+            if found:
+                return found
+        return None
+    if isinstance(mine, list | tuple) and isinstance(theirs, list | tuple) and len(mine) == len(theirs):
+        pairs = enumerate(zip(mine, theirs, strict=True))
+        return next((d for k, (a, b) in pairs if (d := _first_difference(a, b, f"{path}[{k}]"))), None)
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in (mine, theirs))
+    same = math.isclose(mine, theirs, rel_tol=1e-5, abs_tol=1e-12) if numbers else mine == theirs
+    return None if same else (path, mine, theirs)
+
+
+# --- writing and reading ---------------------------------------------------------------------------
+
+
+def _digest(record: dict[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(record)).hexdigest()
+
+
+def load_contract(directory: Path) -> Contract:
+    """Read `model.json`.
+
+    Raises
+    ------
+    InputError
+        There is none.
+    IntegrityError
+        It is damaged or was edited.
+    ContractError
+        It contradicts itself.
+    """
+    path = directory / CONTRACT
+    try:
+        data = read_limited(path, MAX_CONTRACT_BYTES)
+    except FileNotFoundError:
+        raise InputError(f"{path}: not there", hint="train a model, or use `ripple import-model`") from None
+    try:
+        record = json.loads(data)
+        contract = Contract.model_validate(record["contract"])
+        intact = record["digest"] == _digest(record["contract"])
+    except (ValueError, KeyError, TypeError, RecursionError, ValidationError) as err:
+        raise IntegrityError(f"{path}: not a contract: {' '.join(str(err).split())[:200]}") from None
+    if not intact:
+        raise IntegrityError(
+            f"{path}: its digest does not fit its content", hint="`ripple import-model` makes new contracts"
+        )
+    if len(record) > 2:  # with a list of files: one seal is on all of it
+        unseal(path, data)
+    return contract.consistent()
+
+
+def read_limited(path: Path, limit: int) -> bytes:
+    """The bytes of a file, refused when larger than `limit`."""
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise IntegrityError(f"{path}: not a regular file")
+        if found.st_size > limit:
+            raise IntegrityError(f"{path}: {found.st_size} bytes, at most {limit} are read")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as err:
+        raise InputError(f"{path}: {err.strerror}") from None

@@ -1,0 +1,65 @@
+"""Arrays on a device: `ripple.imaging.convolve` and `ripple.imaging.normalize` run on them as on numpy."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ripple.errors import ConfigError
+
+
+class Device:
+    """A place for arrays.
+
+    Parameters
+    ----------
+    name
+        `cpu` or `cuda`.
+
+    Raises
+    ------
+    ConfigError
+        The device is not there.
+    """
+
+    def __init__(self, name: str) -> None:
+        if name.startswith("cuda") and not torch.cuda.is_available():
+            raise ConfigError(f"device {name!r}: no GPU that torch can use", hint="--device cpu")
+        self._device = torch.device(name)
+
+    def put(self, array: NDArray[Any]) -> Any:
+        """`array` as a tensor on the device."""
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a name; `auto` takes CUDA when there is some.
+
+    Raises
+    ------
+    ConfigError
+        Unknown, or not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise ConfigError(f"device {name!r}", hint="cpu, cuda or cuda:0")
+    device = torch.device(name)
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ConfigError(f"device {name!r}: no CUDA device here", hint="--device cpu")
+        if ":" not in name:
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    return device
+
+
+def visible_gpus() -> tuple[str, list[str]]:
+    """The version of torch, and the names of the GPUs it can use."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return torch.__version__, [torch.cuda.get_device_name(k) for k in range(count)]

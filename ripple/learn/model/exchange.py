@@ -1,0 +1,441 @@
+"""Models from elsewhere in, and models out: `ripple import-model` and `ripple export-model`.
+
+Weights of a network we know come in from a `state_dict` (safetensors, or what `torch.save` wrote, read with
+weights only), from TorchScript or from ONNX. A sidecar says what data they take: it is the contract without
+digests, and nothing is guessed. A foreign program is never run to score: its weights go into our network.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import re
+import warnings
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from ripple.config import load_yaml
+from ripple.errors import ConfigError, ContractError, IntegrityError, WriteError
+from ripple.learn.config import ExportModelConfig, ImportModelConfig
+from ripple.learn.model.architecture import Architecture
+from ripple.learn.model.contract import CONTRACT, Contract, Member, read_limited
+from ripple.learn.model.network import Net, build, timm_state
+from ripple.learn.model.weights import (
+    MAX_WEIGHT_BYTES,
+    Model,
+    fit_state,
+    load_model,
+    member_file,
+    parse_weights,
+    save_model,
+)
+from ripple.runtime.summary import Summary
+from ripple.storage.files import TEMPORARY, make_directory, remove_temporaries, write_single
+from ripple.storage.lock import LOCK, lock, unlock
+
+#: Largest difference of outputs between a model and its export.
+PARITY = 1e-4
+#: Keys under which checkpoints keep their weights, and prefixes that wrappers leave behind.
+NESTS = ("state_dict", "model_state_dict", "model", "net", "ema", "weights")
+PREFIXES = ("module.", "model.", "net.", "encoder.", "backbone.", "_orig_mod.")
+#: What torch's exporter calls the numbers of a program that are no weights.
+CONSTANT = re.compile(r"val_\d+")
+
+
+# --- import -------------------------------------------------------------------------------------------------
+
+
+def import_model(config: ImportModelConfig) -> Summary:
+    """Make a model directory from a foreign checkpoint.
+
+    Raises
+    ------
+    ConfigError
+        No sidecar, or the output holds something else.
+    ContractError
+        The sidecar lacks a field or contradicts itself; names it.
+    IntegrityError
+        The file is damaged, holds more than weights, or they are not those of the network.
+    """
+    _refuse_strangers(config.output)
+    contract = read_sidecar(config.sidecar)
+    arch = contract.architecture.architecture()
+    net = build(arch)
+    state = adapt(read_state(config.source), arch, net)
+    if config.source.suffix == ".onnx":
+        _fit_onnx(net, unfolded(state, arch, net), config.source)
+    else:
+        fit_state(net, state, str(config.source))
+    facts = {
+        "network": arch.name,
+        "parameters": sum(p.numel() for p in net.parameters()),
+        "from": contract.origin,
+    }
+    return Summary(
+        "import-model", str(config.output), facts, done_before=not _save_once(config.output, contract, net)
+    )
+
+
+def _refuse_strangers(output: Path) -> None:
+    """What an import that was killed has left may be there, behind its lock file, or a model."""
+    if not output.is_dir() or (output / CONTRACT).exists():
+        return
+    names = sorted(path.name for path in output.iterdir())
+    ours = {member_file(0)} if LOCK in names else set()
+    if strangers := [name for name in names if name not in ours and not name.startswith((LOCK, TEMPORARY))]:
+        raise ConfigError(f"{output} holds {strangers[0]}", hint="give a new directory")
+
+
+def _save_once(output: Path, contract: Contract, net: Net) -> bool:
+    """Write the model; False when the same one is there already.
+
+    Raises
+    ------
+    ConfigError
+        Another model is there.
+    """
+    make_directory(output)
+    handle = lock(output)
+    try:
+        remove_temporaries(output)
+        if not (output / CONTRACT).exists():
+            save_model(output, contract, [net.state_dict()])
+            return True
+        model = load_model(output)
+    finally:
+        unlock(handle)
+    own, old = net.state_dict(), model.nets[0].state_dict()
+    same = model.contract.model_copy(update={"members": contract.members}) == contract.consistent()
+    if len(model.nets) != 1 or not same or not all(torch.equal(own[key], old[key]) for key in own):
+        raise ConfigError(f"{output} holds another model", hint="give a new directory")
+    return False
+
+
+def read_sidecar(path: Path) -> Contract:
+    """The contract that a sidecar describes; `members` and digests are not its business."""
+    if not path.exists():
+        raise ConfigError(f"{path}: no sidecar", hint="write one with the fields of model.json")
+    fields = load_yaml(path)
+    member = Member(file="model.safetensors", bytes=0, sha256="")
+    given = {"origin": "ripple import-model", **fields, "members": (member,)}
+    try:
+        return Contract.model_validate(given).consistent()
+    except ContractError as err:
+        raise ContractError(f"{path}: {err.message}", hint=err.hint) from None
+    except ValidationError as err:
+        first = err.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise ContractError(f"{path}: {field}: {first['msg']}", hint="see model.json of any model") from None
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Named tensors of a checkpoint, whatever its kind.
+
+    Raises
+    ------
+    IntegrityError
+        Damaged, or it holds more than weights.
+    """
+    try:
+        data = read_limited(path, MAX_WEIGHT_BYTES)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: not there") from None
+    if path.suffix == ".safetensors":
+        return parse_weights(data, str(path))
+    if path.suffix == ".onnx":
+        return _onnx_state(data, str(path))
+    if _is_torchscript(data):
+        return _script_state(data, str(path))
+    return _torch_state(data, str(path))
+
+
+def _torch_state(data: bytes, name: str) -> dict[str, Tensor]:
+    try:
+        # weights_only refuses all but tensors and plain containers; the format has no other reader.
+        value = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as err:
+        text = " ".join(str(err).split())[:160]
+        raise IntegrityError(
+            f"{name}: not weights only: {text}", hint="save model.state_dict() and nothing else"
+        ) from None
+    for key in NESTS:
+        if isinstance(value, dict) and isinstance(value.get(key), dict):
+            value = value[key]
+    if not isinstance(value, dict) or not all(isinstance(v, Tensor) for v in value.values()):
+        raise IntegrityError(f"{name}: no state_dict in it", hint="save model.state_dict() and nothing else")
+    return {str(k): v for k, v in value.items()}
+
+
+def _is_torchscript(data: bytes) -> bool:
+    try:
+        names = zipfile.ZipFile(io.BytesIO(data)).namelist()
+    except (zipfile.BadZipFile, ValueError, OSError):
+        return False
+    return any(name.endswith("constants.pkl") for name in names)
+
+
+def _script_state(data: bytes, name: str) -> dict[str, Tensor]:
+    harmless = io.BytesIO(_without_code(data, name))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return dict(torch.jit.load(harmless, map_location="cpu").state_dict())
+    except (RuntimeError, ValueError) as err:
+        raise IntegrityError(
+            f"{name}: TorchScript cannot be read: {str(err).splitlines()[0][:120]}"
+        ) from None
+
+
+def _without_code(data: bytes, name: str) -> bytes:
+    """The archive written anew, refused when loading it would run a method of the program.
+
+    `torch.jit.load` runs `__setstate__` in its interpreter, which can write files. Written anew, because what
+    was looked at must be what is loaded: two readers of zip files may see different members.
+    """
+    out = io.BytesIO()
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(out, "w") as new:
+            members = old.infolist()
+            if sum(m.file_size for m in members) > MAX_WEIGHT_BYTES:
+                raise IntegrityError(f"{name}: unpacks to more than {MAX_WEIGHT_BYTES} bytes")
+            if len({m.filename for m in members}) != len(members):
+                raise IntegrityError(f"{name}: two members of one name")
+            for member in members:
+                content = old.read(member)
+                if b"__setstate__" in content:
+                    raise IntegrityError(
+                        f"{name}: {member.filename} would run code when loaded",
+                        hint="export the state_dict as safetensors",
+                    )
+                new.writestr(zipfile.ZipInfo(member.filename), content)
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, ValueError, EOFError, RuntimeError) as err:
+        raise IntegrityError(f"{name}: TorchScript cannot be read: {str(err)[:120]}") from None
+    return out.getvalue()
+
+
+def _onnx_state(data: bytes, name: str) -> dict[str, Tensor]:
+    """Initialisers of an ONNX graph under their names in torch, the biases of convolutions too."""
+    onnx, protobuf = _onnx("onnx"), _onnx("google.protobuf.message")
+    try:
+        graph = onnx.load_model_from_string(data).graph
+        arrays = {t.name: onnx.numpy_helper.to_array(t).copy() for t in graph.initializer}
+    except (protobuf.DecodeError, ValueError, TypeError, OSError) as err:
+        raise IntegrityError(f"{name}: not ONNX: {' '.join(str(err).split())[:120]}") from None
+    if any(key.startswith("onnx::") for key in arrays):
+        raise IntegrityError(
+            f"{name}: its weights have lost their names", hint="torch.onnx.export with dynamo=True keeps them"
+        )
+    for node in graph.node:
+        # The bias that a folded batch norm leaves behind is named by the exporter, not by torch.
+        weight, bias = (*node.input, "", "")[1:3]
+        if node.op_type == "Conv" and weight.endswith(".weight") and bias in arrays:
+            arrays[weight.removesuffix("weight") + "bias"] = arrays.pop(bias)
+    weights = {key: array for key, array in arrays.items() if not CONSTANT.fullmatch(key)}
+    return {key: torch.from_numpy(np.asarray(array)) for key, array in weights.items()}
+
+
+def _onnx(module: str) -> Any:
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise ConfigError(f"ONNX needs the package {module}", hint="install ripple-lsst[onnx]") from None
+
+
+def adapt(state: dict[str, Tensor], arch: Architecture, net: Net) -> dict[str, Tensor]:
+    """Foreign names to ours: wrappers' prefixes off, classifier to head, two classes to one logit.
+
+    Parameters
+    ----------
+    state
+        From `read_state`.
+    arch
+        Of the sidecar.
+    net
+        Built from it.
+    """
+    own = net.state_dict()
+    while state and any(all(k.startswith(p) for k in state) for p in PREFIXES) and not set(own) <= set(state):
+        state = {k.split(".", 1)[1]: v for k, v in state.items()}
+    if not set(own) <= set(state) and arch.name != "d4cnn":
+        state = timm_state(arch, state)
+    # Programs carry constants beside the weights; counters of batches decide nothing and are often left out.
+    kept = {k: v for k, v in state.items() if k in own or k.startswith(("backbone.", "head."))}
+    kept |= {k: v for k, v in own.items() if k.endswith("num_batches_tracked") and k not in kept}
+    if arch.outputs == 1:
+        # softmax over (other, lens) is the sigmoid of the difference of the two logits
+        for key in ("head.weight", "head.bias"):
+            if key in kept and kept[key].ndim and len(kept[key]) == 2:
+                kept[key] = kept[key][1:] - kept[key][:1]
+    return kept
+
+
+def _fit_onnx(net: Net, state: dict[str, Tensor], path: Path) -> None:
+    try:
+        fit_state(net, state, str(path))
+    except IntegrityError as err:
+        raise IntegrityError(
+            err.message, hint="torch.onnx.export with optimize=False leaves weights as they are"
+        ) from None
+
+
+def unfolded(state: dict[str, Tensor], arch: Architecture, net: Net) -> dict[str, Tensor]:
+    """Batch norms that an exporter folded into the convolutions before them, put back as identities.
+
+    Parameters
+    ----------
+    state
+        From `adapt`.
+    arch, net
+        The network, and what it was built from.
+    """
+    state = dict(state)
+    for norm, conv in _norms_after_convolutions(arch, net).items():
+        module = net.get_submodule(norm)
+        if f"{norm}.weight" in state or not isinstance(module, nn.BatchNorm2d):
+            continue
+        one = torch.ones(module.num_features)
+        state[f"{norm}.bias"] = state.pop(f"{conv}.bias", torch.zeros_like(one))
+        state |= {f"{norm}.weight": one, f"{norm}.running_mean": torch.zeros_like(one)}
+        state[f"{norm}.running_var"] = one - module.eps
+    return state
+
+
+@torch.inference_mode()
+def _norms_after_convolutions(arch: Architecture, net: Net) -> dict[str, str]:
+    """Name of each batch norm that takes the output of a convolution -> name of that, seen on one image."""
+    made: list[tuple[Tensor, str]] = []
+    found: dict[str, str] = {}
+
+    def convolved(name: str) -> Any:
+        return lambda _module, _given, output: made.append((output, name))
+
+    def normed(name: str) -> Any:
+        def look(_module: nn.Module, given: tuple[Tensor, ...]) -> None:
+            for output, convolution in made:
+                if output is given[0]:
+                    found[name] = convolution
+
+        return look
+
+    hooks = [
+        module.register_forward_hook(convolved(name))
+        if isinstance(module, nn.Conv2d)
+        else module.register_forward_pre_hook(normed(name))
+        for name, module in net.named_modules()
+        if isinstance(module, nn.Conv2d | nn.BatchNorm2d)
+    ]
+    net.eval()(torch.zeros(1, arch.bands, arch.size, arch.size))
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+# --- export -------------------------------------------------------------------------------------------------
+
+
+class Mean(nn.Module):
+    """Mean output of the members: what leaves the house."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.nets = nn.ModuleList(model.nets)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """`(n, B, size, size)` -> `(n, outputs)`: logits, or standardised quantities."""
+        return torch.stack([net(image) for net in self.nets]).mean(0)
+
+
+def export_model(config: ExportModelConfig) -> Summary:
+    """Write a model as ONNX or TorchScript with its contract beside it, and compare the answers.
+
+    Raises
+    ------
+    ConfigError
+        Another file is there, or the packages for ONNX are not.
+    WriteError
+        The export answers otherwise than the model.
+    """
+    model = load_model(config.model)
+    contract, mean = model.contract, Mean(model).eval()
+    shape = (4, len(contract.bands), contract.size, contract.size)
+    image = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = mean(image).numpy()
+    data, got = (_to_onnx if config.format == "onnx" else _to_torchscript)(mean, image)
+    gap = float(np.abs(got - expected).max())
+    if not gap <= PARITY:
+        raise WriteError(
+            f"{config.output}: the export differs from the model by {gap:.2g}, allowed {PARITY:g}"
+        )
+    if (config.output.parent / CONTRACT).exists():
+        raise ConfigError(f"{config.output.parent} is a model directory", hint="export to another place")
+    beside = config.output.with_suffix(".json")
+    if beside == config.output:
+        raise ConfigError(f"{config.output}: the contract goes there", hint="give the program another suffix")
+    make_directory(config.output.parent)
+    text = json.dumps(contract.model_dump(mode="json"), indent=1, sort_keys=True).encode()
+    # The program comes last: with it the export is finished.
+    files = {beside: text, config.output: data}
+    missing = {path: content for path, content in files.items() if not _is_there(path, content)}
+    for path, content in missing.items():
+        write_single(path, content)
+    facts = {
+        "format": config.format,
+        "members": len(model.nets),
+        "bytes": len(data),
+        "largest difference": gap,
+    }
+    return Summary("export-model", str(config.output), facts, done_before=not missing)
+
+
+def _is_there(path: Path, data: bytes) -> bool:
+    """Whether a file with these bytes is there.
+
+    Raises
+    ------
+    ConfigError
+        It is there and has others.
+    """
+    if not path.exists():
+        return False
+    if not path.is_file() or path.stat().st_size != len(data) or path.read_bytes() != data:
+        raise ConfigError(f"{path} is there", hint="give another file")
+    return True
+
+
+def _to_torchscript(mean: nn.Module, image: Tensor) -> tuple[bytes, NDArray[np.float32]]:
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")
+        script = torch.jit.trace(mean, image[:2])
+        out = io.BytesIO()
+        torch.jit.save(script, out)
+        again = torch.jit.load(io.BytesIO(out.getvalue()))
+        return out.getvalue(), again(image).numpy()
+
+
+def _to_onnx(mean: nn.Module, image: Tensor) -> tuple[bytes, NDArray[np.float32]]:
+    runtime = _onnx("onnxruntime")
+    _onnx("onnxscript")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            mean, (image[:2],), dynamo=True, input_names=["image"], output_names=["output"],
+            dynamic_shapes={"image": {0: torch.export.Dim("n")}}, verbose=False,
+        )  # fmt: skip
+    if program is None:
+        raise WriteError("torch.onnx.export gave nothing")
+    data: bytes = program.model_proto.SerializeToString()
+    session = runtime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    (got,) = session.run(None, {"image": image.numpy()})
+    return data, got

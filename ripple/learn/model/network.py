@@ -1,0 +1,307 @@
+"""The networks, by name: timm backbones with a stem for B bands, and a small D4-equivariant CNN of our own.
+
+Every network is a `Net`: a backbone that maps `(n, B, H, W)` to features `(n, F)` and one linear head. What
+the head means (one logit, K classes, standardised quantities) is said by the contract, not by the network.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ripple.errors import ConfigError
+from ripple.learn.model.architecture import NAMES, Architecture
+
+
+class Net(nn.Module):
+    """A backbone and a linear head.
+
+    Parameters
+    ----------
+    backbone
+        `(n, B, H, W)` -> features `(n, F)`; knows how to `group_matcher(coarse)` its layers.
+    features
+        F.
+    outputs
+        Width of the head.
+    invariant
+        True when the output cannot change under rotations by 90 degrees and flips.
+    """
+
+    def __init__(self, backbone: nn.Module, features: int, outputs: int, *, invariant: bool = False) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.dropout = nn.Dropout(0.0)
+        self.head = nn.Linear(features, outputs)
+        self.invariant = invariant
+        nn.init.normal_(self.head.weight, std=0.01)
+        nn.init.zeros_(self.head.bias)
+
+    def features(self, image: Tensor) -> Tensor:
+        """Features `(n, F)` of images `(n, B, H, W)`."""
+        out: Tensor = self.backbone(image)
+        return out
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Outputs `(n, outputs)` of images `(n, B, H, W)`: logits, or standardised quantities."""
+        out: Tensor = self.head(self.dropout(self.backbone(image)))
+        return out
+
+
+def build(arch: Architecture, *, pretrained: bool = False) -> Net:
+    """The network of an architecture, freshly initialised.
+
+    Parameters
+    ----------
+    arch
+        Name and shapes.
+    pretrained
+        Start from ImageNet weights (timm downloads them); never done unless asked for.
+
+    Raises
+    ------
+    ConfigError
+        Unknown name, or a size the network cannot take.
+    """
+    net = _named(arch, pretrained)
+    net.dropout.p = arch.dropout
+    return net
+
+
+def _named(arch: Architecture, pretrained: bool) -> Net:
+    small = arch.stem == "small"
+    match arch.name:
+        case "d4cnn":
+            if arch.size < 16:
+                raise ConfigError(f"d4cnn: images of {arch.size} px", hint="use at least 16 px")
+            body = D4Cnn(arch.bands, arch.width)
+            return Net(body, body.features, arch.outputs, invariant=True)
+        case "resnet18" | "resnet34":
+            net = _timm(arch, arch.name, pretrained)
+            if small:
+                net.backbone.maxpool = nn.Identity()
+            return net
+        case "efficientnet_b0" | "efficientnet_b2" | "densenet121":
+            return _timm(arch, arch.name, pretrained)
+        case "vit_small":
+            patch = 8 if small else 16
+            if arch.size % patch:
+                raise ConfigError(
+                    f"vit_small: {arch.size} px is no multiple of {patch}", hint="crop the cutouts"
+                )
+            return _timm(arch, f"vit_small_patch{patch}_224", pretrained, img_size=arch.size)
+        case (
+            "convnextv2_atto" | "convnextv2_femto" | "convnextv2_pico" | "convnextv2_nano" | "convnextv2_tiny"
+        ):
+            options = {"patch_size": 2} if small and not pretrained else {}
+            return _timm(arch, arch.name, pretrained, **options)
+    raise ConfigError(f"unknown network {arch.name!r}", hint="one of " + ", ".join(NAMES))
+
+
+def _timm(arch: Architecture, name: str, pretrained: bool, **options: Any) -> Net:
+    import timm
+
+    body: Any = timm.create_model(name, pretrained=pretrained, in_chans=arch.bands, num_classes=0, **options)
+    # ConvNeXt tells the width of its head, which for ResNets is also the width of the pooled features.
+    return Net(body, int(body.num_features), arch.outputs)
+
+
+def timm_state(arch: Architecture, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a whole timm model under the names of `Net`: classifier -> head, the rest -> backbone."""
+    backbone = build(arch).backbone
+    classifier = str(getattr(backbone, "default_cfg", {}).get("classifier", "head")) + "."
+    return {
+        ("head." + key.removeprefix(classifier) if key.startswith(classifier) else "backbone." + key): value
+        for key, value in state.items()
+    }
+
+
+def parameter_groups(
+    net: Net, *, lr: float, weight_decay: float, layer_decay: float = 1.0, freeze: str = "none"
+) -> list[dict[str, Any]]:
+    """Optimiser groups: no decay on vectors, learning rates that fall towards the input, frozen layers.
+
+    Parameters
+    ----------
+    net
+        The network; frozen parameters get `requires_grad = False` here.
+    lr
+        Rate of the head.
+    weight_decay
+        Decay of matrices and kernels; norms and biases have none.
+    layer_decay
+        Factor per layer from the head towards the input, in (0, 1].
+    freeze
+        "none", "stem" (the first layer), or "backbone" (all but the head).
+    """
+    depth = _depths(net)
+    top = max(depth.values())
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in net.named_parameters():
+        level = depth[name]
+        parameter.requires_grad = freeze == "none" or (level > 0 if freeze == "stem" else level == top)
+        if not parameter.requires_grad:
+            continue
+        decays = parameter.ndim >= 2
+        rate = lr * layer_decay ** (top - level)
+        group = groups.setdefault(
+            (level, decays), {"params": [], "lr": rate, "weight_decay": weight_decay if decays else 0.0}
+        )
+        group["params"].append(parameter)
+    return [groups[key] for key in sorted(groups)]
+
+
+def _depths(net: Net) -> dict[str, int]:
+    """Parameter name -> depth, 0 at the input; the head is deepest."""
+    from timm.models._manipulate import group_parameters
+
+    matcher = net.backbone.group_matcher(coarse=False)  # type: ignore[operator]
+    inner = group_parameters(net.backbone, matcher, reverse=True)
+    depth = {f"backbone.{name}": int(level) for name, level in inner.items()}
+    top = max(depth.values()) + 1
+    return depth | {"head.weight": top, "head.bias": top}
+
+
+# --- the D4-equivariant network -------------------------------------------------------------------
+# Group convolution over the dihedral group (Cohen & Welling 2016, ICML 48, 2990). A feature map holds, for
+# every field, one channel per group element g = r^k f^m (k quarter turns, m flips), so that turning the image
+# turns the maps and permutes the channels. The maximum over g and the mean over the plane are then invariant.
+
+
+def _act(x: Tensor, g: int) -> Tensor:
+    """Apply element g (0..7: flip first when g >= 4, then g % 4 quarter turns) to the last two axes."""
+    return torch.rot90(x.flip(-1) if g >= 4 else x, g % 4, (-2, -1))
+
+
+def _table() -> list[list[int]]:
+    """`table[g][h]` is the element g^-1 h, found by acting on a tile without symmetry."""
+    tile = torch.arange(9.0).reshape(3, 3)
+    seen = [_act(tile, g) for g in range(8)]
+
+    def find(x: Tensor) -> int:
+        return next(k for k, y in enumerate(seen) if torch.equal(x, y))
+
+    return [[next(k for k in range(8) if find(_act(seen[k], g)) == h) for h in range(8)] for g in range(8)]
+
+
+def _turns(fields: int, inner: int, kernel: int) -> Tensor:
+    """Where each weight of the eight turned kernels comes from, `(8 * fields * inner * k * k,)`."""
+    place = torch.arange(fields * inner * kernel * kernel).reshape(fields, inner, kernel, kernel)
+    table = _table()
+    turned = [_act(place if inner == 1 else place[:, table[g]], g) for g in range(8)]
+    return torch.stack(turned).flatten()
+
+
+class GroupConv(nn.Module):
+    """Convolution that commutes with the eight symmetries of the square.
+
+    Parameters
+    ----------
+    fields_in
+        Fields of the input; for `lift` the number of bands.
+    fields_out
+        Fields of the output, eight channels each.
+    kernel
+        Side of the kernel; even when `stride` is 2, so that an even plane is sampled symmetrically.
+    lift
+        True for the first layer, whose input is a plain image.
+    """
+
+    index: Tensor
+
+    def __init__(
+        self, fields_in: int, fields_out: int, kernel: int, *, stride: int = 1, lift: bool = False
+    ) -> None:
+        super().__init__()
+        self.stride, self.padding = stride, (kernel - 1) // 2
+        inner = 1 if lift else 8
+        scale = math.sqrt(2.0 / (fields_in * inner * kernel * kernel))
+        self.weight = nn.Parameter(torch.randn(fields_out, fields_in, inner, kernel, kernel) * scale)
+        self.register_buffer("index", _turns(fields_in, inner, kernel), persistent=False)
+
+    def kernels(self) -> Tensor:
+        """The plain kernels `(fields_out * 8, fields_in * (1 or 8), k, k)`."""
+        out, fan, inner, k, _ = self.weight.shape
+        turned = self.weight.reshape(out, -1)[:, self.index]  # (out, 8 * fan * inner * k * k)
+        return turned.reshape(out * 8, fan * inner, k, k)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(n, fields_in * (1 or 8), H, W)` -> `(n, fields_out * 8, H', W')`."""
+        return nn.functional.conv2d(x, self.kernels(), stride=self.stride, padding=self.padding)
+
+
+class FieldNorm(nn.Module):
+    """Batch normalisation with one mean, variance, gain and offset per field of eight channels."""
+
+    def __init__(self, fields: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm3d(fields)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(n, fields * 8, H, W)` -> the same shape."""
+        n, c, h, w = x.shape
+        out: Tensor = self.norm(x.reshape(n, c // 8, 8, h, w))
+        return out.reshape(n, c, h, w)
+
+
+class Block(nn.Module):
+    """Group convolution, norm, activation, with a shortcut; the plane is halved first when asked."""
+
+    def __init__(self, fields_in: int, fields_out: int) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = GroupConv(fields_in, fields_out, 3), FieldNorm(fields_out)
+        self.conv2, self.norm2 = GroupConv(fields_out, fields_out, 3), FieldNorm(fields_out)
+        self.skip = GroupConv(fields_in, fields_out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(n, fields_in * 8, H, W)` -> `(n, fields_out * 8, H / 2, W / 2)`."""
+        x = halve(x)
+        y = self.norm2(self.conv2(nn.functional.relu(self.norm1(self.conv1(x)))))
+        return nn.functional.relu(self.skip(x) + y)
+
+
+def halve(x: Tensor) -> Tensor:
+    """Half the resolution, symmetric for even and odd sides alike, so that equivariance stays exact."""
+    h, w = x.shape[-2:]
+    if h % 2 or w % 2:
+        return nn.functional.avg_pool2d(x, 3, stride=2, padding=1)
+    return nn.functional.avg_pool2d(x, 2)
+
+
+class D4Cnn(nn.Module):
+    """A small CNN whose output is exactly invariant under quarter turns and flips of a square stamp.
+
+    Parameters
+    ----------
+    bands
+        Input channels.
+    width
+        Fields of the first layer (eight channels each); doubled twice on the way.
+    """
+
+    def __init__(self, bands: int, width: int) -> None:
+        super().__init__()
+        self.stem = GroupConv(bands, width, 6, stride=2, lift=True)
+        self.norm = FieldNorm(width)
+        self.blocks = nn.ModuleList(
+            [Block(width, width), Block(width, 2 * width), Block(2 * width, 4 * width)]
+        )
+        self.features = 8 * width
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(n, B, H, W)` -> features `(n, 8 * width)`: per field the mean and the maximum over the plane."""
+        if x.shape[-1] % 2 or x.shape[-2] % 2:
+            x = nn.functional.avg_pool2d(x, 2, stride=1)  # the stem halves even planes symmetrically
+        y = nn.functional.relu(self.norm(self.stem(x)))
+        for block in self.blocks:
+            y = block(y)
+        n, c, h, w = y.shape
+        fields = y.reshape(n, c // 8, 8, h, w).amax(2)  # (n, fields, h, w)
+        return torch.cat([fields.mean((2, 3)), fields.amax((2, 3))], 1)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Names of the layers in order, in the manner of timm."""
+        return {"stem": r"^stem|^norm", "blocks": [(r"^blocks\.(\d+)", None)]}

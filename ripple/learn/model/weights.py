@@ -1,0 +1,310 @@
+"""A model on disk: weights as safetensors, and the contract that says what data they are for.
+
+    MODEL/model.safetensors        weights of the first member
+    MODEL/member-1.safetensors     further members of an ensemble
+    MODEL/latent.safetensors       features of training rows, for distances
+    MODEL/history.csv, evaluation.json, curves.png    of models that were trained here
+    MODEL/model.json               the contract, written last: no contract, no model. It lists all files
+
+Weights count only when their digest is the one in the contract, their names and shapes are those of the
+network the contract names, and every number is finite. Nothing here unpickles.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ripple.errors import IntegrityError
+from ripple.learn.model.architecture import Architecture
+from ripple.learn.model.contract import (
+    CONTRACT,
+    Contract,
+    Facts,
+    _digest,
+    _scaled,
+    load_contract,
+    read_limited,
+)
+from ripple.learn.model.network import Net, build
+from ripple.storage.checksums import listed
+from ripple.storage.files import make_directory, write_atomic
+from ripple.storage.manifest import render
+
+MAX_HEADER_BYTES = 16 << 20
+MAX_WEIGHT_BYTES = 4 << 30
+MAX_BANK_BYTES = 1 << 30
+BANK_FILE = "latent.safetensors"
+#: What lies beside the weights when it was made.
+BESIDE = (BANK_FILE, "history.csv", "evaluation.json", "curves.png")
+
+
+def convert(image: Tensor, contract: Contract, facts: Facts) -> Tensor:
+    """Images of data that passed `check`, as the network takes them.
+
+    Parameters
+    ----------
+    image
+        `(n, B', H', W')` float32.
+    contract, facts
+        Of the model and of the data.
+
+    Returns
+    -------
+    `(n, B, size, size)` float32.
+    """
+    if contract.bands != facts.bands:
+        image = image[:, [facts.bands.index(band) for band in contract.bands]]
+    if not math.isclose(facts.pixel_scale, contract.pixel_scale, rel_tol=1e-3):
+        side = [_scaled(s, facts, contract) for s in facts.size]
+        image = torch.nn.functional.interpolate(
+            image, size=side, mode="bicubic", align_corners=False, antialias=True
+        )
+    # A target sits in pixel S // 2 of a stamp of side S, before and after.
+    y, x = (s // 2 - contract.size // 2 for s in image.shape[2:])
+    return image[:, :, y : y + contract.size, x : x + contract.size]
+
+
+def member_file(k: int) -> str:
+    """Name of the weights of member k."""
+    return "model.safetensors" if k == 0 else f"member-{k}.safetensors"
+
+
+def weight_bytes(state: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
+    """A safetensors file of tensors."""
+    from safetensors.torch import save
+
+    data: bytes = save({k: v.detach().cpu().contiguous() for k, v in state.items()}, metadata)
+    return data
+
+
+def save_weights(path: Path, state: Mapping[str, Tensor]) -> bytes:
+    """Write tensors as safetensors, atomically; returns the bytes written."""
+    data = weight_bytes(state)
+    write_atomic(path, data)
+    return data
+
+
+def save_model(directory: Path, contract: Contract, states: list[Mapping[str, Tensor]]) -> Contract:
+    """Write a model directory; the contract comes last and lists the files, those of `BESIDE` too.
+
+    Parameters
+    ----------
+    directory
+        Where; made when absent.
+    contract
+        Its `members` give seed and epoch of each state; file, size and digest are filled in here.
+    states
+        Weights of the members.
+
+    Returns
+    -------
+    The contract as written.
+    """
+    make_directory(directory)
+    members = []
+    for k, (state, member) in enumerate(zip(states, contract.members, strict=True)):
+        data = save_weights(directory / member_file(k), state)
+        facts = {"file": member_file(k), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        members.append(member.model_copy(update=facts))
+    final = contract.model_copy(update={"members": tuple(members)}).consistent()
+    stored = final.model_dump(mode="json")
+    files = {m.file: (m.bytes, m.sha256) for m in members} | listed(directory, BESIDE)
+    record = {"digest": _digest(stored), "contract": stored, "files": files}
+    write_atomic(directory / CONTRACT, render(record))
+    return final
+
+
+def load_weights(path: Path, arch: Architecture, *, sha256: str | None = None) -> Net:
+    """A network with weights from a safetensors file, every one of them checked.
+
+    Parameters
+    ----------
+    path
+        The file.
+    arch
+        Network that the weights must fit exactly.
+    sha256
+        Digest that the file must have; None for a file from elsewhere.
+
+    Raises
+    ------
+    IntegrityError
+        Other bytes, no safetensors, other names, shapes or kinds of number, or numbers that are not finite.
+    """
+    try:
+        data = read_limited(path, MAX_WEIGHT_BYTES)
+    except FileNotFoundError:
+        raise IntegrityError(f"{path}: not there, the contract names it") from None
+    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        raise IntegrityError(f"{path}: {len(data)} bytes with another digest than the contract states")
+    state = parse_weights(data, str(path))
+    net = build(arch)
+    fit_state(net, state, str(path))
+    return net.eval()
+
+
+def parse_weights(data: bytes, name: str) -> dict[str, Tensor]:
+    """Tensors of a safetensors file in memory; the header is bounded before it is parsed."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    header = struct.unpack("<Q", data[:8])[0] if len(data) >= 8 else 0
+    if not 2 <= header <= min(len(data) - 8, MAX_HEADER_BYTES):
+        raise IntegrityError(f"{name}: not a safetensors file (header of {header} in {len(data)} bytes)")
+    try:
+        state: dict[str, Tensor] = load(data)
+    except (SafetensorError, ValueError, KeyError, RuntimeError, AttributeError) as err:
+        raise IntegrityError(f"{name}: not a safetensors file: {' '.join(str(err).split())[:150]}") from None
+    # The library passes over what it does not know; nothing of ours holds anything else.
+    known = {"dtype", "shape", "data_offsets"}
+    for key, entry in json.loads(data[8 : 8 + header]).items():
+        if key != "__metadata__" and not known >= entry.keys():
+            more = min(entry.keys() - known)
+            raise IntegrityError(f"{name}: tensor {key!r} has {more!r} in its header, which is not known")
+    return state
+
+
+def fit_state(net: Net, state: Mapping[str, Tensor], name: str) -> None:
+    """Load weights after checking names, shapes, kinds and finiteness.
+
+    Raises
+    ------
+    IntegrityError
+        Names the first tensor that does not fit.
+    """
+    wanted = net.state_dict()
+    for key in sorted(wanted.keys() | state.keys()):
+        if key not in state or key not in wanted:
+            what = "is missing" if key not in state else "does not belong to the network"
+            raise IntegrityError(f"{name}: tensor {key!r} {what}", hint="the contract names another network")
+        have, want = state[key], wanted[key]
+        if have.shape != want.shape or have.is_floating_point() != want.is_floating_point():
+            raise IntegrityError(
+                f"{name}: tensor {key!r} is {have.dtype} {tuple(have.shape)}, "
+                f"the network has {want.dtype} {tuple(want.shape)}"
+            )
+        if not bool(torch.isfinite(have).all()):
+            raise IntegrityError(f"{name}: tensor {key!r} holds numbers that are not finite")
+    net.load_state_dict(dict(state))
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Features of training rows: what distances are measured to.
+
+    Parameters
+    ----------
+    features
+        `(E, m, F)` float32, of each of E members.
+    row, label
+        `(m,)` int64 global row number over the training tensors, and label.
+    """
+
+    features: Tensor
+    row: Tensor
+    label: Tensor
+
+
+def save_bank(directory: Path, bank: Bank) -> dict[str, Any]:
+    """Write the features; returns their size and digest for the contract."""
+    make_directory(directory)
+    data = save_weights(
+        directory / BANK_FILE, {"features": bank.features, "row": bank.row, "label": bank.label}
+    )
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def load_bank(directory: Path, contract: Contract) -> Bank | None:
+    """The features that the contract names; None when it names none.
+
+    Raises
+    ------
+    IntegrityError
+        Not there, other bytes, or other shapes.
+    """
+    if contract.uncertainty is None:
+        return None
+    path = directory / BANK_FILE
+    try:
+        data = read_limited(path, MAX_BANK_BYTES)
+    except FileNotFoundError:
+        raise IntegrityError(f"{path}: not there, the contract names it") from None
+    if hashlib.sha256(data).hexdigest() != contract.uncertainty.sha256:
+        raise IntegrityError(f"{path}: {len(data)} bytes with another digest than the contract states")
+    found = parse_weights(data, str(path))
+    if set(found) != {"features", "row", "label"} or found["features"].ndim != 3:
+        raise IntegrityError(f"{path}: not a bank of features")
+    features, row, label = found["features"], found["row"], found["label"]
+    if not bool(torch.isfinite(features).all()) or not features.shape[1] == len(row) == len(label):
+        raise IntegrityError(f"{path}: features that are not finite, or columns of different lengths")
+    if len(features) != len(contract.members):
+        raise IntegrityError(f"{path}: features of {len(features)} members, not {len(contract.members)}")
+    return Bank(features, row, label)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A contract and its members, ready to score.
+
+    Parameters
+    ----------
+    directory
+        Where it came from.
+    contract
+        See `Contract`.
+    nets
+        The members, in evaluation mode.
+    bank
+        Features of training rows; None for models from elsewhere.
+    """
+
+    directory: Path
+    contract: Contract
+    nets: tuple[Net, ...]
+    bank: Bank | None = None
+
+    def to(self, device: torch.device) -> Model:
+        """The model on a device."""
+        return Model(self.directory, self.contract, tuple(net.to(device) for net in self.nets), self.bank)
+
+    def answer(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """What each of E members says of images as they are.
+
+        Parameters
+        ----------
+        image
+            `(n, B, size, size)`.
+
+        Returns
+        -------
+        Outputs `(n, E, outputs)` and features `(E, n, F)`.
+        """
+        features = [net.features(image) for net in self.nets]
+        outputs = [net.head(f) for net, f in zip(self.nets, features, strict=True)]
+        return torch.stack(outputs, 1), torch.stack(features)
+
+
+def load_model(directory: Path) -> Model:
+    """Read a model directory; nothing is trusted before it is checked.
+
+    Raises
+    ------
+    InputError
+        No contract.
+    IntegrityError
+        Damaged contract or weights.
+    """
+    contract = load_contract(directory)
+    arch = contract.architecture.architecture()
+    nets = tuple(load_weights(directory / m.file, arch, sha256=m.sha256) for m in contract.members)
+    return Model(directory, contract, nets, load_bank(directory, contract))

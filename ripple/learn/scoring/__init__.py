@@ -1,0 +1,1 @@
+"""`ripple score`: a model and tensors to ranked candidates."""

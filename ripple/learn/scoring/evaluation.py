@@ -1,0 +1,154 @@
+"""The evaluation of scores on unseen sky: all numbers, slices by truth and conditions, and their plot."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from ripple.learn.config import ScoreConfig
+from ripple.learn.evaluation import metrics as evaluate
+from ripple.learn.evaluation import slices
+from ripple.learn.evaluation.curves import evaluation_curves
+from ripple.learn.model import uncertainty
+from ripple.learn.model.calibrate import logit
+from ripple.learn.model.contract import Contract
+from ripple.storage.files import write_atomic
+
+#: Columns worth a slice: of the arc, of the deflector, of the conditions.
+SLICED = re.compile(
+    r"^(theta_E|arc_(sb|mag|snr)\w*|(lens|deflector)_mag\w*|psf_fwhm\w*|psf_[ugrizy]|\w*depth\w*|noise_\w+)$"
+)
+MAX_SLICED = 24
+
+
+def evaluation_report(
+    paths: list[Path], contract: Contract, config: ScoreConfig, directory: Path
+) -> dict[str, Any]:
+    """Evaluate the labelled rows of unseen sky; writes `evaluation.json` and, for lens finding, `curves.png`.
+
+    Parameters
+    ----------
+    paths
+        Score tables of the shards.
+    contract
+        Of the model.
+    config
+        Of the scoring.
+    directory
+        Where to write.
+
+    Returns
+    -------
+    `evaluation`, and for lens finding `slices` and (with `arc_sb` known) `visible`.
+    """
+    rows = _rows(paths, contract)
+    report: dict[str, Any]
+    match contract.output:
+        case "lens":
+            report = _lens_report(rows, contract, config)
+            p = contract.calibration.probability(logit(rows["score"].astype(np.float64)))
+            report |= doubt_report(uncertainty.class_probabilities(p), rows, contract)
+
+            write_atomic(directory / "curves.png", evaluation_curves(report["evaluation"], report["slices"]))
+        case "classes":
+            names = [f"p_{contract.class_map[str(k)]}" for k in range(len(contract.class_map))]
+            p = np.stack([rows[name] for name in names], 1)
+            report = {"evaluation": evaluate.evaluate_classes(rows["label"], p, seed=config.seed)}
+            report |= doubt_report(p.astype(np.float64), rows, contract)
+        case "regression":
+            each = {t: evaluate.evaluate_regression(*_finite(rows, t)) for t in contract.targets}
+            report = {"evaluation": {"metrics": each}}
+    text = json.dumps(report, indent=1, sort_keys=True, allow_nan=False)
+    write_atomic(directory / "evaluation.json", text.encode())
+    return report
+
+
+def _rows(paths: list[Path], contract: Contract) -> dict[str, NDArray[Any]]:
+    """Columns of the labelled, accepted rows of unseen sky."""
+    parts: dict[str, list[NDArray[Any]]] = {}
+    for path in paths:
+        table = pq.read_table(path)
+        keep = np.asarray(table["split"].to_pylist()) == "test"
+        if contract.output != "regression":
+            keep &= table["label"].to_numpy() >= 0
+        if "accept" in table.column_names:
+            keep &= table["accept"].to_numpy() != 0
+        for name in table.column_names:
+            column = table[name]
+            if name not in ("split", "id") and str(column.type) not in ("string", "large_string"):
+                parts.setdefault(name, []).append(column.to_numpy()[keep])
+    return {name: np.concatenate(columns) for name, columns in parts.items() if len(columns) == len(paths)}
+
+
+def doubt_report(
+    probability: NDArray[np.float64], rows: dict[str, NDArray[Any]], contract: Contract
+) -> dict[str, Any]:
+    """Do the doubts hold: coverage of the conformal sets, abstentions, and risk against coverage.
+
+    Parameters
+    ----------
+    probability
+        `(N, K)`, as the sets were made of.
+    rows
+        Columns of the scores.
+    contract
+        Of the model.
+    """
+    known = contract.uncertainty
+    label = rows["label"].astype(np.int64)
+    if known is None or not known.quantiles or not len(label):
+        return {}
+    sets = uncertainty.conformal_sets(probability, known.quantiles)
+    right = probability.argmax(1) == label
+    return {
+        "doubt": {
+            "alpha": known.alpha, "conformal": uncertainty.set_coverage(sets, label),
+            "abstained": float(rows["abstain"].mean()), "outside": float((rows["ood"] > 1).mean()),
+            "risk_coverage": uncertainty.risk_coverage(probability.max(1), right),
+        }
+    }  # fmt: skip
+
+
+def _finite(rows: dict[str, NDArray[Any]], target: str) -> tuple[NDArray[Any], NDArray[Any]]:
+    good = np.isfinite(rows[target])
+    return rows[target][good], rows[f"{target}_predicted"][good]
+
+
+def _lens_report(rows: dict[str, NDArray[Any]], contract: Contract, config: ScoreConfig) -> dict[str, Any]:
+    label, score = rows["label"], rows["score"].astype(np.float64)
+    sky = evaluate.Sky(lenses=config.lenses_per_deg2, sources=config.sources_per_deg2)
+    report: dict[str, Any] = {
+        "evaluation": evaluate.evaluate(
+            label, score, rows["probability"], threshold=contract.threshold, sky=sky, draws=config.draws,
+            seed=config.seed,
+        )
+    }  # fmt: skip
+    chosen = [name for name in sorted(rows) if SLICED.match(name)][:MAX_SLICED]
+    columns = {name: rows[name].astype(np.float64) for name in chosen}
+    columns["flagged"] = (rows["qc"] != 0).astype(np.float64)
+    draws = min(config.draws, 200)
+    report["slices"] = slices.slices(
+        label, score, columns, threshold=contract.threshold, draws=draws, seed=config.seed
+    )
+    if "arc_sb" in rows:
+        bright = (label == 0) | (rows["arc_sb"] < config.visible_sb)
+        if (label[bright] == 1).sum() > 1:
+            report["visible"] = visible(label[bright], score[bright], config)
+    return report
+
+
+def visible(label: NDArray[Any], score: NDArray[np.float64], config: ScoreConfig) -> dict[str, Any]:
+    """AUROC and TPR at FPR 1e-2 for arcs above the visibility limit against all non-lenses."""
+    metrics: dict[str, evaluate.Metric] = {
+        "auroc": evaluate.auroc,
+        "tpr_at_fpr_1e-2": lambda c: evaluate.tpr_at_fpr(c, 1e-2),
+    }
+    found = evaluate.bootstrap(evaluate.curve(label, score), metrics, draws=config.draws, seed=config.seed)
+    numbers = {name: estimate.as_dict() for name, estimate in found.items()}
+    return {"arc_sb_below": config.visible_sb, "lenses": int((label == 1).sum()), **numbers}

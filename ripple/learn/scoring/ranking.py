@@ -1,0 +1,151 @@
+"""The whole from the parts: one table sorted by score, its best rows, and the index of all targets."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from ripple.errors import IntegrityError
+from ripple.storage.artefact import Artefact
+from ripple.storage.files import TEMPORARY, hash_file, sync_directory, write_error
+from ripple.storage.manifest import INDEX
+
+#: Rows of the sorted table held at a time.
+PIECE = 100_000
+#: Columns that scoring makes, in their order; the others follow as the catalogue has them.
+OWN = ("id", "ra", "dec", "score", "probability", "spread", "rank", "qc", "split", "shard", "row")
+
+
+def write_sorted(paths: list[Path], target: Path) -> tuple[str, int]:
+    """One table sorted by falling score, written in pieces of ranks; ties by shard and row.
+
+    Parameters
+    ----------
+    paths
+        Tables of the shards.
+    target
+        Where to write, atomically.
+
+    Returns
+    -------
+    SHA-256 and number of rows.
+    """
+    counts = [pq.read_metadata(path).num_rows for path in paths]
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    rank = _ranks(paths, offsets)
+    staged = target.with_name(TEMPORARY + target.name)
+    schema: pa.Schema | None = None
+    out: Any = None
+    total = int(offsets[-1])
+    try:
+        for low in range(0, max(total, 1), PIECE):
+            piece = _piece(paths, offsets, rank, low, low + PIECE)
+            schema = schema or piece.schema
+            out = out or pq.ParquetWriter(staged, schema, compression="zstd")
+            out.write_table(piece.cast(schema))
+        out.close()
+        with staged.open("rb") as file:
+            os.fsync(file.fileno())
+        _, digest = hash_file(staged)
+        staged.replace(target)
+        sync_directory(target.parent)
+    except OSError as err:
+        staged.unlink(missing_ok=True)
+        raise write_error(target, err, 0) from None
+    return digest, total
+
+
+def _ranks(paths: list[Path], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Rank of every row, from 1: three arrays of 8 bytes a row are all that scoring keeps of the whole."""
+    falling = np.empty(offsets[-1])
+    for k, path in enumerate(paths):
+        scores = pq.read_table(path, columns=["score"], use_threads=False)["score"].to_numpy()
+        np.negative(scores, out=falling[offsets[k] : offsets[k + 1]])
+    order = np.argsort(falling, kind="stable")
+    del falling
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(1, len(order) + 1)
+    return rank
+
+
+def _piece(
+    paths: list[Path], offsets: NDArray[np.int64], rank: NDArray[np.int64], low: int, high: int
+) -> pa.Table:
+    """Rows with rank in `(low, high]`, sorted, `rank` in its place among the columns."""
+    parts: list[pa.Table] = []
+    for k, path in enumerate(paths):
+        mine = rank[offsets[k] : offsets[k + 1]]
+        chosen = np.flatnonzero((mine > low) & (mine <= high))
+        if len(chosen) or not parts:
+            parts.append(pq.read_table(path).take(chosen).append_column("rank", pa.array(mine[chosen])))
+    table = pa.concat_tables(parts, promote_options="default").sort_by("rank")
+    own = [name for name in OWN if name in table.column_names]
+    return table.select(own + [name for name in table.column_names if name not in own])
+
+
+#: First characters of cells that a spreadsheet takes for a formula, or skips to reach one.
+FORMULA = tuple("=+-@\t\r\n")
+
+
+def top_csv(table: Path, count: int) -> bytes:
+    """The best rows as CSV; text that a spreadsheet would run as a formula is quoted."""
+    file = pq.ParquetFile(table)
+    names = ["rank", "id", "ra", "dec", "score", "probability", "spread", "qc", "label"]
+    names = [name for name in names if name in file.schema_arrow.names]
+    out = io.StringIO()
+    # With this line end the writer also quotes a lone carriage return, which readers take for one.
+    writer = csv.writer(out, lineterminator="\r\n")
+    writer.writerow(names)
+    left = count
+    for batch in file.iter_batches(batch_size=min(count, 10_000), columns=names):
+        for record in batch.slice(0, left).to_pylist():
+            values = [record[name] for name in names]
+            writer.writerow(["'" + v if isinstance(v, str) and v[:1] in FORMULA else v for v in values])
+        left -= batch.num_rows
+        if left <= 0:
+            break
+    return out.getvalue().encode()
+
+
+def joined_index(artefacts: list[Artefact]) -> Iterator[pa.Table]:
+    """The indexes of all tensor artefacts, one after the other, with the shard numbers of the scores.
+
+    Raises
+    ------
+    IntegrityError
+        An index is not what was written.
+    """
+    names = ["index", "id", "ra", "dec", "status", "reason", "shard", "row"]
+    # A column that only some have is null in the parts of the others.
+    schema = pa.unify_schemas([
+        pa.schema([field for field in pq.read_schema(a.directory / INDEX) if field.name in names])
+        for a in artefacts
+    ], promote_options="default")  # fmt: skip
+    if not any(a.manifest["index"]["rows"] for a in artefacts):
+        yield schema.empty_table()
+    first, start = 0, 0
+    for artefact in artefacts:
+        path, entry = artefact.directory / INDEX, artefact.manifest["index"]
+        if hash_file(path) != (entry["bytes"], entry["sha256"]):
+            raise IntegrityError(f"{path}: not the bytes that were written")
+        file, last = pq.ParquetFile(path), -1
+        have = [name for name in schema.names if name in file.schema_arrow.names]
+        for batch in file.iter_batches(batch_size=PIECE, columns=have, use_threads=False):
+            columns = {name: batch[name] for name in have}
+            place, number = batch["shard"].to_numpy(), batch["index"].to_numpy()
+            columns["shard"] = pa.array(np.where(place >= 0, place + first, place))
+            columns["index"] = pa.array(number + start)
+            last = max(last, int(number.max(initial=-1)))
+            parts = {name: columns.get(name, pa.nulls(len(batch))) for name in schema.names}
+            yield pa.table(parts).cast(schema)
+        first += len(artefact.shards)
+        start += last + 1

@@ -1,0 +1,454 @@
+"""`ripple score`: a model and tensors to ranked candidates.
+
+Shard k of the tensors becomes `shard-k.parquet`; a run that was killed goes on after the last whole shard.
+The sorted table is written in pieces of ranks, so that memory grows by a few numbers per row only. Every row
+says whether the model was trained on its piece of sky; only unseen sky is evaluated.
+"""
+
+from __future__ import annotations
+
+import io
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ripple.errors import ConfigError, DataError, IntegrityError
+from ripple.imaging.batch import TensorBatch
+from ripple.learn.config import ScoreConfig
+from ripple.learn.data.augment import orient
+from ripple.learn.data.training_set import DRAWN, named_split, with_validation
+from ripple.learn.evaluation.robustness import stress
+from ripple.learn.model.calibrate import sigmoid
+from ripple.learn.model.contract import Contract, Conversion, Facts, check
+from ripple.learn.model.device import choose_device
+from ripple.learn.model.network import Net
+from ripple.learn.model.uncertainty import class_probabilities, doubts, neighbour_distance
+from ripple.learn.model.weights import Model, convert, load_model
+from ripple.learn.scoring.evaluation import evaluation_report
+from ripple.learn.scoring.ranking import OWN, joined_index, top_csv, write_sorted
+from ripple.runtime.profile import peak_rss
+from ripple.runtime.signals import stoppable
+from ripple.runtime.summary import Summary, progress
+from ripple.sky.splits import SPLITS, sky_cells, split_keys
+from ripple.storage import shard_reader
+from ripple.storage.artefact import Artefact, open_artefact
+from ripple.storage.checksums import listed
+from ripple.storage.files import write_atomic
+from ripple.storage.writer import ArtefactWriter, create
+
+SORTED = "scores.parquet"
+#: What else is written beside the shards, each when it is asked for.
+BESIDE = ("top.csv", "evaluation.json", "curves.png", "stress.json", "stress.csv", "stress.png")
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One shard to score."""
+
+    number: int
+    artefact: Artefact
+    shard: int
+
+
+def score(config: ScoreConfig) -> Summary:
+    """Score, resume, or find finished.
+
+    Raises
+    ------
+    ContractError
+        The tensors break the contract of the model; nothing is written.
+    IntegrityError
+        A damaged model or shard; no score is written for it.
+    DataError
+        `evaluate` without labelled rows of both classes on unseen sky.
+    """
+    began = time.perf_counter()
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = choose_device(config.device)
+    model = load_model(config.model).to(device)
+    if config.mc_dropout and not model.contract.architecture.dropout:
+        raise ConfigError("--mc-dropout: the model was trained without", hint="ripple train --dropout 0.1")
+    artefacts = [open_artefact(path, "tensors") for path in config.tensors]
+    units = [
+        Unit(n, a, k) for n, (a, k) in enumerate((a, k) for a in artefacts for k in range(len(a.shards)))
+    ]
+    _check_all(model.contract, units, config)
+    inputs = {"model": model.contract.digest(), "tensors": [a.digest for a in artefacts]}
+    writer = create(
+        config.output, kind="scores", config=config, inputs=inputs, units=len(units), suffix=".parquet"
+    )
+    if not isinstance(writer, ArtefactWriter):
+        return _summary(config, writer.artefact.manifest["attributes"], 0.0, done=True)
+    with writer, stoppable() as stop:
+        todo = [unit for unit in units if writer.done(unit.number) is None]
+        rows = sum(u.artefact.shards[u.shard].rows for u in units)
+        read = _read(todo, model.contract, config, device)
+        with progress(rows, "scoring") as advance, _ahead(read) as ahead:
+            for unit, batch, images in ahead:
+                stop.check()
+                table = score_shard(model, unit, batch, images, config, device, advance)
+                writer.commit(unit.number, _parquet(table), len(batch), {})
+        attributes = _finish(writer, model, units, config, device)
+    return _summary(config, attributes, time.perf_counter() - began)
+
+
+def _finish(
+    writer: ArtefactWriter, model: Model, units: list[Unit], config: ScoreConfig, device: torch.device
+) -> dict[str, Any]:
+    """Sorted table, best rows, evaluation, robustness, then the manifest."""
+    paths = [writer.directory / writer.name(unit.number) for unit in units]
+    digest, rows = write_sorted(paths, writer.directory / SORTED)
+    if config.top:
+        write_atomic(writer.directory / "top.csv", top_csv(writer.directory / SORTED, config.top))
+    attributes: dict[str, Any] = {
+        "rows": rows, "sorted": {"name": SORTED, "sha256": digest},
+        "model": {"digest": model.contract.digest(), "origin": model.contract.origin},
+        "members": len(model.nets),
+        "output": model.contract.output, "threshold": model.contract.threshold,
+        "bands": list(model.contract.bands), "prevalence": config.prevalence,
+    }  # fmt: skip
+    if config.evaluate:
+        found = evaluation_report(paths, model.contract, config, writer.directory)
+        attributes["evaluation"] = found["evaluation"]["metrics"]
+        if "visible" in found:
+            attributes["visible"] = found["visible"]
+    if config.stress:
+        parts = _judged_rows(model.contract, units, config)
+        found = stress(
+            model, parts, writer.directory, seed=config.seed, attacked=config.attacked_rows, device=device
+        )
+        worst = max(found["card"], key=lambda r: r["flip_rate"]["value"])
+        attributes["stress"] = {"worst": worst["disturbance"], "flip_rate": worst["flip_rate"]["value"]}
+    artefacts = list({id(unit.artefact): unit.artefact for unit in units}.values())
+    attributes["files"] = listed(writer.directory, BESIDE)
+    writer.finish(joined_index(artefacts), {"peak_rss": peak_rss()}, attributes)
+    return attributes
+
+
+def _judged_rows(
+    contract: Contract, units: list[Unit], config: ScoreConfig
+) -> list[tuple[TensorBatch, NDArray[np.int64]]]:
+    """Labelled rows of unseen sky, at most `stress_rows`, evenly over the shards."""
+    found: list[tuple[TensorBatch, NDArray[np.int64]]] = []
+    share = -(-config.stress_rows // max(len(units), 1))
+    for unit in units:
+        batch = shard_reader.map_tensors(unit.artefact.verified_path(unit.shard))
+        unseen = split_names(contract, unit.artefact, batch) == "test"
+        label = np.asarray(batch.catalog.get("label", np.full(len(batch), -1)))
+        rows = np.flatnonzero(unseen & (label >= 0) & (label < max(len(class_names(contract)), 1)))
+        found.append((batch, np.sort(np.random.default_rng(config.seed).permutation(rows)[:share])))
+    return found
+
+
+def _conversion(config: ScoreConfig) -> Conversion:
+    return Conversion(crop=config.crop, reorder_bands=config.reorder_bands, resample=config.resample)
+
+
+def _check_all(contract: Contract, units: list[Unit], config: ScoreConfig) -> None:
+    """Look at every shard before the first score, so that a misfit writes nothing."""
+    seen = np.zeros(2, np.int64)
+    for unit in units:
+        path = unit.artefact.verified_path(unit.shard)
+        batch = shard_reader.map_tensors(path)
+        check(contract, Facts.of(batch), _conversion(config), str(path))
+        if config.evaluate and "label" in batch.catalog:
+            unseen = split_names(contract, unit.artefact, batch) == "test"
+            label = np.asarray(batch.catalog["label"])[unseen]
+            seen += [(label == 0).sum(), (label == 1).sum()]
+    if config.evaluate and contract.output == "lens" and not seen.all():
+        raise DataError(
+            f"--evaluate: {seen[1]} lenses and {seen[0]} non-lenses on sky the model has not seen",
+            hint="score labelled tensors, or leave --evaluate out",
+        )
+
+
+# --- one shard -------------------------------------------------------------------------------------
+
+
+def _read(
+    units: list[Unit], contract: Contract, config: ScoreConfig, device: torch.device
+) -> Iterator[tuple[Unit, TensorBatch, list[Tensor]]]:
+    """Shards with their images in batches, in host memory, as the network takes them."""
+    for unit in units:
+        path = unit.artefact.verified_path(unit.shard)
+        batch = shard_reader.map_tensors(path)
+        facts = Facts.of(batch)
+        check(contract, facts, _conversion(config), str(path))
+        images = []
+        for at in range(0, len(batch), config.batch_size):
+            part = torch.from_numpy(batch.image[at : at + config.batch_size].astype(np.float32))
+            image = convert(part, contract, facts).contiguous()
+            images.append(image.pin_memory() if device.type == "cuda" else image)
+        yield unit, batch, images
+
+
+@contextmanager
+def _ahead[T](items: Iterable[T]) -> Iterator[Iterator[T]]:
+    """The same items, made one ahead in a thread; errors come out where the item would.
+
+    The thread has ended when the context has: Python must not end while HDF5 reads.
+    """
+    box: queue.Queue[tuple[bool, Any]] = queue.Queue(maxsize=1)
+    stop = threading.Event()
+
+    def put(entry: tuple[bool, Any]) -> None:
+        while not stop.is_set():
+            with suppress(queue.Full):
+                box.put(entry, timeout=0.1)
+                return
+
+    def work() -> None:
+        try:
+            for item in items:
+                put((True, item))
+                if stop.is_set():
+                    return
+            put((False, None))
+        except BaseException as err:  # noqa: BLE001 - raised again in the caller's thread
+            put((False, err))
+
+    def taken() -> Iterator[T]:
+        while True:
+            more, item = box.get()
+            if more:
+                yield item
+            elif item is not None:
+                raise item
+            else:
+                return
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield taken()
+    finally:
+        stop.set()
+        thread.join()
+
+
+def score_shard(
+    model: Model, unit: Unit, batch: TensorBatch, images: list[Tensor], config: ScoreConfig,
+    device: torch.device, advance: Callable[[int], None],
+) -> pa.Table:  # fmt: skip
+    """The table of one shard, in the order of its rows.
+
+    Columns: id, ra, dec, score, probability, spread, qc, split, shard, row, then the answers of other tasks
+    (`p_<class>`, `predicted`, or `<target>_predicted`), then the other catalogue columns.
+    """
+    values, near = np.zeros((0, 1, model.contract.architecture.outputs)), np.zeros(0)
+    if images:
+        pairs = []
+        for image in images:
+            moved = image.to(device, non_blocking=True)
+            found, latent = outputs(model, moved, tta=config.tta, dropout=config.mc_dropout)
+            pairs.append((found, distances(model, latent)))
+            advance(len(image))
+        values, near = (np.concatenate(part) for part in zip(*pairs, strict=True))
+    n, catalog = len(batch), dict(batch.catalog)
+    columns: dict[str, Any] = {name: catalog.pop(name, np.full(n, np.nan)) for name in ("id", "ra", "dec")}
+    columns |= answers(model.contract, values, config.prevalence)
+    if model.contract.uncertainty is not None:
+        p = set_probabilities(model.contract, values)
+        columns |= doubts(model.contract.uncertainty, p, near, class_names(model.contract))
+    columns["qc"] = catalog.pop("qc", np.zeros(n, np.uint64))
+    columns["split"] = split_names(model.contract, unit.artefact, batch)
+    columns["shard"] = np.full(n, unit.number, np.int32)
+    columns["row"] = np.arange(n, dtype=np.int32)
+    for name, column in catalog.items():
+        if name not in columns and name not in OWN and column.ndim == 1 and not name.startswith("norm_"):
+            columns[name] = column
+    return pa.table({name: _arrow(column) for name, column in columns.items()})
+
+
+@torch.inference_mode()
+def outputs(
+    model: Model, image: Tensor, *, tta: bool = True, dropout: int = 0
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Outputs of every member and orientation, and features of every member.
+
+    Parameters
+    ----------
+    model
+        On the device of `image`.
+    image
+        `(n, B, size, size)` float32.
+    tta
+        Eight orientations for members that are not invariant by construction.
+    dropout
+        Passes with dropout for each of these (Gal & Ghahramani 2016, ICML 48, 1050); 0 for one without.
+
+    Returns
+    -------
+    `(n, V, outputs)` float32, V members times orientations; a member that is invariant counts eight times, so
+    that members weigh the same. `(E, n, F)` float32, features of the images as they are.
+    """
+    found, latent = [], []
+    for net in model.nets:
+        latent.append(net.features(image))
+        upright = _passes(net, latent[-1], dropout)
+        if net.invariant or not tta:
+            found += upright * (8 if tta else 1)
+            continue
+        found += upright
+        for g in range(1, 8):
+            element = torch.full((len(image),), g, dtype=torch.int64, device=image.device)
+            found += _passes(net, net.features(orient(image, element)), dropout)
+    return torch.stack(found, 1).float().cpu().numpy(), torch.stack(latent).float().cpu().numpy()
+
+
+def _passes(net: Net, features: Tensor, dropout: int) -> list[Tensor]:
+    """Outputs without dropout, or of `dropout` passes: features are computed once, masks repeat."""
+    if not dropout:
+        return [net.head(features)]
+    keep = 1 - net.dropout.p
+    seeded = torch.Generator().manual_seed(0)
+    # One mask for all rows: the score of a row does not depend on its batch.
+    masks = (torch.rand(dropout, features.shape[1], generator=seeded) < keep).to(features)
+    return [net.head(features * mask / keep) for mask in masks]
+
+
+def distances(model: Model, latent: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Distance `(n,)` of features `(E, n, F)` to the training rows of the model; NaN when it has none."""
+    if model.bank is None or model.contract.uncertainty is None:
+        return np.full(latent.shape[1], np.nan)
+    return neighbour_distance(model.bank.features.numpy(), latent, model.contract.uncertainty.neighbour)
+
+
+def class_names(contract: Contract) -> tuple[str, ...]:
+    """Names of the classes in the order of their labels; empty for regression."""
+    if contract.output == "regression":
+        return ()
+    kinds = 2 if contract.output == "lens" else len(contract.class_map)
+    return tuple(contract.class_map.get(str(k), str(k)) for k in range(kinds))
+
+
+def set_probabilities(contract: Contract, values: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Probabilities `(n, K)` that conformal sets are made of: calibrated, at the prevalence of training."""
+    match contract.output:
+        case "lens":
+            return class_probabilities(contract.calibration.probability(values[:, :, 0].mean(1)))
+        case "classes":
+            z = values.astype(np.float64)
+            odds = np.exp(z - z.max(2, keepdims=True))
+            return np.asarray((odds / odds.sum(2, keepdims=True)).mean(1))
+        case "regression":
+            return np.zeros((len(values), 0))
+
+
+def answers(
+    contract: Contract, values: NDArray[np.floating], prevalence: float | None
+) -> dict[str, NDArray[Any]]:
+    """Score, probability, spread and what else the task gives.
+
+    Parameters
+    ----------
+    contract
+        Of the model.
+    values
+        `(n, V, outputs)` from `outputs`.
+    prevalence
+        Of lenses, for `probability`.
+    """
+    match contract.output:
+        case "lens":
+            logit = values[:, :, 0].astype(np.float64)
+            mean = logit.mean(1)
+            found = {
+                "score": sigmoid(mean),
+                "probability": contract.calibration.probability(mean, prevalence=prevalence),
+                "spread": sigmoid(logit).std(1),
+            }
+        case "classes":
+            odds = np.exp(values - values.max(2, keepdims=True)).astype(np.float64)
+            each = odds / odds.sum(2, keepdims=True)
+            p = each.mean(1)
+            found = {"score": 1 - p[:, 0], "probability": 1 - p[:, 0], "spread": each[:, :, 0].std(1)}
+            found["predicted"] = p.argmax(1).astype(np.int32)
+            found |= {f"p_{contract.class_map[str(k)]}": p[:, k] for k in range(p.shape[1])}
+        case "regression":
+            real = values * np.array(contract.target_std) + np.array(contract.target_mean)
+            mean = real.mean(1)
+            found = {
+                "score": mean[:, 0],
+                "probability": np.full(len(mean), np.nan),
+                "spread": real[:, :, 0].std(1),
+            }
+            found |= {f"{name}_predicted": mean[:, k] for k, name in enumerate(contract.targets)}
+    if not all(np.isfinite(found[name]).all() for name in ("score", "spread")):
+        raise IntegrityError(
+            "the network gives scores that are not finite", hint="look at tensors and weights"
+        )
+    # The score keeps its digits: near 1 float32 would tie the best candidates.
+    rest = {k: v.astype(np.float32) if v.dtype == np.float64 else v for k, v in found.items()}
+    return rest | {"score": found["score"].astype(np.float64)}
+
+
+def split_names(contract: Contract, artefact: Artefact, batch: TensorBatch) -> NDArray[np.str_]:
+    """For each row `train`, `validation` or `test`: what the model used its piece of sky for.
+
+    By position when the model was trained by sky block: a row in a block that holds rows it was trained on is
+    `train`, whatever data set it comes from. Otherwise by id or by the given column, for the very artefacts
+    it was trained on; all else is `test`.
+    """
+    n = len(batch)
+    if contract.split is not None:
+        sky = contract.split
+        cells = sky_cells(batch.catalog["ra"], batch.catalog["dec"], sky.nside)
+        number = np.where(np.isin(cells, sky.train), 0, np.where(np.isin(cells, sky.validation), 1, 2))
+    elif artefact.digest in contract.training.get("inputs", ()):
+        options = contract.training["config"]
+        key, fractions, seed = batch.catalog["id"], options["fractions"], options["split_seed"]
+        if options["split_column"] is not None:
+            number = named_split(np.asarray(batch.catalog[options["split_column"]]), options["split_column"])
+            if DRAWN in contract.training["notes"]:
+                number = with_validation(number, np.asarray(key), fractions, seed)
+        else:
+            number = split_keys(key, fractions=fractions, seed=seed)
+    else:
+        number = np.full(n, 2)
+    # A row in no split was left out of training because it touches held-out sky: it is not held out itself.
+    return np.array([*SPLITS, "train"])[number]
+
+
+def _arrow(column: NDArray[Any]) -> pa.Array:
+    if column.dtype.kind == "S":
+        return pa.array([value.decode("utf-8", "replace") for value in column.tolist()])
+    return pa.array(column)
+
+
+def _parquet(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def _summary(
+    config: ScoreConfig, attributes: dict[str, Any], seconds: float, *, done: bool = False
+) -> Summary:
+    facts: dict[str, Any] = {"rows": attributes["rows"]}
+    if seconds:
+        facts["rate"] = f"{attributes['rows'] / seconds:,.0f} rows/s"
+    for name in ("auroc", "pr_auc", "tpr_at_fpr_1e-2", "ece"):
+        entry = attributes.get("evaluation", {}).get(name)
+        if isinstance(entry, dict) and "low" in entry:
+            facts[f"{name} (unseen sky)"] = f"{entry['value']:.4f} [{entry['low']:.4f}, {entry['high']:.4f}]"
+    if "stress" in attributes:
+        facts["least robust to"] = "{worst}: {flip_rate:.1%} of decisions flip".format(**attributes["stress"])
+    if "visible" in attributes:
+        seen = attributes["visible"]
+        name = f"arcs < {seen['arc_sb_below']:g} mag/arcsec^2 ({seen['lenses']})"
+        if isinstance(seen.get("auroc"), dict) and "low" in seen["auroc"]:
+            facts[name] = "AUROC {value:.3f} [{low:.3f}, {high:.3f}]".format(**seen["auroc"])
+    return Summary("score", str(config.output), facts, seconds=seconds, done_before=done)

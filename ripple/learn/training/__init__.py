@@ -1,0 +1,1 @@
+"""Training a finder, with or without domain adaptation."""

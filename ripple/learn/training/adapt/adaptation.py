@@ -1,0 +1,254 @@
+"""Domain adaptation: a finder trained on labelled source rows learns to work on unlabelled target rows.
+
+One loop for all (`training.loop`): the task loss on source rows plus a weight times the loss of a
+`Method`, which sees features of source and target rows of the same step. The first `adapt_start` of the
+epochs is source only; then the weight grows from 0 to `adapt_weight` as in Ganin et al. (2016). No method
+reads target labels, except `supervised`, and that no more than `target_labels` of them.
+
+Batch statistics are those of each domain: source and target rows pass through the network in turn, and the
+network that is kept carries the statistics of the target, measured at the end (`own_statistics`).
+
+What is assumed about the target is written down: its class shares are those of `target_prevalence`, by
+default those of the source. Source rows are weighted to these shares before domains are compared.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ripple.errors import ConfigError, DataError, IntegrityError
+from ripple.learn.config import TrainConfig
+from ripple.learn.data.dataset import Batch, TensorDataset
+from ripple.learn.data.loader import Loader
+from ripple.learn.data.training_set import TargetSet, TrainingSet
+from ripple.learn.model.network import Net
+from ripple.learn.training import losses
+from ripple.learn.training.adapt.methods import (
+    BatchNorm,
+    Dann,
+    Latent,
+    Step,
+    augmentation,
+    make_method,
+    ramp,
+    two_logits,
+)
+from ripple.sky.splits import TRAIN
+
+
+class Adaptation:
+    """A method at work: its target rows, its weight over time, its state between epochs.
+
+    Parameters
+    ----------
+    data
+        Source rows, with a target.
+    config
+        Options.
+    net, average
+        The network and the moving average of its weights.
+    seed
+        Of the member.
+    device
+        Where it runs.
+    """
+
+    def __init__(
+        self, data: TrainingSet, config: TrainConfig, net: Net, average: Net | None, *, seed: int,
+        device: torch.device,
+    ) -> None:  # fmt: skip
+        if data.target is None:
+            raise ConfigError(f"--adapt {config.adapt} needs another data set", hint="--target TENSORS")
+        self.data, self.config, self.net, self.average, self.device = data, config, net, average, device
+        self.target: TargetSet = data.target
+        self.shares = assumed_shares(data, config).to(device)
+        self.method = make_method(config, net, self.shares, seed).to(device)
+        self.start = min(math.ceil(config.adapt_start * config.epochs), config.epochs - 1)
+        self.loader = self._loader(seed)
+        self._stream: Iterator[Batch] = iter(())
+        self.active = False
+
+    def _loader(self, seed: int) -> Loader:
+        config, labelled = self.config, self.config.adapt == "supervised"
+        rows = self.target.labelled(config.target_labels, seed) if labelled else self.target.rows(TRAIN)
+        size = min(config.batch_size, len(rows))
+        return Loader(
+            self.target.dataset, rows=rows, batch_size=size, seed=seed + 7919,
+            augment=augmentation(config), device=self.device, balance=labelled, drop_last=True,
+        )  # fmt: skip
+
+    @property
+    def rate(self) -> float:
+        """Factor on the learning rate."""
+        return self.method.rate if self.active else 1.0
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Called before the first batch of an epoch."""
+        self.active = epoch >= self.start
+        if not self.active:
+            return
+        judged = self.average if self.average is not None else self.net
+        latent = self._survey(judged) if self.method.surveys else None
+        self.method.train()
+        self.method.begin(judged, latent, self._progress(epoch))
+        self._stream = (b for k in count() for b in self.loader.epoch(epoch * 10_000 + k))
+
+    def _progress(self, at: float) -> float:
+        return min((at - self.start) / (self.config.epochs - self.start), 1.0)
+
+    def step(self, batch: Batch, at: float) -> tuple[Tensor, Tensor]:
+        """Outputs `(n, outputs)` of the source rows, and the weighted adaptation loss.
+
+        Parameters
+        ----------
+        batch
+            Source rows.
+        at
+            Epochs done, with a fraction.
+        """
+        if not self.active:
+            return self.net(batch["image"]), torch.zeros((), device=self.device)
+        other = next(self._stream)
+        # In turn, not together: each domain is normalised by its own batch statistics (Chang et al. 2019).
+        source, target = (self.net.features(b["image"]).float() for b in (batch, other))
+        outputs, theirs = (self.net.head(self.net.dropout(f)) for f in (source, target))
+        progress = self._progress(at)
+        loss = self.method.loss(Step(
+            net=self.net, average=self.average, source=source, target=target,
+            source_logits=two_logits(outputs), target_logits=two_logits(theirs), label=batch["label"],
+            weight=self._weight(batch), target_batch=other | {"source_image": batch["image"]},
+            progress=progress,
+        ))  # fmt: skip
+        if not self.method.task:
+            outputs = outputs.detach()
+        return outputs, self.config.adapt_weight * ramp(progress) * loss
+
+    def after(self) -> None:
+        """Called after the step of the network: the discriminator moves on the gradient it was left."""
+        if self.active and isinstance(self.method, Dann) and self.method.inner is not None:
+            self.method.inner.step()
+
+    def _weight(self, batch: Batch) -> Tensor:
+        if self.config.task == "regression":
+            return torch.ones(len(batch["label"]), device=self.device)
+        return losses.class_weight(batch["label"], self.shares)
+
+    @torch.no_grad()
+    def _survey(self, net: Net) -> Latent:
+        rows = self.target.rows(TRAIN)
+        known = self.data.rows(TRAIN)
+        theirs = own_statistics(net, self.target.dataset, rows, self.device)
+        target = features_of(theirs, self.target.dataset, rows, self.device)
+        ours = own_statistics(net, self.data.dataset, known, self.device)
+        source = features_of(ours, self.data.dataset, known, self.device)
+        label = torch.from_numpy(self.data.labels[known]).to(self.device)
+        unit = nn.functional.normalize(source, dim=1)
+        means = torch.stack([unit[label == k].mean(0) for k in range(len(self.shares))])
+        return Latent(rows, target, means)
+
+    def state(self) -> dict[str, Tensor]:
+        """All that a resume needs: weights of the method and slots of its optimiser."""
+        kept = {f"method/{k}": v for k, v in self.method.state_dict().items()}
+        if self.method.inner is not None:
+            for index, slots in self.method.inner.state_dict()["state"].items():
+                kept |= {f"inner/{index}/{name}": value for name, value in slots.items()}
+        return kept
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Put back what `state` gave.
+
+        Raises
+        ------
+        IntegrityError
+            It does not fit the method.
+        """
+        own = {k.removeprefix("method/"): v for k, v in state.items() if k.startswith("method/")}
+        try:
+            self.method.load_state_dict(own)
+        except RuntimeError as err:
+            raise IntegrityError(
+                f"state of --adapt {self.config.adapt}: {' '.join(str(err).split())[:150]}"
+            ) from None
+        slots: dict[int, dict[str, Tensor]] = {}
+        for key, value in state.items():
+            if key.startswith("inner/"):
+                _, index, name = key.split("/")
+                slots.setdefault(int(index), {})[name] = value
+        if self.method.inner is not None:
+            groups = self.method.inner.state_dict()["param_groups"]
+            self.method.inner.load_state_dict({"state": slots, "param_groups": groups})
+
+
+def assumed_shares(data: TrainingSet, config: TrainConfig) -> Tensor:
+    """Class shares `(K,)` assumed for the target: `target_prevalence`, else those of the source rows."""
+    if config.task == "regression":
+        return torch.ones(1)
+    if config.target_prevalence is not None:
+        return torch.tensor([1 - config.target_prevalence, config.target_prevalence])
+    label = data.labels[data.rows(TRAIN)]
+    kinds = 2 if config.task == "lens" else len(data.class_map)
+    found = np.bincount(label, minlength=kinds)
+    return torch.from_numpy(found / found.sum()).float()
+
+
+@torch.no_grad()
+def features_of(net: Net, dataset: TensorDataset, rows: NDArray[np.int64], device: torch.device) -> Tensor:
+    """Features `(n, F)` of rows, in their order, from the network in evaluation mode."""
+    training = net.training
+    net.eval()
+    loader = Loader(dataset, rows=rows, batch_size=256, shuffle=False, device=device)
+    parts = [net.features(batch["image"]).float() for batch in loader.epoch(0)]
+    net.train(training)
+    if not parts:
+        raise DataError("no rows to take features of")
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def own_statistics(net: Net, dataset: TensorDataset, rows: NDArray[np.int64], device: torch.device) -> Net:
+    """A copy of the network whose batch norms carry the statistics of these rows; as it is without norms."""
+    net = copy.deepcopy(net).eval()
+    for m in net.modules():
+        if isinstance(m, BatchNorm):
+            m.reset_running_stats()
+            m.momentum = None  # the plain mean over batches
+            m.train()
+    for batch in Loader(dataset, rows=rows, batch_size=256, seed=0, device=device).epoch(0):
+        if len(batch["image"]) > 1:
+            net.features(batch["image"])
+    return net.eval()
+
+
+def estimated_shares(probability: NDArray[Any], shares: NDArray[Any], *, steps: int = 1000) -> NDArray[Any]:
+    """Class shares of rows without labels, by expectation and maximisation.
+
+    Saerens, Latinne & Decaestecker 2002 (Neural Comput. 14, 21). Holds when only the shares differ: under a
+    shift of the images it is a warning, not a measurement.
+
+    Parameters
+    ----------
+    probability
+        `(N, K)`, calibrated for `shares`.
+    shares
+        `(K,)` of the rows it was calibrated on.
+    steps
+        At most.
+    """
+    now = np.asarray(shares, np.float64)
+    for _ in range(steps):
+        p = probability * (now / shares)
+        p /= p.sum(1, keepdims=True)
+        new = p.mean(0)
+        if np.abs(new - now).max() < 1e-7:
+            break
+        now = new
+    return now

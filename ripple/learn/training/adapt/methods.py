@@ -1,0 +1,374 @@
+"""The methods of domain adaptation: what each adds to a training step."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ripple.errors import ConfigError
+from ripple.learn.config import TrainConfig
+from ripple.learn.data.augment import Augment
+from ripple.learn.data.dataset import Batch
+from ripple.learn.model.network import Net
+from ripple.learn.training import losses
+
+BatchNorm = nn.modules.batchnorm._BatchNorm
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a method sees of one step.
+
+    Parameters
+    ----------
+    net, average
+        The network in training, and the moving average of its weights when there is one.
+    source, target
+        Features `(n, F)` and `(m, F)`, with gradients.
+    source_logits, target_logits
+        `(n, K)` and `(m, K)`; a single logit z becomes `(0, z)`.
+    label, weight
+        Of the source rows, `(n,)`; the weights give the batch the class shares assumed for the target.
+    target_batch
+        Images, row numbers and labels of the target rows.
+    progress
+        From 0 to 1 over the adaptation.
+    """
+
+    net: Net
+    average: Net | None
+    source: Tensor
+    target: Tensor
+    source_logits: Tensor
+    target_logits: Tensor
+    label: Tensor
+    weight: Tensor
+    target_batch: Batch
+    progress: float
+
+
+@dataclass(frozen=True)
+class Latent:
+    """Features of all target training rows `(m, F)` and of the mean of each source class `(K, F)`."""
+
+    rows: NDArray[np.int64]
+    target: Tensor
+    means: Tensor
+
+
+class Method(nn.Module):
+    """One way to bring two domains together.
+
+    Attributes
+    ----------
+    task
+        False when the network does not learn from source labels while it adapts.
+    rate
+        Factor on the learning rate while it adapts.
+    inner
+        Optimiser of the parameters of the method itself, if it has any.
+    surveys
+        True when the method wants a `Latent` at the start of every epoch.
+    """
+
+    task = True
+    rate = 1.0
+    surveys = False
+    inner: torch.optim.Optimizer | None = None
+
+    def begin(self, net: Net, latent: Latent | None, progress: float) -> None:
+        """Start an epoch; `net` is what will be judged at its end."""
+
+    def loss(self, step: Step) -> Tensor:
+        """The adaptation loss `()`."""
+        raise NotImplementedError
+
+
+class AdaBn(Method):
+    """Nothing but batch statistics of its own for each domain (Li et al. 2018, Pattern Recognit. 80, 109).
+
+    All methods have these; this one shows what the others add.
+    """
+
+    def loss(self, step: Step) -> Tensor:
+        """Zero: the weights learn from the source alone."""
+        return step.target.sum() * 0
+
+
+class Mmd(Method):
+    """Multi-kernel maximum mean discrepancy, `align.mmd`."""
+
+    def loss(self, step: Step) -> Tensor:
+        """MMD^2 of the features."""
+        return losses.mmd(step.source, step.target, step.weight)
+
+
+class Coral(Method):
+    """Deep CORAL, `align.coral`, of features in units of their spread in the source batch."""
+
+    def loss(self, step: Step) -> Tensor:
+        """Distance of the covariances, and of the means, which CORAL leaves to the batch norms."""
+        centre = step.source.detach().mean(0)
+        width = step.source.detach().std(0).clamp_min(1e-3)
+        x, y = (step.source - centre) / width, (step.target - centre) / width
+        share = step.weight / step.weight.sum()
+        means = ((share[:, None] * x).sum(0) - y.mean(0)).square().mean()
+        # 4 F^2 makes the loss tiny for the wide layers it was made for; F of them count as one here.
+        return losses.coral(x, y, step.weight) * x.shape[1] + means
+
+
+def _critic(features: int, seed_width: int = 64) -> nn.Sequential:
+    """Two hidden layers and one number per row."""
+    return nn.Sequential(
+        nn.Linear(features, seed_width), nn.LeakyReLU(0.1),
+        nn.Linear(seed_width, seed_width), nn.LeakyReLU(0.1), nn.Linear(seed_width, 1), nn.Flatten(0),
+    )  # fmt: skip
+
+
+class Dann(Method):
+    """A discriminator of domains behind a reversed gradient (Ganin et al. 2016, JMLR 17, 1)."""
+
+    def __init__(self, features: int, lr: float) -> None:
+        super().__init__()
+        self.discriminator = _critic(features)
+        self.inner = torch.optim.Adam(self.discriminator.parameters(), lr=lr)
+
+    def loss(self, step: Step) -> Tensor:
+        """The discriminator goes down this loss, the network up."""
+        self.discriminator.zero_grad(set_to_none=True)
+        x, y = (self.discriminator(losses.reverse(f)) for f in (step.source, step.target))
+        return losses.domain_loss(x, y, step.weight)
+
+
+class Adda(Method):
+    """Target features that a discriminator takes for those of the frozen source network.
+
+    Tzeng et al. 2017 (CVPR, 2962). The task is learnt first; then the copy for the target, which is what is
+    kept, starts from the source network, and the head stays as it is.
+    """
+
+    task, rate = False, 0.1
+
+    def __init__(self, net: Net, features: int, lr: float) -> None:
+        super().__init__()
+        self.reference = copy.deepcopy(net).eval().requires_grad_(False)
+        self.discriminator = _critic(features)
+        self.inner = torch.optim.Adam(self.discriminator.parameters(), lr=lr)
+        self.frozen: Tensor
+        self.register_buffer("frozen", torch.zeros((), dtype=torch.int64))
+
+    def begin(self, net: Net, latent: Latent | None, progress: float) -> None:
+        """Freeze the source network once."""
+        if not int(self.frozen):
+            self.reference.load_state_dict(net.state_dict())
+            self.frozen.fill_(1)
+
+    def loss(self, step: Step) -> Tensor:
+        """One step of the discriminator, then how well the target passes for the source."""
+        assert self.inner is not None
+        with torch.no_grad():
+            source = self.reference.eval().features(step.target_batch["source_image"])
+        known = self.discriminator(source)
+        self.inner.zero_grad(set_to_none=True)
+        losses.domain_loss(known, self.discriminator(step.target.detach()), step.weight).backward()
+        self.inner.step()
+        self.inner.zero_grad(set_to_none=True)
+        return nn.functional.softplus(-self.discriminator(step.target)).mean()
+
+
+class Wdgrl(Method):
+    """Wasserstein distance by a critic trained to its best in every step (Shen et al. 2018, AAAI, 4058)."""
+
+    def __init__(self, features: int, lr: float, steps: int = 5, penalty: float = 10.0) -> None:
+        super().__init__()
+        self.critic = _critic(features)
+        self.inner = torch.optim.Adam(self.critic.parameters(), lr=lr, betas=(0.5, 0.9))
+        self.steps, self.penalty = steps, penalty
+
+    def loss(self, step: Step) -> Tensor:
+        """The distance, after `steps` steps of the critic."""
+        assert self.inner is not None
+        x, y = step.source.detach(), step.target.detach()
+        for _ in range(self.steps):
+            distance = losses.wasserstein(self.critic(x), self.critic(y), step.weight)
+            cost = self.penalty * losses.gradient_penalty(self.critic, x, y) - distance
+            self.inner.zero_grad(set_to_none=True)
+            cost.backward()
+            self.inner.step()
+        self.inner.zero_grad(set_to_none=True)
+        return losses.wasserstein(self.critic(step.source), self.critic(step.target), step.weight)
+
+
+class KMeans(Method):
+    """Pseudo-labels by spherical k-means of the target, started at the source classes.
+
+    Kang et al. 2019 (CVPR, 4893). Each epoch clusters anew; rows near their centre teach first.
+    """
+
+    surveys = True
+
+    def begin(self, net: Net, latent: Latent | None, progress: float) -> None:
+        """Cluster the target; keep the nearest half of each cluster, later all."""
+        assert latent is not None
+        chosen, centres = losses.spherical_kmeans(latent.target, latent.means)
+        cosine = (nn.functional.normalize(latent.target, dim=1) * centres[chosen]).sum(1)
+        self.label = torch.full((int(latent.rows.max()) + 1,), -1, device=chosen.device)
+        rows = torch.from_numpy(latent.rows).to(chosen.device)
+        for k in range(len(centres)):
+            mine = torch.nonzero(chosen == k).squeeze(1)
+            if len(mine):
+                order = mine[cosine[mine].argsort(descending=True, stable=True)]
+                order = order[: max(1, math.ceil(len(mine) * (0.5 + 0.4 * progress)))]
+                self.label[rows[order]] = k
+
+    def loss(self, step: Step) -> Tensor:
+        """Cross-entropy of the target rows that have a pseudo-label."""
+        label = self.label[step.target_batch["row"]]
+        if not bool((label >= 0).any()):
+            return step.target_logits.sum() * 0
+        return nn.functional.cross_entropy(step.target_logits, label, ignore_index=-1)
+
+
+class Teacher(Method):
+    """The moving average of the network teaches it on disturbed target images.
+
+    Tarvainen & Valpola 2017 (NeurIPS 30, 1195) with the distribution alignment and the relative threshold of
+    AdaMatch (Berthelot et al. 2022, ICLR).
+    """
+
+    def __init__(self, shares: Tensor, seed: int, sky: float = 0.0) -> None:
+        super().__init__()
+        self.sky = sky
+        self.shares: Tensor
+        self.mean: Tensor
+        self.register_buffer("shares", shares)
+        self.register_buffer("mean", shares.clone())
+        self.seed = seed
+
+    def loss(self, step: Step) -> Tensor:
+        """Cross-entropy against the teacher where it is sure enough."""
+        if step.average is None:
+            raise ConfigError("--adapt teacher: there is no moving average", hint="--ema above 0")
+        image = step.target_batch["image"]
+        with torch.no_grad():
+            teacher = step.average.train()  # normalised by this batch, as the pupil is
+            p = torch.softmax(two_logits(teacher(image).float()), 1)
+            teacher.eval()
+            self.mean.lerp_(p.mean(0), 0.05)
+            p = p * self.shares / self.mean.clamp_min(1e-3)
+            sure, label = (p / p.sum(1, keepdim=True)).max(1)
+            limit = 0.9 * torch.softmax(step.source_logits, 1).amax(1).mean()
+            width = float((image - image.median()).abs().median()) * 1.4826
+        strong = Augment(d4=True, shift=3, blur=1.5, noise=width, sky=self.sky)
+        turn = int(step.progress * 1e6)
+        other = strong(image, step.target_batch["row"], seed=self.seed + 1, epoch=turn)
+        each = nn.functional.cross_entropy(two_logits(step.net(other).float()), label, reduction="none")
+        # The source is disturbed as well: what blur and noise leave of an arc is learnt from true labels.
+        known, number = step.target_batch["source_image"], torch.arange(len(step.label), device=image.device)
+        other = strong(known, number, seed=self.seed + 2, epoch=turn)
+        ours = nn.functional.cross_entropy(two_logits(step.net(other).float()), step.label)
+        return (each * (sure >= limit)).mean() + ours
+
+
+class Universal(Method):
+    """Known classes are drawn together, what only the target has is pushed aside.
+
+    In the spirit of DeepAstroUDA (Ciprijanovic et al. 2023, MLST 4, 025013) and DANCE (Saito et al. 2020,
+    NeurIPS 33, 16282): each target row clusters with a source class mean or with its target neighbours, and
+    rows that are neither certain nor like a class become less certain. `ood` of the scores finds them.
+    """
+
+    surveys = True
+
+    def __init__(self, temperature: float = 0.05) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def begin(self, net: Net, latent: Latent | None, progress: float) -> None:
+        """Remember the directions of all target rows and of the source classes."""
+        assert latent is not None
+        self.bank = nn.functional.normalize(latent.target, dim=1)
+        self.means = nn.functional.normalize(latent.means, dim=1)
+        self.place = torch.zeros(int(latent.rows.max()) + 1, dtype=torch.int64, device=self.bank.device)
+        rows = torch.from_numpy(latent.rows).to(self.bank.device)
+        self.place[rows] = torch.arange(len(rows), device=self.bank.device)
+
+    def loss(self, step: Step) -> Tensor:
+        """Entropy over neighbours, and entropy separation of the classes."""
+        unit = nn.functional.normalize(step.target, dim=1)
+        own = self.place[step.target_batch["row"]]
+        alike = unit @ self.bank.T
+        alike = alike.scatter(1, own[:, None], -1e4)  # a row is not its own neighbour
+        every = torch.cat([alike, unit @ self.means.T], 1) / self.temperature
+        self.bank = self.bank.index_copy(0, own, unit.detach())
+        neighbours = losses.entropy(torch.softmax(every, 1)).mean()
+        p = torch.softmax(step.target_logits, 1)
+        separated = losses.separation(p, 0.3 * math.log(p.shape[1]) / 2)
+        # Source rows keep compact classes, so that "far from all of them" means something.
+        compact = 1 - (nn.functional.normalize(step.source, dim=1) * self.means[step.label]).sum(1).mean()
+        return 0.1 * neighbours + 0.1 * separated + compact
+
+
+class Supervised(Method):
+    """A few labelled target rows: their own cross-entropy, and classes that meet across domains.
+
+    Contrastive semantic alignment, Motiian et al. 2017 (ICCV, 5716).
+    """
+
+    def loss(self, step: Step) -> Tensor:
+        """Cross-entropy and contrast of the labelled target rows."""
+        label = step.target_batch["label"]
+        own = nn.functional.cross_entropy(step.target_logits, label)
+        return own + losses.contrastive(step.source, step.target, step.label, label)
+
+
+def two_logits(outputs: Tensor) -> Tensor:
+    """Logits `(n, K)` with K of at least 2; a single logit z becomes `(0, z)`."""
+    return torch.cat([torch.zeros_like(outputs), outputs], 1) if outputs.shape[1] == 1 else outputs
+
+
+def make_method(config: TrainConfig, net: Net, shares: Tensor, seed: int) -> Method:
+    """The method that the config names."""
+    features, lr = net.head.in_features, min(config.lr, 1e-3)
+    match config.adapt:
+        case "adabn":
+            if not any(isinstance(m, BatchNorm) for m in net.modules()):
+                raise ConfigError("adabn: the network has no batch normalisation", hint="another --adapt")
+            return AdaBn()
+        case "mmd":
+            return Mmd()
+        case "coral":
+            return Coral()
+        case "dann":
+            return Dann(features, lr)
+        case "adda":
+            return Adda(net, features, lr)
+        case "wdgrl":
+            return Wdgrl(features, lr)
+        case "kmeans":
+            return KMeans()
+        case "teacher":
+            return Teacher(shares, seed, config.sky)
+        case "universal":
+            return Universal()
+        case "supervised":
+            return Supervised()
+    raise ConfigError(f"unknown method {config.adapt!r}")
+
+
+def augmentation(config: TrainConfig) -> Augment:
+    """What happens to the images of a training batch, source and target alike."""
+    return Augment(
+        d4=config.augment, shift=config.shift, blur=config.blur, noise=config.noise, sky=config.sky
+    )
+
+
+def ramp(progress: float) -> float:
+    """Weight of the adaptation from 0 to 1 (Ganin et al. 2016, eq. 14)."""
+    return 2 / (1 + math.exp(-10 * progress)) - 1

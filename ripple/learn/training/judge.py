@@ -1,0 +1,207 @@
+"""What a trained network is worth on the sky it was adapted to, and what it knows of its own doubts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ripple.learn.config import TrainConfig
+from ripple.learn.data.dataset import TensorDataset
+from ripple.learn.data.training_set import TargetSet, TrainingSet
+from ripple.learn.evaluation import metrics
+from ripple.learn.model import calibrate, uncertainty
+from ripple.learn.model.contract import Contract
+from ripple.learn.model.network import Net
+from ripple.learn.model.weights import Bank, load_bank, save_bank
+from ripple.learn.training.adapt.adaptation import (
+    assumed_shares,
+    estimated_shares,
+    features_of,
+    own_statistics,
+)
+from ripple.learn.training.loop import predict
+from ripple.sky.splits import TEST, TRAIN, VALIDATION
+
+Float = NDArray[np.float64]
+
+
+def probabilities(contract: Contract, outputs: Float) -> Float:
+    """`(n, K)` of mean outputs `(n, outputs)`: calibrated for lens finding, softmax for classes."""
+    if contract.output == "lens":
+        return uncertainty.class_probabilities(contract.calibration.probability(outputs[:, 0]))
+    odds = np.exp(outputs - outputs.max(1, keepdims=True))
+    return np.asarray(odds / odds.sum(1, keepdims=True))
+
+
+def both_domains(nets: list[Net], data: TrainingSet, device: torch.device) -> tuple[list[Net], list[Net]]:
+    """Adapted networks with the batch statistics of the target, which are kept, and of the source.
+
+    Source rows are judged and calibrated with their own statistics, so that the answers of both domains mean
+    the same.
+    """
+    assert data.target is not None
+    target, source = data.target.rows(TRAIN), data.rows(TRAIN)
+    return (
+        [own_statistics(net, data.target.dataset, target, device) for net in nets],
+        [own_statistics(net, data.dataset, source, device) for net in nets],
+    )
+
+
+def with_uncertainty(
+    contract: Contract,
+    data: TrainingSet,
+    outputs: Float,
+    nets: list[Net],
+    device: torch.device,
+    directory: Path,
+) -> Contract:
+    """The contract with conformal limits and the scale of distances; writes the bank of features.
+
+    Parameters
+    ----------
+    contract
+        With its calibration.
+    data
+        Rows and their split.
+    outputs
+        `(n, outputs)` mean outputs of the validation rows.
+    nets
+        The members.
+    device
+        Where they are.
+    directory
+        Of the model.
+    """
+    known, held = data.rows(TRAIN), data.rows(VALIDATION)
+    if len(known) > uncertainty.BANK:
+        known = np.sort(np.random.default_rng(0).permutation(known)[: uncertainty.BANK])
+    features = torch.from_numpy(member_features(nets, data.dataset, known, device))
+    labels = data.labels
+    bank = Bank(features, torch.from_numpy(known), torch.from_numpy(labels[known].astype(np.int64)))
+    there = member_features(nets, data.dataset, held, device)
+    limit = uncertainty.ood_limit(uncertainty.neighbour_distance(features.numpy(), there))
+    limits: tuple[float, ...] = ()
+    if contract.output != "regression":
+        limits = uncertainty.conformal_quantiles(probabilities(contract, outputs), labels[held])
+    fitted = uncertainty.Uncertainty(quantiles=limits, ood_limit=limit, **save_bank(directory, bank))
+    return contract.model_copy(update={"uncertainty": fitted})
+
+
+def judge_target(
+    contract: Contract, data: TrainingSet, nets: list[Net], config: TrainConfig, device: torch.device
+) -> tuple[Contract, dict[str, Any]]:
+    """What was assumed about the target, and, where it has labels, how good the network is on its test sky.
+
+    Returns
+    -------
+    The contract with `training["adaptation"]`, and the full record.
+    """
+    assert data.target is not None
+    target = data.target
+    record: dict[str, Any] = {"method": config.adapt, "rows": int((target.split == TRAIN).sum())}
+    rows = target.rows(TEST)
+    if len(rows):
+        outputs = mean_outputs(nets, target, rows, device)
+        if contract.output != "regression":
+            record |= _shares(contract, data, config, probabilities(contract, outputs))
+            record |= _labelled(contract, target, rows, outputs, nets, config, device)
+    kept = {k: v for k, v in record.items() if k != "evaluation"}
+    training = {**contract.training, "adaptation": kept}
+    return contract.model_copy(update={"training": training}), record
+
+
+def member_features(
+    nets: list[Net], dataset: TensorDataset, rows: NDArray[np.int64], device: torch.device
+) -> NDArray[np.float32]:
+    """Features `(E, n, F)` of rows by each of E members."""
+    return np.stack([features_of(net, dataset, rows, device).cpu().numpy() for net in nets])
+
+
+def mean_outputs(
+    nets: list[Net], target: TargetSet | TrainingSet, rows: NDArray[np.int64], device: torch.device
+) -> Float:
+    """Mean outputs `(n, outputs)` of the members."""
+    return np.asarray(np.mean([predict(net, target, rows, device) for net in nets], axis=0), np.float64)
+
+
+def _shares(contract: Contract, data: TrainingSet, config: TrainConfig, p: Float) -> dict[str, Any]:
+    """Class shares: assumed, and estimated from the answers."""
+    label = data.labels[data.rows(VALIDATION)]
+    before = np.bincount(label, minlength=p.shape[1]) / len(label)
+    estimated = estimated_shares(p, np.maximum(before, 1e-6))
+    assumed = assumed_shares(data, config).double().numpy()
+    off = np.abs(np.log(np.maximum(estimated, 1e-3) / np.maximum(assumed, 1e-3))).max() > np.log(2)
+    warning = "the answers suggest other class shares than were assumed" if off else ""
+    return {"assumed_shares": assumed.tolist(), "estimated_shares": estimated.tolist(), "warning": warning}
+
+
+def _labelled(
+    contract: Contract, target: TargetSet, rows: NDArray[np.int64], outputs: Float, nets: list[Net],
+    config: TrainConfig, device: torch.device,
+) -> dict[str, Any]:  # fmt: skip
+    """Numbers from the labels of the target's test sky: accuracy, AUROC, calibration, coverage, unknowns."""
+    label = target.labels[rows]
+    p = probabilities(contract, outputs)
+    known = (label >= 0) & (label < p.shape[1])
+    if len(np.unique(label[known])) < 2:
+        return {}
+    y, q = label[known], p[known]
+    right = q.argmax(1) == y
+    found: dict[str, Any] = {"accuracy": metrics.wilson(right.sum(), len(y)).as_dict()}
+    if contract.output == "lens":
+        found["evaluation"] = metrics.evaluate(
+            y, calibrate.sigmoid(outputs[known, 0]), q[:, 1], threshold=contract.threshold,
+            draws=config.draws, seed=config.seed,
+        )  # fmt: skip
+        found["auroc"] = found["evaluation"]["metrics"]["auroc"]
+        found["ece"] = found["evaluation"]["metrics"]["ece"]
+    doubt = contract.uncertainty
+    if doubt is not None:
+        sets = uncertainty.conformal_sets(q, doubt.quantiles)
+        found["conformal"] = uncertainty.set_coverage(sets, y)
+    found["risk_coverage"] = uncertainty.risk_coverage(q.max(1), right)
+    if not known.all() and doubt is not None:
+        found["unknown"] = _unknown(contract, target, rows, outputs, known, nets, config, device)
+    return found
+
+
+def _unknown(
+    contract: Contract, target: TargetSet, rows: NDArray[np.int64], outputs: Float,
+    known: NDArray[np.bool_], nets: list[Net], config: TrainConfig, device: torch.device,
+) -> dict[str, Any]:  # fmt: skip
+    """How well rows of classes that the source does not have are found: by distance, entropy, energy."""
+    bank, doubt = load_bank(config.output, contract), contract.uncertainty
+    assert bank is not None
+    assert doubt is not None
+    there = member_features(nets, target.dataset, rows, device)
+    p = probabilities(contract, outputs)
+    logits = outputs if outputs.shape[1] > 1 else np.concatenate([0 * outputs, outputs], 1)
+    scores = {
+        "distance": uncertainty.neighbour_distance(bank.features.numpy(), there, doubt.neighbour),
+        "entropy": -(p * np.log(np.maximum(p, 1e-12))).sum(1),
+        "energy": uncertainty.energy(logits),
+    }
+    strange = (~known).astype(np.int64)
+    aurocs = {name: metrics.auroc(metrics.curve(strange, value)) for name, value in scores.items()}
+    outside = scores["distance"] > doubt.ood_limit
+    return {"rows": int(strange.sum()), "auroc": aurocs, "ood_found": float(outside[~known].mean()),
+            "ood_false": float(outside[known].mean())}  # fmt: skip
+
+
+def target_facts(contract: Contract) -> dict[str, Any]:
+    """Lines of the summary about the target."""
+    record = contract.training.get("adaptation")
+    if record is None:
+        return {}
+    facts: dict[str, Any] = {"adapted by": f"{record['method']} to {record['rows']} rows"}
+    for name in ("auroc", "accuracy"):
+        if name in record:
+            entry = record[name]
+            facts[f"{name} (target)"] = f"{entry['value']:.4f} [{entry['low']:.4f}, {entry['high']:.4f}]"
+    if record.get("warning"):
+        facts["class shares"] = record["warning"]
+    return facts

@@ -1,0 +1,393 @@
+"""The training loop of one network: read it from top to bottom.
+
+One epoch is one step of progress on disk. Everything random in epoch e is a function of (seed, e), so a run
+that was killed repeats the broken epoch and ends with the same weights (on CPU, with as many threads).
+
+Several GPUs: plain DistributedDataParallel, started by `torchrun`; the loop needs five lines for it, and a
+framework would hide them. Rank 0 validates, decides and writes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ripple.errors import ConfigError
+from ripple.learn.config import TrainConfig
+from ripple.learn.data.dataset import Batch
+from ripple.learn.data.loader import Loader
+from ripple.learn.data.training_set import TargetSet, TrainingSet
+from ripple.learn.evaluation import metrics
+from ripple.learn.model.architecture import Architecture
+from ripple.learn.model.network import Net, build, parameter_groups
+from ripple.learn.model.weights import fit_state, load_model
+from ripple.learn.training.adapt.adaptation import Adaptation
+from ripple.learn.training.adapt.methods import augmentation
+from ripple.learn.training.state import Fitted, Progress, Store
+from ripple.runtime.signals import Stop
+from ripple.runtime.summary import progress as progress_line
+from ripple.sky.splits import TRAIN, VALIDATION
+
+Objective = Callable[[Tensor, Batch], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """One process among those that train together; alone: 0 of 1."""
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def first(self) -> bool:
+        """True for the process that validates and writes."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Until all ranks are here."""
+        if self.world > 1:
+            import torch.distributed as dist
+
+            dist.barrier()
+
+
+def fit(
+    data: TrainingSet, config: TrainConfig, arch: Architecture, directory: Path, *, seed: int,
+    device: torch.device, ranks: Ranks, stop: Stop,
+) -> Fitted:  # fmt: skip
+    """Train one member, resuming what `directory` holds of it.
+
+    Parameters
+    ----------
+    data
+        Rows and their split.
+    config
+        Options.
+    arch
+        The network.
+    directory
+        Where state and best weights live until the model is finished.
+    seed
+        Of this member.
+    device, ranks
+        Where it runs.
+    stop
+        Called between batches; raises to interrupt.
+    """
+    torch.manual_seed(seed)
+    net = start(config, arch, seed - config.seed).to(device)
+    average = _copy(net) if config.ema else None
+    groups = parameter_groups(
+        net,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        layer_decay=config.layer_decay,
+        freeze=config.freeze,
+    )
+    optimizer = torch.optim.AdamW(groups)
+    rates = [float(group["lr"]) for group in groups]
+    train = _train_loader(data, config, seed, device, ranks)
+    objective = make_objective(data, config, device)
+    adaptation = None
+    if config.adapt != "none":
+        if ranks.world > 1:
+            raise ConfigError("--adapt runs in one process", hint="start it without torchrun")
+        adaptation = Adaptation(data, config, net, average, seed=seed, device=device)
+    store = Store(directory, seed)
+    progress = store.load(net, average, optimizer, adaptation)
+    model: nn.Module = nn.parallel.DistributedDataParallel(net) if ranks.world > 1 else net
+    run: Any = torch.compile(model) if config.compile else model
+    cast = autocast(config.precision, device)
+    while not progress.finished:
+        epoch = progress.epoch
+        torch.manual_seed(epoch_seed(seed, epoch))  # dropout and the like repeat after a resume
+        if adaptation is not None:
+            adaptation.begin_epoch(epoch)
+        run.train()
+        total = count = 0.0
+        for step, batch in enumerate(_shown(train, epoch, seed, ranks)):
+            stop.check()
+            at = epoch + step / len(train)
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * schedule(at, config) * (adaptation.rate if adaptation else 1.0)
+            extra: Tensor | float = 0.0
+            with cast():
+                if adaptation is None:
+                    outputs = run(batch["image"])
+                else:
+                    outputs, extra = adaptation.step(batch, at)
+            loss = objective(outputs.float(), batch) + extra
+            if not bool(torch.isfinite(loss)):
+                raise ConfigError(
+                    f"the loss is not finite in epoch {epoch + 1}", hint="lower --lr, or look at the tensors"
+                )
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            if config.clip:
+                nn.utils.clip_grad_norm_(net.parameters(), config.clip)
+            optimizer.step()
+            if adaptation is not None:
+                adaptation.after()
+            if average is not None:
+                follow(average, net, config.ema, epoch * len(train) + step)
+            total += loss.item() * len(outputs)
+            count += len(outputs)
+        if ranks.first:
+            record = {
+                "epoch": epoch + 1,
+                "lr": config.lr * schedule(epoch + 1, config),
+                "loss": total / count,
+            }
+            record |= validate(average or net, data, config, device)
+            note_epoch(progress, record, config)
+            store.save(net, average, optimizer, progress, adaptation)
+            _say(progress, config, seed)
+        progress = _share(progress, ranks)
+    best = store.best(progress.best_epoch) if ranks.first else {}
+    return Fitted(best, progress)
+
+
+def _shown(train: Loader, epoch: int, seed: int, ranks: Ranks) -> Iterator[Batch]:
+    """Batches of an epoch, with a line of progress on a terminal."""
+    if not ranks.first:
+        yield from train.epoch(epoch)
+        return
+    with progress_line(len(train), f"seed {seed} epoch {epoch + 1}", "batches") as advance:
+        for batch in train.epoch(epoch):
+            yield batch
+            advance(1)
+
+
+def start(config: TrainConfig, arch: Architecture, member: int = 0) -> Net:
+    """A new network, or a member of `--init` with a new head when the task differs."""
+    net = build(arch, pretrained=config.pretrained)
+    if config.init is None:
+        return net
+    model = load_model(config.init)
+    state = dict(model.nets[member % len(model.nets)].state_dict())
+    own = net.state_dict()
+    if model.contract.output != config.task or state["head.bias"].shape != own["head.bias"].shape:
+        state |= {key: own[key] for key in ("head.weight", "head.bias")}
+    fit_state(net, state, str(config.init))
+    return net
+
+
+def _train_loader(
+    data: TrainingSet, config: TrainConfig, seed: int, device: torch.device, ranks: Ranks
+) -> Loader:
+    rows = data.rows(TRAIN)
+    balanced = config.balance == "sampler" and config.task != "regression"
+    return Loader(
+        data.dataset, rows=rows, batch_size=config.batch_size, seed=seed, augment=augmentation(config),
+        device=device, balance=balanced, rank=ranks.rank, world=ranks.world,
+        drop_last=len(rows) >= config.batch_size * ranks.world, columns=config.targets,
+    )  # fmt: skip
+
+
+def schedule(epoch: float, config: TrainConfig) -> float:
+    """Factor on the learning rates: linear warm-up, then half a cosine down to 1 %."""
+    if epoch < config.warmup:
+        return max(epoch, 0.02) / config.warmup
+    part = (epoch - config.warmup) / max(config.epochs - config.warmup, 1e-9)
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(part, 1.0)))
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """Seed of torch's generator in one epoch."""
+    return (seed * 1_000_003 + epoch * 7919 + 1) % 2**63
+
+
+def autocast(precision: str, device: torch.device) -> Callable[[], Any]:
+    """A context maker for mixed precision: bf16 needs no loss scaling; "auto" on a CPU stays in fp32."""
+    use = precision == "bf16" or (
+        precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
+    )
+    return lambda: torch.autocast(device.type, torch.bfloat16, enabled=use)
+
+
+def _copy(net: Net) -> Net:
+    import copy
+
+    return copy.deepcopy(net).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def follow(average: Net, net: Net, decay: float, step: int) -> None:
+    """Move the average towards the network; early steps count more, so that it starts unbiased."""
+    weight = 1 - min(decay, (1 + step) / (10 + step))
+    for mine, theirs in zip(average.state_dict().values(), net.state_dict().values(), strict=True):
+        if mine.is_floating_point():
+            mine.lerp_(theirs, weight)
+        else:
+            mine.copy_(theirs)
+
+
+# --- losses -----------------------------------------------------------------------------------------------
+
+
+def make_objective(data: TrainingSet, config: TrainConfig, device: torch.device) -> Objective:
+    """The loss of a batch of outputs `(n, outputs)`."""
+    if config.task == "regression":
+        mean, std = standardisation(data, config.targets)
+        centre, width = torch.tensor(mean, device=device), torch.tensor(std, device=device)
+
+        def huber(outputs: Tensor, batch: Batch) -> Tensor:
+            truth = torch.stack([batch[name] for name in config.targets], 1)
+            return nn.functional.smooth_l1_loss(outputs, (truth - centre) / width)
+
+        return huber
+    weights = class_weights(data, config).to(device)
+    gamma = config.focal_gamma if config.loss == "focal" else 0.0
+    if config.task == "lens":
+        return lambda outputs, batch: lens_loss(outputs[:, 0], batch["label"], weights, gamma)
+    return lambda outputs, batch: class_loss(outputs, batch["label"], weights, gamma)
+
+
+def lens_loss(logit: Tensor, label: Tensor, weights: Tensor, gamma: float) -> Tensor:
+    """Binary cross-entropy, weighted by class, times `(1 - p_true)^gamma` (Lin et al. 2017, ICCV, 2980)."""
+    each = nn.functional.binary_cross_entropy_with_logits(logit, label.to(logit.dtype), reduction="none")
+    return _weighted(each, weights[label], gamma)
+
+
+def class_loss(logits: Tensor, label: Tensor, weights: Tensor, gamma: float) -> Tensor:
+    """Cross-entropy over classes, weighted and focused as in `lens_loss`."""
+    each = nn.functional.cross_entropy(logits, label, reduction="none")
+    return _weighted(each, weights[label], gamma)
+
+
+def _weighted(each: Tensor, weight: Tensor, gamma: float) -> Tensor:
+    focus = (1 - torch.exp(-each)) ** gamma if gamma else 1.0
+    return (each * focus * weight).sum() / weight.sum()
+
+
+def class_weights(data: TrainingSet, config: TrainConfig) -> Tensor:
+    """Weight per label: inverse frequency with mean 1 over rows, or ones."""
+    label = data.labels[data.split == TRAIN]
+    k = 2 if config.task == "lens" else max(len(data.class_map), int(label.max()) + 1)
+    if config.balance != "weights":
+        return torch.ones(k)
+    count = np.bincount(label, minlength=k)
+    return torch.tensor(len(label) / (k * np.maximum(count, 1)), dtype=torch.float32)
+
+
+def standardisation(data: TrainingSet, targets: tuple[str, ...]) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each target on the training sky."""
+    rows = data.rows(TRAIN)
+    values = [np.asarray(data.dataset.column(name), np.float64)[rows] for name in targets]
+    return [float(v.mean()) for v in values], [float(max(v.std(), 1e-9)) for v in values]
+
+
+# --- validation ---------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def predict(
+    net: Net, data: TrainingSet | TargetSet, rows: NDArray[np.int64], device: torch.device,
+    precision: str = "fp32",
+) -> NDArray[np.float32]:  # fmt: skip
+    """Outputs `(n, outputs)` of rows, in their order."""
+    net.eval()
+    loader = Loader(data.dataset, rows=rows, batch_size=256, shuffle=False, device=device)
+    cast, parts = autocast(precision, device), []
+    for batch in loader.epoch(0):
+        with cast():
+            outputs = net(batch["image"])
+        parts.append(outputs.float().cpu().numpy())
+    return np.concatenate(parts)
+
+
+def validate(net: Net, data: TrainingSet, config: TrainConfig, device: torch.device) -> dict[str, float]:
+    """Validation loss and metrics of one epoch, names prefixed `val_`."""
+    rows = data.rows(VALIDATION)
+    outputs = predict(net, data, rows, device, config.precision)
+    batch = {"label": torch.from_numpy(data.labels[rows])}
+    batch |= {
+        name: torch.from_numpy(np.asarray(data.dataset.column(name), np.float32)[rows])
+        for name in config.targets
+    }
+    objective = make_objective(data, config, torch.device("cpu"))
+    found = {"val_loss": float(objective(torch.from_numpy(outputs), batch))}
+    match config.task:
+        case "lens":
+            curve = metrics.curve(data.labels[rows], outputs[:, 0])
+            found["val_auroc"] = metrics.auroc(curve)
+            found["val_pr_auc"] = metrics.pr_auc(curve)
+            found["val_tpr_at_fpr"] = metrics.tpr_at_fpr(curve, config.operating_fpr)
+        case "classes":
+            label = data.labels[rows]
+            curves = [
+                metrics.curve((label == k).astype(int), outputs[:, k])
+                for k in range(outputs.shape[1])
+                if 0 < (label == k).sum() < len(label)
+            ]
+            found["val_auroc"] = float(np.mean([metrics.auroc(c) for c in curves]))
+            found["val_pr_auc"] = float(np.mean([metrics.pr_auc(c) for c in curves]))
+            tpr = [metrics.tpr_at_fpr(c, config.operating_fpr) for c in curves]
+            found["val_tpr_at_fpr"] = float(np.mean(tpr))
+    return found
+
+
+def note_epoch(progress: Progress, record: dict[str, float], config: TrainConfig) -> None:
+    """Enter an epoch: is it the best, is it the last."""
+    value = -record["val_loss"] if config.task == "regression" else record[f"val_{config.select}"]
+    progress.epoch = int(record["epoch"])
+    # Of equal metrics the one with the smaller loss is better: small validation sets often tie at 1.
+    key = (value, -record["val_loss"])
+    best = (
+        (progress.best, -progress.history[progress.best_epoch - 1]["val_loss"]) if progress.history else None
+    )
+    # Source sky cannot say when a network is best adapted to another: the last epoch is kept.
+    if best is None or key > best or config.adapt != "none":
+        progress.best, progress.best_epoch = value, progress.epoch
+    progress.history.append(record)
+    tired = progress.epoch - progress.best_epoch >= config.patience
+    progress.finished = tired or progress.epoch >= config.epochs
+
+
+def _say(progress: Progress, config: TrainConfig, seed: int) -> None:
+    last = progress.history[-1]
+    shown = " ".join(f"{k} {v:.4f}" for k, v in last.items() if k not in ("epoch", "lr"))
+    mark = " *" if progress.best_epoch == progress.epoch else ""
+    print(f"seed {seed} epoch {progress.epoch}/{config.epochs} {shown}{mark}", file=sys.stderr, flush=True)
+
+
+# --- several processes, signals -----------------------------------------------------------------------------
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[Ranks]:
+    """Join the group that `torchrun` describes in the environment; alone without it."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield Ranks()
+        return
+    import torch.distributed as dist
+
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Ranks(dist.get_rank(), world)
+    finally:
+        dist.destroy_process_group()
+
+
+def _share(progress: Progress, ranks: Ranks) -> Progress:
+    """The decision of rank 0, on every rank."""
+    if ranks.world == 1:
+        return progress
+    import torch.distributed as dist
+
+    box = [json.dumps(progress.__dict__)]
+    dist.broadcast_object_list(box, src=0)
+    return Progress(**json.loads(box[0]))

@@ -1,0 +1,409 @@
+"""`ripple train`: tensors to a lens finder whose numbers hold on sky it has not seen.
+
+Rows are divided by block of sky, shortcuts are tried first, every member of the ensemble is trained and keeps
+its best epoch, then scores are calibrated on the validation sky and judged on the test sky, once.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ripple.errors import (
+    ConfigError,
+    DataError,
+    IntegrityError,
+    Interrupted,
+    OtherInputsError,
+    RippleError,
+    WriteError,
+)
+from ripple.learn.config import TrainConfig
+from ripple.learn.data.training_set import TrainingSet, training_set
+from ripple.learn.evaluation import metrics as evaluate
+from ripple.learn.evaluation import shortcuts
+from ripple.learn.evaluation.curves import training_curves
+from ripple.learn.model import calibrate
+from ripple.learn.model.architecture import Architecture
+from ripple.learn.model.contract import (
+    CONTRACT,
+    MAX_CONTRACT_BYTES,
+    ArchitectureRecord,
+    Contract,
+    Member,
+    load_contract,
+)
+from ripple.learn.model.device import choose_device
+from ripple.learn.model.network import Net, build
+from ripple.learn.model.weights import BESIDE, member_file, save_model
+from ripple.learn.training import judge as judging
+from ripple.learn.training.loop import Ranks, fit, predict, process_group, standardisation
+from ripple.learn.training.state import Fitted
+from ripple.runtime.signals import Stop, stoppable
+from ripple.runtime.summary import Summary
+from ripple.sky.splits import TEST, VALIDATION
+from ripple.storage.checksums import check_size
+from ripple.storage.files import make_directory, read_sealed, remove_temporaries, write_atomic, write_sealed
+from ripple.storage.lock import lock, unlock
+from ripple.storage.manifest import first_difference, software
+
+WORK = ".train"
+
+
+def train(config: TrainConfig) -> Summary:
+    """Train, or resume, or find finished.
+
+    Raises
+    ------
+    ConfigError
+        The output was made with another configuration or other tensors; names the first difference. With
+        `strict`: a shortcut came too near.
+    DataError
+        Rows that cannot be learnt from.
+    ContractError
+        Tensor artefacts that disagree.
+    Interrupted
+        By a signal; the same command resumes.
+    """
+    began = time.perf_counter()
+    device = choose_device(config.device)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    if config.tensorboard:
+        _summary_writer()  # an absent package is better known before hours of training
+    data = training_set(config)
+    inputs = [*data.digests, *(data.target.digests if data.target else ())]
+    identity = {"config": config.canonical(), "inputs": inputs}
+    if (config.output / CONTRACT).exists():
+        summary = _finished(config, load_contract(config.output), identity)
+        # Its writer may have been killed just before it did this; one that lives does it too.
+        shutil.rmtree(config.output / WORK, ignore_errors=True)
+        return summary
+    with process_group(device) as ranks, _output(config, identity, ranks), stoppable() as stop:
+        try:
+            contract = _train(config, data, identity, device, ranks, stop)
+        except (RippleError, ValueError) as err:
+            # A shard that rotted while it was mapped gives numbers that are not finite: blame the shard.
+            if not isinstance(err, Interrupted | IntegrityError):
+                _still_whole(data, config.output / WORK)
+            raise
+    return _summary(config, contract, time.perf_counter() - began)
+
+
+@contextmanager
+def _output(config: TrainConfig, identity: dict[str, Any], ranks: Ranks) -> Iterator[None]:
+    """The output and its lock, which the first rank takes for all; the others wait until it is ready."""
+    if not ranks.first:
+        ranks.wait()
+        yield
+        return
+    _claim(config.output)
+    handle = lock(config.output)
+    try:
+        remove_temporaries(config.output)
+        work = config.output / WORK
+        if work.is_symlink():
+            raise WriteError(f"{work} is a symbolic link", hint="remove it")
+        make_directory(work)
+        _same_run(work / "run.json", identity)
+        ranks.wait()
+        yield
+    finally:
+        unlock(handle)
+
+
+def _train(
+    config: TrainConfig,
+    data: TrainingSet,
+    identity: dict[str, Any],
+    device: torch.device,
+    ranks: Ranks,
+    stop: Stop,
+) -> Contract:
+    work, arch = config.output / WORK, architecture(config, data)
+    report = _gates(config, data, work) if config.task == "lens" and ranks.first else {}
+    members = [
+        fit(data, config, arch, work, seed=config.seed + k, device=device, ranks=ranks, stop=stop)
+        for k in range(config.seeds)
+    ]
+    if not ranks.first:
+        return _contract(config, data, arch, members, identity)
+    nets = [_net(arch, member, device) for member in members]
+    adapted = nets
+    if data.target is not None:
+        adapted, nets = judging.both_domains(nets, data, device)
+        members = [replace(m, state=n.state_dict()) for m, n in zip(members, adapted, strict=True)]
+    contract = _contract(config, data, arch, members, identity)
+    outputs = {k: mean_output(nets, data, data.rows(k), device) for k in (VALIDATION, TEST)}
+    contract, evaluation = judge(contract.model_copy(update={"gates": report}), data, outputs, config)
+    contract = judging.with_uncertainty(contract, data, outputs[VALIDATION], nets, device, config.output)
+    if data.target is not None:
+        contract, found = judging.judge_target(contract, data, adapted, config, device)
+        evaluation |= {"target": found}
+    _still_whole(data, work)
+    _write(config, contract, members, evaluation)
+    shutil.rmtree(work, ignore_errors=True)  # the model is whole without it
+    return contract
+
+
+def _still_whole(data: TrainingSet, work: Path) -> None:
+    """Refuse a model whose shards changed while it was trained; its state is not fit for a resume either."""
+    artefacts = [*data.dataset.artefacts, *(data.target.dataset.artefacts if data.target else ())]
+    try:
+        for artefact in artefacts:
+            artefact.recheck()
+    except IntegrityError as err:
+        shutil.rmtree(work)
+        raise IntegrityError(f"{err.message}; no model was written", hint=err.hint) from None
+
+
+def architecture(config: TrainConfig, data: TrainingSet) -> Architecture:
+    """The network that config and data ask for.
+
+    Raises
+    ------
+    DataError
+        Images that are not square, or classes without names.
+    """
+    h, w = data.facts.size
+    if h != w:
+        raise DataError(f"images of {h}x{w} pixels", hint="networks take square stamps")
+    outputs = {"lens": 1, "classes": len(data.class_map), "regression": len(config.targets)}[config.task]
+    if outputs == 0 or (config.task == "classes" and int(data.labels.max()) >= outputs):
+        raise DataError(
+            f"labels up to {int(data.labels.max())} and a class map {data.class_map}", hint="name every class"
+        )
+    record = ArchitectureRecord(
+        name=config.network, bands=len(data.facts.bands), size=h, outputs=outputs, stem=config.stem,
+        width=config.width, dropout=config.dropout,
+    )  # fmt: skip
+    return record.architecture()
+
+
+def _claim(directory: Path) -> None:
+    """Make the output directory, or refuse one that holds other things."""
+    make_directory(directory)
+    strangers = [p.name for p in sorted(directory.iterdir()) if not p.name.startswith(".")]
+    known = {"model.safetensors", *BESIDE}
+    if strangers and not (directory / WORK).is_dir() and not set(strangers) <= known:
+        raise WriteError(f"{directory} holds {strangers[0]}, which is not ours", hint="give a new directory")
+
+
+def _same_run(path: Path, identity: dict[str, Any]) -> None:
+    """Refuse to resume with another config, other tensors or other software."""
+    run = json.loads(json.dumps({**identity, "software": software()}))
+    if path.exists():
+        found = first_difference(_sealed_json(path), run, "train")
+        if found:
+            raise _other(found)(
+                f"{path.parent.parent} was begun otherwise: {found}", hint="give another output"
+            )
+    write_sealed(path, json.dumps(run, sort_keys=True).encode())
+
+
+def _sealed_json(path: Path) -> Any:
+    """What an earlier run noted beside its state."""
+    try:
+        return json.loads(read_sealed(path, MAX_CONTRACT_BYTES))
+    except IntegrityError as err:
+        raise IntegrityError(err.message, hint=f"remove {path.parent} to train again") from None
+
+
+def _other(difference: str) -> type[ConfigError]:
+    return OtherInputsError if difference.startswith("train.inputs") else ConfigError
+
+
+def _finished(config: TrainConfig, contract: Contract, identity: dict[str, Any]) -> Summary:
+    old = {key: contract.training.get(key) for key in identity}
+    found = first_difference(old, json.loads(json.dumps(identity)), "train")
+    if found:
+        raise _other(found)(f"{config.output} was made otherwise: {found}", hint="give another output")
+    for member in contract.members:
+        check_size(config.output / member.file, member.bytes)
+    return _summary(config, contract, 0.0, done=True)
+
+
+def _gates(config: TrainConfig, data: TrainingSet, work: Path) -> dict[str, Any]:
+    """The gates' report, kept over a resume."""
+    path = work / "gates.json"
+    if not path.exists():
+        report = shortcuts.run_gates(
+            data,
+            limit=config.gate_limit,
+            rows=config.gate_rows,
+            draws=min(config.draws, 200),
+            seed=config.seed,
+        )
+        write_sealed(path, json.dumps(report).encode())
+    report = _sealed_json(path)
+    twins = report["near_duplicates"]
+    if twins["pixels"]:
+        raise DataError(
+            f"leakage between splits: {twins['pixels']} pairs of rows show the same pixels"
+            f" ({', '.join(twins['pairs'])})",
+            hint="remove the copies, or give them one position or one split",
+        )
+    for name, gate in report["shortcuts"].items():
+        verdict = "ok" if gate["passed"] else "TOO GOOD"
+        print(f"gate {name}: AUROC {gate['auroc']['value']:.3f} {verdict}", file=sys.stderr, flush=True)
+    return dict(report)
+
+
+def _net(arch: Architecture, member: Fitted, device: torch.device) -> Net:
+    net = build(arch)
+    net.load_state_dict(member.state)
+    return net.to(device).eval()
+
+
+def mean_output(
+    nets: list[Net], data: TrainingSet, rows: NDArray[np.int64], device: torch.device
+) -> NDArray[np.float64]:
+    """Mean outputs `(n, outputs)` of the members, in fp32."""
+    return np.mean([predict(net, data, rows, device).astype(np.float64) for net in nets], axis=0)
+
+
+def _contract(
+    config: TrainConfig,
+    data: TrainingSet,
+    arch: Architecture,
+    members: list[Fitted],
+    identity: dict[str, Any],
+) -> Contract:
+    """The contract before it was judged."""
+    # An adapted network is for its target: that is the data its contract admits.
+    facts = data.target.facts if data.target else data.facts
+    record = ArchitectureRecord(**{name: getattr(arch, name) for name in ArchitectureRecord.model_fields})
+    mean, std = standardisation(data, config.targets)
+    return Contract(
+        architecture=record, bands=facts.bands, size=facts.size[0], pixel_scale=facts.pixel_scale,
+        unit=facts.unit, psf_fwhm=None if np.isnan(facts.psf_fwhm) else facts.psf_fwhm,
+        normalization=facts.normalization,
+        class_map=data.class_map, output=config.task, targets=config.targets, target_mean=tuple(mean),
+        target_std=tuple(std), split=data.sky, licence=config.licence,
+        members=tuple(
+            Member(file=member_file(k), bytes=0, sha256="", seed=config.seed + k, epoch=m.progress.best_epoch)
+            for k, m in enumerate(members)
+        ),
+        training={**identity, "rows": data.counts(), "notes": list(data.notes), "software": software()},
+    )  # fmt: skip
+
+
+def judge(
+    contract: Contract, data: TrainingSet, outputs: dict[int, NDArray[np.float64]], config: TrainConfig
+) -> tuple[Contract, dict[str, Any]]:
+    """Calibrate on validation sky and evaluate on test sky.
+
+    Returns
+    -------
+    The contract with calibration, threshold and metrics, and the full evaluation.
+    """
+    if config.task != "lens":
+        evaluation = _judge_other(contract, data, outputs[TEST], config)
+        return contract.model_copy(update={"metrics": evaluation["metrics"]}), evaluation
+    known, unseen = data.labels[data.rows(VALIDATION)], data.labels[data.rows(TEST)]
+    logits, test = outputs[VALIDATION][:, 0], outputs[TEST][:, 0]
+    calibration = calibrate.fit(config.calibration, logits, known)
+    threshold = evaluate.threshold_at_fpr(
+        evaluate.curve(known, calibrate.sigmoid(logits)), config.operating_fpr
+    )
+    evaluation = evaluate.evaluate(
+        unseen, calibrate.sigmoid(test), calibration.probability(test), threshold=threshold,
+        draws=config.draws, seed=config.seed,
+    )  # fmt: skip
+    update = {"calibration": calibration, "threshold": threshold, "metrics": evaluation["metrics"]}
+    return contract.model_copy(update=update), evaluation
+
+
+def _judge_other(
+    contract: Contract, data: TrainingSet, outputs: NDArray[np.float64], config: TrainConfig
+) -> dict[str, Any]:
+    rows = data.rows(TEST)
+    if config.task == "classes":
+        odds = np.exp(outputs - outputs.max(1, keepdims=True))
+        probability = odds / odds.sum(1, keepdims=True)
+        return evaluate.evaluate_classes(data.labels[rows], probability, draws=min(config.draws, 200))
+    metrics = {}
+    for k, name in enumerate(config.targets):
+        truth = np.asarray(data.dataset.column(name), np.float64)[rows]
+        guess = outputs[:, k] * contract.target_std[k] + contract.target_mean[k]
+        metrics[name] = evaluate.evaluate_regression(truth, guess)
+    return {"rows": len(rows), "metrics": metrics}
+
+
+def _write(
+    config: TrainConfig, contract: Contract, members: list[Fitted], evaluation: dict[str, Any]
+) -> None:
+    directory = config.output
+    write_atomic(directory / "history.csv", history_csv(config, members))
+    text = json.dumps(evaluation, indent=1, sort_keys=True, allow_nan=False)
+    write_atomic(directory / "evaluation.json", text.encode())
+    write_atomic(directory / "curves.png", training_curves([m.progress.history for m in members], evaluation))
+    if config.tensorboard:
+        _tensorboard(directory / "tensorboard", members)
+    save_model(directory, contract, [m.state for m in members])
+
+
+def history_csv(config: TrainConfig, members: list[Fitted]) -> bytes:
+    """One line per member and epoch."""
+    out = io.StringIO()
+    names = list(members[0].progress.history[0])
+    writer = csv.DictWriter(out, ["seed", *names, "best"], lineterminator="\n")
+    writer.writeheader()
+    for k, member in enumerate(members):
+        for record in member.progress.history:
+            best = int(record["epoch"] == member.progress.best_epoch)
+            numbers = {name: round(value, 8) for name, value in record.items()}
+            writer.writerow({"seed": config.seed + k, **numbers, "best": best})
+    return out.getvalue().encode()
+
+
+def _summary_writer() -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ConfigError(
+            "--tensorboard needs the package", hint="install ripple-lsst[tensorboard]"
+        ) from None
+    return SummaryWriter
+
+
+def _tensorboard(directory: Path, members: list[Fitted]) -> None:
+    for k, member in enumerate(members):
+        with _summary_writer()(str(directory / f"member-{k}")) as writer:
+            for record in member.progress.history:
+                for name, value in record.items():
+                    writer.add_scalar(name, value, int(record["epoch"]))
+
+
+def _summary(config: TrainConfig, contract: Contract, seconds: float, *, done: bool = False) -> Summary:
+    facts: dict[str, Any] = {"network": f"{contract.architecture.name} x {len(contract.members)}"}
+    for name, counts in contract.training.get("rows", {}).items():
+        facts[f"{name} rows"] = ", ".join(f"label {k}: {v}" for k, v in counts.items())
+    notes = list(contract.training.get("notes", []))
+    if contract.output == "lens" and contract.metrics:
+        for name in ("auroc", "pr_auc", "tpr_at_fpr_1e-2", "ece"):
+            entry = contract.metrics[name]
+            facts[f"{name} (test sky)"] = f"{entry['value']:.4f} [{entry['low']:.4f}, {entry['high']:.4f}]"
+        for name, gate in contract.gates.get("shortcuts", {}).items():
+            facts[f"gate {name}"] = f"AUROC {gate['auroc']['value']:.3f}"
+        lines = shortcuts.too_near(contract.gates, contract.metrics["auroc"]["value"], config.gate_distance)
+        if lines and config.strict:
+            raise ConfigError(f"{config.output}: " + "; ".join(lines), hint="make the data fairer")
+        notes += ["shortcut: " + line for line in lines]
+        facts |= judging.target_facts(contract)
+    elif contract.metrics:
+        facts["metrics (test sky)"] = json.dumps(contract.metrics)
+    return Summary("train", str(config.output), facts, seconds=seconds, done_before=done, notes=tuple(notes))

@@ -1,0 +1,1 @@
+"""Static pages: cards, plots, pictures of cutouts, templates."""

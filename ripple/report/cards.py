@@ -1,0 +1,195 @@
+"""Static pages: what a page shows, as values, and how it becomes one self-contained HTML file."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ripple.imaging.colour import png
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from jinja2 import Environment
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A number worth a large font: its name, its value, and a line below it."""
+
+    name: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A small table; `failed` are the positions of rows to show as bad."""
+
+    title: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    failed: frozenset[int] = frozenset()
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One row of the sky: a stamp and what is known about it.
+
+    Parameters
+    ----------
+    id
+        As in the catalogue; shown, never used as a name.
+    rank
+        1 is best; the row number on a page without ranking.
+    ra, dec
+        Deg ICRS; NaN when unknown.
+    stamp
+        `data:` address of the picture.
+    width, height
+        Of the picture, pixels.
+    truth
+        `lens`, `nonlens` or `unknown`.
+    kind
+        Name of the class, or the verdict of quality control.
+    flags
+        Names of quality flags.
+    extra
+        Short facts (`theta_E 1.2`).
+    probability, spread
+        0 to 1; NaN when there is none.
+    """
+
+    id: str
+    rank: int
+    ra: float
+    dec: float
+    stamp: str
+    width: int
+    height: int
+    truth: str = "unknown"
+    kind: str = ""
+    flags: tuple[str, ...] = ()
+    extra: tuple[str, ...] = ()
+    probability: float = float("nan")
+    spread: float = float("nan")
+
+    @property
+    def position(self) -> str:
+        """RA and Dec in degrees."""
+        return f"{self.ra:.5f} {self.dec:+.5f}" if np.isfinite(self.ra + self.dec) else "no position"
+
+    @property
+    def sexagesimal(self) -> str:
+        """RA in hours and Dec in degrees."""
+        return sexagesimal(self.ra, self.dec)
+
+    @property
+    def probability_text(self) -> str:
+        """Three digits, more near 0 and 1."""
+        return _digits(self.probability)
+
+    @property
+    def spread_text(self) -> str:
+        """Two digits; empty without a spread."""
+        return f"{self.spread:.2f}" if np.isfinite(self.spread) else ""
+
+    @property
+    def percent(self) -> str:
+        """Width of the bar."""
+        return f"{100 * min(max(self.probability, 0.0), 1.0):.1f}" if np.isfinite(self.probability) else "0"
+
+
+def _digits(value: float) -> str:
+    if not np.isfinite(value):
+        return ""
+    return f"{value:.4f}" if min(value, 1 - value) < 0.01 else f"{value:.3f}"
+
+
+def sexagesimal(ra: float, dec: float) -> str:
+    """`hh:mm:ss.ss ±dd:mm:ss.s` of a position in deg ICRS; empty when it is not finite."""
+    if not np.isfinite(ra + dec):
+        return ""
+    ticks = round(ra % 360.0 / 15.0 * 360_000) % (24 * 360_000)  # hundredths of a second
+    tenths = round(abs(dec) * 36_000)
+    hours = f"{ticks // 360_000:02d}:{ticks // 6000 % 60:02d}:{ticks // 100 % 60:02d}.{ticks % 100:02d}"
+    degrees = f"{tenths // 36_000:02d}:{tenths // 600 % 60:02d}:{tenths // 10 % 60:02d}.{tenths % 10}"
+    return f"{hours} {'-' if dec < 0 else '+'}{degrees}"
+
+
+def data_uri(rgb: NDArray[np.uint8]) -> str:
+    """An `(H, W, 3)` picture as a `data:` address."""
+    return "data:image/png;base64," + base64.b64encode(png(rgb)).decode()
+
+
+def render(template: str, **context: Any) -> bytes:
+    """One HTML file: text is escaped, style and script are inside, the script is allowed by its hash only.
+
+    Parameters
+    ----------
+    template
+        File name in `ripple/report/templates`.
+    context
+        Values for the template; everything but plots made by `ripple.report.plots` is escaped.
+    """
+    from markupsafe import Markup
+
+    style, script = _asset("report.css"), _asset("report.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    # Both files are ours, and plots escape their own text.
+    context["plots"] = [Markup(plot) for plot in context.get("plots", ())]  # noqa: S704 - escaped in there
+    trusted = {"style": Markup(style), "script": Markup(script)}  # noqa: S704 - files of ours
+    page = _environment().get_template(template)
+    html: str = page.render(**context, **trusted, script_hash=digest, version=metadata.version("ripple-lsst"))
+    return html.encode()
+
+
+@cache
+def _environment() -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    return Environment(
+        loader=PackageLoader("ripple.report"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=False,
+    )  # fmt: skip
+
+
+@cache
+def _asset(name: str) -> str:
+    return (files("ripple.report") / "templates" / name).read_text(encoding="utf-8")
+
+
+def csv_bytes(table: pa.Table) -> bytes:
+    """A table as CSV that a spreadsheet does not run: text cells like formulas get an apostrophe in front."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\r\n")
+    writer.writerow([_cell(name) for name in table.column_names])
+    writer.writerows(_rows(table))
+    return out.getvalue().encode()
+
+
+def _rows(table: pa.Table) -> Iterable[Sequence[Any]]:
+    for batch in table.to_batches(max_chunksize=10_000):
+        columns = [batch.column(k).to_pylist() for k in range(batch.num_columns)]
+        for row in zip(*columns, strict=True):
+            yield [_cell(value) for value in row]
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, float):
+        return "" if value != value else f"{value:.9g}"
+    text = "" if value is None else str(value)
+    if isinstance(value, int) or not text:
+        return text
+    return "'" + text if text[0] in "=+-@\t\r\n" else text

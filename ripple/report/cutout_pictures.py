@@ -1,0 +1,102 @@
+"""Colour stamps of rows of tensor artefacts, from the cutouts behind them when these are still there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ripple.errors import InputError, IntegrityError
+from ripple.imaging.colour import lupton_rgb, sky_noise
+from ripple.imaging.normalize import denormalize
+from ripple.storage.artefact import Artefact, open_artefact
+from ripple.storage.shard_reader import map_tensors, unpack_cutouts
+from ripple.storage.shards import agreeing
+
+
+def colour_stamps(
+    sources: list[Artefact],
+    shard: NDArray[np.int64],
+    row: NDArray[np.int64],
+    *,
+    stretch: float,
+    softening: float,
+) -> list[NDArray[np.uint8]]:
+    """Colour images of rows, all with one stretch, so that colours and depths compare.
+
+    Parameters
+    ----------
+    sources
+        Tensor artefacts, in the order in which `shard` counts their shards.
+    shard, row
+        `(n,)` shard number over all sources, row in it.
+    stretch
+        Linear range in units of the sky noise over all these stamps.
+    softening
+        Q of the asinh.
+
+    Returns
+    -------
+    `n` arrays `(H, W, 3)` uint8.
+    """
+    places = [(artefact, k) for artefact in sources for k in range(len(artefact.shards))]
+    cutouts = {artefact.directory: _cutouts_of(artefact) for artefact in sources}
+    fluxes: list[NDArray[np.float32]] = [np.zeros((0, 0, 0), np.float32)] * len(shard)
+    bands: tuple[str, ...] = ()
+    for k in np.unique(shard):
+        artefact, number = places[int(k)]
+        here = np.flatnonzero(shard == k)
+        behind = cutouts[artefact.directory]
+        read = _from_tensors if behind is None else _from_cutouts
+        flux, bands = read(artefact if behind is None else behind, number, row[here])
+        for place, image in zip(here.tolist(), flux, strict=True):
+            fluxes[place] = image
+    if not fluxes:
+        return []
+    pool = [f for f in fluxes if f.shape == fluxes[0].shape]
+    noise = sky_noise(np.stack(pool[:400]), bands)
+    return [lupton_rgb(f[None], bands, stretch=stretch * noise, q=softening)[0] for f in fluxes]
+
+
+def _cutouts_of(artefact: Artefact) -> Artefact | None:
+    """The cutouts that tensors were made from, when they lie beside the tensors and are whole.
+
+    A manifest knows its input by digest, not by path: directories move.
+    """
+    digest = artefact.manifest["inputs"].get("cutouts")
+    if digest is None:
+        return None
+    for path in sorted(artefact.directory.absolute().parent.glob("*/manifest.json"))[:100]:
+        try:
+            found = open_artefact(path.parent)
+        except (InputError, IntegrityError):
+            continue
+        if found.digest == digest:
+            return found
+    return None
+
+
+def _from_cutouts(
+    artefact: Artefact, k: int, rows: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], tuple[str, ...]]:
+    mapped: Any = np.memmap(artefact.verified_path(k), np.uint8, mode="r")
+    batch = agreeing(artefact, k, unpack_cutouts(mapped))  # views: only these rows are read
+    margin = artefact.manifest["attributes"].get("margin", 0)
+    image = np.asarray(batch.image[rows], np.float32)
+    inner = slice(margin, -margin or None)
+    return image[:, :, inner, inner], batch.bands
+
+
+def _from_tensors(
+    artefact: Artefact, k: int, rows: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], tuple[str, ...]]:
+    batch = map_tensors(artefact.verified_path(k))
+    chosen = replace(
+        batch, image=batch.image[rows], valid=batch.valid[rows],
+        catalog={name: np.asarray(values)[rows] for name, values in batch.catalog.items()},
+    )  # fmt: skip
+    if "offset" not in batch.normalization and "norm_offset" not in batch.catalog:
+        return chosen.image.astype(np.float32), batch.bands  # normalised elsewhere, nobody knows how
+    return denormalize(chosen), batch.bands

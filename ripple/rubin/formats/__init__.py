@@ -1,0 +1,1 @@
+"""The files of coadds, read without the LSST stack."""

@@ -1,0 +1,184 @@
+"""From a planned dataset to an open coadd: local file, object store or http, one function."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from ripple.errors import UnreadableError
+from ripple.rubin.afw import afw_active, open_with_afw
+from ripple.rubin.coadd import Coadd, naming
+from ripple.rubin.formats.cell_coadd import HEAD_BYTES, open_cell_coadd, read_cell_coadd
+from ripple.rubin.formats.exposure import open_exposure
+from ripple.rubin.formats.fits import Ranges, check_signature, read_hdu, walk
+from ripple.rubin.remote import open_remote, read_remote
+from ripple.rubin.repository import Dataset, label
+
+
+def open_dataset(dataset: Dataset, sparse: bool, *, repo: str) -> Coadd:
+    """Open a dataset.
+
+    Parameters
+    ----------
+    dataset
+        As planned; its size was recorded by the Butler.
+    sparse
+        Fetch only the bytes under the boxes that are read later; else the whole file now, and what is
+        hashed is what is decoded. A dataset with a known digest is always read whole.
+    repo
+        Butler repository, to resolve a dataset whose address was not kept (signed URLs are secrets).
+
+    Raises
+    ------
+    UnreadableError
+        Missing, cut short, damaged, not a coadd, or not what its recorded digest says; names the file.
+    SourceError
+        A remote repository refuses access or does not answer.
+    """
+    if dataset.storage_class.startswith("Exposure") and afw_active():
+        coadd = open_with_afw(dataset, repo=repo)
+        _check_sha256(coadd.name, dataset, coadd.digest)
+        return coadd
+    name = label(dataset)
+    path = local_path(dataset)
+    if sparse and not dataset.sha256:
+        size, read = _local_ranges(path, name) if path else _remote_ranges(dataset, repo)
+        _check_size(name, size, dataset.size)
+        return open_coadd_sparse(read, name=name, size=size)
+    data = _read_local(path, name) if path else _read_remote(dataset, repo)
+    _check_size(name, len(data), dataset.size)
+    _check_digests(name, dataset, data)
+    return open_coadd(data, name=name)
+
+
+def local_path(dataset: Dataset) -> Path | None:
+    """Path of a dataset on this file system, None when it is remote or must be resolved again."""
+    parts = urlsplit(dataset.uri)
+    return Path(unquote(parts.path)) if parts.scheme in ("", "file") and parts.path else None
+
+
+def _check_size(name: str, found: int, recorded: int) -> None:
+    if recorded >= 0 and found != recorded:
+        raise UnreadableError(
+            f"{name}: {found} bytes, the Butler recorded {recorded}",
+            hint="the file was cut short or replaced; restore it",
+        )
+
+
+def _check_digests(name: str, dataset: Dataset, data: bytes) -> None:
+    """The bytes that will be decoded against the operator's list and the Butler's own checksum."""
+    if dataset.sha256:
+        _check_sha256(name, dataset, hashlib.sha256(data).hexdigest())
+    # Only BLAKE2b is recorded by the Butler; another length would be another algorithm.
+    if len(dataset.checksum) == 128 and hashlib.blake2b(data).hexdigest() != dataset.checksum:
+        raise UnreadableError(
+            f"{name}: dataset {dataset.uuid}: BLAKE2b is not {dataset.checksum}, as the Butler recorded",
+            hint="the file is damaged or was replaced; restore it",
+        )
+
+
+def _check_sha256(name: str, dataset: Dataset, found: str) -> None:
+    if dataset.sha256 and found != dataset.sha256:
+        raise UnreadableError(
+            f"{name}: dataset {dataset.uuid}: SHA-256 is {found}, the trusted digest is {dataset.sha256}",
+            hint="the file is damaged or was replaced; restore it, or renew the list of --digests",
+        )
+
+
+def _read_local(path: Path, name: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as err:
+        raise UnreadableError(f"{name}: {err.strerror}", hint=f"is {path} readable?") from None
+
+
+def _local_ranges(path: Path, name: str) -> tuple[int, Callable[[int, int], bytes]]:
+    """Size of a file, and a function that reads ranges of it; the file stays open as long as that lives."""
+    try:
+        file = path.open("rb", buffering=0)
+    except OSError as err:
+        raise UnreadableError(f"{name}: {err.strerror}", hint=f"is {path} readable?") from None
+
+    def read(offset: int, length: int) -> bytes:
+        try:
+            return os.pread(file.fileno(), length, offset)
+        except (OSError, ValueError, OverflowError) as err:
+            raise UnreadableError(f"{name}: {length} bytes at {offset} cannot be read: {err}") from None
+
+    return os.fstat(file.fileno()).st_size, read
+
+
+def _read_remote(dataset: Dataset, repo: str) -> bytes:
+    return read_remote(dataset, repo=repo)
+
+
+def _remote_ranges(dataset: Dataset, repo: str) -> tuple[int, Callable[[int, int], bytes]]:
+    """As `_local_ranges`; stores without byte ranges over http are read whole."""
+    if urlsplit(dataset.uri).scheme in ("", "http", "https"):
+        file = open_remote(dataset, repo=repo)
+        if file.size < 0:
+            file.read_range(0, 1)  # a remote Butler records no size: the answer tells it
+        return file.size, file.read_range
+    data = _read_remote(dataset, repo)
+    return len(data), lambda offset, length: data[offset : offset + length]
+
+
+def open_coadd_sparse(reader: Callable[[int, int], bytes], *, name: str, size: int) -> Coadd:
+    """Open a coadd of which only what is asked for is fetched: headers, the tree, and tiles under boxes.
+
+    Parameters
+    ----------
+    reader
+        `reader(offset, length) -> bytes`, a byte-range read; fewer bytes only at the end of the file.
+    name
+        File, for messages.
+    size
+        Bytes of the file. A file without INDEX (an ExposureF) is read whole.
+
+    Returns
+    -------
+    coadd
+        Its digest is that of the ranges fetched so far.
+    """
+    ranges = Ranges(reader, name)
+    check_signature(ranges(0, min(size, HEAD_BYTES)), name)
+    with naming(name):
+        if "INDXADDR" in read_hdu(ranges, 0, name=name).header:
+            return read_cell_coadd(ranges, name)
+    return open_coadd(ranges(0, size), name=name)
+
+
+def open_coadd(data: bytes | memoryview, *, name: str) -> Coadd:
+    """Open a coadd file that lies in memory, choosing the reader by content: the dense path.
+
+    Parameters
+    ----------
+    data
+        The whole file.
+    name
+        File, for messages.
+
+    Raises
+    ------
+    UnreadableError
+        When the bytes are not FITS, are damaged, or are neither CellCoadd nor ExposureF.
+    """
+    with naming(name):
+        return _open_coadd(data, name)
+
+
+def _open_coadd(data: bytes | memoryview, name: str) -> Coadd:
+    hdus = walk(data, name=name)
+    if "INDXADDR" in hdus[0].header:
+        return open_cell_coadd(data, name=name)
+    names = {hdu.extname for hdu in hdus}
+    if "ARCHIVE_INDEX" in names or {"IMAGE", "MASK", "VARIANCE"} <= names:
+        return open_exposure(data, name=name)
+    found = ", ".join(sorted(n for n in names if n)) or "none"
+    raise UnreadableError(
+        f"{name}: FITS with extensions {found} is neither a CellCoadd nor an ExposureF",
+        hint="give the dataset type of coadds, e.g. deep_coadd",
+    )

@@ -1,0 +1,1 @@
+"""How a verb runs: worker processes, memory, Dask, signals, cost and progress."""

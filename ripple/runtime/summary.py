@@ -1,0 +1,139 @@
+"""What a person sees of a run: progress while it lasts, one screen at its end."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from ripple.errors import TooManyRejected
+
+
+def plain(text: str) -> str:
+    """`text` with control characters escaped, so that catalogue strings cannot forge log lines."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a verb did, for the one screen at its end and for `--json`.
+
+    Parameters
+    ----------
+    verb
+        Name of the verb.
+    output
+        Where the result is.
+    facts
+        Label -> value, in print order (`{"targets": 2000, "accepted": 1985, "rate": "812 rows/s"}`).
+    rejections
+        Reason -> number of rows.
+    seconds
+        Wall time.
+    done_before
+        True when the output was already there and nothing was done.
+    notes
+        Lines worth reading.
+    """
+
+    verb: str
+    output: str
+    facts: dict[str, Any]
+    rejections: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    done_before: bool = False
+    notes: tuple[str, ...] = ()
+
+    def print(self, *, as_json: bool = False) -> None:
+        """One screen on stderr, or JSON on stdout."""
+        if as_json:
+            record = {k: getattr(self, k) for k in self.__slots__}
+            sys.stdout.write(json.dumps(record, default=str) + "\n")
+            return
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=f"ripple {self.verb}", show_header=False, title_justify="left", box=None)
+        table.add_column(style="bold")
+        table.add_column()
+        if self.done_before:
+            table.add_row("status", "already finished, nothing to do")
+        for key, value in self.facts.items():
+            table.add_row(
+                Text(plain(key)), Text(plain(f"{value:,}" if isinstance(value, int) else str(value)))
+            )
+        for reason, count in sorted(self.rejections.items(), key=lambda item: -item[1]):
+            table.add_row(Text("  " + plain(reason)), f"{count:,}")
+        if not self.done_before:
+            table.add_row("seconds", f"{self.seconds:.1f}")
+        table.add_row("output", Text(plain(self.output)))
+        console = Console(stderr=True)
+        console.print(table)
+        for note in self.notes:
+            console.print(Text(plain(note)))
+
+
+def tally(index: Any, output: str, max_rejected: float) -> tuple[dict[str, Any], dict[str, int]]:
+    """Count the verdicts of an index, for the closing screen.
+
+    Parameters
+    ----------
+    index
+        Arrow table with columns `status` and `reason`.
+    output
+        The finished artefact, for the message.
+    max_rejected
+        Largest share of rejected rows that the user allows.
+
+    Returns
+    -------
+    facts, reasons
+        Targets by status, and rows by reason.
+
+    Raises
+    ------
+    TooManyRejected
+        The limit is passed; the message counts the reasons.
+    """
+    status = Counter(index["status"].to_pylist())
+    reasons = Counter(r for r in index["reason"].to_pylist() if r)
+    n, rejected = index.num_rows, status["rejected"]
+    if n and rejected / n > max_rejected:
+        raise TooManyRejected(
+            f"{rejected} of {n} targets rejected: " + ", ".join(f"{k} {v}" for k, v in reasons.most_common()),
+            hint=f"the output {output} is complete; see its index.parquet",
+        )
+    facts = {"targets": n, "ok": status["ok"], "partial": status["partial"], "rejected": rejected}
+    return facts, dict(reasons)
+
+
+@contextmanager
+def progress(total: int | None, label: str, unit: str = "rows") -> Iterator[Any]:
+    """A progress line with rate and time left on stderr; yields `advance(n)`.
+
+    Draws nothing when stderr is not a terminal.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f} " + unit),
+        TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TimeRemainingColumn(),
+        console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty(),
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task(label, total=total or 0, rate="")
+        start = time.perf_counter()
+
+        def advance(n: float = 1) -> None:
+            done = bar.tasks[0].completed + n
+            bar.update(task, advance=n, rate=f"{done / max(time.perf_counter() - start, 1e-9):,.0f} {unit}/s")
+
+        yield advance

@@ -1,0 +1,1 @@
+"""Pure functions on positions: tract geometry, sky maps, coverage, neighbours, splits."""

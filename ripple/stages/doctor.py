@@ -1,0 +1,133 @@
+"""`ripple doctor`: what this machine has, and whether a repository can be read."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ripple.errors import RippleError
+from ripple.rubin.afw import afw_active
+from ripple.rubin.repository import open_repository
+
+Level = Literal["ok", "note", "fail"]
+
+#: Distributions of the plain install, checked against the floors of our own metadata.
+OPTIONAL = {
+    "distributed": "dask",
+    "captum": "explain",
+    "onnx": "onnx",
+    "lsdb": "hats",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One finding: `ok`, `note` (worth knowing) or `fail` (does not work; `detail` says what to do)."""
+
+    name: str
+    level: Level
+    detail: str
+
+
+def environment() -> list[Check]:
+    """Checks that need nothing but this machine."""
+    return [_python(), *_packages(), *_extras(), _afw(), _gpu(), *_resources()]
+
+
+def _python() -> Check:
+    return Check("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+
+
+def _packages() -> list[Check]:
+    """Required distributions: present and not older than our metadata asks for."""
+    from packaging.requirements import Requirement
+
+    checks = []
+    for line in importlib.metadata.requires("ripple-lsst") or []:
+        requirement = Requirement(line)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            version = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            checks.append(Check(requirement.name, "fail", f"missing; pip install '{requirement}'"))
+            continue
+        good = requirement.specifier.contains(version, prereleases=True)
+        detail = version if good else f"{version}; pip install -U '{requirement}'"
+        checks.append(Check(requirement.name, "ok" if good else "fail", detail))
+    return checks
+
+
+def _extras() -> list[Check]:
+    return [
+        Check(name, "note", f"not installed; pip install 'ripple-lsst[{extra}]' brings it")
+        for name, extra in OPTIONAL.items()
+        if importlib.util.find_spec(name) is None
+    ]
+
+
+def _afw() -> Check:
+    if afw_active():
+        return Check("lsst.afw", "ok", "ExposureF coadds go through the stack's formatter, PSF included")
+    return Check(
+        "lsst.afw",
+        "note",
+        "not importable: ExposureF coadds are read without the stack; a CoaddPsf gives no PSF "
+        "(CellCoadd needs no stack)",
+    )
+
+
+def _gpu() -> Check:
+    from ripple.learn.model.device import visible_gpus  # loads torch: a second
+
+    version, names = visible_gpus()
+    if not names:
+        return Check("GPU", "note", f"none visible to torch {version}; training and scoring use the CPU")
+    return Check("GPU", "ok", f"{', '.join(names)} (torch {version})")
+
+
+def _resources() -> list[Check]:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    disk = shutil.disk_usage(Path.cwd())
+    return [
+        Check("CPU", "ok", f"{len(os.sched_getaffinity(0))} cores usable"),
+        Check("memory", "ok", f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free"),
+        Check("disk", "ok" if disk.free > 2**30 else "note", f"{disk.free / 2**30:.1f} GiB free here"),
+        _token(),
+    ]
+
+
+def _token() -> Check:
+    # Only whether it is set: the value never leaves the environment.
+    found = [v for v in ("BUTLER_RUBIN_ACCESS_TOKEN", "ACCESS_TOKEN") if os.environ.get(v)]
+    if found:
+        return Check("access token", "ok", f"{found[0]} is set")
+    return Check("access token", "note", "none in the environment; needed for remote repositories only")
+
+
+def repository(repo: str, collections: tuple[str, ...]) -> list[Check]:
+    """Checks of one repository: it opens, has coadds, and one of them can be read.
+
+    Faults become findings, so that all checks are printed.
+    """
+    checks: list[Check] = []
+    try:
+        with open_repository(repo, collections) as opened:
+            checks.append(Check("repository", "ok", f"{repo}: collections {', '.join(opened.collections)}"))
+            dataset_type = opened.coadd_type(None)
+            checks.append(Check("coadds", "ok", dataset_type))
+            for skymap in opened.skymaps():
+                bands = "".join(opened.bands(dataset_type, skymap))
+                if bands:
+                    checks.append(Check("sky map", "ok", f"{skymap}: bands {bands}"))
+    except RippleError as err:
+        checks.append(Check("repository", "fail", str(err)))
+    return checks

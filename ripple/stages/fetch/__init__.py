@@ -1,0 +1,1 @@
+"""`ripple fetch`: coadds to cutouts."""

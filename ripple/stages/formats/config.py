@@ -1,0 +1,68 @@
+"""Options of `ripple import` and `ripple export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from ripple.config import Config, neutral
+
+if TYPE_CHECKING:
+    pass
+
+
+class ExportConfig(Config):
+    """Options of `ripple export`."""
+
+    verb: ClassVar[str] = "export"
+
+    source: Path = neutral(description="Tensors or cutouts to export.")
+    output: Path = neutral(description="Directory to make.")
+    format: Literal["deeplense", "mmu", "webdataset", "zarr", "fits"] = Field(description="Layout to write.")
+    rejected: bool = Field(False, description="Export rejected rows that have pixels, too.")
+    split: Literal["sky", "none"] = Field("sky", description="deeplense: split by sky block, or not at all.")
+    split_column: str | None = Field(None, description="deeplense: column that names the split instead.")
+    fractions: tuple[float, float, float] = Field(
+        (0.7, 0.15, 0.15), description="deeplense: shares of train, validation, test."
+    )
+    nside: int = Field(2048, ge=1, description="deeplense: HEALPix side of the blocks of sky.")
+    seed: int = Field(0, ge=0, description="deeplense: of the choice of blocks.")
+    rows_per_file: int = Field(1000, ge=1, description="webdataset: rows in a tar file; zarr: in a chunk.")
+
+
+Format = Literal["deeplense", "arrays", "fits", "mmu"]
+
+
+class ImportConfig(Config):
+    """Options of `ripple import`."""
+
+    verb: ClassVar[str] = "import"
+
+    source: Path = Field(description="Folder or file to import.")
+    output: Path = Field(description="Directory of the artefact to write.")
+    format: Format = Field(description="deeplense: folders of .npy; arrays: .npz or HDF5; fits; mmu: HDF5.")
+    into: Literal["auto", "cutouts", "tensors"] = Field(
+        "auto", description="What to write; auto: tensors for deeplense, else cutouts."
+    )
+    bands: tuple[str, ...] = Field((), description="Band names in order, for example gri.")
+    pixel_scale: float | None = Field(None, gt=0, description="Arcsec per pixel where the source says none.")
+    size: int | None = Field(None, ge=8, description="Crop or pad to this many pixels, around the centre.")
+    unit: Literal["nJy", "none"] | None = Field(None, description="Unit where the source names none.")
+    zero_points: tuple[float, ...] = Field((), description="AB zero point of each band: counts to nJy.")
+    sentinels: tuple[float, ...] = Field((), description="Pixel values that mean no data.")
+    mask: Literal["bad", "good", "ignore"] = Field("bad", description="What a true mask pixel means.")
+    classes: tuple[str, ...] = Field((), description="Class names by label value, for example nonlens,lens.")
+    gaussian_psf: bool = Field(
+        False, description="mmu: make round Gaussian PSFs from the FWHM in the file, which has no PSF image."
+    )
+    image_key: str = Field("image", description="arrays: name of the image array.")
+    variance_key: str = Field("variance", description="arrays: name of the variance array.")
+    mask_key: str = Field("mask", description="arrays: name of the mask array.")
+    psf_key: str = Field("psf", description="arrays: name of the PSF array.")
+    label_key: str = Field("label", description="arrays: name of the label array.")
+    id_key: str = Field("id", description="arrays: name of the id array.")
+    ra_key: str = Field("ra", description="arrays: name of the right ascension array, deg.")
+    dec_key: str = Field("dec", description="arrays: name of the declination array, deg.")
+    rows_per_shard: int = Field(2000, ge=1, le=100_000, description="Rows in a shard.")

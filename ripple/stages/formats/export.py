@@ -1,0 +1,65 @@
+"""`ripple export`: tensors or cutouts in the layouts of other people.
+
+    deeplense   {train,validation,test}_{lenses,nonlenses}/0000000.npy   (B, H, W) float32
+    mmu         healpix=12345/001-of-001.hdf5                            Multimodal Universe
+    webdataset  000000.tar                                               npy, json and cls per row
+    zarr        data.zarr                                                Zarr v3: image, valid, catalog
+    fits        0000000.fits                                             IMAGE, VARIANCE, MASK, PSF by band
+
+File names are running numbers, never ids: ids are data. `catalog.csv` says which row is in which file.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ripple.runtime.summary import Summary, progress
+
+if TYPE_CHECKING:
+    pass
+
+from ripple.stages.formats import layouts
+from ripple.stages.formats.config import ExportConfig
+from ripple.stages.formats.rows import open_source
+from ripple.storage.tree import write_tree
+
+
+def export(config: ExportConfig) -> Summary:
+    """Write `config.output` in the layout `config.format`.
+
+    Raises
+    ------
+    DataError
+        The format needs something the rows do not have (labels, positions, WCS).
+    ConfigError
+        The output was made with other options.
+    """
+    start = time.perf_counter()
+    source = open_source(config)
+    identity = {"verb": config.verb, "config": config.canonical(), "input": source.artefact.digest}
+
+    def build(directory: Path) -> None:
+        with progress(source.rows, "export") as advance:
+            for done in _writer(config)(source, config, directory):
+                advance(done)
+
+    fresh = write_tree(config.output, identity, build)
+    facts = {"format": config.format, "rows": source.rows, "bands": " ".join(source.bands)}
+    seconds = time.perf_counter() - start
+    return Summary("export", str(config.output), facts, seconds=seconds, done_before=not fresh)
+
+
+def _writer(config: ExportConfig) -> Any:
+    match config.format:
+        case "deeplense":
+            return layouts.deeplense
+        case "mmu":
+            return layouts.multimodal_universe
+        case "webdataset":
+            return layouts.webdataset
+        case "zarr":
+            return layouts.zarr_v3
+        case "fits":
+            return layouts.fits_stamps

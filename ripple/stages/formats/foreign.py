@@ -1,0 +1,367 @@
+"""Stamps as other people keep them: DeepLense folders, arrays in `.npz` and HDF5, Multimodal Universe files.
+
+A reader lists its rows without reading pixels, then reads one row at a time. A row that cannot be read is an
+`Unreadable`, never an exception: one broken file does not stop an import. FITS is in `fits_cutouts`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ripple.errors import DataError
+from ripple.stages.formats.source_files import SourceFiles
+from ripple.stages.formats.stamp import DAMAGE, HSC_SCALE, Float, Keys, Listing, Stamp, Unreadable
+
+# DeepLense -----------------------------------------------------------
+
+_SPLIT = re.compile(r"^(train|test|validation|valid|val)(?:ing|ation)?(?:[_\-]|$)")
+_KNOWN = {
+    "lens": "lens", "lenses": "lens", "lensed": "lens", "nonlens": "nonlens", "nonlenses": "nonlens",
+    "notlens": "nonlens", "unlensed": "nonlens",
+}  # fmt: skip
+
+
+def folder_meaning(name: str) -> tuple[str, str]:
+    """Split and class that a folder name stands for, each empty when it says nothing.
+
+    `train_lenses` -> `("train", "lens")`, `test_nonlenses` -> `("test", "nonlens")`, `sphere` ->
+    `("", "sphere")`.
+    """
+    low = name.lower()
+    found = _SPLIT.match(low)
+    split = ""
+    if found:
+        split = "validation" if found[1].startswith("val") else found[1]
+        low = low[found.end() :]
+    plain = low.replace("_", "").replace("-", "")
+    return split, _KNOWN.get(plain, low)
+
+
+def class_order(found: set[str]) -> tuple[str, ...]:
+    """Label values of class names: non-lens 0 and lens 1, no / sphere / vort 0, 1, 2, else alphabetical."""
+    for known in (("nonlens", "lens"), ("no", "sphere", "vort")):
+        if found <= set(known):
+            return known
+    return tuple(sorted(found))
+
+
+def deeplense(root: Path, bands: tuple[str, ...], classes: tuple[str, ...]) -> Listing:
+    """A tree of `.npy` files, one `(B, H, W)` or `(H, W)` image each, class (and split) in the folder names.
+
+    Raises
+    ------
+    DataError
+        No `.npy` file below `root`, or a folder of a class that `classes` does not name.
+    """
+    paths = tuple(sorted(root.rglob("*.npy"))) if root.is_dir() else ()
+    if not paths:
+        raise DataError(f"{root}: no .npy file below it", hint="give the folder that holds the class folders")
+    meanings = [_meaning(path.relative_to(root)) for path in paths]
+    found = {kind for _, kind in meanings if kind}
+    order = classes or class_order(found)
+    if strange := sorted(found - set(order)):
+        raise DataError(f"{root}: folder of class {strange[0]!r}", hint=f"--classes names {', '.join(order)}")
+    labels = {kind: k for k, kind in enumerate(order)}
+    files = SourceFiles()
+    peeked = (_peek(files.read(path)) for path in paths[:100])
+    first = next((image for image in peeked if image is not None), None)
+    if first is None:
+        raise DataError(
+            f"{root}: none of its first .npy files holds one image",
+            hint=f"{paths[0].name} is not an array of numbers (H, W), (B, H, W) or (H, W, B)",
+        )
+    count = len(first)
+    known = bands or (("g", "r", "i") if count == 3 else ("mono",) if count == 1 else ())
+
+    def read(row: int) -> Stamp | Unreadable:
+        path, (split, kind) = paths[row], meanings[row]
+        name = path.relative_to(root).with_suffix("").as_posix()
+        try:
+            image = _image(_npy(files.read(path)), len(known))
+        except DAMAGE as err:
+            return Unreadable(name, _one_line(err))
+        return Stamp(name, image, label=labels.get(kind, -1), columns={"split": split} if split else {})
+
+    scale = HSC_SCALE if count == 3 else None
+    return Listing(len(paths), known, scale, order if found else (), read, paths, files)
+
+
+def _meaning(path: Path) -> tuple[str, str]:
+    """The nearest folder that says something wins."""
+    split = kind = ""
+    for part in reversed(path.parts[:-1]):
+        a, b = folder_meaning(part)
+        split, kind = split or a, kind or b
+    return split, kind
+
+
+def _npy(data: bytes) -> NDArray[Any]:
+    array: NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
+    return array
+
+
+def _peek(data: bytes) -> Float | None:
+    try:
+        return _image(_npy(data), 0)
+    except DAMAGE:
+        return None
+
+
+def _image(array: NDArray[Any], bands: int) -> Float:
+    """`(B, H, W)` float32 of an array that may be `(H, W)` or `(H, W, B)`."""
+    if array.dtype.kind not in "iufb":
+        raise ValueError(f"dtype {array.dtype} is no image")
+    if array.ndim == 2:
+        array = array[None]
+    if array.ndim != 3:
+        raise ValueError(f"shape {array.shape} is no image")
+    last = array.shape[2] == bands != array.shape[0] if bands else array.shape[2] <= 6 < array.shape[0]
+    if last:
+        array = np.moveaxis(array, 2, 0)
+    if bands and array.shape[0] != bands:
+        raise ValueError(f"shape {array.shape}, expected {bands} bands")
+    return np.ascontiguousarray(array, np.float32)
+
+
+# Arrays --------------------------------------------------------------
+
+
+def arrays(path: Path, bands: tuple[str, ...], keys: Keys, *, mask_good: bool) -> Listing:
+    """A `.npz` or HDF5 file with an `(N, B, H, W)`, `(N, H, W)` or `(N, H, W, B)` array.
+
+    Parameters
+    ----------
+    path
+        The file.
+    bands
+        Names of the bands; needed to tell `(N, H, W, B)`.
+    keys
+        Names of the arrays in it. One-dimensional arrays of length N under other names become columns.
+    mask_good
+        The mask is true (or 1) where pixels are good.
+
+    Raises
+    ------
+    DataError
+        Not readable, or no such array.
+    """
+    files = SourceFiles()
+    table = _open_arrays(path, files)
+    image_key = keys.image if keys.image in table else _only_image(path, table, keys.image)
+    shape = table[image_key].shape
+    if len(shape) not in (3, 4):
+        raise DataError(f"{path}: {image_key!r} has shape {shape}, expected (N, B, H, W)")
+    rows, count = shape[0], len(bands)
+    channels_last = len(shape) == 4 and (shape[3] == count != shape[1] if count else shape[3] <= 6 < shape[1])
+    found = 1 if len(shape) == 3 else shape[3] if channels_last else shape[1]
+    if count and found != count:
+        raise DataError(f"{path}: {image_key!r} has {found} bands, {count} were named")
+    planes = {k: getattr(keys, k) for k in ("variance", "mask", "psf") if getattr(keys, k) in table}
+    columns = _columns(table, rows, keys, {image_key, *planes.values()})
+
+    def read(row: int) -> Stamp | Unreadable:
+        try:
+            got = {name: np.asarray(table[key][row]) for name, key in planes.items()}
+            image = _planes(np.asarray(table[image_key][row]), channels_last)
+        except DAMAGE as err:
+            return Unreadable(str(row), _one_line(err))
+        facts = {name: _plain(values[row]) for name, values in columns.items()}
+        mask = _planes(got["mask"], channels_last) != 0 if "mask" in got else None
+        return Stamp(
+            id=str(facts.pop("id", row)), image=image.astype(np.float32),
+            variance=_some(_planes(got["variance"], channels_last)) if "variance" in got else None,
+            bad=None if mask is None else ~mask if mask_good else mask,
+            psf=_psf(got["psf"], found) if "psf" in got else None,
+            ra=float(facts.pop("ra", "nan")), dec=float(facts.pop("dec", "nan")),
+            label=int(facts.pop("label", -1)), columns=facts,
+        )  # fmt: skip
+
+    return Listing(rows, bands, None, (), read, (path,), files)
+
+
+def _open_arrays(path: Path, files: SourceFiles) -> Mapping[str, Any]:
+    """Name -> array-like with shape and row access."""
+    import h5py
+
+    try:
+        if path.suffix == ".npz":
+            with np.load(io.BytesIO(files.read(path)), allow_pickle=False) as file:
+                return {name: file[name] for name in file.files}
+        files.pin(path)
+        file = h5py.File(path, "r")
+        found: dict[str, Any] = {}
+        # visititems does not follow soft or external links.
+        file.visititems(lambda name, item: _keep(found, name, item))
+    except DAMAGE as err:
+        raise DataError(f"{path}: cannot be read: {_one_line(err)}") from None
+    return found
+
+
+def _keep(found: dict[str, Any], name: str, item: Any) -> None:
+    import h5py
+
+    if isinstance(item, h5py.Dataset) and not item.external and not item.is_virtual and item.ndim:
+        found[name] = item
+
+
+def _only_image(path: Path, table: Mapping[str, Any], wanted: str) -> str:
+    images = [name for name, array in table.items() if len(array.shape) in (3, 4)]
+    if len(images) != 1:
+        names = ", ".join(sorted(table)) or "nothing"
+        raise DataError(f"{path}: no array {wanted!r}", hint=f"name it with --image-key; there is {names}")
+    return images[0]
+
+
+def _columns(table: Mapping[str, Any], rows: int, keys: Keys, taken: set[str]) -> dict[str, NDArray[Any]]:
+    """Arrays with one value per row, under the names RIPPLe uses."""
+    ours = {getattr(keys, name): name for name in ("label", "id", "ra", "dec")}
+    out = {}
+    for key, array in table.items():
+        flat = len(array.shape) == 1 or (len(array.shape) == 2 and array.shape[1] == 1)
+        if key not in taken and flat and array.shape[0] == rows and array.dtype.kind in "iufbSUO":
+            out[ours.get(key, key.replace("/", "_"))] = np.asarray(array[:]).reshape(rows)
+    return out
+
+
+def _plain(value: Any) -> float | int | str:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    plain: float | int | str = value.item() if isinstance(value, np.generic) else value
+    return plain
+
+
+def _planes(array: NDArray[Any], channels_last: bool) -> NDArray[Any]:
+    if array.ndim == 2:
+        return array[None]
+    return np.moveaxis(array, 2, 0) if channels_last else array
+
+
+def _some(array: NDArray[Any]) -> Float | None:
+    """Variance, or None when it is empty or all zero: no measurement has none."""
+    values = np.asarray(array, np.float32)
+    return values if values.size and np.nanmax(np.abs(values), initial=0.0) > 0 else None
+
+
+def _psf(array: NDArray[Any], bands: int) -> Float:
+    """`(B, K, K)` kernels; one kernel serves all bands."""
+    values = np.asarray(array, np.float32)
+    return np.broadcast_to(values, (bands, *values.shape[-2:])) if values.ndim == 2 else values
+
+
+# Multimodal Universe -------------------------------------------------
+
+
+def multimodal_universe(root: Path, bands: tuple[str, ...], *, mask: str) -> Listing:
+    """Files `healpix=*/*.hdf5` of the Multimodal Universe, or one such file.
+
+    Parameters
+    ----------
+    root
+        Folder or file.
+    bands
+        Names to give the bands; default the last part of theirs (`hsc-g` -> `g`).
+    mask
+        What true means in `image_mask`: `bad` (HSC), `good` (JWST) or `ignore`.
+
+    Raises
+    ------
+    DataError
+        No such file, or arrays missing.
+    """
+    paths = (root,) if root.is_file() else tuple(sorted([*root.rglob("*.hdf5"), *root.rglob("*.h5")]))
+    if not paths:
+        raise DataError(f"{root}: no .hdf5 file below it")
+    files = SourceFiles()
+    tables = [_open_arrays(path, files) for path in paths]
+    for path, table in zip(paths, tables, strict=True):
+        if "image_array" not in table or "object_id" not in table:
+            raise DataError(f"{path}: no image_array and object_id", hint="is it a Multimodal Universe file?")
+    starts = np.cumsum([0, *(table["image_array"].shape[0] for table in tables)])
+    facts = [_mmu_facts(path) for path in paths]
+    if len(set(facts)) > 1:
+        raise DataError(f"{root}: files of different units or classes", hint="import them one by one")
+    (unit, classes), first = facts[0], tables[0]
+    count = first["image_array"].shape[1]
+    try:
+        named = bands or _band_names(first, count)
+        scale = float(np.asarray(first["image_scale"][0]).flat[0]) if "image_scale" in first else None
+    except DAMAGE as err:
+        raise DataError(f"{paths[0]}: {_one_line(err)}", hint="is it damaged?") from None
+
+    def read(row: int) -> Stamp | Unreadable:
+        k = int(np.searchsorted(starts, row, side="right")) - 1
+        try:
+            return replace(_mmu_row(tables[k], row - int(starts[k]), named, mask), unit=unit)
+        except DAMAGE as err:
+            return Unreadable(f"{paths[k].name}:{row - starts[k]}", _one_line(err))
+
+    return Listing(int(starts[-1]), named, scale, classes, read, paths, files)
+
+
+def _mmu_facts(path: Path) -> tuple[str, tuple[str, ...]]:
+    """`nJy` when the file says so, and its class names by label: files of `ripple export` carry both."""
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            said = {
+                name: str(_plain(file.attrs[name])) for name in ("unit", "class_map") if name in file.attrs
+            }
+    except DAMAGE as err:
+        raise DataError(f"{path}: {_one_line(err)}", hint="is it damaged?") from None
+    try:
+        names = json.loads(said.get("class_map", "{}"))
+        classes = tuple(str(names[str(k)]) for k in range(len(names)))
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f"{path}: class_map is not a map from labels 0, 1, ... to names") from None
+    return "nJy" if said.get("unit") == "nJy" else "", classes
+
+
+def _band_names(table: Mapping[str, Any], count: int) -> tuple[str, ...]:
+    if "image_band" not in table:
+        return ()
+    names = [str(_plain(v)).replace("_", "-").split("-")[-1] for v in np.asarray(table["image_band"][0]).flat]
+    return tuple(names) if len(set(names)) == count else ()
+
+
+_IMAGES = ("image_array", "image_ivar", "image_mask", "image_psf_fwhm", "image_scale", "image_band")
+
+
+def _mmu_row(table: Mapping[str, Any], row: int, bands: Sequence[str], mask: str) -> Stamp:
+    image = np.asarray(table["image_array"][row], np.float32)
+    rows = table["image_array"].shape[0]
+    variance = bad = None
+    if "image_ivar" in table:
+        ivar = np.asarray(table["image_ivar"][row], np.float32)
+        variance = np.where(ivar > 0, 1.0 / np.where(ivar > 0, ivar, 1.0), np.nan).astype(np.float32)
+        bad = ~(ivar > 0)
+    if "image_mask" in table and mask != "ignore":
+        flagged = np.asarray(table["image_mask"][row]) != 0
+        flagged = ~flagged if mask == "good" else flagged
+        bad = flagged if bad is None else bad | flagged
+    columns = {
+        name: _plain(array[row]) for name, array in table.items()
+        if name not in _IMAGES and array.shape == (rows,)
+    }  # fmt: skip
+    if "image_psf_fwhm" in table:
+        widths = np.asarray(table["image_psf_fwhm"][row], float)
+        columns |= {f"psf_fwhm_{band}": float(w) for band, w in zip(bands, widths, strict=True)}
+    label = columns.pop("label", -1)
+    return Stamp(
+        id=str(columns.pop("object_id")), image=image, variance=variance, bad=bad,
+        ra=float(columns.pop("ra", "nan")), dec=float(columns.pop("dec", "nan")),
+        label=int(label), columns=columns,
+    )  # fmt: skip
+
+
+def _one_line(err: BaseException) -> str:
+    return " ".join(str(err).split())[:200] or type(err).__name__

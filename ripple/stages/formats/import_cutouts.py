@@ -1,0 +1,218 @@
+"""`ripple import`: other people's stamps to cutouts or tensors.
+
+    files -> listing of rows -> stamps -> CutoutBatch or TensorBatch -> shards
+
+A row that cannot be read is rejected with its reason; the import goes on.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ripple.errors import ConfigError, DataError, IntegrityError
+from ripple.runtime.summary import Summary, progress
+from ripple.stages.formats.foreign import arrays, deeplense, multimodal_universe
+from ripple.stages.formats.foreign_rows import Frame, Rows, cutouts, extra_columns, fitted, tensors
+from ripple.stages.formats.stamp import Keys, Listing, Stamp, Unreadable
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+from ripple.stages.formats.config import ImportConfig
+from ripple.stages.formats.fits_cutouts import fits_stamps
+from ripple.storage.artefact import Artefact, open_artefact
+from ripple.storage.shard_writer import pack_cutouts, pack_tensors
+from ripple.storage.writer import ArtefactWriter, Finished, create
+
+#: AB magnitude of 1 nJy.
+NJY_ZERO_POINT = 31.4
+
+
+def import_stamps(config: ImportConfig) -> Summary:
+    """Read stamps of another layout and write them as an artefact.
+
+    Raises
+    ------
+    ConfigError
+        Something the source does not say is not given by an option either.
+    DataError
+        No row can be found, or none can be read.
+    IntegrityError
+        A file changed while it was imported.
+    """
+    start = time.perf_counter()
+    listing = open_listing(config)
+    frame = _frame(config, listing)
+    kind = _kind(config)
+    shards = [
+        range(k, min(k + config.rows_per_shard, listing.rows))
+        for k in range(0, listing.rows, config.rows_per_shard)
+    ]
+    inputs = {"files": listing.files.fingerprint(config.source, listing.paths)}
+    opened = create(config.output, kind=kind, config=config, inputs=inputs, units=len(shards))
+    if isinstance(opened, Finished):
+        return _summary(config, opened.artefact, 0.0, done_before=True)
+    with opened as writer, progress(listing.rows, "import") as advance:
+        table = Rows()
+        for unit, numbers in enumerate(shards):
+            _write_unit(writer, unit, numbers, config, listing, frame, table)
+            advance(len(numbers))
+        _still_same(listing, writer, rehash=True)
+        if not any(status != "rejected" for status in table.columns["status"]):
+            raise DataError(f"{config.source}: no row can be read; first: {table.columns['detail'][0]}")
+        _finish(writer, kind, config, frame, table)
+
+    return _summary(config, open_artefact(config.output), time.perf_counter() - start, done_before=False)
+
+
+def open_listing(config: ImportConfig) -> Listing:
+    """The reader that `config.format` names, on `config.source`."""
+    source = config.source
+    if not source.exists():
+        raise DataError(f"{source}: no such file or folder")
+    match config.format:
+        case "deeplense":
+            return deeplense(source, config.bands, config.classes)
+        case "arrays":
+            names = ("image", "variance", "mask", "psf", "label", "id", "ra", "dec")
+            keys = Keys(**{name: getattr(config, f"{name}_key") for name in names})
+            return arrays(source, config.bands, keys, mask_good=config.mask == "good")
+        case "fits":
+            return fits_stamps(source, config.bands, convert=not config.zero_points)
+        case "mmu":
+            return multimodal_universe(source, config.bands, mask=config.mask)
+
+
+def _kind(config: ImportConfig) -> Literal["cutouts", "tensors"]:
+    if config.into == "auto":
+        return "tensors" if config.format == "deeplense" else "cutouts"
+    return config.into
+
+
+def _frame(config: ImportConfig, listing: Listing) -> Frame:
+    """Bands, size, scale and unit, from the options, the source, and the first stamp that can be read."""
+    first = next((s for s in map(listing.read, range(min(200, listing.rows))) if isinstance(s, Stamp)), None)
+    if first is None:
+        why = listing.read(0)
+        detail = why.detail if isinstance(why, Unreadable) else "it has no rows"
+        raise DataError(f"{config.source}: none of its first rows can be read: {detail}")
+    count, height, width = first.image.shape
+    bands = listing.bands
+    if len(bands) != count:
+        raise ConfigError(f"{config.source}: {count} bands without names", hint="name them with --bands")
+    scale = config.pixel_scale or listing.pixel_scale
+    if scale is None:
+        raise ConfigError(f"{config.source} does not say its pixel scale", hint="give --pixel-scale, arcsec")
+    kernel = 0 if first.psf is None else first.psf.shape[-1]
+    if config.gaussian_psf and first.psf is None:
+        kernel = 2 * int(np.ceil(2.5 / scale)) + 1
+    return Frame(
+        bands=bands, size=(height, width) if config.size is None else (config.size, config.size),
+        pixel_scale=scale, resize=config.size is not None, kernel=kernel, gaussian_psf=config.gaussian_psf,
+        factors=_factors(config, first, count), sentinels=config.sentinels, mask=config.mask != "ignore",
+        classes=config.classes or listing.classes,
+    )  # fmt: skip
+
+
+def _factors(config: ImportConfig, first: Stamp, count: int) -> NDArray[np.float32] | None:
+    """Nanojansky per unit of each band; None when pixels stay as they are."""
+    if config.zero_points:
+        if len(config.zero_points) not in (1, count):
+            raise ConfigError(f"{len(config.zero_points)} zero points for {count} bands")
+        points = np.broadcast_to(np.asarray(config.zero_points, float), count)
+        return (10.0 ** ((NJY_ZERO_POINT - points) / 2.5)).astype(np.float32)
+    if _kind(config) == "cutouts" and not first.unit and config.unit != "nJy":
+        raise ConfigError(
+            f"{config.source} does not say its flux unit",
+            hint="give --zero-points, or --unit nJy, or --into tensors for pixels without unit",
+        )
+    return None
+
+
+def _still_same(listing: Listing, writer: ArtefactWriter, *, rehash: bool) -> None:
+    """Refuse rows of files that changed; shards that may hold some are not taken over by a later run."""
+    try:
+        listing.files.check(rehash=rehash)
+    except IntegrityError:
+        writer.forget()
+        raise
+
+
+def _write_unit(
+    writer: ArtefactWriter, unit: int, numbers: range, config: ImportConfig, listing: Listing, frame: Frame,
+    table: Rows,
+) -> None:  # fmt: skip
+
+    kept: list[tuple[dict[str, Any], Stamp]] = []
+    for number in numbers:
+        stamp = listing.read(number)
+        stamp = fitted(stamp, frame) if isinstance(stamp, Stamp) else stamp
+        if isinstance(stamp, Unreadable):
+            table.reject(number, stamp)
+        else:
+            kept.append((table.accept(number, stamp, unit, len(kept), frame), stamp))
+    batch = cutouts(kept, frame, table.grids)
+    if _kind(config) == "cutouts":
+        data = pack_cutouts(batch, {"source_format": config.format})
+    else:
+        unit_name = "nJy" if frame.factors is not None or config.unit == "nJy" else "none"
+        data = pack_tensors(tensors(batch, frame, unit_name), {"source_format": config.format})
+    _still_same(listing, writer, rehash=False)
+    if writer.done(unit) is None:
+        writer.commit(unit, data, len(kept), {})
+
+
+# Index and summary ---------------------------------------------------
+
+
+def _finish(writer: ArtefactWriter, kind: str, config: ImportConfig, frame: Frame, table: Rows) -> None:
+    index = _index(table, frame)
+    attributes = {
+        "bands": list(frame.bands), "size": list(frame.size), "pixel_scale": frame.pixel_scale,
+        "class_map": {str(k): name for k, name in enumerate(frame.classes)}, "source_format": config.format,
+    }  # fmt: skip
+    writer.finish(index, {}, attributes)
+
+
+def _index(table: Rows, frame: Frame) -> pa.Table:
+    import pyarrow as pa
+
+    rows = table.columns
+    columns: dict[str, Any] = {
+        "index": np.array(rows["index"], np.int64), "id": rows["id"], "ra": rows["ra"], "dec": rows["dec"],
+        "tract": np.array(rows["tract"], np.int32), "patch": np.full(len(rows["index"]), -1, np.int32),
+        "x": np.array(rows["x0"]) + frame.size[1] // 2 + np.array(rows["dx"]),
+        "y": np.array(rows["y0"]) + frame.size[0] // 2 + np.array(rows["dy"]),
+        "status": rows["status"], "reason": rows["reason"], "detail": rows["detail"], "bands": rows["bands"],
+        "shard": np.array(rows["shard"], np.int32), "row": np.array(rows["row"], np.int32),
+        "label": np.array(rows["label"], np.int64),
+    }  # fmt: skip
+    extra = extra_columns(rows["columns"])
+    return pa.table({**columns, **{k: v for k, v in extra.items() if k not in columns}})
+
+
+def _summary(config: ImportConfig, artefact: Artefact, seconds: float, *, done_before: bool) -> Summary:
+    index = artefact.index()
+    reasons: dict[str, int] = {}
+    for reason, status in zip(index["reason"].to_pylist(), index["status"].to_pylist(), strict=True):
+        if status == "rejected":
+            reasons[reason] = reasons.get(reason, 0) + 1
+    details = [d for d in index["detail"].to_pylist() if d]
+    labels, counts = np.unique(index["label"].to_numpy(), return_counts=True)
+    names = artefact.manifest["attributes"].get("class_map", {})
+    facts: dict[str, Any] = {
+        "kind": artefact.manifest["kind"], "rows": artefact.rows,
+        "bands": " ".join(artefact.manifest["attributes"]["bands"]),
+    }  # fmt: skip
+    if (labels >= 0).any():
+        facts["classes"] = ", ".join(
+            f"{names.get(str(v), v)} {c:,}" for v, c in zip(labels, counts, strict=True)
+        )
+    return Summary(
+        "import", str(config.output), facts, rejections=reasons, seconds=seconds, done_before=done_before,
+        notes=(f"first row that was refused: {details[0]}",) if details else (),
+    )  # fmt: skip

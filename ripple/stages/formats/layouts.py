@@ -1,0 +1,293 @@
+"""The layouts that `ripple export` writes. Every function yields the number of rows it has just written."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ripple.errors import ConfigError, DataError
+from ripple.report.cards import csv_bytes
+from ripple.sky.geometry import Tan
+from ripple.sky.splits import sky_cells
+from ripple.stages.formats.config import ExportConfig
+from ripple.stages.formats.rows import Part, Source, splits
+from ripple.storage.files import write_new
+
+if TYPE_CHECKING:
+    pass
+
+#: Index columns that say where a row lies in our own files: of no use outside.
+_OURS = ("shard", "row", "status", "reason", "detail", "bands")
+
+
+def deeplense(source: Source, config: ExportConfig, directory: Path) -> Iterator[int]:
+    """`{split}_{lenses,nonlenses}/0000000.npy` for lens finding, `{split}/{class}/...` for other classes."""
+    labels = source.column("label", -1).astype(np.int64)
+    if (labels < 0).any():
+        row = int(np.argmax(labels < 0))
+        raise DataError(
+            f"{config.source}: row {row} has no label",
+            hint="deeplense folders are classes: fetch with labels",
+        )
+    lens_finding = source.class_map in ({"0": "nonlens", "1": "lens"}, {}) and labels.max(initial=0) <= 1
+    split = splits(source, config)
+    folders = []
+    for label, part in zip(labels.tolist(), split.tolist(), strict=True):
+        kind = ("nonlenses", "lenses")[label] if lens_finding else _safe(source.class_map, label)
+        folders.append((f"{part}_{kind}" if part else kind) if lens_finding else f"{part}/{kind}".lstrip("/"))
+    for folder in sorted(set(folders)):
+        (directory / folder).mkdir(parents=True)
+    names = [f"{folder}/{k:07d}.npy" for k, folder in enumerate(folders)]
+    for part in source.parts():
+        for k, image in zip(part.numbers.tolist(), part.image, strict=True):
+            write_new(directory / names[k], npy_bytes(np.nan_to_num(image, nan=0.0)))
+        yield len(part.numbers)
+    _catalogue(source, directory, names)
+
+
+def _safe(class_map: dict[str, str], label: int) -> str:
+    """A class name as a folder name; anything but plain letters is replaced by the number."""
+    name = class_map.get(str(label), "")
+    return name if name.isascii() and name.replace("_", "").isalnum() else f"class{label}"
+
+
+def _catalogue(source: Source, directory: Path, files: list[str]) -> None:
+    import pyarrow as pa
+
+    columns = {name: source.table[name] for name in source.table.column_names if name not in _OURS}
+    flat = {name: c for name, c in columns.items() if not pa.types.is_nested(c.type)}
+    write_new(directory / "catalog.csv", csv_bytes(pa.table({"file": pa.array(files), **flat})))
+
+
+def multimodal_universe(source: Source, config: ExportConfig, directory: Path) -> Iterator[int]:
+    """`healpix=CELL/001-of-001.hdf5`, nested HEALPix of order 6, one file per cell."""
+    ra, dec = (source.column(name, np.nan).astype(float) for name in ("ra", "dec"))
+    cells = sky_cells(ra, dec, MMU_NSIDE)
+    if (cells < 0).any():
+        raise DataError(
+            f"{config.source}: {int((cells < 0).sum())} rows have no position, mmu files need one"
+        )
+    for cell in np.unique(cells):
+        parts = list(source.parts(np.flatnonzero(cells == cell)))
+        folder = directory / f"healpix={cell}"
+        folder.mkdir()
+        write_new(folder / "001-of-001.hdf5", _mmu_file(source, parts, int(cell)))
+        yield sum(len(part.numbers) for part in parts)
+
+
+def _mmu_file(source: Source, parts: list[Part], cell: int) -> bytes:
+    import h5py
+
+    n = sum(len(part.numbers) for part in parts)
+    bands = np.array([band.encode() for band in source.bands])
+    arrays: dict[str, NDArray[Any]] = {
+        "image_array": np.concatenate([np.nan_to_num(p.image, nan=0.0) for p in parts]),
+        "image_psf_fwhm": np.concatenate([p.psf_fwhm for p in parts]),
+        "image_scale": np.full((n, len(bands)), source.pixel_scale, np.float32),
+        "image_band": np.broadcast_to(bands, (n, len(bands))),
+        "healpix": np.full(n, cell, np.int64),
+    }
+    missing = [np.isnan(p.image) for p in parts]
+    if all(p.variance is not None for p in parts):
+        arrays["image_ivar"] = np.concatenate([_ivar(p) for p in parts])
+    if all(p.bad is not None for p in parts):  # true is flagged, as in the HSC files
+        arrays["image_mask"] = np.concatenate([p.bad | m for p, m in zip(parts, missing, strict=True)])
+    numbers = np.concatenate([p.numbers for p in parts])
+    for name in source.table.column_names:
+        values = source.column(name, None)[numbers]
+        if name not in _OURS and name not in arrays:
+            key = "object_id" if name == "id" else name
+            arrays[key] = values if values.dtype.kind in "iufb" else _text(values)
+    with h5py.File("mmu", "w", driver="core", backing_store=False, libver=("earliest", "v108")) as file:
+        for name, values in sorted(arrays.items()):
+            file.create_dataset(name, data=values, track_times=False)
+        file.attrs["unit"] = source.unit
+        file.attrs["class_map"] = json.dumps(source.class_map, sort_keys=True)
+        file.attrs["image_mask"] = "true where a pixel is flagged"
+        file.flush()
+        data: bytes = file.id.get_file_image()
+    return data
+
+
+def _ivar(part: Part) -> NDArray[np.float32]:
+    variance = np.asarray(part.variance, np.float32)
+    good = np.isfinite(part.image) & np.isfinite(variance) & (variance > 0)
+    return np.where(good, 1.0 / np.where(good, variance, 1.0), 0.0).astype(np.float32)
+
+
+def _text(values: NDArray[Any]) -> NDArray[np.bytes_]:
+    encoded = [("" if v is None else str(v)).encode() for v in values]
+    return np.array(encoded, f"S{max([1, *map(len, encoded)])}")
+
+
+def webdataset(source: Source, config: ExportConfig, directory: Path) -> Iterator[int]:
+    """`000000.tar` with `KEY.image.npy`, `KEY.json` and `KEY.cls` (the label) per row."""
+    tar: tarfile.TarFile | None = None
+    done = 0
+    try:
+        for part in source.parts():
+            for k, number in enumerate(part.numbers.tolist()):
+                if done % config.rows_per_file == 0:
+                    if tar is not None:
+                        tar.close()
+                    path = directory / f"{done // config.rows_per_file:06d}.tar"
+                    tar = tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+                assert tar is not None
+                _add_row(tar, f"{number:09d}", part, k, source)
+                done += 1
+            yield len(part.numbers)
+    finally:
+        if tar is not None:
+            tar.close()
+    note = {"bands": source.bands, "pixel_scale": source.pixel_scale, "unit": source.unit, "rows": done,
+            "class_map": source.class_map}  # fmt: skip
+    write_new(directory / "dataset.json", json.dumps(note, indent=1, sort_keys=True).encode() + b"\n")
+
+
+def _add_row(tar: tarfile.TarFile, key: str, part: Part, k: int, source: Source) -> None:
+    facts = {name: _json(values[k]) for name, values in part.catalog.items() if values.ndim == 1}
+    members = {
+        "image.npy": npy_bytes(np.nan_to_num(part.image[k], nan=0.0)),
+        "json": json.dumps(facts, sort_keys=True).encode(),
+    }
+    if part.bad is not None:
+        members["valid.npy"] = npy_bytes((~part.bad[k] & np.isfinite(part.image[k])).astype(np.uint8))
+    if facts.get("label", -1) is not None and int(facts.get("label", -1)) >= 0:
+        members["cls"] = str(int(facts["label"])).encode()
+    for suffix, data in sorted(members.items()):
+        entry = tarfile.TarInfo(f"{key}.{suffix}")  # time 0, owner 0: equal rows give equal bytes
+        entry.size = len(data)
+        tar.addfile(entry, io.BytesIO(data))
+
+
+def _json(value: Any) -> Any:
+    plain = value.item() if isinstance(value, np.generic) else value
+    if isinstance(plain, bytes):
+        return plain.decode("utf-8", "replace")
+    return None if isinstance(plain, float) and not np.isfinite(plain) else plain
+
+
+def zarr_v3(source: Source, config: ExportConfig, directory: Path) -> Iterator[int]:
+    """`data.zarr`: arrays `image`, `valid`, `variance` and `catalog/<column>`, Zarr format 3."""
+    try:
+        import zarr
+    except ModuleNotFoundError:
+        raise ConfigError("zarr is not installed", hint="pip install 'ripple-lsst[export]'") from None
+    root = zarr.create_group(store=str(directory / "data.zarr"), zarr_format=3)
+    arrays: dict[str, Any] = {}
+    for part in source.parts():
+        planes: dict[str, Any] = {"image": part.image, "variance": part.variance}
+        planes["valid"] = None if part.bad is None else (~part.bad & np.isfinite(part.image)).astype(np.uint8)
+        for name, values in planes.items():
+            if values is None:
+                continue
+            if name not in arrays:
+                shape = (source.rows, *values.shape[1:])
+                chunks = (min(config.rows_per_file, source.rows), *values.shape[1:])
+                arrays[name] = root.create_array(name, shape=shape, chunks=chunks, dtype=values.dtype)
+            arrays[name][int(part.numbers[0]) : int(part.numbers[-1]) + 1] = values
+        yield len(part.numbers)
+    catalog = root.create_group("catalog")
+    for name in source.table.column_names:
+        if name not in _OURS:
+            values = source.column(name, None)
+            data = (
+                values if values.dtype.kind in "iufb" else np.array([str(v or "") for v in values], np.str_)
+            )
+            catalog.create_array(name, data=np.ascontiguousarray(data))
+    root.attrs.update({
+        "bands": list(source.bands), "pixel_scale": source.pixel_scale, "unit": source.unit,
+        "class_map": source.class_map,
+    })  # fmt: skip
+
+
+def fits_stamps(source: Source, config: ExportConfig, directory: Path) -> Iterator[int]:
+    """`0000000.fits`: IMAGE, VARIANCE, MASK and PSF of each band, with the WCS of the tract.
+
+    MASK names its bits as afw does: card `MP_<plane>` is the number of the bit.
+    """
+    if source.kind != "cutouts":
+        raise DataError(f"{config.source} holds {source.kind}", hint="FITS stamps are made from cutouts")
+    names = []
+    for part in source.parts():
+        for k, number in enumerate(part.numbers.tolist()):
+            names.append(f"{number:07d}.fits")
+            write_new(directory / names[-1], _fits_file(part, k, source))
+        yield len(part.numbers)
+    _catalogue(source, directory, names)
+
+
+def _fits_file(part: Part, k: int, source: Source) -> bytes:
+    from astropy.io import fits
+
+    row = {name: values[k] for name, values in part.catalog.items() if values.ndim == 1}
+    cards = _wcs_cards(part.wcs.get(int(row.get("tract", -1))), row)
+    primary = fits.PrimaryHDU()
+    primary.header["BANDS"] = (",".join(source.bands), "in the order of the HDUs")
+    hdus: list[Any] = [primary]
+    for b, band in enumerate(source.bands):
+        planes: list[tuple[str, Any, str]] = [("IMAGE", part.image[k, b], "nJy")]
+        if part.variance is not None and np.isfinite(part.variance[k, b]).any():
+            planes.append(("VARIANCE", part.variance[k, b], "nJy**2"))
+        if part.mask is not None:
+            planes.append(
+                ("MASK", part.mask[k, b].astype(np.int32 if len(part.mask_planes) < 32 else np.int64), "")
+            )
+        for name, data, unit in planes:
+            more = {"BUNIT": unit} if unit else _bits(part.mask_planes)
+            hdus.append(_image_hdu(name, band, data, {**cards, **more}))
+        if part.psf is not None and part.psf_index is not None and part.psf_index[k, b] >= 0:
+            hdus.append(_image_hdu("PSF", band, part.psf[part.psf_index[k, b]], {}))
+    out = io.BytesIO()
+    fits.HDUList(hdus).writeto(out)
+    return out.getvalue()
+
+
+def _bits(planes: tuple[str, ...]) -> dict[str, int]:
+    # Names of more than eight characters need the HIERARCH convention.
+    return {f"HIERARCH MP_{name}" if len(name) > 5 else f"MP_{name}": bit for bit, name in enumerate(planes)}
+
+
+def _image_hdu(name: str, band: str, data: NDArray[Any], cards: dict[str, Any]) -> Any:
+    from astropy.io import fits
+
+    hdu = fits.ImageHDU(data, name=f"{name}_{band}")
+    hdu.header["BAND"] = band
+    hdu.header.update(cards)
+    return hdu
+
+
+def _wcs_cards(tan: Tan | None, row: dict[str, Any]) -> dict[str, Any]:
+    """WCS of the stamp and who it is: FITS pixel (1, 1) is parent pixel `(x0, y0)`."""
+    # FITS text is printable ASCII: anything else is written as an escape.
+    cards: dict[str, Any] = {
+        "ORIGIN": "RIPPLe", "OBJID": str(row.get("id", "")).encode("unicode_escape").decode()
+    }  # fmt: skip
+    for name, card in (("ra", "OBJ_RA"), ("dec", "OBJ_DEC")):
+        if np.isfinite(float(row.get(name, np.nan))):
+            cards[card] = float(row[name])
+    if int(row.get("label", -1)) >= 0:
+        cards["LABEL"] = int(row["label"])
+    if tan is None:
+        return cards
+    x0, y0 = int(row["x0"]), int(row["y0"])
+    stamp = Tan(tan.ra0, tan.dec0, tan.x0 - x0, tan.y0 - y0, tan.cd)
+    return cards | stamp.cards() | {"TRACT": int(row["tract"]), "X0": x0, "Y0": y0}
+
+
+#: Order of the HEALPix cells of the Multimodal Universe (nested).
+MMU_NSIDE = 64
+
+
+def npy_bytes(array: NDArray[Any]) -> bytes:
+    """An array as a `.npy` file."""
+    out = io.BytesIO()
+    np.save(out, array, allow_pickle=False)
+    return out.getvalue()

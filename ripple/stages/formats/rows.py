@@ -1,0 +1,173 @@
+"""The rows that an export writes: a source artefact, read part by part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ripple.errors import ConfigError, DataError
+from ripple.imaging.batch import CutoutBatch, TensorBatch
+from ripple.sky.geometry import Tan
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+from ripple.imaging.psf.shape import fwhm
+from ripple.imaging.quality.measure import usable
+from ripple.sky.splits import SPLITS, split_blocks, split_keys
+from ripple.stages.formats.config import ExportConfig
+from ripple.storage.artefact import Artefact, open_artefact
+from ripple.storage.shards import images_of
+
+Float = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Rows to write.
+
+    Parameters
+    ----------
+    numbers
+        `(n,)` running row numbers of the export.
+    image
+        `(n, B, H, W)` float32 as stored; NaN where there is no pixel.
+    variance, bad
+        Like `image`, or None. `bad` is true where a pixel is no measurement:
+        the rule of `ripple preprocess`.
+    mask, mask_planes
+        Like `image`, uint32, and the name of each bit; None and empty for tensors.
+    psf
+        `(M, K, K)` kernels, or None; `psf_index` `(n, B)`, -1 for none.
+    psf_fwhm
+        `(n, B)` arcsec, NaN when unknown.
+    catalog
+        Columns of length n.
+    wcs
+        Projection by tract, PARENT frame.
+    """
+
+    numbers: NDArray[np.int64]
+    image: Float
+    variance: Float | None
+    bad: NDArray[np.bool_] | None
+    psf: Float | None
+    psf_index: NDArray[np.int32] | None
+    psf_fwhm: Float
+    catalog: dict[str, NDArray[Any]]
+    wcs: dict[int, Tan]
+    mask: NDArray[np.uint32] | None = None
+    mask_planes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An artefact, which of its rows go out, and the facts all rows share."""
+
+    artefact: Artefact
+    table: pa.Table
+    bands: tuple[str, ...]
+    pixel_scale: float
+    unit: str
+    class_map: dict[str, str]
+    kind: str
+
+    @property
+    def rows(self) -> int:
+        """Rows to export."""
+        return int(self.table.num_rows)
+
+    def column(self, name: str, missing: Any) -> NDArray[Any]:
+        """A column of the index in export order, or `missing` in every row."""
+        if name not in self.table.column_names:
+            return np.full(self.rows, missing)
+        return np.asarray(self.table[name].to_numpy(zero_copy_only=False))
+
+    def parts(self, numbers: NDArray[np.int64] | None = None) -> Iterator[Part]:
+        """Rows by shard, in order; all rows, or those with these running numbers."""
+        shard, row = self.table["shard"].to_numpy(), self.table["row"].to_numpy()
+        chosen = np.arange(self.rows) if numbers is None else numbers
+        for k in np.unique(shard[chosen]):
+            here = chosen[shard[chosen] == k]
+            yield _part(self, _batch(self.artefact, int(k)), here, row[here])
+
+
+def open_source(config: ExportConfig) -> Source:
+    """The artefact and the rows of it that are wanted, sorted by shard and row."""
+    import pyarrow.compute as pc
+
+    artefact = open_artefact(config.source)
+    kind = artefact.manifest["kind"]
+    if kind not in ("cutouts", "tensors"):
+        raise DataError(f"{config.source} holds {kind}", hint="give cutouts or tensors")
+    index = artefact.index()
+    keep = pc.greater_equal(index["shard"], 0)
+    if not config.rejected:
+        keep = pc.and_(keep, pc.not_equal(index["status"], "rejected"))
+    table = index.filter(keep).sort_by([("shard", "ascending"), ("row", "ascending")])
+    if table.num_rows == 0:
+        raise DataError(f"{config.source}: no row to export", hint="--rejected takes the rejected ones too")
+    first = _batch(artefact, int(table["shard"][0].as_py()))
+    if isinstance(first, TensorBatch):
+        class_map, unit = first.class_map, f"normalised ({first.normalization.get('method')})"
+    else:
+        class_map, unit = artefact.manifest["attributes"].get("class_map", {}), "nJy"
+    return Source(artefact, table, first.bands, first.pixel_scale, unit, dict(class_map), kind)
+
+
+@lru_cache(maxsize=2)
+def _unpacked(directory: Path, digest: str, k: int) -> CutoutBatch | TensorBatch:
+    return images_of(open_artefact(directory), k)
+
+
+def _batch(artefact: Artefact, k: int) -> CutoutBatch | TensorBatch:
+    return _unpacked(artefact.directory, artefact.digest, k)
+
+
+def _part(
+    source: Source, batch: CutoutBatch | TensorBatch, numbers: NDArray[np.int64], rows: NDArray[np.int32]
+) -> Part:
+    catalog = {name: np.asarray(values)[rows] for name, values in batch.catalog.items()}
+    image = np.asarray(batch.image[rows], np.float32)
+    shape = (len(rows), len(batch.bands))
+    if isinstance(batch, TensorBatch):
+        width = np.full(shape, batch.psf_fwhm, np.float32)
+        return Part(numbers, image, None, batch.valid[rows] == 0, None, None, width, catalog, {})
+
+    bad, mask = ~usable(batch)[rows], np.asarray(batch.mask[rows])
+    which = batch.psf_index[rows]
+    widths = np.append(fwhm(batch.psf) if len(batch.psf) else np.zeros(0), np.nan) * batch.pixel_scale
+    return Part(
+        numbers, image, np.asarray(batch.variance[rows]), bad, batch.psf, which,
+        widths[which].astype(np.float32), catalog, batch.wcs, mask, batch.mask_planes,
+    )  # fmt: skip
+
+
+def splits(source: Source, config: ExportConfig) -> NDArray[np.str_]:
+    """Split name of each row: by column, by sky block, or all empty."""
+    if config.split_column is not None:
+        if config.split_column not in source.table.column_names:
+            raise ConfigError(f"{config.source} has no column {config.split_column!r}")
+        found = source.column(config.split_column, "").astype(np.str_)
+        for name in np.unique(found).tolist():  # they become names of folders
+            if name and not (name.isascii() and name.replace("_", "").replace("-", "").isalnum()):
+                raise DataError(
+                    f"{config.source}: split {name[:80]!r} in column {config.split_column!r}",
+                    hint="letters, digits, - and _ only",
+                )
+        return found
+    if config.split == "none":
+        return np.full(source.rows, "", np.str_)
+
+    ra, dec = (source.column(name, np.nan).astype(float) for name in ("ra", "dec"))
+    if np.isfinite(ra + dec).all():
+        chosen = split_blocks(ra, dec, fractions=config.fractions, seed=config.seed, nside=config.nside)
+    else:
+        chosen = split_keys(source.column("id", ""), fractions=config.fractions, seed=config.seed)
+    return np.array(SPLITS)[chosen]

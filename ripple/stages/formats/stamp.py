@@ -1,0 +1,126 @@
+"""One picture of somebody else and what its file says of it; readers make these."""
+
+from __future__ import annotations
+
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ripple.sky.geometry import Tan
+from ripple.stages.formats.source_files import SourceFiles
+
+Float = NDArray[np.float32]
+BANDS = "ugrizy"
+#: What numpy and h5py raise on damaged files, and on those that claim more than there is memory.
+DAMAGE = (
+    OSError, ValueError, TypeError, LookupError, ArithmeticError, EOFError, MemoryError, RuntimeError,
+    SyntaxError, tokenize.TokenError, zlib.error, zipfile.BadZipFile,
+)  # fmt: skip
+#: Pixel scale of the DeepLense lens-finding sets (HSC Wide), arcsec.
+HSC_SCALE = 0.168
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """One object in all its bands, in the unit of its source.
+
+    Parameters
+    ----------
+    id
+        Name of the row.
+    image
+        `(B, H, W)` float32; NaN where there is no pixel.
+    variance
+        `(B, H, W)` float32, or None.
+    bad
+        `(B, H, W)` bool, or None.
+    mask
+        `(B, H, W)` uint32 in bits of `MASK_PLANES` when the source names its planes, else None.
+    psf
+        `(B, K, K)` float32, or None.
+    ra, dec
+        Deg ICRS; NaN when unknown.
+    label
+        -1 when unknown.
+    wcs
+        Projection in pixels of the stamp (zero-based), or None.
+    place
+        `(tract, x0, y0)` when the source says where the stamp was cut.
+    unit
+        `nJy` when the source names its flux unit (and the reader has converted), empty when it does not.
+    columns
+        Other facts: numbers and text.
+    """
+
+    id: str
+    image: Float
+    variance: Float | None = None
+    bad: NDArray[np.bool_] | None = None
+    mask: NDArray[np.uint32] | None = None
+    psf: Float | None = None
+    ra: float = float("nan")
+    dec: float = float("nan")
+    label: int = -1
+    wcs: Tan | None = None
+    place: tuple[int, int, int] | None = None
+    unit: str = ""
+    columns: dict[str, float | int | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A row that could not be read, and why."""
+
+    id: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What a source holds.
+
+    Parameters
+    ----------
+    rows
+        Number of rows.
+    bands
+        Names of the bands in order; empty when the source does not say.
+    pixel_scale
+        Arcsec, or None when the source does not say.
+    classes
+        Class names by label value; empty when the source does not say.
+    read
+        Row number to stamp.
+    paths
+        Every file that decides the result, sorted.
+    files
+        Through which `read` reads them.
+    """
+
+    rows: int
+    bands: tuple[str, ...]
+    pixel_scale: float | None
+    classes: tuple[str, ...]
+    read: Callable[[int], Stamp | Unreadable]
+    paths: tuple[Path, ...]
+    files: SourceFiles
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Names of arrays in `.npz` and HDF5 files."""
+
+    image: str = "image"
+    variance: str = "variance"
+    mask: str = "mask"
+    psf: str = "psf"
+    label: str = "label"
+    id: str = "id"
+    ra: str = "ra"
+    dec: str = "dec"

@@ -1,0 +1,1 @@
+"""`ripple inject`: lensed arcs painted into real cutouts."""

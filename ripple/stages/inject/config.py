@@ -1,0 +1,38 @@
+"""Options of `ripple inject`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field, model_validator
+
+from ripple.config import Config, neutral
+
+if TYPE_CHECKING:
+    pass
+
+
+class InjectConfig(Config):
+    """Options of `ripple inject`."""
+
+    verb: ClassVar[str] = "inject"
+
+    cutouts: str = neutral("", description="Directory of cutouts; best of galaxies that could be deflectors.")
+    output: str = neutral("", description="Directory for the labelled cutouts.")
+    fraction: float = Field(0.5, gt=0.0, le=1.0, description="Share of the rows that get a lensed source.")
+    theta_min: float = Field(0.6, gt=0.0, le=10.0, description="Smallest Einstein radius, arcsec.")
+    theta_max: float = Field(2.5, gt=0.0, le=10.0, description="Largest Einstein radius, arcsec.")
+    source_bright: float = Field(22.2, description="Brightest source before lensing, i magnitude.")
+    source_faint: float = Field(27.2, description="Faintest source before lensing, i magnitude.")
+    seed: int = Field(1, ge=0, description="Same seed, same sources.")
+    workers: int = neutral(1, ge=0, description="Worker processes; 0 works in this process.")
+    deadline: float = neutral(
+        3600.0, gt=0, description="Seconds a shard may take before its worker is killed as stuck."
+    )
+    memory: str = neutral("4GiB", description="Memory for the whole run.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> InjectConfig:
+        if self.theta_min > self.theta_max or self.source_bright > self.source_faint:
+            raise ValueError("theta_min and source_bright must not exceed theta_max and source_faint")
+        return self

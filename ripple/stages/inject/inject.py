@@ -1,0 +1,332 @@
+"""`ripple inject`: lensed sources painted into real cutouts; the deflector and all around it stay real.
+
+A deflector's mass follows the light at the centre of its stamp (axis ratio and angle from second moments);
+its Einstein radius, the source and the position of the source are drawn. Arcs are convolved with the row's
+own PSF in each band and bring their photon noise along. Rows that are not chosen stay as they are.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy
+from numpy.typing import NDArray
+
+from ripple.errors import ConfigError
+from ripple.imaging.batch import CutoutBatch
+from ripple.runtime.profile import Profile, peak_rss
+from ripple.runtime.summary import Summary
+from ripple.storage.map_shards import Means, ShardResult, map_shards
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+from ripple.imaging.simulation.lensing import Deflector
+from ripple.imaging.simulation.observing import BANDS, flux, magnitude, noise_sigma
+from ripple.imaging.simulation.population import UGRIZY, blue_magnitudes
+from ripple.imaging.simulation.profiles import Lensed, Sersic, transform
+from ripple.stages.inject.config import InjectConfig
+from ripple.storage.artefact import Artefact, open_artefact
+from ripple.storage.files import stage
+from ripple.storage.shard_reader import unpack_cutouts
+from ripple.storage.shard_writer import pack_cutouts
+from ripple.storage.shards import cutouts_of
+from ripple.storage.writer import ArtefactWriter, Finished, create
+
+#: Floating-point columns that the catalogue of an injected batch gains, beside `label` and `injected`.
+MEASURES = ("theta_E", "source_mag", "magnification", "arc_snr", "arc_sb")
+
+
+@dataclass(frozen=True, slots=True)
+class ShardTask:
+    """One shard to be painted into."""
+
+    cutouts: str
+    shard: int
+    directory: str
+    name: str
+    config: InjectConfig
+
+
+def inject(config: InjectConfig) -> Summary:
+    """Paint lensed sources into a cutout artefact.
+
+    Raises
+    ------
+    ConfigError
+        No input or output; a band for which no colours are known.
+    RippleError
+        As listed in `ripple.errors`.
+    """
+    if not config.cutouts or not config.output:
+        raise ConfigError("inject: give the cutouts and an output", hint="ripple inject CUTOUTS -o DIR")
+    start = time.perf_counter()
+    cutouts = open_artefact(Path(config.cutouts), "cutouts")
+    _check_bands(cutouts)
+    opened = create(
+        Path(config.output), kind="cutouts", config=config, inputs={"cutouts": cutouts.digest},
+        units=len(cutouts.shards),
+    )  # fmt: skip
+    if isinstance(opened, Finished):
+        return _summary(config, opened.artefact.index(), 0.0)
+    with opened as writer:
+        profile = Profile()
+        means = Means(config.workers, config.deadline, config.memory)
+
+        def task(k: int) -> ShardTask:
+            return ShardTask(str(cutouts.directory), k, str(writer.directory), writer.name(k), config)
+
+        peak = map_shards(make_shard, task, cutouts, writer, means, profile, "inject")
+        index = _index(cutouts, writer)
+        seconds = time.perf_counter() - start
+        metrics = {"operations": profile.operations, "seconds": seconds, "peak_rss": peak}
+        writer.finish(index, metrics, cutouts.manifest["attributes"])
+    return _summary(config, index, seconds)
+
+
+def _check_bands(cutouts: Artefact) -> None:
+    unknown = [band for band in cutouts.manifest["attributes"]["bands"] if band not in tuple("ugrizy")]
+    if unknown:
+        raise ConfigError(
+            f"{cutouts.directory}: no source colours for band {unknown[0]!r}", hint="bands are ugrizy"
+        )
+
+
+def make_shard(task: ShardTask) -> ShardResult:
+    """Inject into one shard and write it beside its place: what a worker does."""
+    profile = Profile()
+    cutouts = open_artefact(Path(task.cutouts), "cutouts")
+    batch = cutouts_of(cutouts, task.shard)
+    with profile.time("inject"):
+        painted = inject_batch(batch, task.config)
+    data = pack_cutouts(painted, {"cutouts_sha256": cutouts.shards[task.shard].sha256})
+    staged = stage(Path(task.directory), task.name, data)
+    return ShardResult(staged, len(painted), profile.operations, peak_rss())
+
+
+def inject_batch(batch: CutoutBatch, config: InjectConfig) -> CutoutBatch:
+    """Paint lensed sources into a share of the rows.
+
+    Parameters
+    ----------
+    batch
+        Cutouts in nJy; bands out of ugrizy.
+    config
+        What to paint, and how often. What a row gets depends on the seed and the row's `index` alone.
+
+    Returns
+    -------
+    batch
+        Copies of image and variance, and new columns: `label` (1 injected; else what it was, or 0),
+        `injected` (uint8), `theta_E` (arcsec), `source_mag` (i), `magnification`, `arc_mag_<band>` (lensed
+        total), `arc_snr` (matched filter, best band), `arc_sb` (mag/arcsec², flux-weighted mean in the
+        bluest band); NaN where nothing was injected. Rows that lack a PSF in a band that has data are not
+        chosen.
+    """
+    n, image, variance = len(batch), batch.image.copy(), batch.variance.copy()
+    injected = np.zeros(n, np.uint8)
+    names = (*MEASURES, *(f"arc_mag_{band}" for band in batch.bands))
+    measured = {name: np.full(n, np.nan) for name in names}
+    for k in range(n):
+        rng = np.random.default_rng([config.seed, 21, int(np.int64(batch.catalog["index"][k]))])
+        if rng.uniform() >= config.fraction or not _has_psf(batch, k):
+            continue
+        arcs, facts = _paint(batch, k, config, rng)
+        _add(image[k], variance[k], arcs, _gain(batch, k), rng)
+        injected[k] = 1
+        for name, value in {**facts, **arc_facts(arcs, batch.variance[k], batch)}.items():
+            measured[name][k] = value
+    label = np.asarray(batch.catalog.get("label", np.zeros(n, np.int64))).copy()
+    label[injected == 1] = 1
+    catalog = {**batch.catalog, "label": label, "injected": injected, **measured}
+    return replace(batch, image=image, variance=variance, catalog=catalog)
+
+
+def _has_psf(batch: CutoutBatch, k: int) -> bool:
+    has_data = np.isfinite(batch.image[k]).any(axis=(1, 2))
+    return bool(has_data.any() and (batch.psf_index[k][has_data] >= 0).all())
+
+
+def _paint(
+    batch: CutoutBatch, k: int, config: InjectConfig, rng: np.random.Generator
+) -> tuple[NDArray[np.float64], dict[str, float]]:
+    """Arcs `(B, H, W)` in nJy as the PSFs of row k show them, and what they are."""
+    theta = float(rng.uniform(config.theta_min, config.theta_max))
+    i_mag = float(rng.uniform(config.source_bright, config.source_faint))
+    fluxes = flux(blue_magnitudes(rng, np.array([i_mag]))[0])[[UGRIZY.index(b) for b in batch.bands]]
+    q, angle = light_shape(batch.image[k], batch.catalog, k)
+    lensed = draw_lensed(rng, theta / batch.pixel_scale, q, angle, batch.pixel_scale)
+    seen, magnification = render(lensed, batch, k)
+    facts = {"theta_E": theta, "source_mag": i_mag, "magnification": magnification}
+    return seen * fluxes[:, None, None], facts
+
+
+def draw_lensed(rng: np.random.Generator, theta: float, q: float, angle: float, pixel_scale: float) -> Lensed:
+    """A deflector whose mass follows the light, and a source that it images more than once.
+
+    Parameters
+    ----------
+    rng
+        Where the draws come from.
+    theta
+        Einstein radius, pixels.
+    q, angle
+        Axis ratio and position angle (rad) of the light.
+    pixel_scale
+        Arcsec per pixel.
+    """
+    turn, gamma = rng.uniform(0.0, 2.0 * np.pi, 2), float(np.clip(rng.rayleigh(0.04), 0.0, 0.15))
+    mass_q = float(np.clip(1.0 - 0.8 * (1.0 - q) + rng.normal(0.0, 0.03), 0.45, 0.99))
+    shear = gamma * float(np.cos(turn[0])), gamma * float(np.sin(turn[0]))
+    lens = Deflector(theta, mass_q, angle + float(rng.normal(0.0, 0.12)), *shear)
+    beta = 0.85 * theta * float(np.sqrt(rng.uniform()))
+    re = float(np.clip(rng.lognormal(np.log(0.24), 0.35), 0.08, 0.6)) / pixel_scale
+    tilt = float(rng.uniform(0.4, 1.0)), float(rng.uniform(0.0, np.pi))
+    index = float(rng.choice([0.7, 1.0, 1.5]))
+    source = Sersic(index, re, *tilt, beta * float(np.cos(turn[1])), beta * float(np.sin(turn[1])))
+    knot = rng.normal(0.0, 0.5 * re, 2)
+    return Lensed(lens, source, float(rng.uniform(0.0, 0.35)), float(knot[0]), float(knot[1]))
+
+
+def light_shape(image: NDArray[np.float32], catalog: dict[str, NDArray[Any]], k: int) -> tuple[float, float]:
+    """Axis ratio and position angle of the central light: weighted moments of the reddest band with data.
+
+    Parameters
+    ----------
+    image
+        `(B, H, W)` of row `k`.
+    catalog
+        Has `dx`, `dy`: the target's offset from the central pixel.
+    k
+        Row of the catalogue.
+
+    Returns
+    -------
+    q, angle
+        Axis ratio in [0.5, 1], rad from x. Moments are weighted with a Gaussian of 4 pixels, which makes
+        objects rounder; the PSF does so too. `q` undoes neither, mass being rounder than light.
+    """
+    plane = next((p for p in image[::-1] if np.isfinite(p).any()), image[-1])
+    height, width = plane.shape
+    y, x = np.mgrid[:height, :width].astype(float)
+    x -= width // 2 + float(catalog["dx"][k])
+    y -= height // 2 + float(catalog["dy"][k])
+    light = np.clip(np.nan_to_num(plane, nan=0.0, posinf=0.0, neginf=0.0), 0.0, None)
+    weight = light * np.exp(-(x * x + y * y) / 32.0)
+    total = float(weight.sum())
+    if total <= 0.0:
+        return 1.0, 0.0
+    xx, yy, xy = (float((weight * m).sum()) / total for m in (x * x, y * y, x * y))
+    e1, e2 = (xx - yy) / (xx + yy), 2.0 * xy / (xx + yy)
+    e = min(float(np.hypot(e1, e2)), 0.6)
+    return max(float(np.sqrt((1.0 - e) / (1.0 + e))), 0.5), 0.5 * float(np.arctan2(e2, e1))
+
+
+def render(lensed: Lensed, batch: CutoutBatch, k: int) -> tuple[NDArray[np.float64], float]:
+    """Arcs of a source of unit flux through the PSFs of a row, in each cell through that cell's.
+
+    Returns
+    -------
+    seen
+        `(B, H, W)` float64; zero in bands without a PSF. Its sum is the magnification when all arcs lie in
+        the stamp.
+    magnification
+        Lensed over unlensed flux.
+    """
+    height, width = batch.image.shape[2:]
+    kernel = batch.psf.shape[-1] if len(batch.psf) else 1
+    reach = 2.0 * (2.2 * lensed.lens.theta_e + 4.0 * lensed.source.re)
+    size = 2 * scipy.fft.next_fast_len(int(np.ceil(max(height, width, reach + kernel) / 2)), real=True)
+    light = transform(lensed, size, float(batch.catalog["dx"][k]), float(batch.catalog["dy"][k]))
+    y0, x0 = size // 2 - height // 2, size // 2 - width // 2
+    seen = np.zeros((len(batch.bands), height, width))
+    parts = [(b, 0, height, 0, width, index) for b, index in enumerate(batch.psf_index[k]) if index >= 0]
+    parts += batch.psf_cells[batch.psf_cells[:, 0] == k, 1:].tolist()
+    for b, top, bottom, left, right, index in parts:
+        stamp = np.zeros((size, size))
+        stamp[:kernel, :kernel] = batch.psf[index]
+        psf = scipy.fft.rfft2(np.roll(stamp, (-(kernel // 2), -(kernel // 2)), (0, 1)))
+        whole = scipy.fft.irfft2(light * psf, s=(size, size))[y0 : y0 + height, x0 : x0 + width]
+        seen[b, top:bottom, left:right] = whole[top:bottom, left:right]
+    return seen, float(light[0, 0].real)
+
+
+def _gain(batch: CutoutBatch, k: int) -> NDArray[np.float64]:
+    """Flux in nJy of an electron in each band: a DP2 coadd's, scaled to the depth of the variance plane."""
+    out = np.zeros(len(batch.bands))
+    for b, band in enumerate(batch.bands):
+        good = batch.variance[k, b][np.isfinite(batch.variance[k, b])]
+        if len(good):
+            out[b] = BANDS[band].njy_per_electron * float(np.median(good)) / noise_sigma(band) ** 2
+    return out
+
+
+def _add(
+    image: NDArray[np.float32], variance: NDArray[np.float32], arcs: NDArray[np.float64],
+    gain: NDArray[np.float64], rng: np.random.Generator,
+) -> None:  # fmt: skip
+    """Add arcs and their photon noise in place, to pixels that are measurements."""
+    photons = np.clip(arcs, 0.0, None) * gain[:, None, None]
+    noise = rng.standard_normal(arcs.shape) * np.sqrt(photons)
+    good = np.isfinite(image) & np.isfinite(variance)
+    image += np.where(good, arcs + noise, 0.0).astype(np.float32)
+    variance += np.where(good, photons, 0.0).astype(np.float32)
+
+
+def arc_facts(
+    arcs: NDArray[np.float64], variance: NDArray[np.float32], batch: CutoutBatch
+) -> dict[str, float]:
+    """Magnitudes per band, best matched-filter S/N, and surface brightness of arcs as painted."""
+    usable = np.isfinite(variance) & (variance > 0)
+    ratio = np.divide(arcs**2, variance, out=np.zeros_like(arcs), where=usable)
+    facts = {"arc_snr": float(np.sqrt(ratio.sum(axis=(1, 2)).max()))}
+    for b, band in enumerate(batch.bands):
+        facts[f"arc_mag_{band}"] = float(magnitude(arcs[b].sum()))
+    blue = min(range(len(batch.bands)), key=lambda b: "ugrizy".index(batch.bands[b]))
+    total = float(arcs[blue].sum())
+    mean = float((arcs[blue] ** 2).sum()) / total if total > 0 else np.nan
+    return facts | {"arc_sb": float(magnitude(mean / batch.pixel_scale**2))}
+
+
+def _index(cutouts: Artefact, writer: ArtefactWriter) -> pa.Table:
+    """The index of the cutouts with the new columns; rows without pixels keep their label."""
+    import pyarrow as pa
+
+    old = cutouts.index()
+    shard, row = old["shard"].to_numpy(), old["row"].to_numpy()
+    columns: dict[str, Any] = {name: old[name] for name in old.column_names}
+    fresh: dict[str, NDArray[Any]] = {}
+    for k in range(len(cutouts.shards)):
+        path = writer.directory / writer.name(k)
+        mapped: Any = np.memmap(path, np.uint8, mode="r")  # its pixels are not read
+        catalog = unpack_cutouts(mapped).catalog
+        here = np.flatnonzero(shard == k)
+        for name in _new_columns(catalog):
+            values = catalog[name]
+            if name not in fresh:
+                fresh[name] = _blank(old, name, values.dtype)
+            fresh[name][here] = values[row[here]]
+    return pa.table(columns | {name: pa.array(values) for name, values in fresh.items()})
+
+
+def _new_columns(catalog: dict[str, NDArray[Any]]) -> list[str]:
+    return ["label", "injected", *MEASURES, *sorted(n for n in catalog if n.startswith("arc_mag_"))]
+
+
+def _blank(old: pa.Table, name: str, dtype: np.dtype[Any]) -> NDArray[Any]:
+    if name == "label" and name in old.column_names:
+        return np.array(old[name].to_numpy(), dtype)
+    return np.full(old.num_rows, np.nan if dtype.kind == "f" else 0, dtype)
+
+
+def _summary(config: InjectConfig, index: pa.Table, seconds: float) -> Summary:
+    rows = int((index["shard"].to_numpy() >= 0).sum())
+    injected = np.flatnonzero(index["injected"].to_numpy())
+    facts: dict[str, Any] = {"rows": rows, "injected": len(injected)}
+    if len(injected):
+        facts["arc S/N"] = f"median {np.median(index['arc_snr'].to_numpy()[injected]):.0f}"
+    return Summary("inject", config.output, facts, seconds=seconds, done_before=seconds == 0)

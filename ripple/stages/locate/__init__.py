@@ -1,0 +1,1 @@
+"""`ripple locate`: sky positions to tract, patch and pixel."""

@@ -1,0 +1,1 @@
+"""`ripple plan`: targets and what exists give units of work."""

@@ -1,0 +1,187 @@
+"""What a fetch will cost: the dry run, as JSON values and as a screen."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ripple.runtime.summary import plain
+from ripple.stages.plan.plan import Plan
+
+#: Bytes per pixel and band of a cutout: image, variance, mask; and of a decoded coadd.
+PIXEL_BYTES = 12
+#: Bytes of a PSF kernel as it is stored (41 x 41 float32), the usual size in coadds, and the pixels along a
+#: cell, within which rows share it.
+PSF_BYTES, CELL = 41 * 41 * 4, 150
+#: Bytes of a catalogue row, and of a worker with its libraries.
+ROW_BYTES, BASE_BYTES = 200, 200_000_000
+#: Compressed bytes that one worker reads, decodes and checks per second, bytes of cutouts that it cuts, packs
+#: and writes, and seconds until it does: rough, of one busy core of 2024.
+READ_RATE, WRITE_RATE, START_SECONDS = 30e6, 150e6, 3.0
+#: Rows, patches and datasets that a screen lists.
+SHOWN = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Cost of carrying out a plan.
+
+    Parameters
+    ----------
+    read_bytes
+        Compressed bytes of coadds, those that several units need counted as often.
+    unknown_sizes
+        Datasets whose size the Butler does not know.
+    write_bytes
+        Bytes of the shards.
+    memory_bytes
+        Largest memory of one worker.
+    seconds
+        Wall time with the given number of workers.
+    """
+
+    read_bytes: int
+    unknown_sizes: int
+    write_bytes: int
+    memory_bytes: int
+    seconds: float
+
+
+def estimate(plan: Plan, workers: int = 1) -> Estimate:
+    """Bytes, memory and time of a plan, for a number of worker processes."""
+    read = write = memory = 0
+    for unit in plan.units:
+        datasets = plan.unit_datasets(unit)
+        cost = sum(max(0, d.size) for d in datasets)
+        bands = len(plan.bands)
+        side = int(plan.reach[unit.rows[0]])
+        cells = np.stack([plan.x[unit.rows] // CELL, plan.y[unit.rows] // CELL], axis=1)
+        kernels = bands * len(np.unique(cells, axis=0))
+        rows = len(unit.rows) * (bands * PIXEL_BYTES * side * side + ROW_BYTES) + kernels * PSF_BYTES
+        areas = [plan.patch_boxes[d.tract, d.patch] for d in datasets]
+        planes = bands * max((b.width * b.height * PIXEL_BYTES for b in areas), default=0)
+        read, write, memory = read + cost, write + rows, max(memory, BASE_BYTES + 2 * rows + planes + cost)
+    unknown = sum(d.size < 0 for d in plan.datasets.values())
+    seconds = START_SECONDS + (read / READ_RATE + write / WRITE_RATE) / max(1, min(workers, len(plan.units)))
+    return Estimate(read, unknown, write, memory, seconds)
+
+
+def facts(plan: Plan, workers: int = 1, rows: int | None = None) -> dict[str, Any]:
+    """The dry run as JSON values; `missing` and `rejected` name every patch and row."""
+    cost = estimate(plan, workers)
+    taken = list(plan.datasets.values())
+    sizes = sorted({int(s) for s in np.unique(plan.size)})
+    return {
+        "verb": "plan",
+        "repo": plan.repo,
+        "collections": list(plan.collections),
+        "dataset_type": plan.dataset_type,
+        "runs": dict(sorted(Counter(d.run for d in taken).items())),
+        "skymap": plan.skymap,
+        "skymap_source": plan.skymap_source,
+        "bands": list(plan.bands),
+        "size": sizes,
+        "margin": plan.margin,
+        "targets": len(plan.targets),
+        "ok": len(plan.targets) - len(plan.rejected) - len(plan.partial),
+        "partial": len(plan.partial),
+        "rejected": len(plan.rejected),
+        "reasons": _reasons(plan),
+        "tracts": sorted({u.tract for u in plan.units}),
+        "patches": len({(u.tract, p) for u in plan.units for p in u.patches}),
+        "units": len(plan.units),
+        "datasets": {band: sum(d.band == band for d in taken) for band in plan.bands},
+        "missing": [
+            {"tract": t, "patch": p, "bands": list(bands)} for (t, p), bands in sorted(plan.gaps.items())
+        ],
+        "rows": _rows(plan, rows),
+        "read_bytes": cost.read_bytes,
+        "unknown_sizes": cost.unknown_sizes,
+        "write_bytes": cost.write_bytes,
+        "memory_bytes": cost.memory_bytes,
+        "workers": workers,
+        "seconds": round(cost.seconds, 1),
+        "notes": list(plan.notes),
+    }
+
+
+def _reasons(plan: Plan) -> dict[str, dict[str, int]]:
+    return {"rejected": plan.rejected.reasons(), "partial": plan.partial.reasons()}
+
+
+def _rows(plan: Plan, count: int | None) -> list[dict[str, Any]]:
+    """The first so many rows that are not whole, with their reasons; rejected ones first."""
+    every = (
+        (k, status, verdicts[k])
+        for status, verdicts in (("rejected", plan.rejected), ("partial", plan.partial))
+        for k in verdicts
+    )
+    ids = plan.targets.id
+    return [
+        {"row": k, "id": ids[k].item(), "status": status, "reason": reason.value, "detail": text}
+        for k, status, (reason, text) in itertools.islice(every, count)
+    ]
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print the dry run (from `facts`) as a screen on stderr."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title="ripple plan", show_header=False, title_justify="left", box=None)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for key, value in _lines(found):
+        table.add_row(key, Text(plain(value)))
+    Console(file=sys.stderr).print(table)
+
+
+def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
+    n = found["targets"]
+    lines = [
+        ("repository", f"{found['repo']}  {', '.join(found['collections'])}"),
+        ("coadds", f"{found['dataset_type']} of {found['skymap']} ({found['skymap_source']})"),
+        ("runs", ", ".join(f"{run} ({count})" for run, count in found["runs"].items()) or "none"),
+        (
+            "targets",
+            f"{n:,}: {found['ok']:,} whole, {found['partial']:,} partial, {found['rejected']:,} rejected",
+        ),
+    ]
+    for status, reasons in found["reasons"].items():
+        lines += [(f"  {status}", f"{reason}: {count:,}") for reason, count in reasons.items()]
+    lines += [
+        ("  row " + str(r["row"]), f"id {r['id']}: {r['status']}, {r['detail']}")
+        for r in found["rows"][:SHOWN]
+    ]
+    if (more := found["partial"] + found["rejected"] - SHOWN) > 0:
+        lines.append(("  ...", f"{more:,} more rows, all with --json"))
+    lines.append(("tracts", f"{len(found['tracts']):,}: {', '.join(map(str, found['tracts'][:SHOWN]))}"))
+    lines.append(("patches", f"{found['patches']:,} in {found['units']:,} units (shards)"))
+    lines.append(("datasets", ", ".join(f"{band} {count:,}" for band, count in found["datasets"].items())))
+    for gap in found["missing"][:SHOWN]:
+        lines.append(("  missing", f"tract {gap['tract']} patch {gap['patch']}: {', '.join(gap['bands'])}"))
+    if len(found["missing"]) > SHOWN:
+        lines.append(("  missing", f"... in {len(found['missing']) - SHOWN:,} more patches, all with --json"))
+    unknown = f", {found['unknown_sizes']:,} datasets of unknown size" if found["unknown_sizes"] else ""
+    lines += [
+        ("read", f"{amount(found['read_bytes'])}{unknown}"),
+        ("write", f"{amount(found['write_bytes'])} at most"),
+        ("memory", f"{amount(found['memory_bytes'])} per worker, {found['workers']} workers"),
+        ("time", f"about {found['seconds']:,.0f} s"),
+    ]
+    return lines + [("note", note) for note in found["notes"]]
+
+
+def amount(size: float) -> str:
+    """Bytes for people, as in `1.5 GB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"

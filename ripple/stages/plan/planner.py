@@ -1,0 +1,523 @@
+"""How a plan is made: targets, tracts and patches, what exists, units."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ripple.config import suggest
+from ripple.errors import InputError, Reason, RegionError
+from ripple.imaging.stitch import is_sparse
+from ripple.rubin.regions import Region, grid, parse_region, tracts_near
+from ripple.rubin.repository import Dataset, Repository
+from ripple.rubin.skymap import resolve_skymap
+from ripple.sky.coverage import Coverage, boxes_around, cover, touched
+from ripple.sky.geometry import Box
+from ripple.sky.skymap import Float, Int, ObservedSkyMap
+from ripple.stages.plan.config import Selection, side_of
+from ripple.stages.plan.plan import Plan, Unit
+from ripple.stages.plan.select import columns_of
+from ripple.stages.plan.tables import UserTable, read_table, table_digest
+from ripple.stages.plan.targets import (
+    DEC_NAMES,
+    ID_NAMES,
+    LABEL_NAMES,
+    RA_NAMES,
+    Columns,
+    Targets,
+    from_table,
+)
+from ripple.storage.outcomes import Verdicts
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+from ripple.rubin.repository import open_repository
+from ripple.stages.plan.config import check_selection
+
+#: Patches share a unit (one shard) up to this many rows and bytes of image, variance and mask.
+UNIT_ROWS, UNIT_BYTES = 2000, 400_000_000
+#: Patches share a unit up to this many bytes of files that are read whole: a worker holds them all.
+FILE_BYTES = 600_000_000
+#: A patch with more bytes than this is divided, and decoded once for each of its units.
+PATCH_BYTES = 1_000_000_000
+#: Rows looked at together.
+PIECE = 1 << 19
+#: Object tables with more columns than this lose those that nobody asked for.
+WIDE_TABLE = 64
+#: Bytes per pixel and band of a cutout: image, variance, mask.
+PIXEL_BYTES = 12
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where N targets lie.
+
+    Parameters
+    ----------
+    tract, patch
+        `(N,)` int64; -1 where there is none.
+    x, y
+        `(N,)` PARENT pixels; NaN where there is no tract.
+    """
+
+    tract: Int
+    patch: Int
+    x: Float
+    y: Float
+
+
+class Planner:
+    """The making of one plan.
+
+    Parameters
+    ----------
+    selection
+        What the user asked for.
+    repository
+        Open repository.
+    """
+
+    def __init__(self, selection: Selection, repository: Repository) -> None:
+        self.selection, self.repository = selection, repository
+        self.notes: list[str] = []
+        self._known: dict[int, list[Dataset]] = {}
+        self.region: Region | None = parse_region(selection.region) if selection.region else None
+        self.dataset_type = repository.coadd_type(selection.dataset_type)
+        self.skymap_name = repository.skymap_name(self.dataset_type, selection.skymap)
+        self.bands = self._bands()
+        self.skymap, self.skymap_source = resolve_skymap(
+            repository, self.skymap_name, self.dataset_type, selection.tract or None
+        )
+        for tract in selection.tract:
+            self.skymap.patch_xy(tract, selection.patch or (0,))  # refuses ids that do not exist
+
+    def plan(self, targets: Targets | None = None) -> Plan:
+        """The plan, of the selection's targets or of those given; it may be made again for others."""
+        targets = self._targets() if targets is None else targets
+        self.notes += targets.notes
+        scale = self.skymap.tan(int(self.skymap.table.ids[0])).pixel_scale
+        side = side_of(self.selection.size, scale)
+        size = np.full(len(targets), side, np.int32) if targets.size is None else targets.size
+        reach = size + np.int32(2 * self.selection.margin)
+        place = self._place(targets.ra, targets.dec)
+        other = self._elsewhere(targets, place, reach)
+        tracts = {int(t) for t in np.unique(np.concatenate([place.tract, other.tract]))} - {-1}
+        datasets = {(d.tract, d.patch, d.band): d for d in self._datasets(tracts)}
+        if self.selection.grid and not datasets:
+            raise RegionError(
+                f"{self.repository.name}: no {self.dataset_type} lies in the selection",
+                hint="a blind grid needs coadds: another --region or --tract",
+            )
+        have = self._have(datasets)
+        covered = self._cover(place, reach, have)
+        place, covered = self._moved(place, other, covered, reach, have)
+        rejected, partial = self._verdicts(targets, place, covered, {t for t, _ in have})
+        cross = self._cross(targets, place, reach, rejected)
+        datasets = self._needed(datasets, place, reach, rejected, cross)
+        projections = sorted(
+            {t for t, _, _ in datasets} | set(np.unique(place.tract[place.tract >= 0]).tolist())
+        )
+        return Plan(
+            bands=self.bands, skymap=self.skymap_name, repo=self.selection.repo,
+            collections=self.repository.collections, dataset_type=self.dataset_type, targets=targets,
+            tract=place.tract.astype(np.int32), patch=place.patch.astype(np.int32), x=place.x, y=place.y,
+            size=size, projections={int(t): self.skymap.tan(int(t)) for t in projections},
+            patch_boxes={(t, p): self.skymap.patch_outer(t, p) for t, p, _ in datasets}, datasets=datasets,
+            units=self._units(place, size, reach, rejected), rejected=rejected, partial=partial,
+            margin=self.selection.margin, cross=cross, skymap_source=self.skymap_source,
+            gaps=self._gaps(place, have, targets), notes=tuple(dict.fromkeys(self.notes)),
+        )  # fmt: skip
+
+    def _bands(self) -> tuple[str, ...]:
+        there = self.repository.bands(self.dataset_type, self.skymap_name)
+        unknown = [b for b in self.selection.bands if b not in there]
+        if unknown:
+            raise InputError(
+                f"{self.repository.name}: no {self.dataset_type} of {self.skymap_name} has band"
+                f" {unknown[0]!r}{suggest(unknown[0], list(there))}",
+                hint=f"there are {', '.join(there)}",
+            )
+        return self.selection.bands or there
+
+    # ---- targets
+
+    def _targets(self) -> Targets:
+        selection = self.selection
+        if selection.grid is not None:
+            return self._grid(selection.grid)
+        columns = Columns(
+            selection.id_column, selection.ra_column, selection.dec_column, selection.label_column,
+            selection.size_column, selection.ra_unit,
+        )  # fmt: skip
+        if selection.targets is not None:
+            path = Path(selection.targets)
+            table = read_table(path, cone=self.region.circle() if self.region else None)
+            source = {"name": path.name, "sha256": table.sha256}
+        else:
+            table, source = self._objects()
+            columns = replace(columns, ra_unit=columns.ra_unit or "deg")
+        restricted = self.region is not None or bool(selection.tract)
+        targets = from_table(
+            table, columns, source=source, select=selection.select,
+            keep=self._inside if restricted else None, duplicate_radius=selection.duplicate_radius,
+        )  # fmt: skip
+        if source.get("sha256") == "":  # many files: what was read of them identifies the targets
+            return replace(targets, source=source | {"sha256": _digest(targets)})
+        return targets
+
+    def _inside(self, ra: Float, dec: Float) -> NDArray[np.bool_]:
+        """Which positions the region, tracts and patches of the selection hold."""
+        keep = np.ones(len(ra), bool) if self.region is None else self.region.contains(ra, dec)
+        if self.selection.tract:
+            place = self._place(ra, dec)
+            keep &= np.isin(place.tract, self.selection.tract)
+            if self.selection.patch:
+                keep &= np.isin(place.patch, self.selection.patch)
+        return keep
+
+    def _grid(self, step: float) -> Targets:
+        """Blind windows as targets; the id packs tract, row and column."""
+        import pyarrow as pa
+
+        tracts = np.array(self.selection.tract, np.int64) if self.selection.tract else None
+        patches = np.array(self.selection.patch, np.int64) if self.selection.patch else None
+        if tracts is None and isinstance(self.skymap, ObservedSkyMap) and self.region is not None:
+            tracts = tracts_near(self.skymap, self.region)
+        tract, column, row, ra, dec = grid(
+            self.skymap, step, region=self.region, tracts=tracts, patches=patches
+        )
+        extra = pa.table({"grid_column": column.astype(np.int32), "grid_row": row.astype(np.int32)})
+        source = {"name": "grid", "step": step, "windows": len(ra)}
+        return Targets((tract << 40) | (row << 20) | column, ra, dec, extra, source=source)
+
+    def _objects(self) -> tuple[UserTable, dict[str, Any]]:
+        """The Butler's own object tables of the selected tracts."""
+        import pyarrow as pa
+
+        kind = self.repository.object_type(self.selection.object_type)
+        there = self.repository.tracts(kind, self.skymap_name)
+        tracts: Any = self.selection.tract or there
+        if self.region is not None and not self.selection.tract:
+            tracts = set(tracts_near(self.skymap, self.region).tolist()) & set(there)
+            if not tracts:
+                raise RegionError(
+                    f"region {self.region.text!r}: no {kind} of {self.repository.name} lies there",
+                    hint=f"there are {len(there)} tracts, {there[0]} to {there[-1]}",
+                )
+        found: list[pa.Table] = []
+        digests: dict[str, str] = {}
+        for uuid, table in self.repository.object_tables(kind, self.skymap_name, tracts, self._wanted):
+            # The UUID names a dataset, not its bytes: another file under it gives other targets.
+            digests[uuid] = table_digest(UserTable.of(table).columns)
+            found.append(table)
+        whole = pa.concat_tables(found, promote_options="default")
+        return UserTable.of(whole), {"name": kind, "datasets": digests}
+
+    def _wanted(self, there: list[str]) -> list[str]:
+        """Columns of an object table to read."""
+        if len(there) <= WIDE_TABLE:
+            return there
+        s = self.selection
+        names = {s.id_column, s.ra_column, s.dec_column, s.label_column, s.size_column}
+        names |= set(columns_of(s.select)) if s.select else set()
+        known = {n.lower() for n in (*ID_NAMES, *RA_NAMES, *DEC_NAMES, *LABEL_NAMES)}
+        return [n for n in there if n in names or n.lower() in known]
+
+    # ---- places
+
+    def _place(self, ra: Float, dec: Float) -> Place:
+        tract, patch, x, y = self.skymap.locate(ra, dec)
+        nowhere = patch < 0
+        return Place(
+            np.where(nowhere, -1, tract), patch, np.where(nowhere, np.nan, x), np.where(nowhere, np.nan, y)
+        )
+
+    def _elsewhere(self, targets: Targets, place: Place, reach: NDArray[np.int32]) -> Place:
+        """For boxes that leave their tract: the first other tract that holds them whole; -1 elsewhere."""
+        n = len(targets)
+        none = Place(np.full(n, -1), np.full(n, -1), np.full(n, np.nan), np.full(n, np.nan))
+        leaving = self._leaving(place, reach)
+        if self.selection.cross_tract != "whole" or not len(leaving):
+            return none
+        row, tract = self.skymap.all_tracts(targets.ra[leaving], targets.dec[leaving])
+        row = leaving[row]
+        x, y = self.skymap.sky_to_pixel(tract, targets.ra[row], targets.dec[row])
+        fits = (tract != place.tract[row]) & self._within(tract, boxes_around(x, y, reach[row]))
+        row, tract, x, y = row[fits][::-1], tract[fits][::-1], x[fits][::-1], y[fits][::-1]
+        none.tract[row], none.x[row], none.y[row] = tract, x, y  # the lowest tract id comes last and stays
+        none.patch[row] = self.skymap.find_patch(tract, x, y)
+        return none
+
+    def _within(self, tract: Int, boxes: Int) -> NDArray[np.bool_]:
+        """Whether boxes lie within the pixels of a tract."""
+        t, p = self.skymap.table, self.skymap.patches
+        k, grown = t.rows(tract, self.skymap.name), 0 if p.clip else p.border
+        top = np.stack([t.nx[k] * p.width, t.ny[k] * p.height], axis=1) + grown
+        return np.asarray((boxes[:, :2] >= -grown).all(axis=1) & (boxes[:, 2:] <= top).all(axis=1))
+
+    def _leaving(self, place: Place, reach: NDArray[np.int32]) -> Int:
+        """Rows whose box leaves their tract."""
+        left = [np.zeros(0, np.intp)]
+        for rows in _pieces(np.flatnonzero(place.tract >= 0)):
+            boxes = boxes_around(place.x[rows], place.y[rows], reach[rows])
+            left.append(rows[~self._within(place.tract[rows], boxes)])
+        return np.concatenate(left)
+
+    def _moved(
+        self, place: Place, other: Place, covered: Coverage, reach: NDArray[np.int32],
+        have: dict[tuple[int, int], int],
+    ) -> tuple[Place, Coverage]:  # fmt: skip
+        """Rows taken to another tract where that has the whole box in all bands that the own one has."""
+        rows = np.flatnonzero(other.tract >= 0)
+        if not len(rows):
+            return place, covered
+        there = self._cover(other, reach, have)
+        better = rows[(there.whole[rows] & covered.centre[rows]) == covered.centre[rows]]
+        better = better[there.whole[better] > 0]
+        take = np.zeros(len(reach), bool)
+        take[better] = True
+        if len(better):
+            self.notes.append(
+                f"{len(better)} targets are cut from a neighbouring tract that holds them whole"
+            )
+        moved = Place(
+            *(np.where(take, getattr(other, n), getattr(place, n)) for n in ("tract", "patch", "x", "y"))
+        )
+        return moved, Coverage(
+            np.where(take, there.centre, covered.centre), np.where(take, there.whole, covered.whole)
+        )
+
+    # ---- what exists
+
+    def _datasets(self, tracts: set[int]) -> list[Dataset]:
+        found = self.repository.datasets(
+            self.dataset_type, self.skymap_name, tracts - set(self._known), self.bands, self.selection.where
+        )
+        self._known |= {tract: [] for tract in tracts if tract not in self._known}
+        for dataset in found:
+            self._known[dataset.tract].append(dataset)
+        return [dataset for tract in sorted(tracts) for dataset in self._known[tract]]
+
+    def _have(self, datasets: dict[tuple[int, int, str], Dataset]) -> dict[tuple[int, int], int]:
+        have: dict[tuple[int, int], int] = {}
+        for tract, patch, band in datasets:
+            have[tract, patch] = have.get((tract, patch), 0) | 1 << self.bands.index(band)
+        return have
+
+    def _cover(self, place: Place, reach: NDArray[np.int32], have: dict[tuple[int, int], int]) -> Coverage:
+        n = len(place.tract)
+        covered = Coverage(np.zeros(n, np.uint64), np.zeros(n, np.uint64))
+        for rows in _pieces(np.flatnonzero(place.tract >= 0)):
+            x, y = place.x[rows], place.y[rows]
+            part = cover(
+                self.skymap, place.tract[rows], boxes_around(x, y, reach[rows]), x, y, have,
+                (1 << len(self.bands)) - 1,
+            )  # fmt: skip
+            covered.centre[rows], covered.whole[rows] = part.centre, part.whole
+        return covered
+
+    def _verdicts(
+        self, targets: Targets, place: Place, covered: Coverage, tracts: set[int]
+    ) -> tuple[Verdicts, Verdicts]:
+        """Rows to reject, and rows that lack something, with reasons."""
+        full = np.uint64((1 << len(self.bands)) - 1)
+        rejected = Verdicts(len(targets), targets.rejected)
+        partial = Verdicts(len(targets))
+        nowhere = (Reason.NO_TRACT, f"no tract of {self.skymap_name} that has coadds holds the position")
+        rejected.add(np.flatnonzero(place.tract < 0), nowhere)
+        empty = np.flatnonzero((covered.centre == 0) & (place.tract >= 0))
+        for rows, verdict in self._empty(place, empty, tracts):
+            rejected.add(rows, verdict)
+        short = np.flatnonzero((covered.centre != 0) & (covered.centre != full))
+        lacking = rejected if self.selection.missing_band == "reject" else partial
+        for bits, rows in _by_value(covered.centre[short], short):
+            lacking.add(rows, (Reason.MISSING_BAND, self._lacking(bits)))
+        cut = np.flatnonzero((covered.centre != 0) & (covered.whole != covered.centre))
+        outside = rejected if self.selection.edge == "reject" else partial
+        for bits, rows in _by_value((covered.centre & ~covered.whole)[cut], cut):
+            outside.add(rows, (Reason.OUTSIDE, f"part of the box has {self._lacking(~bits)}"))
+        return rejected, partial.without(rejected)
+
+    def _lacking(self, bits: int) -> str:
+        return "no " + ", ".join(b for k, b in enumerate(self.bands) if not bits >> k & 1)
+
+    def _empty(self, place: Place, rows: Int, tracts: set[int]) -> Iterator[tuple[Int, tuple[Reason, str]]]:
+        """Verdicts on rows whose position no dataset covers; `tracts` are those that have some."""
+        bare = ~np.isin(place.tract[rows], sorted(tracts))
+        known = self.repository.registered_tracts(self.skymap_name) if bare.any() else set()
+        for piece in _pieces(rows[bare]):
+            for tract, some in _by_value(place.tract[piece], piece):
+                if tract in known:
+                    yield some, (Reason.NO_DATASET, f"no {self.dataset_type} in tract {tract}")
+                else:
+                    yield some, (Reason.NO_PATCH, f"tract {tract} is not registered")
+        rows = rows[~bare]
+        if not len(rows):
+            return
+        registered = self.repository.registered_patches(
+            self.skymap_name, set(np.unique(place.tract[rows]).tolist())
+        )
+        for piece in _pieces(rows):
+            for key, some in _by_value((place.tract[piece] << 32) + place.patch[piece], piece):
+                tract, patch = key >> 32, key & 0xFFFFFFFF
+                where = f"tract {tract} patch {patch}"
+                if (tract, patch) in registered:
+                    yield some, (Reason.NO_DATASET, f"no {self.dataset_type} of {where}")
+                else:
+                    yield some, (Reason.NO_PATCH, f"{where} is not registered")
+
+    def _gaps(
+        self, place: Place, have: dict[tuple[int, int], int], targets: Targets
+    ) -> dict[tuple[int, int], tuple[str, ...]]:
+        """Bands that the inner patches of targets lack, in tracts that have something."""
+        some = np.isin(place.tract, sorted({t for t, _ in have}))
+        keys = np.unique(np.stack([place.tract, place.patch], axis=1)[some], axis=0)
+        gaps = {}
+        for tract, patch in keys.tolist():
+            bits = have.get((tract, patch), 0)
+            missing = tuple(b for k, b in enumerate(self.bands) if not bits >> k & 1)
+            if missing:
+                gaps[tract, patch] = missing
+        return gaps
+
+    def _cross(
+        self, targets: Targets, place: Place, reach: NDArray[np.int32], rejected: Verdicts
+    ) -> dict[int, tuple[tuple[int, int], ...]]:
+        """Patches of other tracts under the boxes of rows that are to be completed by resampling."""
+        if self.selection.cross_tract != "resample":
+            return {}
+        out: dict[int, tuple[tuple[int, int], ...]] = {}
+        for k in self._leaving(place, reach).tolist():
+            if k in rejected:
+                continue
+            tan, own = self.skymap.tan(int(place.tract[k])), int(place.tract[k])
+            box = Box.around(place.x[k], place.y[k], int(reach[k]))
+            px, py = np.meshgrid(np.linspace(box.x0, box.x1 - 1, 9), np.linspace(box.y0, box.y1 - 1, 9))
+            ra, dec = tan.pixel_to_sky(px.ravel(), py.ravel())
+            row, tract = self.skymap.all_tracts(ra, dec)
+            x, y = self.skymap.sky_to_pixel(tract, ra[row], dec[row])
+            pixels = boxes_around(x, y, np.full(len(x), 3, np.int32))  # a pixel more for the kernel
+            at, patch = touched(self.skymap, tract, pixels)
+            pairs = set(zip(tract[at].tolist(), patch.tolist(), strict=True))
+            out[k] = tuple(sorted(p for p in pairs if p[0] != own))
+        return out
+
+    def _needed(
+        self, datasets: dict[tuple[int, int, str], Dataset], place: Place, reach: NDArray[np.int32],
+        rejected: Verdicts, cross: dict[int, tuple[tuple[int, int], ...]],
+    ) -> dict[tuple[int, int, str], Dataset]:  # fmt: skip
+        """The datasets that some box reaches into."""
+        rows = np.flatnonzero(~rejected.mask)
+        row, patch = touched(
+            self.skymap, place.tract[rows], boxes_around(place.x[rows], place.y[rows], reach[rows])
+        )
+        pairs = np.unique(np.stack([place.tract[rows][row], patch], axis=1), axis=0)
+        wanted = {(int(t), int(p)) for t, p in pairs}
+        others = {pair for patches in cross.values() for pair in patches}
+        extra = {d[0] for d in others} - {t for t, _, _ in datasets}
+        more = {(d.tract, d.patch, d.band): d for d in self._datasets(extra)} if extra else {}
+        wanted |= others
+        return {k: v for k, v in sorted((datasets | more).items()) if k[:2] in wanted}
+
+    # ---- units
+
+    def _units(
+        self, place: Place, size: NDArray[np.int32], reach: NDArray[np.int32], rejected: Verdicts
+    ) -> tuple[Unit, ...]:
+        """Whole patches of one tract and size together, up to the limits; a patch too large is divided."""
+        rows = np.flatnonzero(~rejected.mask)
+        if not len(rows):
+            return ()
+        rows = rows[np.lexsort((rows, place.patch[rows], size[rows], place.tract[rows]))]
+        tract, patch, side = place.tract[rows], place.patch[rows], reach[rows]
+        change = np.flatnonzero((np.diff(tract) != 0) | (np.diff(patch) != 0) | (np.diff(side) != 0)) + 1
+        groups = np.split(rows, change)
+        units: list[Unit] = []
+        held: list[Int] = []
+        files = self._file_bytes()
+        weight = 0
+        for group in groups:
+            box = self.skymap.patch_outer(int(place.tract[group[0]]), int(place.patch[group[0]]))
+            few = is_sparse(len(group), int(reach[group[0]]), box)
+            load = 0 if few else files.get((int(place.tract[group[0]]), int(place.patch[group[0]])), 0)
+            limit = self._limit(int(reach[group[0]]), UNIT_BYTES, UNIT_ROWS)
+            whole = self._limit(int(reach[group[0]]), PATCH_BYTES, len(group))
+            same = (
+                held
+                and place.tract[held[0][0]] == place.tract[group[0]]
+                and size[held[0][0]] == size[group[0]]
+            )
+            rows_now = sum(map(len, held)) + len(group)
+            if held and (not same or rows_now > limit or weight + load > FILE_BYTES):
+                units.append(_unit(len(units), held, place))
+                held, weight = [], 0
+            held.append(group)
+            weight += load
+            while len(held) == 1 and len(held[0]) > whole:
+                units.append(_unit(len(units), [held[0][:whole]], place))
+                held = [held[0][whole:]]
+        if held:
+            units.append(_unit(len(units), held, place))
+        return tuple(units)
+
+    def _file_bytes(self) -> dict[tuple[int, int], int]:
+        """Bytes of the files of all bands of each patch."""
+        total: Counter[tuple[int, int]] = Counter()
+        for datasets in self._known.values():
+            for d in datasets:
+                total[d.tract, d.patch] += max(0, d.size)
+        return total
+
+    def _limit(self, side: int, size: int, rows: int) -> int:
+        return max(1, min(rows, size // (PIXEL_BYTES * len(self.bands) * side * side)))
+
+
+def _digest(targets: Targets) -> str:
+    """SHA-256 of ids and positions."""
+    ids = targets.id if targets.id.dtype.kind == "i" else np.strings.encode(targets.id, "utf-8")
+    parts = (np.ascontiguousarray(column).tobytes() for column in (ids, targets.ra, targets.dec))
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def _pieces(rows: Int) -> Iterator[Int]:
+    """So many rows at a time that what is made of them takes little memory."""
+    yield from (rows[at : at + PIECE] for at in range(0, len(rows), PIECE))
+
+
+def _by_value(values: NDArray[Any], rows: Int) -> Iterator[tuple[int, Int]]:
+    """Rows by their value."""
+    order = np.argsort(values, kind="stable")
+    known, start = np.unique(values[order], return_index=True)
+    yield from zip(known.tolist(), np.split(rows[order], start[1:]) if len(known) else [], strict=True)
+
+
+def _unit(number: int, groups: list[Int], place: Place) -> Unit:
+    rows = np.concatenate(groups)
+    patches = tuple(sorted({int(p) for p in place.patch[rows]}))
+    return Unit(number, int(place.tract[rows[0]]), patches, rows)
+
+
+def make_plan(selection: Selection) -> Plan:
+    """Find targets, their patches and what exists for them, and group them into units.
+
+    Parameters
+    ----------
+    selection
+        What the user asked for.
+
+    Raises
+    ------
+    ConfigError, InputError, SourceError
+        The selection contradicts itself, names things that do not exist, or the repository is out of reach.
+        What is wrong with single targets is in `Plan.rejected` instead.
+    """
+    check_selection(selection)
+    with open_repository(selection.repo, selection.collections) as repository:
+        return Planner(selection, repository).plan()

@@ -1,0 +1,246 @@
+"""Tables of other people as Arrow tables: CSV, ECSV, FITS, VOTable, Parquet, HATS."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from ripple.errors import CatalogueError, ConfigError, IntegrityError
+from ripple.storage.files import Pin
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+#: Rows hashed together: bounds what is copied for it.
+_PIECE = 1 << 18
+
+
+@dataclass(frozen=True)
+class UserTable:
+    """A table as it was read.
+
+    Parameters
+    ----------
+    columns
+        Arrow table of scalar columns.
+    units
+        Column -> unit as text, where the file says it.
+    sha256
+        Of the file; empty for catalogues of many files.
+    notes
+        What was left out.
+    """
+
+    columns: pa.Table
+    units: dict[str, str]
+    sha256: str
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, table: pa.Table) -> Self:
+        """An Arrow table that is in memory already, with its columns without scalar values left out."""
+        clean, notes = _scalars(table)
+        return cls(clean, {}, "", notes)
+
+
+def read_table(path: Path, *, cone: tuple[float, float, float] | None = None) -> UserTable:
+    """Read a table, recognising the format by its first bytes, else by its name.
+
+    Parameters
+    ----------
+    path
+        A file, or the directory of a HATS catalogue.
+    cone
+        `(ra, dec, radius)` deg that holds all rows of interest: lets HATS catalogues skip pixels.
+
+    Raises
+    ------
+    CatalogueError
+        Missing, unreadable, not a table, or changed while it was read.
+    """
+    import pyarrow as pa
+
+    if path.is_dir():
+        return _read_hats(path, cone)
+    try:
+        # Ten million rows are too much to hold as bytes and as a table: hashed before and after instead.
+        pin = Pin.of(path)
+        with path.open("rb") as stream:
+            start = stream.read(64)
+        found, units = _read_file(path, start)
+        pin.check()
+        clean, notes = _scalars(found)
+    except IntegrityError as err:
+        raise CatalogueError(err.message, hint=err.hint or "give a readable table") from None
+    except OSError as err:
+        raise CatalogueError(f"{path}: {err.strerror or err}", hint="give a readable table") from None
+    except (pa.ArrowException, ValueError, TypeError, LookupError, UnicodeError) as err:
+        raise CatalogueError(f"{path}: not a table: {' '.join(str(err).split())[:300]}") from None
+    if len(set(found.column_names)) != found.num_columns:
+        twice = sorted({n for n in found.column_names if found.column_names.count(n) > 1})
+        raise CatalogueError(f"{path}: column {twice[0]!r} occurs twice", hint="rename one")
+    return UserTable(clean, units, pin.sha256, notes)
+
+
+def _read_file(path: Path, start: bytes) -> tuple[pa.Table, dict[str, str]]:
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    name = path.name.lower()
+    if start[:4] == b"PAR1":
+        table = pyarrow.parquet.read_table(path)
+        table.validate(full=True)  # else text that is not UTF-8 fails where it is used
+        return table, {}
+    if start[:6] == b"SIMPLE":
+        return _by_astropy(path, "fits")
+    if b"%ECSV" in start or name.endswith((".ecsv", ".ecsv.gz")):
+        return _by_astropy(path, "ascii.ecsv")
+    if start.lstrip()[:5] == b"<?xml" or b"<VOTABLE" in start.upper():
+        return _by_astropy(path, "votable")
+    if name.endswith((".fits.gz", ".fit.gz")):
+        return _by_astropy(path, "fits")
+    delimiter = "\t" if name.endswith((".tsv", ".tsv.gz")) else ","
+    options = pyarrow.csv.ParseOptions(delimiter=delimiter)
+    return pyarrow.csv.read_csv(path, parse_options=options), {}
+
+
+def _by_astropy(path: Path, form: str) -> tuple[pa.Table, dict[str, str]]:
+    """A table read by astropy; masked values become nulls."""
+    import warnings
+
+    import pyarrow as pa
+    from astropy.io.fits import VerifyError
+    from astropy.table import Table
+    from astropy.utils.exceptions import AstropyWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AstropyWarning)
+        warnings.simplefilter("ignore", UserWarning)
+        try:
+            table = Table.read(path, format=form)
+        except VerifyError as err:
+            raise ValueError(str(err)) from None
+    units = {n: str(table[n].unit) for n in table.colnames if getattr(table[n], "unit", None) is not None}
+    return pa.table({name: _column(table[name]) for name in table.colnames}), units
+
+
+def _column(column: Any) -> pa.Array:
+    import pyarrow as pa
+
+    data = np.asarray(column)
+    mask = np.broadcast_to(np.asarray(getattr(column, "mask", False)), data.shape)
+    if data.ndim != 1:
+        return pa.array(list(data))
+    if data.dtype.kind == "S":
+        data = np.char.decode(data, "utf-8", "replace")
+    if data.dtype.kind == "O":
+        return pa.array([None if m or v is None else str(v) for v, m in zip(data, mask, strict=True)])
+    native = data.astype(data.dtype.newbyteorder("="), copy=False)
+    return pa.array(native, mask=mask if mask.any() else None)
+
+
+def _read_hats(path: Path, cone: tuple[float, float, float] | None) -> UserTable:
+    """A HATS catalogue through lsdb (an extra)."""
+    import pyarrow as pa
+
+    if not any((path / n).exists() for n in ("hats.properties", "properties", "collection.properties")):
+        raise CatalogueError(f"{path}: a directory that is no HATS catalogue", hint="give a table file")
+    try:
+        import lsdb
+    except ImportError:
+        raise ConfigError(
+            f"{path}: reading HATS needs lsdb", hint="pip install 'ripple-lsst[hats]'"
+        ) from None
+    search = None if cone is None else lsdb.ConeSearch(cone[0], cone[1], cone[2] * 3600.0)
+    catalogue = lsdb.open_catalog(path, columns="all", search_filter=search)
+    frame = catalogue.compute()
+    table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
+    return UserTable.of(table)
+
+
+def _scalars(table: pa.Table) -> tuple[pa.Table, tuple[str, ...]]:
+    """Only columns of numbers, booleans and text, decoded to plain types; the others are named."""
+    import pyarrow as pa
+
+    kept: dict[str, Any] = {}
+    dropped: list[str] = []
+    for name in table.column_names:
+        column = table[name]
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        kind = column.type
+        texts = (pa.types.is_temporal, pa.types.is_decimal, pa.types.is_binary, pa.types.is_large_string)
+        if any(is_text(kind) for is_text in texts) or pa.types.is_string_view(kind):
+            column = column.cast(pa.string())
+        elif pa.types.is_null(kind):
+            column = column.cast(pa.float64())
+        elif not (pa.types.is_primitive(kind) or pa.types.is_string(kind)):
+            dropped.append(name)
+            continue
+        kept[name] = column
+    notes = (f"columns without scalar values are left out: {', '.join(dropped)}",) if dropped else ()
+    return pa.table(kept), notes
+
+
+def table_digest(table: pa.Table) -> str:
+    """SHA-256 of names, types and values, whatever the file and the chunks they came in.
+
+    Parameters
+    ----------
+    table
+        Columns of numbers, booleans and text.
+    """
+    total = hashlib.sha256()
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        total.update(f"{name}\0{column.type}\0{len(column)}\n".encode())
+        for at in range(0, len(column), _PIECE):
+            for part in _canonical(column.slice(at, _PIECE)):
+                total.update(part)
+    return total.hexdigest()
+
+
+def _canonical(column: pa.ChunkedArray) -> Iterator[bytes]:
+    """Which are null, and the values; of text the lengths and the letters."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    text = pa.types.is_string(column.type)
+    whole = column.combine_chunks()
+    yield np.packbits(whole.is_null().to_numpy(zero_copy_only=False)).tobytes()
+    blank: Any = "" if text else pa.scalar(0).cast(column.type)
+    filled = pc.fill_null(whole, blank) if whole.null_count else whole
+    if text:
+        yield pc.binary_length(filled).to_numpy().tobytes()
+        yield (
+            pc.binary_join(pa.ListArray.from_arrays([0, len(filled)], filled), "")[0].as_buffer().to_pybytes()
+        )
+    else:
+        yield filled.to_numpy(zero_copy_only=False).tobytes()
+
+
+def plain_columns(table: pa.Table) -> pa.Table:
+    """The columns without nulls: NaN for numbers, -1 for booleans (as int8), empty text.
+
+    Integer columns with nulls become float64. HDF5 and NumPy have no nulls.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    out: dict[str, Any] = {}
+    for name in table.column_names:
+        column = table[name]
+        if column.null_count:
+            if pa.types.is_string(column.type):
+                column = pc.fill_null(column, "")
+            elif pa.types.is_boolean(column.type):
+                column = pc.fill_null(column.cast(pa.int8()), -1)
+            else:
+                column = pc.fill_null(column.cast(pa.float64(), safe=False), float("nan"))
+        out[name] = column
+    return pa.table(out) if out else table

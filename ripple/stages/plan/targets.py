@@ -1,0 +1,451 @@
+"""Targets: positions on the sky to cut out, and the columns that travel with them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ripple.config import suggest
+from ripple.errors import CatalogueError, Reason
+from ripple.stages.plan.select import matching
+from ripple.stages.plan.tables import UserTable, plain_columns
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Float = NDArray[np.float64]
+
+#: Names that are recognised when none is given, in order of preference; case does not matter.
+ID_NAMES = (
+    "id", "objectId", "object_id", "objid", "diaObjectId", "source_id", "sourceId", "obj_id", "name",
+)  # fmt: skip
+RA_NAMES = ("ra", "coord_ra", "ra_deg", "raj2000", "ra_icrs", "ra_j2000", "_raj2000", "alpha_j2000", "radeg")
+DEC_NAMES = (
+    "dec", "coord_dec", "dec_deg", "dej2000", "de_icrs", "dec_j2000", "_dej2000", "delta_j2000", "decdeg",
+    "decj2000", "decl",
+)  # fmt: skip
+LABEL_NAMES = ("label",)
+#: Columns that RIPPLe writes itself; a user's column of this name gets `input_` in front.
+RESERVED = frozenset({
+    "index", "id", "ra", "dec", "tract", "patch", "x", "y", "x0", "y0", "dx", "dy", "status", "reason",
+    "bands", "band_mask", "shard", "row", "qc", "size", "accept",
+})  # fmt: skip
+MAX_PAIRS = 20_000_000
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Targets:
+    """N positions in input order, and what the user said about them.
+
+    Parameters
+    ----------
+    id
+        `(N,)` int64 or str.
+    ra, dec
+        `(N,)` float64 deg ICRS.
+    extra
+        Arrow table of N rows with the user's other columns, `label` among them when given; may be without
+        columns.
+    size
+        `(N,)` int32 pixels when the table gives sizes.
+    rejected
+        Row -> reason and text, for rows that are refused already (duplicates).
+    source
+        What the positions were read from, JSON values, with a digest where there is one.
+    notes
+        How columns were understood.
+    """
+
+    id: NDArray[Any]
+    ra: Float
+    dec: Float
+    extra: pa.Table
+    size: NDArray[np.int32] | None = None
+    rejected: dict[int, tuple[Reason, str]] = field(default_factory=dict)
+    source: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.ra)
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Which columns mean what; None where they are to be recognised.
+
+    Parameters
+    ----------
+    id, ra, dec, label, size
+        Column names.
+    ra_unit
+        Unit of right ascension when the table does not say it.
+    """
+
+    id: str | None = None
+    ra: str | None = None
+    dec: str | None = None
+    label: str | None = None
+    size: str | None = None
+    ra_unit: Literal["deg", "hour"] | None = None
+
+
+def from_table(
+    table: UserTable, columns: Columns, *, source: dict[str, Any], select: str | None = None,
+    keep: Callable[[Float, Float], NDArray[np.bool_]] | None = None, duplicate_radius: float = 0.2,
+) -> Targets:  # fmt: skip
+    """Targets from the rows of a table.
+
+    Parameters
+    ----------
+    table
+        As read.
+    columns
+        Which columns mean what.
+    source
+        Where the table came from; `name` is used in messages.
+    select
+        Condition that rows must satisfy (`ripple.stages.plan.select`).
+    keep
+        Mask of `(ra, dec)` in deg: which rows to keep (a region, a tract).
+    duplicate_radius
+        Arcsec within which two rows are the same object.
+
+    Raises
+    ------
+    CatalogueError
+        Columns missing or not understood, no rows, positions off the sphere; names rows, counted from 0.
+    """
+    import pyarrow as pa
+
+    name = str(source.get("name", "targets"))
+    data, notes = table.columns, list(table.notes)
+    id_name = pick(data, columns.id, ID_NAMES, "id", name)
+    ra_name = _required(data, columns.ra, RA_NAMES, "ra", name)
+    dec_name = _required(data, columns.dec, DEC_NAMES, "dec", name)
+    label_name = pick(data, columns.label, LABEL_NAMES, "label", name)
+    size_name = pick(data, columns.size, (), "size", name)
+    rows = np.arange(data.num_rows)
+    if select:
+        rows = rows[matching(data, select).to_numpy()]
+        data = data.take(pa.array(rows))
+    ra = _ra(data[ra_name], table.units.get(ra_name), columns.ra_unit, f"{name}: {ra_name}", rows, notes)
+    dec = _angle(data[dec_name], table.units.get(dec_name), False, f"{name}: {dec_name}", rows, notes)
+    check_positions(ra, dec, rows, name)
+    ra = np.mod(ra, 360.0)
+    if keep is not None and len(ra):
+        inside = np.flatnonzero(keep(ra, dec))
+        rows, ra, dec, data = rows[inside], ra[inside], dec[inside], data.take(pa.array(inside))
+    if not len(rows):
+        left = " are left after --select, --region, --tract and --patch" if select or keep else ""
+        raise CatalogueError(f"{name}: no rows{left}", hint="is the selection where the targets are?")
+    ids = _ids(data, id_name, rows, name, notes)
+    size = _sizes(data[size_name], rows, f"{name}: {size_name}") if size_name else None
+    taken = {n for n in (id_name, ra_name, dec_name, size_name) if n}
+    extra = _extra(data, taken, label_name, name)
+    rejected = duplicates(ids, ra, dec, duplicate_radius)
+    return Targets(ids, ra, dec, extra, size, rejected, source, tuple(notes))
+
+
+def pick(data: pa.Table, given: str | None, known: tuple[str, ...], what: str, name: str) -> str | None:
+    """The column named `given`, or the first known name that the table has; None when there is none."""
+    there = data.column_names
+    if given is not None:
+        if given not in there:
+            raise CatalogueError(
+                f"{name}: no column {given!r} for {what}{suggest(given, there)}",
+                hint=f"columns: {', '.join(there[:30])}{' ...' if len(there) > 30 else ''}",
+            )
+        return given
+    by_lower: dict[str, str] = {}
+    for column in there:
+        by_lower.setdefault(column.lower(), column)
+    for candidate in known:
+        if candidate in there:
+            return candidate
+        if candidate.lower() in by_lower:
+            return by_lower[candidate.lower()]
+    return None
+
+
+def _required(data: pa.Table, given: str | None, known: tuple[str, ...], what: str, name: str) -> str:
+    found = pick(data, given, known, what, name)
+    if found is None:
+        there = data.column_names
+        raise CatalogueError(
+            f"{name}: no column looks like {what}",
+            hint=f"name it with --{what}-column; columns: {', '.join(there[:30]) or 'none'}",
+        )
+    return found
+
+
+def check_positions(ra: Float, dec: Float, rows: NDArray[np.int64], name: str) -> None:
+    """Refuse positions off the sphere.
+
+    Raises
+    ------
+    CatalogueError
+        NaN, right ascension outside [-180, 360] deg or declination outside [-90, 90] deg; names the rows.
+    """
+    checks = (
+        (~(np.isfinite(ra) & np.isfinite(dec)), "position is not a number"),
+        ((ra < -180) | (ra > 360), "right ascension outside -180 to 360 deg"),
+        (np.abs(dec) > 90, "declination outside -90 to 90 deg"),
+    )
+    for wrong, what in checks:
+        if wrong.any():
+            k = int(np.flatnonzero(wrong)[0])
+            raise CatalogueError(
+                f"{name}: {what} in {int(wrong.sum())} of {len(rows)} rows, {_rows(rows[wrong])}"
+                f" (ra {ra[k]}, dec {dec[k]})",
+                hint="correct them or leave them out with --select",
+            )
+
+
+def _rows(rows: NDArray[np.int64]) -> str:
+    more = " ..." if len(rows) > SHOWN else ""
+    return (
+        f"row{'s' if len(rows) > 1 else ''} {', '.join(map(str, rows[:SHOWN].tolist()))}{more} counted from 0"
+    )
+
+
+def _ra(
+    column: pa.ChunkedArray, unit: str | None, asked: str | None, name: str, rows: NDArray[np.int64],
+    notes: list[str],
+) -> Float:  # fmt: skip
+    """Right ascension in deg; a bare column that could be hours is refused."""
+    import pyarrow as pa
+
+    if unit is None or asked is not None:
+        unit = {"deg": "deg", "hour": "hourangle", None: None}[asked]
+    hours = asked != "deg"
+    if pa.types.is_string(column.type):
+        return _angle(column, unit, hours, name, rows, notes)
+    ra = _angle(column, unit, hours, name, rows, notes)
+    if unit is None and len(ra) and ((ra >= 0) & (ra <= 24)).all():
+        raise CatalogueError(
+            f"{name}: all values lie between 0 and 24: hours or degrees?",
+            hint="say which with --ra-unit deg or --ra-unit hour",
+        )
+    return ra
+
+
+def _angle(
+    column: pa.ChunkedArray,
+    unit: str | None,
+    hours: bool,
+    name: str,
+    rows: NDArray[np.int64],
+    notes: list[str],
+) -> Float:
+    """Angles in deg of a column of numbers (in `unit`, deg by default), also as text, or sexagesimal."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_string(column.type):
+        number = pc.fill_null(pc.match_substring_regex(column, _NUMBER), False).to_numpy()
+        if not number.any():
+            return _sexagesimal(column, hours, name, rows, notes)
+        if not number.all():
+            bad = column[int(np.flatnonzero(~number)[0])].as_py()
+            raise CatalogueError(f"{name}: {bad!r} is no number, {_rows(rows[~number])}")
+        column = pc.utf8_trim_whitespace(column).cast(pa.float64())
+    if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):
+        raise CatalogueError(f"{name}: {column.type} is no angle")
+    values = pc.fill_null(column.cast(pa.float64(), safe=False), float("nan")).to_numpy()
+    scale = {
+        "deg": 1.0,
+        "degree": 1.0,
+        "rad": 180.0 / np.pi,
+        "radian": 180.0 / np.pi,
+        "hourangle": 15.0,
+        "h": 15.0,
+    }
+    if unit is not None and unit.lower() not in scale:
+        raise CatalogueError(f"{name}: unit {unit!r} is no angle", hint="deg, rad and hourangle are known")
+    factor = scale[unit.lower()] if unit else 1.0
+    if factor != 1.0:
+        notes.append(f"{name}: converted from {unit} to deg")
+    return np.asarray(values * factor, float)
+
+
+_NUMBER = r"^\s*[+\-]?(\d+\.?\d*|\.\d+)([eE][+\-]?\d+)?\s*$"
+_SEXAGESIMAL = (
+    r"^\s*(?P<sign>[+\-\x{2212}]?)\s*(?P<a>\d{1,3})\s*[:hd°\s]\s*(?P<b>\d{1,2})\s*[:m'\s]\s*"
+    r"(?P<c>\d{1,2}(?:\.\d*)?)\s*[s\"]?\s*$"
+)
+
+
+def _sexagesimal(
+    column: pa.ChunkedArray, hours: bool, name: str, rows: NDArray[np.int64], notes: list[str]
+) -> Float:
+    """Deg of `03:32:30.5`, `3h32m30.5s`, `-28 06 00`; in hours for right ascension."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    text = pc.fill_null(column, "")
+    parts = pc.extract_regex(text, _SEXAGESIMAL).combine_chunks()
+    wrong = parts.is_null().to_numpy(zero_copy_only=False)
+    if wrong.any():
+        bad = text.to_pylist()[int(np.flatnonzero(wrong)[0])]
+        raise CatalogueError(
+            f"{name}: {bad!r} is neither a number nor like 03:32:30.5, {_rows(rows[wrong])}",
+            hint="numbers are degrees, text is sexagesimal",
+        )
+    a, b, c = (parts.field(k).cast(pa.float64()).to_numpy(zero_copy_only=False) for k in ("a", "b", "c"))
+    if ((b >= 60) | (c >= 60)).any():
+        raise CatalogueError(
+            f"{name}: minutes or seconds of 60 or more, {_rows(rows[(b >= 60) | (c >= 60)])}"
+        )
+    negative = pc.not_equal(pc.fill_null(parts.field("sign"), ""), "").to_numpy(zero_copy_only=False)
+    negative &= pc.not_equal(pc.fill_null(parts.field("sign"), ""), "+").to_numpy(zero_copy_only=False)
+    value = (a + b / 60 + c / 3600) * np.where(negative, -1.0, 1.0)
+    notes.append(f"{name}: read as sexagesimal {'hours' if hours else 'degrees'}")
+    return np.asarray(value * (15.0 if hours else 1.0), float)
+
+
+def _ids(
+    data: pa.Table, id_name: str | None, rows: NDArray[np.int64], name: str, notes: list[str]
+) -> NDArray[Any]:
+    import pyarrow as pa
+
+    if id_name is None:
+        notes.append(f"{name}: no column looks like id: the row number is used")
+        return rows.astype(np.int64)
+    column = data[id_name]
+    if column.null_count:
+        empty = column.is_null().to_numpy()
+        raise CatalogueError(f"{name}: {id_name} is empty, {_rows(rows[empty])}")
+    if pa.types.is_integer(column.type):
+        try:
+            return np.asarray(column.cast(pa.int64()).to_numpy(), np.int64)
+        except pa.ArrowInvalid:
+            pass  # unsigned beyond int64: keep as text
+    return np.asarray(column.cast(pa.string()).to_numpy(zero_copy_only=False), dtype=str)
+
+
+def _sizes(column: pa.ChunkedArray, rows: NDArray[np.int64], name: str) -> NDArray[np.int32]:
+    import pyarrow as pa
+
+    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+        raise CatalogueError(f"{name}: sizes must be whole numbers of pixels")
+    values = column.cast(pa.float64()).to_numpy()
+    wrong = ~((values >= 1) & (values <= 65536) & (values == np.floor(values)))
+    if wrong.any():
+        raise CatalogueError(f"{name}: sizes must be whole numbers of pixels, {_rows(rows[wrong])}")
+    return np.asarray(values, np.int32)
+
+
+def _extra(data: pa.Table, taken: set[str], label_name: str | None, name: str) -> pa.Table:
+    """The user's other columns, under names that do not collide with ours."""
+    import pyarrow as pa
+
+    columns: dict[str, Any] = {}
+    for column in data.column_names:
+        if column in taken:
+            continue
+        if column == label_name:
+            columns["label"] = _labels(data[column], f"{name}: {column}")
+            continue
+        renamed = f"input_{column}" if column in RESERVED or column == "label" else column
+        columns[renamed] = data[column]
+    if not columns:
+        return pa.table({"": pa.array(np.zeros(data.num_rows, np.int8))}).select([])
+    return plain_columns(pa.table(columns))
+
+
+def _labels(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    """Labels as int64; empty ones are -1 (unknown)."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    try:
+        return pc.fill_null(column.cast(pa.int64()), -1)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        raise CatalogueError(f"{name}: labels must be integers", hint="1 lens, 0 not, -1 unknown") from None
+
+
+def duplicates(ids: NDArray[Any], ra: Float, dec: Float, radius: float) -> dict[int, tuple[Reason, str]]:
+    """Rows that repeat an earlier row: the same id, or a place within `radius` arcsec of it.
+
+    The first row of a group stays; a row that repeats a repeated row is a repeat as well.
+    """
+    _, first = np.unique(ids, return_index=True)
+    repeat = np.ones(len(ids), bool)
+    repeat[first] = False
+    again = np.flatnonzero(repeat)
+    order = np.argsort(ids, kind="stable")
+    start = np.searchsorted(ids[order], ids[again])
+    found = {
+        int(k): (Reason.DUPLICATE, f"id {ids[k]} is also that of row {int(order[s])}")
+        for k, s in zip(again, start, strict=True)
+    }
+    if radius > 0:
+        for k, earlier, apart in _close(ra, dec, radius):
+            found.setdefault(
+                k, (Reason.DUPLICATE, f"{apart:.3f} arcsec from row {earlier} (id {ids[earlier]})")
+            )
+    return dict(sorted(found.items()))
+
+
+def _close(ra: Float, dec: Float, radius: float) -> list[tuple[int, int, float]]:
+    """(row, earlier row, arcsec) for each row with an earlier one within `radius` arcsec; the first such."""
+    from scipy.spatial import cKDTree
+
+    chord = 2 * np.sin(np.radians(radius / 3600.0) / 2)
+    rows = _crowded(ra, dec, chord)
+    points = _points(ra[rows], dec[rows])
+    places, first, place = np.unique(points, axis=0, return_index=True, return_inverse=True)
+    tree = cKDTree(places)
+    if tree.count_neighbors(tree, chord) - len(places) > 2 * MAX_PAIRS:
+        raise CatalogueError(
+            f"more than {MAX_PAIRS} pairs of targets lie within {radius} arcsec",
+            hint="lower --duplicate-radius, 0 compares ids only",
+        )
+    pairs = tree.query_pairs(chord, output_type="ndarray")
+    pairs = np.sort(first[pairs], axis=1)  # (earlier, later) by first row of each place
+    same = np.flatnonzero(first[place.ravel()] != np.arange(len(rows)))
+    pairs = np.concatenate([pairs, np.stack([first[place.ravel()[same]], same], axis=1)])
+    pairs = pairs[np.lexsort((pairs[:, 0], pairs[:, 1]))]
+    later, at = np.unique(pairs[:, 1], return_index=True)
+    earlier = pairs[at, 0]
+    gap = np.linalg.norm(points[later] - points[earlier], axis=1)
+    apart = np.degrees(2 * np.arcsin(np.minimum(gap / 2, 1.0))) * 3600.0
+    found = zip(rows[later].tolist(), rows[earlier].tolist(), apart.tolist(), strict=True)
+    return list(found)
+
+
+def _points(ra: Float, dec: Float) -> Float:
+    """Unit vectors `(N, 3)`."""
+    r, d = np.radians(ra), np.radians(dec)
+    return np.stack([np.cos(d) * np.cos(r), np.cos(d) * np.sin(r), np.sin(d)], axis=1)
+
+
+def _crowded(ra: Float, dec: Float, chord: float) -> NDArray[np.intp]:
+    """Rows that may have another within `chord`, ascending: those that share a cell with one.
+
+    Two points that near share a cell of twice the side in at least one of eight grids, each half a cell off
+    along some of the axes. Cells are told apart by a hash, so that some rows come along for nothing.
+    """
+    n = len(ra)
+    halves = np.empty((n, 3), np.int32 if chord > 1e-8 else np.int64)  # numbers of half cells
+    for at in range(0, n, 1 << 19):
+        part = slice(at, at + (1 << 19))
+        halves[part] = np.floor(_points(ra[part], dec[part]) / (1.005 * chord))
+    crowded = np.zeros(n, bool)
+    factors = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], np.uint64)
+    for shift in itertools.product((0, 1), repeat=3):
+        key = np.zeros(n, np.uint64)
+        for at in range(0, n, 1 << 19):
+            part = slice(at, at + (1 << 19))
+            cell = ((halves[part].astype(np.int64) + shift) >> 1).view(np.uint64)
+            key[part] = (cell * factors).sum(axis=1, dtype=np.uint64)
+        order = np.argsort(key)
+        again = np.flatnonzero(np.diff(key[order]) == 0)
+        crowded[order[again]] = crowded[order[again + 1]] = True
+    return np.flatnonzero(crowded)

@@ -1,0 +1,1 @@
+"""`ripple preprocess`: cutouts to tensors."""

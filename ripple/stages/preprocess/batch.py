@@ -1,0 +1,332 @@
+"""Cutouts in memory to tensors in memory: the configuration, and the steps on one batch.
+
+measure quality -> fill bad pixels -> match PSFs -> trim the margin -> normalise
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ripple.errors import DataError
+from ripple.imaging import convolve, noise, normalize
+from ripple.imaging.batch import CutoutBatch, TensorBatch
+from ripple.imaging.psf import kernels as psf_kernels
+from ripple.imaging.psf import match
+from ripple.imaging.psf import shape as psf
+from ripple.imaging.quality import judge, measure
+from ripple.imaging.quality.flags import Flag
+from ripple.imaging.registration.check import check_registration
+from ripple.stages.preprocess.config import PreprocessConfig
+
+Float = NDArray[np.float32]
+
+CORRELATION_ROWS = 128  # per batch; their sky fixes the noise correlation to a per cent
+HALF_MAX = np.float32(65504.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A batch matched and judged, not yet normalised.
+
+    Parameters
+    ----------
+    batch
+        The cutouts, zero points applied, margin still on.
+    image
+        `(N, B, H, W)` float32 nJy, matched and trimmed, finite; 0 in missing bands.
+    valid
+        `(N, B, H, W)` bool.
+    noise
+        `(N, B)` float32 nJy, sky noise after matching; NaN in missing bands.
+    quality
+        Measures.
+    extra
+        Measures made outside of `quality`, `(N, B)` each.
+    """
+
+    batch: CutoutBatch
+    image: Float
+    valid: NDArray[np.bool_]
+    noise: Float
+    quality: measure.Quality
+    extra: dict[str, Float]
+
+
+def preprocess_batch(batch: CutoutBatch, config: PreprocessConfig, constants: dict[str, Any]) -> TensorBatch:
+    """Cutouts to tensors, in memory.
+
+    Parameters
+    ----------
+    batch
+        N rows; a margin of `constants["margin"]` pixels on each side is used and trimmed.
+    config
+        What to do.
+    constants
+        Facts beyond the batch: `margin` (default 0); `noise_correlation` {band: (L, L)} (measured here
+        when absent); `duplicates`, values of the `index` column that are near-duplicates elsewhere; `offset`
+        and `scale` {band: nJy} for scope `dataset`.
+
+    Returns
+    -------
+    tensors
+        Same rows in the same order.
+
+    Raises
+    ------
+    DataError
+        The margin leaves no pixels, or constants of the data set are missing.
+    """
+    prepared = prepare(batch, config, constants)
+    offset, scale = _constants_of_rows(prepared, config, constants)
+    image = _normalised(prepared, config, offset, scale)
+    qc_bands = judge.judge(prepared.quality, prepared.extra, config)
+    if config.missing_band == "keep":
+        qc_bands &= ~np.uint64(1 << Flag.MISSING_BAND)
+    qc = np.bitwise_or.reduce(qc_bands, axis=1) if len(batch.bands) else np.zeros(len(batch), np.uint64)
+    qc[_duplicate_rows(batch, config, constants)] |= np.uint64(1 << Flag.DUPLICATE)
+    reject = config.reject + (("missing_band",) if config.missing_band == "reject" else ())
+    accept = judge.verdict(qc, reject)
+    accept[~prepared.quality.present.any(axis=1)] = 0
+    catalog = dict(batch.catalog)
+    catalog["band_mask"] = _band_mask(prepared.quality.present)
+    catalog |= _columns(prepared, qc_bands, batch.bands)
+    catalog |= {"qc": qc, "accept": accept}
+    catalog |= normalize.columns(offset, scale, config.scope, batch.bands)
+    target = config.target
+    return TensorBatch(
+        bands=batch.bands, image=image, valid=prepared.valid.astype(np.uint8), catalog=catalog,
+        pixel_scale=batch.pixel_scale, psf_fwhm=target if isinstance(target, float) else float("nan"),
+        normalization=describe(config, constants), class_map=dict(constants.get("class_map", {})),
+    )  # fmt: skip
+
+
+def prepare(batch: CutoutBatch, config: PreprocessConfig, constants: dict[str, Any]) -> Prepared:
+    """Judge, fill, match and trim; parameters and errors as in `preprocess_batch`."""
+    margin = int(constants.get("margin", 0))
+    n, b, h, w = batch.image.shape
+    if min(h, w) <= 2 * margin:
+        raise DataError(f"stamps of {w} x {h} px have a margin of {margin} px: nothing is left")
+    batch = calibrated(batch, config.zero_point)
+    plan = match.plan_matching(
+        batch, config.target, config.psf_profile, config.psf_beta, config.psf_tolerance
+    )
+    rho = _rho(batch, config, constants)
+    damping = None if rho is None else noise.damping(rho)
+    frame = match.make_frame(plan.kernels, (h, w), margin, variance=False)
+    parts, device = plan.parts, _device(config.device)
+    if device is not None:
+        frame = replace(frame, image=device.put(frame.image))
+        kernels = {name: device.put(getattr(parts, name)) for name in ("kernel", "backward")}
+        parts = replace(parts, **kernels)
+    image = np.empty((n, b, h - 2 * margin, w - 2 * margin), np.float32)
+    valid = np.empty(image.shape, bool)
+    judged: list[measure.Quality] = []
+    step = convolve.CHUNK if device is None else 64 * convolve.CHUNK
+    for start in range(0, max(n, 1), step):  # once for an empty batch: it has columns too
+        rows = slice(start, start + step)
+        piece = _rows(batch, rows, 0)
+        good = measure.usable(piece)
+        inner = (..., slice(margin, h - margin), slice(margin, w - margin))
+        judged.append(measure.measure(_rows(batch, rows, margin), good[inner], damping))
+        planes = piece.image if good.all() else np.where(good, piece.image, np.float32(0))
+        how = (plan.number[rows], parts.of(rows), frame)
+        if device is None:
+            image[rows], valid[rows], _ = match.apply(planes, good, *how)
+        else:
+            done = match.apply(device.put(planes), device.put(good), *how)
+            image[rows], valid[rows] = convolve.to_numpy(done[0]), convolve.to_numpy(done[1])
+    measured = _joined(judged)
+    image[~measured.present] = 0
+    valid[~measured.present] = False
+    gain, _ = match.gains(plan, rho)
+    after = (measured.noise * gain).astype(np.float32)
+    extra = _psf_measures(batch, config, plan, gain, margin, rho)
+    if config.registration and b > 1 and n:
+        extra["registration"] = _registration(batch, margin, measured.good)
+    return Prepared(batch, image, valid, after, measured, extra)
+
+
+def _rows(batch: CutoutBatch, rows: slice, margin: int) -> CutoutBatch:
+    """Some rows, without margin; views."""
+    h, w = batch.image.shape[-2:]
+    cut = (rows, slice(None), slice(margin, h - margin), slice(margin, w - margin))
+    return CutoutBatch(
+        batch.bands, batch.image[cut], batch.variance[cut], batch.mask[cut], batch.mask_planes, batch.psf,
+        batch.psf_index[rows], {}, {}, batch.pixel_scale,
+    )  # fmt: skip
+
+
+def _joined(parts: list[measure.Quality]) -> measure.Quality:
+    names = parts[0].measures
+    return measure.Quality(
+        np.concatenate([p.good for p in parts]),
+        np.concatenate([p.noise for p in parts]),
+        np.concatenate([p.background for p in parts]),
+        {k: np.concatenate([p.measures[k] for p in parts]) for k in names},
+        np.concatenate([p.present for p in parts]),
+    )
+
+
+def calibrated(batch: CutoutBatch, zero_point: tuple[str, ...]) -> CutoutBatch:
+    """Fluxes with the zero-point offsets applied: magnitudes are added, so fluxes shrink."""
+    offsets = {band: float(m) for band, _, m in (item.partition(":") for item in zero_point)}
+    factor = np.array([10 ** (-0.4 * offsets.get(b, 0.0)) for b in batch.bands], np.float32)
+    if (factor == 1).all():
+        return batch
+    f = factor[:, None, None]
+    with np.errstate(over="ignore"):
+        return replace(batch, image=batch.image * f, variance=batch.variance * f * f)
+
+
+def _rho(
+    batch: CutoutBatch, config: PreprocessConfig, constants: dict[str, Any]
+) -> NDArray[np.float64] | None:
+    """Noise correlation `(B, L, L)`; None for white noise."""
+    if config.noise_correlation == "white" or not len(batch):
+        return None
+    given = constants.get("noise_correlation")
+    if given is not None:
+        return np.stack([np.asarray(given[band], np.float64) for band in batch.bands])
+    return correlation_of(batch).rho()
+
+
+def correlation_of(batch: CutoutBatch) -> noise.Correlation:
+    """Correlation sums of the sky pixels of up to `CORRELATION_ROWS` rows, evenly spread."""
+    if len(batch) > CORRELATION_ROWS:
+        k = np.unique(np.linspace(0, len(batch) - 1, CORRELATION_ROWS).astype(np.int64))
+        batch = replace(batch, catalog={}).take(k)
+    sky = measure.usable(batch) & ((batch.mask & batch.bits(*measure.DETECTED)) == 0)
+    return noise.correlation(batch.image, batch.variance, sky)
+
+
+def _psf_measures(
+    batch: CutoutBatch,
+    config: PreprocessConfig,
+    plan: match.Matching,
+    gain: Float,
+    margin: int,
+    rho: NDArray[np.float64] | None,
+) -> dict[str, Float]:
+    """What goes to the index per row and band."""
+    out = {
+        # Without matching a PSF may be absent, but not be wrong.
+        "psf_fault": np.where(
+            (plan.fault == psf.Fault.MISSING) & (config.psf == "none"), psf.Fault.NONE, plan.fault
+        ).astype(np.float32),
+        "psf_fwhm": (plan.fwhm * batch.pixel_scale).astype(np.float32),
+    }
+    if "psf_jump" in batch.catalog:
+        jump = np.asarray(batch.catalog["psf_jump"], np.float32)
+        out["psf_jump"] = np.broadcast_to(jump[:, None], plan.fault.shape).copy()
+    if np.isnan(plan.target).all():
+        return out
+    kernels = plan.kernels
+    flux = kernels.kernel.sum(axis=(1, 2), dtype=np.float64)
+    with np.errstate(invalid="ignore"):
+        out["psf_sharpening"] = (plan.fwhm / plan.target).astype(np.float32)
+    out["psf_residual"] = plan.of_planes(kernels.residual, 0.0)
+    out["psf_cell_residual"] = plan.parts.misfit(plan.number.shape)
+    out["psf_spill"] = plan.of_planes(kernels.spill, 0.0)
+    out["psf_flux"] = plan.of_planes(flux, 1.0)
+    out["psf_edge"] = plan.of_planes(psf_kernels.weight_beyond(kernels.kernel, margin), 0.0)
+    out["psf_gain"] = gain
+    out["psf_area"] = noise.noise_area(
+        noise.WHITE[None] if rho is None else rho, gain.astype(np.float64)
+    ).astype(np.float32)
+    return out
+
+
+def _registration(batch: CutoutBatch, margin: int, good: NDArray[np.bool_]) -> Float:
+    stamp = _rows(batch, slice(None), margin)
+    return check_registration(stamp.image, stamp.variance, good).flagged.astype(np.float32)
+
+
+def _constants_of_rows(
+    prepared: Prepared, config: PreprocessConfig, constants: dict[str, Any]
+) -> tuple[Float, Float]:
+    shape = prepared.noise.shape
+    if config.scope == "dataset":
+        if "offset" not in constants or "scale" not in constants:
+            raise DataError("scope dataset needs constants of the data set", hint="run ripple preprocess")
+        bands = prepared.batch.bands
+        pair = (np.array([constants[k][band] for band in bands], np.float32) for k in ("offset", "scale"))
+        offset, scale = (np.broadcast_to(v, shape).copy() for v in pair)
+        return offset, scale
+    stats = None
+    if config.normalize not in normalize.SOFTENED | {"none"}:
+        stats = normalize.statistics(prepared.image, prepared.valid, prepared.noise)
+    return normalize.constants_of(stats, prepared.noise, config.normalize, config.scope, config.softening)
+
+
+def _normalised(
+    prepared: Prepared, config: PreprocessConfig, offset: Float, scale: Float
+) -> NDArray[np.float32] | NDArray[np.float16]:
+    """Normalised planes in the type of the tensors; 0 in missing bands."""
+    image = prepared.image
+    half = config.dtype == "float16"
+    out = np.empty(image.shape, np.float16 if half else np.float32)
+    device = _device(config.device)
+    step = convolve.CHUNK if device is None else 64 * convolve.CHUNK
+    for start in range(0, len(image), step):
+        rows = slice(start, start + step)
+        if device is None:
+            y = normalize.transform(image[rows], offset[rows], scale[rows], config.normalize)
+        else:
+            x, o, s = (device.put(a[rows]) for a in (image, offset, scale))
+            y = convolve.to_numpy(normalize.transform(x, o, s, config.normalize))
+        out[rows] = np.clip(y, -HALF_MAX, HALF_MAX) if half else y
+    out[~prepared.quality.present] = 0
+    return out
+
+
+def _device(name: str) -> Any:
+    """Where to compute: None for numpy, else an object with `put(array)`."""
+    if name == "cpu":
+        return None
+    from ripple.learn.model.device import Device
+
+    return Device(name)
+
+
+def _duplicate_rows(
+    batch: CutoutBatch, config: PreprocessConfig, constants: dict[str, Any]
+) -> NDArray[np.bool_]:
+    if "duplicates" in constants and "index" in batch.catalog:
+        return np.isin(batch.catalog["index"], np.asarray(constants["duplicates"], np.int64))
+    if "ra" not in batch.catalog or "dec" not in batch.catalog:
+        return np.zeros(len(batch), bool)
+    ra, dec = (np.asarray(batch.catalog[k], np.float64) for k in ("ra", "dec"))
+    return judge.duplicates(ra, dec, config.min_separation)
+
+
+def _band_mask(present: NDArray[np.bool_]) -> NDArray[np.uint32]:
+    bits = np.uint32(1) << np.arange(present.shape[1], dtype=np.uint32)
+    return np.asarray((present * bits).sum(axis=1), np.uint32)
+
+
+def _columns(
+    prepared: Prepared, qc_bands: NDArray[np.uint64], bands: tuple[str, ...]
+) -> dict[str, NDArray[np.generic]]:
+    """One column per measure and band: `qc_bad_g`, `psf_residual_g`, `noise_g`, ..."""
+    tables: dict[str, NDArray[Any]] = {f"qc_{k}": v for k, v in prepared.quality.measures.items()}
+    for name, values in prepared.extra.items():
+        tables[name if name.startswith("psf_") else f"qc_{name}"] = values
+    tables["qc_level"] = prepared.quality.background
+    tables["qc_flags"] = qc_bands
+    tables["noise"] = prepared.noise
+    return {f"{k}_{band}": v[:, i].copy() for k, v in tables.items() for i, band in enumerate(bands)}
+
+
+def describe(config: PreprocessConfig, constants: dict[str, Any]) -> dict[str, object]:
+    out: dict[str, object] = {
+        "method": config.normalize, "scope": config.scope, "softening": config.softening, "unit": "nJy",
+    }  # fmt: skip
+    if config.normalize == "lupton":
+        out["q"] = normalize.LUPTON_Q
+    if config.scope == "dataset":
+        out |= {"offset": dict(constants["offset"]), "scale": dict(constants["scale"])}
+    return out

@@ -1,0 +1,324 @@
+"""`ripple preprocess`: cutout shards to tensor shards, shard k to shard k, row to row.
+
+Nothing is dropped: rows judged unfit keep their pixels and their row; `accept` is 0, `qc` says why.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from contextlib import closing
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ripple.errors import ConfigError, Reason, WorkerError
+from ripple.imaging import noise, normalize
+from ripple.imaging.batch import CutoutBatch
+from ripple.imaging.quality import judge
+from ripple.imaging.quality.flags import LABELS, flag_names
+from ripple.runtime.pool import WorkerFailure
+from ripple.runtime.profile import Profile, peak_rss
+from ripple.runtime.summary import Summary, tally
+from ripple.sky.splits import split_blocks, split_keys
+from ripple.stages.preprocess.batch import (
+    CORRELATION_ROWS,
+    calibrated,
+    correlation_of,
+    describe,
+    prepare,
+    preprocess_batch,
+)
+from ripple.stages.preprocess.config import PreprocessConfig
+from ripple.storage.artefact import Artefact, open_artefact
+from ripple.storage.files import stage
+from ripple.storage.map_shards import Means, ShardResult, map_shards
+from ripple.storage.shard_reader import map_tensors
+from ripple.storage.shard_writer import pack_tensors
+from ripple.storage.shards import cutouts_of
+from ripple.storage.writer import ArtefactWriter, Finished, create
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["PreprocessConfig", "ShardTask", "make_shard", "preprocess", "preprocess_batch"]
+
+CORRELATION_SHARDS = 8  # evenly spread; the noise correlation is measured there
+
+
+@dataclass(frozen=True, slots=True)
+class ShardTask:
+    """One shard to preprocess.
+
+    Parameters
+    ----------
+    cutouts, shard
+        Artefact directory and shard number.
+    directory, name
+        Where the tensor shard goes.
+    config, constants
+        As for `preprocess_batch`.
+    rows
+        For passes over part of a shard: row numbers; None for all.
+    """
+
+    cutouts: str
+    shard: int
+    directory: str
+    name: str
+    config: PreprocessConfig
+    constants: dict[str, Any]
+    rows: NDArray[np.int64] | None = None
+
+
+@lru_cache(maxsize=4)
+def _artefact(directory: str) -> Artefact:
+    return open_artefact(Path(directory), "cutouts")
+
+
+def _batch(task: ShardTask, profile: Profile) -> CutoutBatch:
+    with profile.time("read"):
+        batch = cutouts_of(_artefact(task.cutouts), task.shard)
+    return batch if task.rows is None else batch.take(task.rows)
+
+
+def make_shard(task: ShardTask) -> ShardResult:
+    """Preprocess one shard and write it beside its place: what a worker does."""
+    profile = Profile()
+    batch = _batch(task, profile)
+    with profile.time("preprocess"):
+        tensors = preprocess_batch(batch, task.config, task.constants)
+    with profile.time("pack"):
+        digest = _artefact(task.cutouts).shards[task.shard].sha256
+        data = pack_tensors(tensors, {"cutouts_sha256": digest})
+    with profile.time("write", bytes=len(data)):
+        staged = stage(Path(task.directory), task.name, data)
+    return ShardResult(staged, len(tensors), profile.operations, peak_rss())
+
+
+def sum_correlation(task: ShardTask) -> noise.Correlation:
+    """Noise correlation sums of some rows of a shard: what a worker does in the first pass."""
+    return correlation_of(calibrated(_batch(task, Profile()), task.config.zero_point))
+
+
+def row_statistics(task: ShardTask) -> normalize.Statistics:
+    """Statistics of the training rows of a shard: what a worker does in the second pass."""
+    config = task.config.model_copy(update={"registration": False})
+    prepared = prepare(_batch(task, Profile()), config, task.constants)
+    return normalize.statistics(prepared.image, prepared.valid, prepared.noise)
+
+
+def preprocess(config: PreprocessConfig) -> Summary:
+    """Turn a cutout artefact into a tensor artefact.
+
+    Raises
+    ------
+    RippleError
+        As listed in `ripple.errors`; faults of single rows are in the index instead.
+    """
+    if not config.cutouts or not config.output:
+        raise ConfigError(
+            "preprocess: give the cutouts and an output", hint="ripple preprocess CUTOUTS -o DIR"
+        )
+    start = time.perf_counter()
+    cutouts = open_artefact(Path(config.cutouts), "cutouts")
+    opened = create(
+        Path(config.output), kind="tensors", config=config, inputs={"cutouts": cutouts.digest},
+        units=len(cutouts.shards),
+    )  # fmt: skip
+    if isinstance(opened, Finished):
+        return _summary(config, opened.artefact.index(), 0.0)
+    with opened as writer:
+        profile = Profile()
+        with profile.time("constants"):
+            constants = data_constants(cutouts, config)
+
+        def task(k: int) -> ShardTask:
+            where = str(cutouts.directory), k, str(writer.directory), writer.name(k)
+            return ShardTask(*where, config, constants)
+
+        peak = map_shards(make_shard, task, cutouts, writer, _means(config), profile, "preprocess")
+        index = _index(cutouts, config, writer)
+        seconds = time.perf_counter() - start
+        metrics = {"operations": profile.operations, "seconds": seconds, "peak_rss": peak}
+        writer.finish(index, metrics, _attributes(cutouts, config, constants))
+    return _summary(config, index, seconds)
+
+
+def data_constants(cutouts: Artefact, config: PreprocessConfig) -> dict[str, Any]:
+    """What rows need to know of the whole data set; a pure function of artefact and config.
+
+    Returns
+    -------
+    constants
+        For `preprocess_batch`; JSON values.
+    """
+    attributes, index = cutouts.manifest["attributes"], cutouts.index()
+    bands = tuple(attributes["bands"])
+    placed = index["shard"].to_numpy() >= 0
+    ra, dec = (np.asarray(index[name].to_numpy(zero_copy_only=False), np.float64) for name in ("ra", "dec"))
+    twin = np.zeros(len(ra), bool)
+    twin[placed] = judge.duplicates(ra[placed], dec[placed], config.min_separation)
+    constants: dict[str, Any] = {
+        "margin": attributes.get("margin", 0),
+        "duplicates": index["index"].to_numpy()[twin].tolist(),
+        "class_map": attributes.get("class_map", {}),
+    }
+    if config.noise_correlation == "measured":
+        rho = _correlation_pass(cutouts, config).rho()
+        constants["noise_correlation"] = {b: np.round(r, 6).tolist() for b, r in zip(bands, rho, strict=True)}
+    if config.scope == "dataset":
+        constants |= _statistics_pass(cutouts, config, constants, index, ra, dec)
+    return constants
+
+
+def _tasks(
+    cutouts: Artefact, config: PreprocessConfig, constants: dict[str, Any], rows: dict[int, NDArray[np.int64]]
+) -> list[ShardTask]:
+    where = str(cutouts.directory)
+    return [ShardTask(where, k, "", "", config, constants, r) for k, r in sorted(rows.items()) if len(r)]
+
+
+def _correlation_pass(cutouts: Artefact, config: PreprocessConfig) -> noise.Correlation:
+    """Noise correlation from rows spread evenly over evenly spread shards."""
+    filled = np.flatnonzero([shard.rows for shard in cutouts.shards])
+    picked = filled[
+        np.unique(np.linspace(0, max(len(filled) - 1, 0), CORRELATION_SHARDS).astype(int))[: len(filled)]
+    ]
+    rows = {
+        int(k): np.unique(np.linspace(0, cutouts.shards[k].rows - 1, CORRELATION_ROWS).astype(np.int64))
+        for k in picked
+    }
+    size = (len(cutouts.manifest["attributes"]["bands"]), 2 * noise.LAG + 1, 2 * noise.LAG + 1)
+    total = noise.Correlation(np.zeros(size), np.zeros(size), np.zeros(size[0]))
+    for part in _results(sum_correlation, _tasks(cutouts, config, {}, rows), cutouts, config):
+        total = total + part
+    return total
+
+
+def _statistics_pass(
+    cutouts: Artefact, config: PreprocessConfig, constants: dict[str, Any], index: pa.Table, ra: Any, dec: Any
+) -> dict[str, Any]:
+    """Constants of scope `dataset`: training rows only, in shard order."""
+    shard, row = index["shard"].to_numpy(), index["row"].to_numpy()
+    placed = shard >= 0
+    train = np.zeros(len(ra), bool)
+    known = placed & np.isfinite(ra) & np.isfinite(dec)
+    how: dict[str, Any] = {"fractions": config.train_fractions, "seed": config.train_seed}
+    train[known] = split_blocks(ra[known], dec[known], nside=config.train_nside, **how) == 0
+    rest = placed & ~known
+    train[rest] = split_keys(index["index"].to_numpy()[rest], **how) == 0
+    rows = {k: np.sort(row[train & (shard == k)]).astype(np.int64) for k in range(len(cutouts.shards))}
+    total = normalize.Accumulator(tuple(cutouts.manifest["attributes"]["bands"]))
+    for stats in _results(row_statistics, _tasks(cutouts, config, constants, rows), cutouts, config):
+        total.add(stats)
+    return total.constants(config.normalize, config.softening)
+
+
+def _means(config: PreprocessConfig) -> Means:
+    return Means(config.workers, config.deadline, config.memory)
+
+
+def _results(function: Any, tasks: list[ShardTask], cutouts: Artefact, config: PreprocessConfig) -> Any:
+    """Results of a pass in task order; without all of them there are no constants."""
+    means = _means(config)
+    with means.watch(cutouts) as watch, closing(means.map(function, tasks, watch)) as results:
+        for k, result in results:
+            if isinstance(result, WorkerFailure):
+                raise WorkerError(f"shard {tasks[k].shard}: {result.message}", hint="run again to resume")
+            yield result
+
+
+def _index(cutouts: Artefact, config: PreprocessConfig, writer: ArtefactWriter) -> pa.Table:
+    """The index of the cutouts plus verdicts, measures and constants; rows without pixels keep theirs."""
+    import pyarrow as pa
+
+    old = cutouts.index()
+    shard, row = old["shard"].to_numpy(), old["row"].to_numpy()
+    fresh: dict[str, NDArray[Any]] = {}
+    for k in range(len(cutouts.shards)):
+        catalog = map_tensors(writer.directory / writer.name(k)).catalog
+        here = np.flatnonzero(shard == k)
+        for name, values in catalog.items():
+            if not _is_fresh(name):
+                continue
+            empty = np.nan if values.dtype.kind == "f" else 0
+            column = fresh.setdefault(name, np.full(len(shard), empty, values.dtype))
+            column[here] = values[row[here]]
+    columns: dict[str, Any] = {name: old[name] for name in old.column_names}
+    columns |= _verdicts(old, fresh, config)
+    columns |= {name: pa.array(values) for name, values in fresh.items()}
+    return pa.table(columns)
+
+
+def _is_fresh(name: str) -> bool:
+    return name in ("qc", "accept") or name.startswith(("qc_", "psf_", "norm_", "noise_"))
+
+
+def _verdicts(old: pa.Table, fresh: dict[str, NDArray[Any]], config: PreprocessConfig) -> dict[str, Any]:
+    """Columns `status`, `reason` and `detail` after quality control."""
+    n = old.num_rows
+    status, reason, detail = (
+        np.asarray([v or "" for v in old[name].to_pylist()] if name in old.column_names else [""] * n, object)
+        for name in ("status", "reason", "detail")
+    )
+    placed = old["shard"].to_numpy() >= 0
+    accept, qc = fresh.get("accept", np.zeros(n)), fresh.get("qc", np.zeros(n, np.uint64))
+    for k in np.flatnonzero(placed & (accept == 0) & (status != "rejected")):
+        found = flag_names(int(qc[k]))
+        status[k], reason[k], detail[k] = "rejected", _reason(found, config).value, " ".join(found)
+    return {
+        "status": status.astype(np.str_),
+        "reason": reason.astype(np.str_),
+        "detail": detail.astype(np.str_),
+    }
+
+
+def _reason(found: list[str], config: PreprocessConfig) -> Reason:
+    """The most specific reason when the rejecting flags agree on one."""
+    fatal = {name for name in found if name in config.reject or name == "missing_band"}
+    if fatal & {"missing_cell"}:
+        return Reason.MISSING_CELL
+    if fatal and fatal <= {"psf_invalid", "psf_width", "psf_residual"}:
+        return Reason.BAD_PSF
+    if fatal == {"missing_band"}:
+        return Reason.MISSING_BAND
+    return Reason.DUPLICATE if fatal == {"duplicate"} else Reason.QUALITY
+
+
+def _attributes(cutouts: Artefact, config: PreprocessConfig, constants: dict[str, Any]) -> dict[str, Any]:
+    attributes = cutouts.manifest["attributes"]
+    margin = constants["margin"]
+    target = config.target
+    return {
+        "bands": attributes["bands"],
+        "size": attributes.get("size"),
+        "margin": 0,
+        "trimmed": margin,
+        "unit": "nJy",
+        "psf": config.psf,
+        "psf_fwhm": target if isinstance(target, float) else None,
+        "normalization": describe(config, constants),
+        "class_map": constants["class_map"],
+        "noise_correlation": constants.get("noise_correlation"),
+        "flags": list(LABELS),
+    }
+
+
+def _summary(config: PreprocessConfig, index: pa.Table, seconds: float) -> Summary:
+    """The closing screen; raises `TooManyRejected` when the user's limit is passed."""
+    facts, reasons = tally(index, config.output, config.max_rejected)
+    facts |= {"psf": config.psf, "normalize": f"{config.normalize} per {config.scope}"}
+    flags: Counter[str] = Counter()
+    if "qc" in index.column_names:
+        for qc, count in zip(*np.unique(index["qc"].to_numpy(), return_counts=True), strict=True):
+            flags.update({name: int(count) for name in flag_names(int(qc))})
+    if flags:
+        facts["flags"] = ", ".join(f"{name} {count}" for name, count in flags.most_common(8))
+    if seconds:
+        facts["rate"] = f"{index.num_rows / seconds:,.0f} rows/s"
+    return Summary("preprocess", config.output, facts, reasons, seconds, seconds == 0)

@@ -1,0 +1,1 @@
+"""`ripple report`: the page of an artefact."""

@@ -1,0 +1,177 @@
+"""Numbers, plots and tables of the page about scores."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ripple.report.cards import Table, Tile
+from ripple.report.plots import Line, histogram_plot, line_plot
+from ripple.storage.artefact import Artefact
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def numbers(table: pa.Table, name: str) -> NDArray[np.float64]:
+    """A column as float64, NaN where it is null; all NaN when there is no such column."""
+    if name not in table.column_names:
+        return np.full(table.num_rows, np.nan)
+    return np.asarray(table[name].to_numpy(zero_copy_only=False), np.float64)
+
+
+def tiles(table: pa.Table, evaluation: dict[str, Any]) -> list[Tile]:
+    """The numbers at the head of the page."""
+    names = {
+        "auroc": "AUROC", "pr_auc": "PR-AUC", "tpr_at_fpr_1e-2": "TPR at FPR 1 %",
+        "tpr_at_fpr_1e-3": "TPR at FPR 0.1 %", "tpr10": "TPR with < 10 false", "ece": "calibration error",
+    }  # fmt: skip
+    found = [Tile("rows scored", f"{table.num_rows:,}")]
+    if evaluation:
+        found.append(Tile("rows judged", f"{evaluation['rows']:,}", f"{evaluation['lenses']:,} true lenses"))
+    for key, name in names.items():
+        value = (evaluation.get("metrics") or {}).get(key)
+        if value:
+            found.append(Tile(name, f"{value['value']:.3f}", f"{value['low']:.3f} to {value['high']:.3f}"))
+    return found
+
+
+def note(evaluation: dict[str, Any]) -> str:
+    """What the numbers were measured on."""
+    if not evaluation:
+        return "Not evaluated: score with --evaluate on labelled rows."
+    return (
+        f"On {evaluation['rows']:,} labelled rows ({evaluation['lenses']:,} lenses) of sky that the model "
+        "was not trained on. Ranges are 95 % bootstrap intervals."
+    )
+
+
+def plots(table: pa.Table, evaluation: dict[str, Any]) -> list[str]:
+    """ROC, purity against completeness, calibration, and the histogram of scores, as SVG."""
+    drawn = []
+    curves = evaluation.get("curves")
+    if curves:
+        fpr, tpr = np.array([0.0, *curves["fpr"]]), np.array([0.0, *curves["tpr"]])
+        least = max(0.5 / max(evaluation["nonlenses"], 1), 1e-7)
+        chance = np.geomspace(least, 1, 50)
+        drawn.append(line_plot(
+            "ROC", "false positive rate", "true positive rate",
+            [Line(chance, chance, "chance", "faint"), Line(np.maximum(fpr, least), tpr, "network")],
+            x_range=(least, 1.0), y_range=(0.0, 1.0), log_x=True,
+        ))  # fmt: skip
+        share = evaluation["lenses"] / evaluation["rows"]
+        drawn.append(line_plot(
+            "Purity and completeness", "completeness", "purity",
+            [Line([0, 1], [share, share], "chance", "faint"),
+             Line(curves["tpr"], curves["precision"], "network")],
+            x_range=(0.0, 1.0), y_range=(0.0, 1.0),
+        ))  # fmt: skip
+    if evaluation.get("reliability"):
+        points = evaluation["reliability"]
+        drawn.append(line_plot(
+            "Calibration", "predicted probability", "fraction of lenses",
+            [Line([0, 1], [0, 1], "perfect", "faint"),
+             Line([p["probability"] for p in points], [p["fraction"] for p in points], "network")],
+            x_range=(0.0, 1.0), y_range=(0.0, 1.0),
+        ))  # fmt: skip
+    groups = _score_groups(table)
+    drawn.append(
+        histogram_plot("Scores", "score", groups, x_range=_score_range(groups), log_y=table.num_rows > 0)
+    )
+    return drawn
+
+
+def _score_groups(table: pa.Table) -> list[tuple[str, NDArray[np.float64]]]:
+    """Scores by truth, on unseen sky where that is known."""
+    score, label = numbers(table, "score"), numbers(table, "label")
+    if not (label >= 0).any():
+        return [("all", score)]
+    unseen = np.ones(len(score), bool)
+    if "split" in table.column_names:
+        unseen = np.array(table["split"].to_pylist()) == "test"
+    return [("not a lens", score[unseen & (label == 0)]), ("lens", score[unseen & (label == 1)])]
+
+
+def _score_range(groups: list[tuple[str, NDArray[np.float64]]]) -> tuple[float, float] | None:
+    values = np.concatenate([v for _, v in groups])
+    inside = len(values) and values.min() >= 0 and values.max() <= 1
+    return (0.0, 1.0) if inside else None
+
+
+def tables(artefact: Artefact, judged: dict[str, Any], model: dict[str, Any]) -> list[Table]:
+    """Slices, shortcut gates and rejections."""
+    found = _slice_tables(judged.get("slices") or [])
+    found += _gate_table(model.get("gates") or {}, (judged.get("evaluation") or {}).get("metrics") or {})
+    index = artefact.index()
+    rejected = Counter(
+        reason or "unknown"
+        for reason, status in zip(index["reason"].to_pylist(), index["status"].to_pylist(), strict=True)
+        if status == "rejected"
+    )
+    rows = tuple((reason, f"{count:,}") for reason, count in rejected.most_common())
+    total = sum(rejected.values())
+    found.append(Table(
+        "Rejected rows", ("reason", "rows"), rows or (("none", "0"),),
+        note=f"{total:,} of {index.num_rows:,} targets; those with pixels are scored too and carry flags.",
+    ))  # fmt: skip
+    return found
+
+
+#: Slices to show, and what their columns are called.
+_SLICES = {
+    "arc_sb": "arc surface brightness, mag/arcsec²",
+    "theta_E": "Einstein radius, arcsec",
+    "arc_mag": "arc, mag",
+}
+
+
+def _slice_tables(slices: list[dict[str, Any]]) -> list[Table]:
+    tables = []
+    for column, name in _SLICES.items():
+        mine = [s for s in slices if s["column"] == column and s["lenses"]]
+        rows = tuple(
+            (
+                f"{s['low']:g} to {s['high']:g}",
+                f"{s['lenses']:,}",
+                _ranged(s.get("completeness")),
+                _ranged(s.get("auroc")),
+            )
+            for s in mine
+        )
+        if rows:
+            head = (name, "lenses", "completeness", "AUROC")
+            tables.append(
+                Table(f"By {name}", head, rows, note="At the operating point chosen on validation sky.")
+            )
+    return tables
+
+
+def _ranged(estimate: dict[str, float] | None) -> str:
+    if not estimate:
+        return "–"
+    return f"{estimate['value']:.3f} ({estimate['low']:.2f}–{estimate['high']:.2f})"
+
+
+def _gate_table(gates: dict[str, Any], metrics: dict[str, Any]) -> list[Table]:
+    """Shortcuts: how well features that should not tell lenses apart do tell them apart."""
+    entries = gates.get("shortcuts", {})
+    rows: list[tuple[str, ...]] = []
+    failed: set[int] = set()
+    for name, entry in sorted(entries.items() if isinstance(entries, dict) else ()):
+        value = entry.get("auroc", entry) if isinstance(entry, dict) else entry
+        value = value.get("value") if isinstance(value, dict) else value
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            if isinstance(entry, dict) and entry.get("passed") is False:
+                failed.add(len(rows))
+            rows.append((str(name).replace("_", " "), f"{value:.3f}"))
+    if not rows:
+        return []
+    if "auroc" in metrics:
+        rows.append(("the network", f"{metrics['auroc']['value']:.3f}"))
+    note = "A shortcut near the network means that the simulation gives its lenses away."
+    return [
+        Table("Shortcut gates", ("what a linear model sees", "AUROC"), tuple(rows), frozenset(failed), note)
+    ]

@@ -1,0 +1,258 @@
+"""`ripple report`: a page on which a person judges candidates, or the quality of tensors.
+
+    OUT/index.html       self-contained, no network, no script but its own
+    OUT/candidates.csv   the ranked table
+
+Everything on the page comes from the artefact named; stamps come from the cutouts behind it when they are
+still there, else from the tensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ripple.errors import DataError, InputError, IntegrityError
+from ripple.imaging.quality.flags import flag_names
+from ripple.runtime.summary import Summary
+from ripple.stages.report.figures import numbers
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+from ripple.learn.model.contract import load_contract
+from ripple.report.cards import Card, csv_bytes, data_uri, render
+from ripple.report.cutout_pictures import colour_stamps
+from ripple.stages.report.config import ReportConfig
+from ripple.stages.report.figures import note, plots, tables, tiles
+from ripple.stages.report.tensors import tensors_page
+from ripple.storage.artefact import Artefact, open_artefact
+from ripple.storage.files import parse_parquet, read_whole, write_new
+from ripple.storage.tree import write_tree
+
+#: Catalogue columns worth showing on a card, and how.
+FACTS: dict[str, str] = {
+    "theta_E": "θ_E {:.2f}″", "arc_mag_i": "arc i {:.1f}", "arc_sb": "arc {:.1f} mag/″²",
+    "arc_snr": "arc S/N {:.0f}", "lens_mag_i": "lens i {:.1f}", "z_lens": "z_l {:.2f}",
+    "z_source": "z_s {:.2f}",
+}  # fmt: skip
+
+
+def report(config: ReportConfig) -> Summary:
+    """Write the page.
+
+    Raises
+    ------
+    DataError
+        The source is neither scores nor tensors, or its rows lead nowhere.
+    ConfigError, WriteError
+        The output holds something else.
+    """
+    start = time.perf_counter()
+    artefact = open_artefact(config.source)
+    kind = artefact.manifest["kind"]
+    if kind not in ("scores", "tensors"):
+        raise DataError(f"{config.source} holds {kind}", hint="give scores, or tensors")
+    identity = {"verb": config.verb, "config": config.canonical(), "input": artefact.digest}
+    facts: dict[str, Any] = {"source": kind, "rows": artefact.rows}
+
+    def build(directory: Path) -> None:
+        files = scores_page(artefact, config) if kind == "scores" else tensors_page(artefact, config)
+        for name, data in files.items():
+            write_new(directory / name, data)
+        facts["page"] = f"{len(files['index.html']) / 1e6:.1f} MB"
+
+    fresh = write_tree(config.output, identity, build)
+    return Summary(
+        "report", str(config.output / "index.html"), facts, seconds=time.perf_counter() - start,
+        done_before=not fresh,
+    )  # fmt: skip
+
+
+def scores_page(artefact: Artefact, config: ReportConfig) -> dict[str, bytes]:
+    """The files of the page about scores, by name."""
+    table = ranked_table(artefact)
+    shown = chosen_rows(table, config)
+    judged = judgement(artefact)
+    evaluation = judged.get("evaluation") or {}
+    attributes = artefact.manifest["attributes"]
+    model = model_record(artefact, config)
+    cards = _cards(artefact, table.take(shown), config)
+    known = Counter(card.truth for card in cards)
+    context = {
+        "title": "Strong-lens candidates", "digest": artefact.digest[:16],
+        "lead": f"{table.num_rows:,} rows scored by {attributes['model']['origin']} in "
+                f"{', '.join(attributes['bands'])}.",
+        "facts": tiles(table, evaluation), "plots": plots(table, evaluation),
+        "evaluation_note": note(evaluation),
+        "tables": tables(artefact, judged, model), "cards": cards,
+        "cards_note": _cards_note(len(shown), table.num_rows, config),
+        "has_truth": bool(known["lens"] or known["nonlens"]),
+        "provenance": _provenance(artefact),
+    }  # fmt: skip
+    page = render("scores.html.j2", **context)
+    return {"index.html": page, "candidates.csv": csv_bytes(table.slice(0, config.csv_rows))}
+
+
+def ranked_table(artefact: Artefact) -> pa.Table:
+    """`scores.parquet`, verified, best row first.
+
+    Raises
+    ------
+    IntegrityError
+        Its bytes are not those that were written.
+    """
+    import pyarrow as pa
+
+    entry = artefact.manifest["attributes"]["sorted"]
+    path = artefact.directory / entry["name"]
+    data = read_whole(path)
+    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+        raise IntegrityError(f"{path}: damaged, its SHA-256 is not the one recorded", hint="score again")
+    try:
+        table = parse_parquet(data)
+    except (pa.ArrowException, OSError, ValueError) as err:
+        raise IntegrityError(f"{path}: no table: {' '.join(str(err).split())[:200]}") from None
+    for name in ("rank", "shard", "row"):
+        if name not in table.column_names or not pa.types.is_integer(table[name].type):
+            raise IntegrityError(f"{path}: no column {name!r} of whole numbers")
+        if table.num_rows and numbers(table, name).min() < 0:
+            raise IntegrityError(f"{path}: a number below 0 in column {name!r}")
+    if "score" not in table.column_names or not pa.types.is_floating(table["score"].type):
+        raise IntegrityError(f"{path}: no column 'score' of numbers")
+    return table
+
+
+def judgement(artefact: Artefact) -> dict[str, Any]:
+    """`evaluation.json`, verified: `evaluation`, `slices` and more; empty when nothing was evaluated.
+
+    Raises
+    ------
+    IntegrityError
+        Its bytes are not those that were written, or nobody wrote down which those are.
+    """
+    if "evaluation" not in artefact.manifest["attributes"]:
+        return {}
+    try:
+        found = json.loads(artefact.read_file("evaluation.json"))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise IntegrityError(f"{artefact.directory / 'evaluation.json'}: no evaluation", hint="score again")
+    return found
+
+
+def chosen_rows(table: pa.Table, config: ReportConfig) -> NDArray[np.int64]:
+    """Positions to show: the best `top`, and the worst-ranked true lenses."""
+    best = np.arange(min(config.top, table.num_rows))
+    if "label" not in table.column_names or not config.missed:
+        return best
+    lenses = np.flatnonzero(numbers(table, "label") == 1)
+    late = lenses[lenses >= len(best)][-config.missed :]
+    return np.concatenate([best, late])
+
+
+# Cards ----------------------------------------------------------------
+
+
+def _cards(artefact: Artefact, table: pa.Table, config: ReportConfig) -> list[Card]:
+    sources = tensor_artefacts(artefact)
+    stamps = colour_stamps(
+        sources, numbers(table, "shard").astype(np.int64), numbers(table, "row").astype(np.int64),
+        stretch=config.stretch, softening=config.softening,
+    )  # fmt: skip
+    ra, dec, label = (numbers(table, name) for name in ("ra", "dec", "label"))
+    probability, spread, score = (numbers(table, name) for name in ("probability", "spread", "score"))
+    probability = np.where(np.isfinite(probability), probability, score)
+    ids, qc = table["id"].to_pylist(), _integers(table, "qc")
+    kinds = table["class"].to_pylist() if "class" in table.column_names else [None] * table.num_rows
+    ranks = numbers(table, "rank").astype(np.int64)
+    extra = _facts(table)
+    cards = []
+    for k in range(table.num_rows):
+        truth = {1.0: "lens", 0.0: "nonlens"}.get(float(label[k]), "unknown")
+        height, width, _ = stamps[k].shape
+        cards.append(Card(
+            id=str(ids[k]), rank=int(ranks[k]), ra=float(ra[k]), dec=float(dec[k]), stamp=data_uri(stamps[k]),
+            width=width, height=height, truth=truth, kind=str(kinds[k] or truth),
+            flags=tuple(flag_names(qc[k])), extra=extra[k],
+            probability=float(probability[k]), spread=float(spread[k]),
+        ))  # fmt: skip
+    return cards
+
+
+def _integers(table: pa.Table, name: str) -> list[int]:
+    if name not in table.column_names:
+        return [0] * table.num_rows
+    return [int(v or 0) for v in table[name].to_pylist()]
+
+
+def _facts(table: pa.Table) -> list[tuple[str, ...]]:
+    columns = {name: numbers(table, name) for name in FACTS if name in table.column_names}
+    return [
+        tuple(FACTS[n].format(v[k]) for n, v in columns.items() if np.isfinite(v[k]))
+        for k in range(table.num_rows)
+    ]
+
+
+def tensor_artefacts(artefact: Artefact) -> list[Artefact]:
+    """The tensors that were scored, in order, recognised by their digests.
+
+    Raises
+    ------
+    DataError
+        They are gone or changed.
+    """
+    paths, digests = artefact.manifest["config"]["tensors"], artefact.manifest["inputs"]["tensors"]
+    found = []
+    for name, digest in zip(paths, digests, strict=True):
+        path = located(Path(name), artefact.directory)
+        tensors = open_artefact(path, "tensors")
+        if tensors.digest != digest:
+            raise DataError(f"{path} is not what was scored", hint="score again")
+        found.append(tensors)
+    return found
+
+
+def located(path: Path, beside: Path) -> Path:
+    """A directory named in a manifest: as it stands, or next to the artefact that names it if both moved."""
+    moved = beside.parent / path.name
+    return moved if not path.exists() and moved.exists() else path
+
+
+def model_record(artefact: Artefact, config: ReportConfig) -> dict[str, Any]:
+    """The contract of the model that scored, empty when it is not at hand.
+
+    Raises
+    ------
+    IntegrityError
+        The contract is damaged.
+    """
+    try:
+        contract = load_contract(config.model or artefact.directory.parent / "model")
+    except InputError:
+        return {}
+    same = contract.digest() == artefact.manifest["inputs"]["model"]
+    return contract.model_dump(mode="json") if same else {}
+
+
+def _cards_note(shown: int, rows: int, config: ReportConfig) -> str:
+    best = min(config.top, rows)
+    late = f", then the {shown - best} true lenses ranked lowest" if shown > best else ""
+    return f"The {best:,} best of {rows:,}{late}."
+
+
+def _provenance(artefact: Artefact) -> list[str]:
+    inputs = artefact.manifest["inputs"]
+    return [
+        f"scores {artefact.digest[:16]}",
+        f"model {str(inputs['model'])[:16]}",
+        "tensors " + " ".join(str(d)[:16] for d in inputs["tensors"]),
+    ]

@@ -1,0 +1,212 @@
+"""What is in an artefact: facts, costs, pictures."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ripple.errors import InputError
+from ripple.imaging.colour import lupton_rgb, png, sky_noise
+from ripple.runtime.summary import Summary
+from ripple.storage.artefact import Artefact, open_artefact
+from ripple.storage.files import write_atomic
+from ripple.storage.shards import images_of
+
+_SHOWN_ATTRIBUTES = 12
+_GRID = 6
+_PALETTE = np.array(
+    [[70, 110, 200], [60, 160, 90], [215, 130, 40], [200, 60, 60], [130, 80, 170], [110, 110, 110]]
+)
+
+
+def describe(directory: Path) -> Summary:
+    """Facts of a finished artefact, for one screen or as JSON.
+
+    Raises
+    ------
+    InputError
+        No artefact, or not finished.
+    IntegrityError
+        The manifest or the index is damaged.
+    """
+    artefact = open_artefact(directory)
+    manifest = artefact.manifest
+    size = sum(shard.bytes for shard in artefact.shards)
+    facts: dict[str, Any] = {
+        "kind": manifest["kind"],
+        **manifest["counts"],
+        "rows": artefact.rows,
+        "shards": len(artefact.shards),
+        "on disk": human_bytes(size),
+    }
+    attributes = manifest["attributes"]
+    shown = {k: v for k, v in attributes.items() if not isinstance(v, dict)}
+    facts |= {k: _plain(v) for k, v in list(shown.items())[:_SHOWN_ATTRIBUTES]}
+    facts |= {"made by": f"ripple {manifest['software'].get('ripple', '?')}", "digest": artefact.digest}
+    return Summary("show", str(directory), facts, rejections(artefact), done_before=False)
+
+
+def rejections(artefact: Artefact) -> dict[str, int]:
+    """Reason -> number of targets, most frequent first."""
+    index = artefact.index()
+    pairs = zip(index["status"].to_pylist(), index["reason"].to_pylist(), strict=True)
+    counts = Counter(f"{status}: {reason}" for status, reason in pairs if reason)
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def human_bytes(size: float) -> str:
+    """`1.5 GiB` and the like."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def operations(directory: Path) -> list[dict[str, Any]]:
+    """Costs by operation, dearest first: `operation`, `calls`, `seconds`, `bytes` and further counters.
+
+    Raises
+    ------
+    InputError
+        As in `describe`, or the artefact keeps no metrics.
+    """
+    metrics = open_artefact(directory).metrics()
+    found = metrics.get("operations")
+    if not isinstance(found, dict):
+        raise InputError(f"{directory}: no metrics by operation")
+    rows = [{"operation": name, **row} for name, row in found.items() if isinstance(row, dict)]
+    return sorted(rows, key=lambda row: -float(row.get("seconds", 0)))
+
+
+# Pictures -----------------------------------------------------------
+
+
+def cost_picture(directory: Path, output: Path) -> None:
+    """Draw seconds by operation, and rows and bytes per second while it ran, as PNG.
+
+    Parameters
+    ----------
+    directory
+        An artefact that keeps metrics.
+    output
+        PNG file; replaced.
+
+    Raises
+    ------
+    InputError
+        As in `operations`.
+    """
+    import io
+
+    from matplotlib.figure import Figure
+
+    rows = [row for row in operations(directory) if row.get("seconds", 0) > 0]
+    timeline = open_artefact(directory).metrics().get("timeline")
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    bars, rate = figure.subplots(1, 2)
+    bars.barh([str(row["operation"]) for row in rows][::-1], [row["seconds"] for row in rows][::-1])
+    bars.set_xlabel("seconds, all workers")
+    if timeline and timeline["seconds"]:
+        time = np.array([0.0, *timeline["seconds"]])
+        for name, unit, axis, colour in (("rows", 1.0, rate, "C0"), ("bytes", 1e6, rate.twinx(), "C1")):
+            done = np.array([0.0, *timeline[name]]) / unit
+            axis.stairs(np.diff(done) / np.maximum(np.diff(time), 1e-9), time, color=colour, baseline=None)
+            axis.set_ylabel(f"{'MB' if name == 'bytes' else name} per second", color=colour)
+            axis.set_ylim(bottom=0)
+    rate.set_xlabel("seconds since the start; a step is a finished unit")
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=110)
+    write_atomic(output, data.getvalue())
+
+
+def picture(directory: Path, output: Path, *, seed: int = 0) -> int:
+    """Draw random rows as colour stamps beside histograms of the pixels of each band, as PNG.
+
+    Parameters
+    ----------
+    directory
+        Cutouts or tensors.
+    output
+        PNG file; replaced.
+    seed
+        Which rows.
+
+    Returns
+    -------
+    Number of rows drawn.
+
+    Raises
+    ------
+    InputError
+        The artefact holds no images.
+    """
+    artefact = open_artefact(directory)
+    if artefact.manifest["kind"] not in ("cutouts", "tensors") or artefact.rows == 0:
+        raise InputError(f"{directory}: no images to draw")
+    image, bands = _sample(artefact, _GRID * _GRID, seed)
+    stamps = _mosaic(_colours(image, bands))
+    chart = _histograms(image, stamps.shape[0])
+    write_atomic(output, png(np.concatenate([stamps, chart], axis=1)))
+    return len(image)
+
+
+def _sample(artefact: Artefact, count: int, seed: int) -> tuple[NDArray[np.float32], tuple[str, ...]]:
+    """Random rows, at most `count`, from as few shards as hold the draw (at most four are read)."""
+    rng = np.random.default_rng(seed)
+    filled = [k for k, shard in enumerate(artefact.shards) if shard.rows]
+    chosen = sorted(rng.choice(filled, min(4, len(filled)), replace=False).tolist())
+    parts: list[NDArray[np.float32]] = []
+    bands: tuple[str, ...] = ()
+    for position, k in enumerate(chosen):
+        batch = images_of(artefact, k)
+        want = count // len(chosen) + (position < count % len(chosen))
+        rows = np.sort(rng.choice(len(batch), min(want, len(batch)), replace=False))
+        parts.append(batch.image[rows].astype(np.float32))
+        bands = batch.bands
+    return np.concatenate(parts), bands
+
+
+def _colours(image: NDArray[np.float32], bands: tuple[str, ...]) -> NDArray[np.uint8]:
+    """`(N, H, W, 3)`, enlarged by whole pixels to about 96 a side."""
+    rgb = lupton_rgb(image, bands, stretch=8 * sky_noise(image, bands))
+    factor = max(1, 96 // rgb.shape[1])
+    return rgb.repeat(factor, axis=1).repeat(factor, axis=2)
+
+
+def _mosaic(stamps: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Stamps on a square grid with thin gaps, first row at the top."""
+    _, h, w, _ = stamps.shape
+    side = int(np.ceil(np.sqrt(len(stamps))))
+    sheet = np.full((side * (h + 2), side * (w + 2), 3), 255, np.uint8)
+    for k, stamp in enumerate(stamps):
+        y, x = (side - 1 - k // side) * (h + 2) + 1, (k % side) * (w + 2) + 1
+        sheet[y : y + h, x : x + w] = stamp
+    return sheet
+
+
+def _histograms(image: NDArray[np.float32], height: int) -> NDArray[np.uint8]:
+    """One panel per band, blue band first: log count over the central 99.8 % of pixel values."""
+    bands = image.shape[1]
+    panel_h, width = max(24, height // bands), 220
+    sheet = np.full((max(height, panel_h * bands), width, 3), 255, np.uint8)
+    for b in range(bands):
+        values = image[:, b][np.isfinite(image[:, b])]
+        if values.size == 0:
+            continue
+        low, high = np.quantile(values, [0.001, 0.999])
+        counts, _ = np.histogram(values, bins=width - 20, range=(low, max(high, low + 1e-12)))
+        bars = np.log1p(counts) / max(np.log1p(counts).max(), 1e-12) * (panel_h - 8)
+        base = sheet.shape[0] - (b + 1) * panel_h + 4
+        filled = np.arange(panel_h - 8)[:, None] < bars[None, :]
+        area = sheet[base : base + panel_h - 8, 10 : width - 10]
+        area[filled] = _PALETTE[b % len(_PALETTE)]
+    return sheet[:height]

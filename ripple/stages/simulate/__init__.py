@@ -1,0 +1,1 @@
+"""`ripple simulate`: a small simulated survey in a real Butler repository."""

@@ -1,0 +1,296 @@
+"""`ripple simulate`: a mini-survey in a real Butler repository, with the truth beside it.
+
+    DIR/repo            Butler repository: collection `mini`, dataset types `deep_coadd` (CellCoadd), `object`
+    DIR/simulate.json   the configuration, written first
+    DIR/truth.parquet   one row per target, written last: with it the survey is finished
+
+Same configuration, same pixels, tables and dataset UUIDs. FITS headers hold the time of writing
+(`lsst.images` puts it there), so whole files differ between runs.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import time
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ripple.errors import ConfigError, WorkerError, WriteError
+from ripple.imaging.simulation.defects import PLANES, Defects, draw_defects, observe
+from ripple.imaging.simulation.observing import draw_conditions, flux
+from ripple.imaging.simulation.population import UGRIZY, draw_scene
+from ripple.imaging.simulation.render import StripTask, render_strip
+from ripple.imaging.simulation.tables import object_ids, object_table, truth_table
+from ripple.rubin.write_repository import CoaddPlanes, MiniRepo
+from ripple.runtime.pool import WorkerFailure, ordered_map
+from ripple.runtime.summary import Summary, progress
+from ripple.sky.geometry import Box
+from ripple.sky.skymap import RingsSkyMap, known
+from ripple.stages.simulate.config import SimulateConfig
+from ripple.storage.files import TEMPORARY, is_full, make_directory, remove_temporaries, write_atomic
+from ripple.storage.lock import LOCK, lock, unlock
+
+SKYMAP = "ripple_mini_v1"
+#: What a survey was made with; written before anything else.
+MARKER = "simulate.json"
+#: Bytes of a coadd's file per pixel, about.
+PIXEL_BYTES = 5
+
+
+@dataclass(frozen=True)
+class Block:
+    """The patches of the survey: ids, and the pixels of their outer boxes together."""
+
+    skymap: RingsSkyMap
+    tract: int
+    patches: tuple[int, ...]
+    box: Box
+
+
+def simulate(config: SimulateConfig) -> Summary:
+    """Make the survey.
+
+    Parameters
+    ----------
+    config
+        What to make, and where.
+
+    Returns
+    -------
+    summary
+        Counts of targets and coadds; `done_before` when the survey was already there.
+
+    Raises
+    ------
+    ConfigError
+        The directory holds a survey made with other options; or the tract has too few patches.
+    WriteError
+        The directory holds something else.
+    """
+    start = time.perf_counter()
+    directory = _directory(config)
+    make_directory(directory)
+    strangers = (p for p in directory.iterdir() if p.name != LOCK and not p.name.startswith(TEMPORARY))
+    if not (directory / MARKER).exists() and any(strangers):
+        raise WriteError(f"{directory}: not empty and no survey of ours", hint="choose another directory")
+    block = choose_block(config)
+    handle = lock(directory)
+    try:
+        remove_temporaries(directory)
+        if _prepare(directory, config):
+            return _summary(config, _read_truth(directory), time.perf_counter() - start, done_before=True)
+        truth = _make(config, block)
+        _write_truth(directory, truth)
+    except Exception as err:
+        if isinstance(err, WriteError) or not is_full(err):
+            raise
+        height, width = block.skymap.patch_outer(block.tract, block.patches[0]).shape
+        needed = PIXEL_BYTES * height * width * config.patches * len(config.bands)
+        hint = "free space and run the same command again"
+        raise WriteError(f"{directory}: disk full, about {needed} bytes needed", hint=hint) from None
+    finally:
+        unlock(handle)
+    return _summary(config, truth, time.perf_counter() - start, done_before=False)
+
+
+def _directory(config: SimulateConfig) -> Path:
+    if not config.output:
+        raise ConfigError("simulate: no directory", hint="ripple simulate DIR")
+    return Path(config.output)
+
+
+def choose_block(config: SimulateConfig) -> Block:
+    """A block of patches around the centre of the tract, as square as can be, row by row.
+
+    Raises
+    ------
+    ConfigError
+        More patches than the tract has.
+    """
+    skymap = known(SKYMAP)
+    tan = skymap.tan(config.tract)
+    columns = int(np.ceil(np.sqrt(config.patches)))
+    rows = -(-config.patches // columns)
+    size = skymap.patches.width
+    left, low = (int(v) // size - n // 2 for v, n in ((tan.x0, columns), (tan.y0, rows)))
+    whole = skymap.tract_box(config.tract)
+    if left < 0 or low < 0 or (left + columns) * size > whole.x1 or (low + rows) * size > whole.y1:
+        raise ConfigError(f"{config.patches} patches do not fit into tract {config.tract}")
+    across = whole.width // size
+    ids = [(low + k // columns) * across + left + k % columns for k in range(config.patches)]
+    outer = [skymap.patch_outer(config.tract, p) for p in ids]
+    box = Box(
+        min(b.x0 for b in outer), min(b.y0 for b in outer), max(b.x1 for b in outer), max(b.y1 for b in outer)
+    )
+    return Block(skymap, config.tract, tuple(ids), box)
+
+
+def missing_band(config: SimulateConfig, block: Block) -> tuple[int, str] | None:
+    """The (patch, band) that is left out on purpose, when there are patches and bands to spare."""
+    if not config.defects or config.patches < 2 or len(config.bands) < 2:
+        return None
+    return block.patches[-1], config.bands[-1]
+
+
+def _make(config: SimulateConfig, block: Block) -> dict[str, NDArray[Any]]:
+    """Draw, paint, observe and write everything but the truth, which is returned."""
+    tan = block.skymap.tan(block.tract)
+    inner = [block.skymap.patch_inner(block.tract, p) for p in block.patches]
+    scene = draw_scene(
+        inner, block.box, per_patch=config.targets, lens_fraction=config.lens_fraction, seed=config.seed
+    )
+    conditions = draw_conditions(config.bands, block.box, config.seed)
+    defects = draw_defects(len(config.bands), block.box, config.seed) if config.defects else Defects()
+    x = np.concatenate([scene.targets["x"], scene.field["x"]])
+    y = np.concatenate([scene.targets["y"], scene.field["y"]])
+    patch = block.skymap.find_patch(block.tract, x, y)
+    ids, count = object_ids(block.tract, patch), len(scene.targets["x"])
+    repo = MiniRepo(_directory(config) / "repo", block.skymap, block.tract, block.patches, config.bands)
+    repo.put_objects(object_table(scene, tan, ids, patch, conditions, block.tract, config.seed))
+    light, arcs = _paint(config, scene.painted, conditions)
+    absent = missing_band(config, block)
+    keys = [(patch, band) for band in config.bands for patch in block.patches if (patch, band) != absent]
+    planes = _Observed(config, block, conditions, defects, light, _stars(scene))
+    with progress(len(keys), "writing", "coadds") as advance:
+        repo.put_coadds(keys, planes, workers=config.workers, advance=advance)
+    truth = truth_table(scene, ids[:count], tan, patch[:count], arcs, config.bands)
+    return {"tract": np.full(count, block.tract, np.int32), **truth}
+
+
+def _paint(
+    config: SimulateConfig, painted: Any, conditions: Any
+) -> tuple[NDArray[np.float32], dict[int, Any]]:
+    """Noiseless light `(B, h, w)` of the block, and the tallies of lensed light."""
+    box = conditions.box
+    light = np.zeros((len(conditions.bands), *box.shape), np.float32)
+    arcs: dict[int, Any] = {}
+    tasks = []
+    for y0 in range(box.y0, box.y1, 300):
+        inside = tuple(
+            p for p in painted if y0 <= np.floor(p.y + 0.5) < y0 + 300 or (y0 == box.y0 and p.y < y0)
+        )
+        tasks.append(StripTask(inside, conditions, y0, min(y0 + 300, box.y1)))
+    with (
+        progress(len(tasks), "painting", "strips") as advance,
+        closing(ordered_map(render_strip, tasks, workers=config.workers)) as strips,
+    ):
+        for _, strip in strips:
+            if isinstance(strip, WorkerFailure):
+                raise WorkerError(f"painting failed: {strip.message}")
+            light[(slice(None), *box.slices(strip.box))] += strip.image
+            arcs |= strip.arcs
+            advance()
+    return light, arcs
+
+
+def _stars(scene: Any) -> dict[str, NDArray[np.float64]]:
+    """Band -> `(N, 3)` x, y, flux of the stars."""
+    f = scene.field
+    fluxes = flux(f["mags"])
+    return {
+        band: np.stack([f["x"], f["y"], fluxes[:, k]], axis=1)[f["star"]] for k, band in enumerate(UGRIZY)
+    }
+
+
+@dataclass
+class _Observed:
+    """Observes a band when its first coadd is asked for; overlapping patches get identical pixels."""
+
+    config: SimulateConfig
+    block: Block
+    conditions: Any
+    defects: Any
+    light: NDArray[np.float32]
+    stars: dict[str, NDArray[np.float64]]
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    band: str = ""
+    whole: Any = None
+    kernels: Any = None
+
+    def __call__(self, patch: int, band: str) -> Any:
+        with self.lock:
+            if band != self.band:
+                self._observe(band)
+            whole, kernels = self.whole, self.kernels
+        cut = self.block.box.slices(self.block.skymap.patch_outer(self.block.tract, patch))
+        cells = tuple(slice(s.start // 150, s.stop // 150) for s in cut)
+        image, variance, mask = (
+            np.ascontiguousarray(p[cut]) for p in (whole.image, whole.variance, whole.mask)
+        )
+        return CoaddPlanes(patch, band, image, variance, mask, PLANES, kernels[cells])
+
+    def _observe(self, band: str) -> None:
+        b = self.config.bands.index(band)
+        self.band, self.whole = "", None  # the memory of the band before
+        light = self.light[b].copy()  # a coadd whose worker died may be asked for again
+        self.whole = observe(light, self.stars[band], self.conditions, b, self.defects, self.config.seed)
+        self.kernels = _kernels(self.conditions, b, self.defects.missing_cell)
+        self.band = band
+
+
+def _kernels(conditions: Any, band: int, missing: tuple[int, int] | None) -> NDArray[np.float64]:
+    """`(cy, cx, K, K)` kernels of the block, NaN in the missing cell."""
+    cy, cx = conditions.sigma.shape[1:]
+    kernels = np.stack([np.stack([conditions.kernel(band, i, j) for j in range(cx)]) for i in range(cy)])
+    if missing is not None:
+        kernels[missing] = np.nan
+    return np.asarray(kernels)
+
+
+def _prepare(directory: Path, config: SimulateConfig) -> bool:
+    """Claim the directory; True when a finished survey with these options is there."""
+    marker = directory / MARKER
+    wanted = config.canonical()
+    if marker.exists():
+        try:
+            found = dict(json.loads(marker.read_bytes()))
+        except (OSError, ValueError, TypeError):
+            raise WriteError(f"{marker}: damaged", hint="remove the directory, or choose another") from None
+        for key in sorted({*wanted, *found}):
+            if wanted.get(key) != found.get(key):
+                raise ConfigError(
+                    f"{directory}: made with {key} = {found.get(key)}, not {wanted.get(key)}",
+                    hint="choose another directory, or remove this one",
+                )
+        if (directory / "truth.parquet").exists():
+            return True
+        # An interrupted survey of ours: start it again.
+        shutil.rmtree(directory / "repo", ignore_errors=True)
+    write_atomic(marker, (json.dumps(wanted, sort_keys=True) + "\n").encode())
+    return False
+
+
+def _write_truth(directory: Path, truth: dict[str, NDArray[Any]]) -> None:
+    import io
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(truth), buffer)
+    write_atomic(directory / "truth.parquet", buffer.getvalue())
+
+
+def _read_truth(directory: Path) -> dict[str, NDArray[Any]]:
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(directory / "truth.parquet", columns=["label", "class", "arc_snr"])
+    return {name: table[name].to_numpy() for name in table.column_names}
+
+
+def _summary(config: SimulateConfig, truth: dict[str, Any], seconds: float, *, done_before: bool) -> Summary:
+    label = np.asarray(truth["label"])
+    coadds = config.patches * len(config.bands) - (missing_band(config, choose_block(config)) is not None)
+    facts = {
+        "targets": len(label), "lenses": int(label.sum()), "look-alikes": int((label == 0).sum()),
+        "coadds": coadds, "tract": config.tract, "bands": "".join(config.bands),
+        "repository": f"{_directory(config) / 'repo'} (collection mini)",
+    }  # fmt: skip
+    return Summary("simulate", config.output, facts, seconds=seconds, done_before=done_before)

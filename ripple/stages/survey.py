@@ -1,0 +1,331 @@
+"""The Python way in: `survey = ripple.open_survey("dp2", collections="dp2"); survey.cutout(ra=, dec=)`.
+
+A `Survey` answers repeated questions from decoded planes that it keeps; `ripple fetch` is for many targets.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ripple.errors import InputError
+from ripple.imaging.batch import CutoutBatch, concatenate
+from ripple.imaging.stitch import seam_map
+from ripple.rubin.cache import CacheCounts, PlaneCache, PlaneKey
+from ripple.rubin.coadd import Coadd
+from ripple.rubin.open import open_dataset
+from ripple.rubin.repository import Dataset, open_repository
+from ripple.sky.geometry import Box, Tan
+from ripple.stages.fetch.fetch import unit_task
+from ripple.stages.fetch.read_unit import read_batch
+from ripple.stages.plan.config import Selection
+from ripple.stages.plan.plan import Plan
+from ripple.stages.plan.planner import Planner
+from ripple.stages.plan.targets import Targets, check_positions
+
+if TYPE_CHECKING:
+    from astropy.wcs import WCS
+
+#: Files kept open with their headers and PSFs.
+OPEN_FILES = 256
+
+
+@dataclass(frozen=True)
+class Cutout:
+    """One target in all bands.
+
+    Parameters
+    ----------
+    bands
+        Names of the B bands, in order.
+    image, variance
+        `(B, H, W)` float32, nJy and nJy²; NaN where there is no pixel.
+    mask
+        `(B, H, W)` uint32; bit k is `mask_planes[k]`.
+    mask_planes
+        Names by bit.
+    psf
+        `(B, K, K)` float32, sum 1; NaN for a band without a PSF.
+    box
+        Pixels in the tract (PARENT frame).
+    projection
+        Of the tract.
+    tract, patch
+        Where it was cut.
+    status, reason
+        `ok` or `partial`, and why.
+    seams
+        `(H, W)` int32 patch that each pixel came from, -1 for none (where all bands have the same patches).
+    """
+
+    bands: tuple[str, ...]
+    image: NDArray[np.float32]
+    variance: NDArray[np.float32]
+    mask: NDArray[np.uint32]
+    mask_planes: tuple[str, ...]
+    psf: NDArray[np.float32]
+    box: Box
+    projection: Tan
+    tract: int
+    patch: int
+    status: str
+    reason: str
+    seams: NDArray[np.int32]
+
+    @property
+    def wcs(self) -> WCS:
+        """The projection of the array (LOCAL pixels) as an `astropy.wcs.WCS`."""
+        from astropy.io.fits import Header
+        from astropy.wcs import WCS
+
+        local = replace(
+            self.projection, x0=self.projection.x0 - self.box.x0, y0=self.projection.y0 - self.box.y0
+        )
+        return WCS(Header(local.cards()))
+
+    def plot(self, path: str | Path | None = None) -> Any:
+        """One panel per band on a common asinh scale; the matplotlib figure, saved to `path` if given."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(2.4 * len(self.bands), 2.6), layout="constrained")
+        noise = np.nanmedian(np.sqrt(self.variance[np.isfinite(self.variance)])) if self.image.size else 1.0
+        for k, band in enumerate(self.bands):
+            axis = figure.add_subplot(1, len(self.bands), k + 1)
+            axis.imshow(np.arcsinh(self.image[k] / (2 * noise)), origin="lower", cmap="gray", vmin=-1, vmax=5)
+            axis.set_title(band)
+            axis.set_axis_off()
+        if path is not None:
+            figure.savefig(path)
+        return figure
+
+
+@dataclass(frozen=True)
+class Cutouts:
+    """Many targets: the rows that could be cut, and a verdict on each that was asked for.
+
+    Parameters
+    ----------
+    batch
+        Delivered rows; `batch.catalog["index"]` says which of those asked for.
+    status, reason
+        `(N,)` per row asked for.
+    """
+
+    batch: CutoutBatch
+    status: NDArray[np.str_]
+    reason: NDArray[np.str_]
+
+
+@dataclass
+class Survey:
+    """An open repository, with decoded planes kept in memory. Use as a context manager, or `close` it.
+
+    Parameters
+    ----------
+    planner
+        Knows the sky map, the bands and what exists.
+    cache
+        Decoded planes.
+    """
+
+    planner: Planner
+    cache: PlaneCache
+    _stack: ExitStack = field(default_factory=ExitStack)
+    _open: OrderedDict[str, Coadd] = field(default_factory=OrderedDict)
+    _lock: threading.RLock = field(default_factory=threading.RLock)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the repository."""
+        self._stack.close()
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """Bands that have coadds."""
+        return self.planner.bands
+
+    @property
+    def counts(self) -> CacheCounts:
+        """Hits, misses, evictions and size of the plane cache."""
+        return self.cache.counts()
+
+    def cutout(self, ra: float, dec: float, *, size: int = 64, bands: Iterable[str] | None = None) -> Cutout:
+        """Cut one position.
+
+        Parameters
+        ----------
+        ra, dec
+            deg ICRS.
+        size
+            Pixels per side.
+        bands
+            Bands in order, `"gri"` or a list; all by default.
+
+        Raises
+        ------
+        InputError
+            Nothing there, with the reason.
+        """
+        with self._lock:
+            wanted = tuple(bands) if bands is not None else self.bands
+            plan = self._plan(_targets({"ra": [ra], "dec": [dec]}), size, wanted)
+            found = self._read(plan)
+        if not len(found.batch):
+            raise InputError(f"no cutout at ra {ra}, dec {dec}: {found.reason[0]}")
+        batch, row = found.batch, 0
+        tract = int(batch.catalog["tract"][row])
+        x0, y0 = int(batch.catalog["x0"][row]), int(batch.catalog["y0"][row])
+        side = batch.psf.shape[-1] if len(batch.psf) else 1
+        psf = np.full((len(batch.bands), side, side), np.nan, np.float32)
+        for k, m in enumerate(batch.psf_index[row]):
+            if m >= 0:
+                psf[k] = batch.psf[m]
+        stamp, patch = Box(x0, y0, x0 + size, y0 + size), int(batch.catalog["patch"][row])
+        seams = seam_map(stamp, patch, {p: box for (t, p), box in plan.patch_boxes.items() if t == tract})
+        return Cutout(
+            batch.bands, batch.image[row], batch.variance[row], batch.mask[row], batch.mask_planes, psf,
+            stamp, batch.wcs[tract], tract, patch, str(found.status[0]), str(found.reason[0]), seams,
+        )  # fmt: skip
+
+    def cutouts(self, table: Any, *, size: int = 64, bands: Iterable[str] | None = None) -> Cutouts:
+        """Cut many positions.
+
+        Parameters
+        ----------
+        table
+            Anything with columns `ra` and `dec` (deg ICRS) and optionally `id`: a mapping of arrays, a table
+            of astropy or Arrow, a pandas data frame.
+        size
+            Pixels per side.
+        bands
+            Bands in order; all by default.
+        """
+        with self._lock:
+            plan = self._plan(_targets(table), size, tuple(bands) if bands is not None else self.bands)
+            return self._read(plan)
+
+    def _plan(self, targets: Targets, size: int, bands: tuple[str, ...]) -> Plan:
+        unknown = [b for b in bands if b not in self.bands]
+        if unknown:
+            raise InputError(f"no band {unknown[0]!r}", hint=f"there are {', '.join(self.bands)}")
+        plan = self.planner.plan(replace(targets, size=np.full(len(targets), size, np.int32)))
+        return replace(plan, bands=bands)
+
+    def _read(self, plan: Plan) -> Cutouts:
+        n = len(plan.targets)
+        status, reason = np.full(n, "rejected", "U8"), np.full(n, "", "U24")
+        for rows, (why, _) in plan.rejected.groups():
+            reason[rows] = why.value
+        batches = []
+        for unit in plan.units:
+            reader, batch = read_batch(unit_task(self.planner.selection, plan, unit), self._opener)
+            status[unit.rows], reason[unit.rows] = reader.status, reader.reason
+            batches.append(batch)
+        if not batches:
+            raise InputError(f"no cutout: {', '.join(sorted(set(reason.tolist())))}")
+        return Cutouts(concatenate(batches), status, reason)
+
+    def _opener(self, dataset: Dataset, sparse: bool) -> Coadd:
+        """The open file, its planes answered from the cache."""
+        del sparse  # a file is opened for its ranges, and a plane that is asked for is kept whole
+        coadd = self._open.get(dataset.uuid)
+        if coadd is None:
+            coadd = self._cached(open_dataset(dataset, True, repo=self.planner.repository.name), dataset.uuid)
+            self._open[dataset.uuid] = coadd
+            while len(self._open) > OPEN_FILES:
+                self._open.popitem(last=False)
+        self._open.move_to_end(dataset.uuid)
+        return coadd
+
+    def _cached(self, coadd: Coadd, uuid: str) -> Coadd:
+        def through(name: str, read: Callable[[Box], NDArray[Any]]) -> Callable[[Box], NDArray[Any]]:
+            key = PlaneKey(self.planner.repository.name, uuid, name)
+
+            def piece(box: Box) -> NDArray[Any]:
+                plane = self.cache.get(key, lambda: read(coadd.box))
+                return plane[coadd.box.slices(box)]
+
+            return piece
+
+        return replace(
+            coadd,
+            read_image=through("image", coadd.read_image),
+            read_variance=through("variance", coadd.read_variance),
+            read_mask=through("mask", coadd.read_mask),
+        )
+
+
+def open_survey(
+    repo: str,
+    *,
+    collections: str | Iterable[str] = (),
+    dataset_type: str | None = None,
+    skymap: str | None = None,
+    cache_bytes: int = 2 << 30,
+) -> Survey:
+    """Open a Butler repository for cutouts.
+
+    Parameters
+    ----------
+    repo
+        Path, label or URL.
+    collections
+        Collections in search order.
+    dataset_type
+        Coadd dataset type; recognised by default.
+    skymap
+        Sky map; needed when the repository has several.
+    cache_bytes
+        Most bytes of decoded planes to keep.
+
+    Raises
+    ------
+    RippleError
+        The repository cannot be opened, or lacks what is named.
+
+    Examples
+    --------
+    >>> survey = ripple.open_survey("dp2", collections="dp2")  # doctest: +SKIP
+    >>> survey.cutout(ra=53.16, dec=-27.79, size=64, bands="gri").plot("lens.png")  # doctest: +SKIP
+    """
+    names = (collections,) if isinstance(collections, str) else tuple(collections)
+    selection = Selection.make(
+        {"repo": repo, "collections": names, "dataset_type": dataset_type, "skymap": skymap}
+    )
+    with ExitStack() as stack:
+        repository = stack.enter_context(open_repository(repo, names))
+        return Survey(Planner(selection, repository), PlaneCache(cache_bytes), stack.pop_all())
+
+
+def _targets(table: Any) -> Targets:
+    import pyarrow as pa
+
+    ra, dec = _column(table, "ra"), _column(table, "dec")
+    if ra.shape != dec.shape or ra.ndim != 1 or not len(ra):
+        raise InputError("columns 'ra' and 'dec' must have the same length, at least 1")
+    rows = np.arange(len(ra))
+    check_positions(ra, dec, rows, "cutouts")
+    names = getattr(table, "column_names", None) or getattr(table, "colnames", None) or list(table)
+    ids = np.asarray(table["id"]) if "id" in names else rows
+    return Targets(id=ids, ra=ra, dec=dec, extra=pa.table({}), source={"name": "memory"})
+
+
+def _column(table: Any, name: str) -> NDArray[np.float64]:
+    try:
+        values: ArrayLike = table[name]
+    except (KeyError, IndexError, TypeError):
+        raise InputError(f"the table has no column {name!r}") from None
+    return np.asarray(values, float)

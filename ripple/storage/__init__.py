@@ -1,0 +1,1 @@
+"""Artefact directories and HDF5 shards: written atomically, read strictly."""

@@ -1,0 +1,407 @@
+"""Arrays to artefacts: the public way into RIPPLe for pixels that come from elsewhere.
+
+ripple.write_cutouts("stamps", image, "gri", {"label": y}, variance=v, pixel_scale=0.2)
+ripple.write_tensors("tensors", x, "gri", {"label": y}, class_map={0: "nonlens", 1: "lens"})
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from ripple.config import Config
+from ripple.errors import DataError
+from ripple.imaging.batch import MASK_PLANES, CutoutBatch, TensorBatch
+from ripple.sky.geometry import Tan
+from ripple.storage.artefact import Artefact, open_artefact
+from ripple.storage.shard_writer import pack_cutouts, pack_tensors
+from ripple.storage.writer import ArtefactWriter, Finished, create
+
+#: Flux units and what one is in nJy.
+NANOJANSKY = {"nJy": 1.0, "uJy": 1e3, "µJy": 1e3, "mJy": 1e6, "Jy": 1e9}
+_SHARD_BYTES = 1 << 27
+_MAX_ROWS = 4096
+
+
+class WriteConfig(Config):
+    """What decides the bytes besides the arrays."""
+
+    verb: ClassVar[str] = "write"
+    bands: tuple[str, ...]
+    size: tuple[int, int]
+    pixel_scale: float
+    unit: str
+    rows_per_shard: int
+    facts: dict[str, Any]
+
+
+def write_cutouts(
+    directory: Path | str, image: Any, bands: Sequence[str], catalog: Any = None, *, variance: Any = None,
+    mask: Any = None, mask_planes: Sequence[str] = (), psf: Any = None, psf_index: Any = None,
+    pixel_scale: float = 0.2, unit: str = "nJy", wcs: Tan | Mapping[int, Tan] | None = None,
+    rows_per_shard: int | None = None,
+) -> Artefact:  # fmt: skip
+    """Write a cutout set from arrays, with the guarantees of `ripple fetch`: atomic, resumable, verified.
+
+    Parameters
+    ----------
+    directory
+        New, empty, or begun by the same call; a finished one is returned as it is.
+    image
+        `(N, B, H, W)` flux; NaN or infinite where there is no pixel. Sliced shard by shard: an `np.memmap` or
+        an HDF5 dataset need not fit in memory.
+    bands
+        B names, e.g. `"gri"` or `["g", "r", "i"]`.
+    catalog
+        N rows by column: a mapping, a structured array, a pyarrow, pandas or astropy table. `id`, `ra`, `dec`
+        (deg ICRS), `label` have their usual meaning; what is missing is filled with row numbers and NaN.
+    variance
+        Like `image`, in the square of its unit; without it all NaN, which says "not known".
+    mask, mask_planes
+        Integers like `image` and the name of each bit. NO_DATA is set where there is no pixel.
+    psf, psf_index
+        `(K, K)` one for all, `(B, K, K)` one per band, `(N, B, K, K)` one per row and band, or `(M, K, K)`
+        with `psf_index` `(N, B)`, -1 for none. K odd, centre pixel `K // 2`; scaled to sum 1.
+    pixel_scale
+        Arcsec per pixel.
+    unit
+        nJy, uJy, mJy or Jy; stored as nJy.
+    wcs
+        A projection for all rows, or one per value of the catalog's `tract`. Rows then need `x0`, `y0`.
+    rows_per_shard
+        By default as many as make about 128 MiB of image.
+
+    Raises
+    ------
+    DataError
+        Shapes, units or values that do not fit; the message names the argument and the first row.
+    ConfigError
+        The directory was written from other arrays or options.
+    WriteError
+        It cannot be written.
+    """
+    shape, names = _shape(image, bands)
+    scale = _scale(unit)
+    for name, array in (("variance", variance), ("mask", mask)):
+        if array is not None and tuple(array.shape) != shape:
+            raise DataError(f"{name}: shape {tuple(array.shape)}, image has {shape}")
+    planes = _planes(mask, mask_planes)
+    kernels, which = _kernels(psf, psf_index, shape)
+    columns = _catalog(catalog, shape)
+    projections = wcs if isinstance(wcs, Mapping) else {} if wcs is None else {int(columns["tract"][0]): wcs}
+
+    def batch(rows: slice) -> CutoutBatch:
+        flux = _flux(image[rows], scale)
+        return CutoutBatch(
+            bands=names, image=flux, variance=_variance(variance, rows, flux, scale),
+            mask=_mask(mask, rows, flux, planes), mask_planes=planes, psf=kernels, psf_index=which[rows],
+            catalog=_rows_of(columns, rows, flux), wcs=dict(projections), pixel_scale=pixel_scale,
+        )  # fmt: skip
+
+    facts = {"mask_planes": list(planes), "wcs": {str(t): tan.cards() for t, tan in projections.items()}}
+    config = _config(shape, names, pixel_scale, unit, rows_per_shard, facts)
+    arrays = {
+        "image": image,
+        "variance": variance,
+        "mask": mask,
+        "psf": kernels,
+        "psf_index": which,
+        **columns,
+    }
+    return _write(Path(directory), "cutouts", config, arrays, columns, batch, pack_cutouts)
+
+
+def write_tensors(
+    directory: Path | str, image: Any, bands: Sequence[str], catalog: Any = None, *, valid: Any = None,
+    pixel_scale: float = 0.2, psf_fwhm: float = float("nan"), normalization: Mapping[str, Any] | None = None,
+    class_map: Mapping[Any, str] | None = None, unit: str = "nJy",
+    dtype: Literal["float16", "float32"] = "float32", rows_per_shard: int | None = None,
+) -> Artefact:  # fmt: skip
+    """Write a tensor set from arrays that are ready for a network.
+
+    Parameters
+    ----------
+    directory, bands, catalog, pixel_scale, rows_per_shard
+        As in `write_cutouts`.
+    image
+        `(N, B, H, W)`, normalised, finite everywhere.
+    valid
+        Like `image`, true where the pixel is a measurement; by default everywhere.
+    psf_fwhm
+        FWHM of the common PSF in arcsec; NaN when there is none.
+    normalization
+        How `image` was made, as JSON values; a model trained on it asks for the same.
+    class_map
+        Label value -> class name.
+    unit
+        Unit before normalisation.
+    dtype
+        Type on disk.
+
+    Raises
+    ------
+    DataError, ConfigError, WriteError
+        As in `write_cutouts`; also for a value that is not finite.
+    """
+    shape, names = _shape(image, bands)
+    if valid is not None and tuple(valid.shape) != shape:
+        raise DataError(f"valid: shape {tuple(valid.shape)}, image has {shape}")
+    columns = _catalog(catalog, shape)
+    columns.setdefault("accept", np.ones(shape[0], np.uint8))
+    columns.setdefault("qc", np.zeros(shape[0], np.uint64))
+    classes = {str(k): str(v) for k, v in (class_map or {}).items()}
+    method = dict(normalization or {"method": "none"})
+
+    def batch(rows: slice) -> TensorBatch:
+        pixels = _finite(np.asarray(image[rows]), rows.start, dtype)
+        good = np.ones(pixels.shape, bool) if valid is None else np.asarray(valid[rows]) != 0
+        return TensorBatch(
+            bands=names, image=pixels, valid=good.astype(np.uint8),
+            catalog=_rows_of(columns, rows, pixels), pixel_scale=pixel_scale, psf_fwhm=psf_fwhm,
+            normalization=method, class_map=classes, unit=unit,
+        )  # fmt: skip
+
+    fwhm = None if np.isnan(psf_fwhm) else float(psf_fwhm)
+    facts = {"dtype": dtype, "psf_fwhm": fwhm, "normalization": method, "class_map": classes}
+    config = _config(shape, names, pixel_scale, unit, rows_per_shard, facts)
+    arrays = {"image": image, "valid": valid, **columns}
+    return _write(Path(directory), "tensors", config, arrays, columns, batch, pack_tensors)
+
+
+# Common -------------------------------------------------------------
+
+
+def _write(
+    directory: Path, kind: str, config: WriteConfig, arrays: Mapping[str, Any],
+    columns: Mapping[str, NDArray[Any]], batch: Callable[[slice], Any], pack: Callable[[Any, Any], bytes],
+) -> Artefact:  # fmt: skip
+    n = len(columns["index"])
+    slices = [slice(k, min(k + config.rows_per_shard, n)) for k in range(0, n, config.rows_per_shard)]
+    inputs = {
+        name: _digest(array, config.rows_per_shard)
+        for name, array in sorted(arrays.items())
+        if array is not None
+    }
+    opened = create(directory, kind=kind, config=config, inputs=inputs, units=len(slices))
+    if isinstance(opened, Finished):
+        return opened.artefact
+    with opened as writer:
+        present = np.zeros(n, np.uint32)
+        for unit, rows in enumerate(slices):
+            made = batch(rows)
+            present[rows] = made.catalog["band_mask"]
+            if writer.done(unit) is None:
+                writer.commit(unit, pack(made, {}), len(made), {})
+        _finish(writer, config, columns, present)
+    return open_artefact(directory)
+
+
+def _finish(
+    writer: ArtefactWriter,
+    config: WriteConfig,
+    columns: Mapping[str, NDArray[Any]],
+    present: NDArray[np.uint32],
+) -> None:
+    n, full = len(present), (1 << len(config.bands)) - 1
+    index = {
+        name: column for name, column in columns.items() if column.ndim == 1 and name not in ("x0", "y0")
+    }
+    index["x"] = columns["x0"] + config.size[1] // 2 + columns["dx"].astype(np.float64)
+    index["y"] = columns["y0"] + config.size[0] // 2 + columns["dy"].astype(np.float64)
+    index["status"] = np.where(present == full, "ok", np.where(present == 0, "rejected", "partial"))
+    index["reason"] = np.where(present == full, "", np.where(present == 0, "no_dataset", "missing_band"))
+    index["bands"] = np.array(
+        ["".join(b for k, b in enumerate(config.bands) if bits >> k & 1) for bits in present.tolist()],
+        np.str_,
+    )
+    numbers = np.arange(n, dtype=np.int64)
+    index["shard"] = (numbers // config.rows_per_shard).astype(np.int32)
+    index["row"] = (numbers % config.rows_per_shard).astype(np.int32)
+    table = pa.table({name: pa.array(column) for name, column in index.items()})
+    attributes = {"bands": list(config.bands), "size": list(config.size), "pixel_scale": config.pixel_scale}
+    writer.finish(table, {}, attributes, asked=n)
+
+
+def _shape(image: Any, bands: Sequence[str]) -> tuple[tuple[int, int, int, int], tuple[str, ...]]:
+    shape, names = tuple(image.shape), tuple(bands)
+    if len(shape) != 4 or min(shape[1:], default=0) == 0:
+        raise DataError(f"image: shape {shape}, must be (N, B, H, W)")
+    if len(names) != shape[1] or len(set(names)) != len(names):
+        raise DataError(f"bands: {len(names)} names for {shape[1]} distinct bands of image")
+    if np.dtype(image.dtype).kind not in "fiu":
+        raise DataError(f"image: dtype {image.dtype} is not a number")
+    return shape, names
+
+
+def _config(
+    shape: tuple[int, int, int, int], bands: tuple[str, ...], pixel_scale: float, unit: str, rows: int | None,
+    facts: dict[str, Any],
+) -> WriteConfig:  # fmt: skip
+    fit = max(1, min(_MAX_ROWS, _SHARD_BYTES // (4 * int(np.prod(shape[1:])))))
+    values = {
+        "bands": bands, "size": shape[2:], "pixel_scale": pixel_scale, "unit": unit, "facts": facts,
+        "rows_per_shard": fit if rows is None else rows,
+    }  # fmt: skip
+    config = WriteConfig.make(values)
+    if config.rows_per_shard < 1 or not config.pixel_scale > 0:
+        raise DataError("rows_per_shard and pixel_scale must be positive")
+    return config
+
+
+def _digest(array: Any, rows: int) -> str:
+    """SHA-256 of dtype, shape and values, `rows` at a time, so that nothing has to fit in memory."""
+    kind = np.dtype(array.dtype)
+    digest = hashlib.sha256(f"{'text' if kind.kind in 'OU' else kind.str} {tuple(array.shape)}".encode())
+    for start in range(0, array.shape[0], rows):
+        part = np.asarray(array[start : start + rows])
+        text = "\0".join(map(str, part.tolist())).encode() if kind.kind in "OU" else b""
+        digest.update(text or np.ascontiguousarray(part).data)
+    return digest.hexdigest()
+
+
+# Catalog ------------------------------------------------------------
+
+
+def _catalog(table: Any, shape: tuple[int, int, int, int]) -> dict[str, NDArray[Any]]:
+    """The user's columns, and defaults for those that every shard has."""
+    n = shape[0]
+    given = {name: np.asarray(values) for name, values in _columns(table)}
+    for name, column in given.items():
+        if column.ndim == 0 or len(column) != n:
+            raise DataError(f"catalog column {name!r}: shape {column.shape}, image has {n} rows")
+    ids = given.get("id", np.arange(n, dtype=np.int64))
+    if len(set(ids.tolist())) != n:
+        raise DataError("catalog column 'id': not distinct", hint="every row needs an id of its own")
+    columns: dict[str, NDArray[Any]] = {"index": np.arange(n, dtype=np.int64), "id": ids}
+    defaults = {
+        "ra": (np.nan, np.float64), "dec": (np.nan, np.float64), "tract": (-1, np.int32),
+        "patch": (-1, np.int32), "x0": (0, np.int32), "y0": (0, np.int32), "dx": (0, np.float32),
+        "dy": (0, np.float32),
+    }  # fmt: skip
+    for name, (value, dtype) in defaults.items():
+        columns[name] = given[name].astype(dtype) if name in given else np.full(n, value, dtype)
+    reserved = {"index", "band_mask", "shard", "row", "status", "reason", "bands", "x", "y"}
+    user = {name: column for name, column in given.items() if name not in {*columns, *reserved}}
+    return {**columns, **user}
+
+
+def _columns(table: Any) -> list[tuple[str, Any]]:
+    if table is None:
+        return []
+    if isinstance(table, pa.Table):
+        return [(name, table[name].to_numpy()) for name in table.column_names]
+    if isinstance(table, np.ndarray) and table.dtype.names:
+        return [(name, table[name]) for name in table.dtype.names]
+    names = getattr(table, "colnames", None) or getattr(table, "columns", None)
+    if names is not None or isinstance(table, Mapping):
+        keys = list(names if names is not None else table)
+        return [(str(name), table[name]) for name in keys]
+    raise DataError(f"catalog: {type(table).__name__} is no table", hint="give a mapping of columns")
+
+
+def _rows_of(
+    columns: Mapping[str, NDArray[Any]], rows: slice, image: NDArray[Any]
+) -> dict[str, NDArray[Any]]:
+    part = {name: column[rows] for name, column in columns.items()}
+    has = np.isfinite(image).any(axis=(2, 3))  # (n, B)
+    part["band_mask"] = (has << np.arange(has.shape[1], dtype=np.uint32)).sum(axis=1).astype(np.uint32)
+    return part
+
+
+# Planes -------------------------------------------------------------
+
+
+def _scale(unit: str) -> float:
+    if unit not in NANOJANSKY:
+        raise DataError(
+            f"unit {unit!r}", hint=f"one of {', '.join(NANOJANSKY)}; convert counts with their zero point"
+        )
+    return NANOJANSKY[unit]
+
+
+def _flux(part: Any, scale: float) -> NDArray[np.float32]:
+    flux: NDArray[np.float32] = np.asarray(part).astype(np.float32)
+    if scale != 1.0:
+        flux *= np.float32(scale)
+    flux[~np.isfinite(flux)] = np.nan
+    return flux
+
+
+def _variance(variance: Any, rows: slice, flux: NDArray[np.float32], scale: float) -> NDArray[np.float32]:
+    if variance is None:
+        return np.full(flux.shape, np.nan, np.float32)
+    part: NDArray[np.float32] = (np.asarray(variance[rows], np.float64) * scale**2).astype(np.float32)
+    bad = np.flatnonzero((part < 0).any(axis=(1, 2, 3)))
+    if len(bad):
+        raise DataError(f"variance: negative in row {rows.start + bad[0]}")
+    part[np.isnan(flux)] = np.nan
+    return part
+
+
+def _planes(mask: Any, names: Sequence[str]) -> tuple[str, ...]:
+    """Names by bit; NO_DATA is added when the caller's planes lack it."""
+    planes = tuple(names) if mask is not None else MASK_PLANES
+    if mask is not None and np.dtype(mask.dtype).kind not in "iub":
+        raise DataError(f"mask: dtype {mask.dtype} is not an integer")
+    if mask is not None and not planes:
+        raise DataError("mask_planes: give the name of each bit of mask, lowest first")
+    planes = planes if "NO_DATA" in planes else (*planes, "NO_DATA")
+    if len(planes) > 32 or len(set(planes)) != len(planes):
+        raise DataError(f"mask_planes: {len(planes)} planes, at most 32 distinct names fit")
+    return planes
+
+
+def _mask(mask: Any, rows: slice, flux: NDArray[np.float32], planes: tuple[str, ...]) -> NDArray[np.uint32]:
+    bits = np.zeros(flux.shape, np.uint32) if mask is None else np.asarray(mask[rows]).astype(np.uint32)
+    unnamed = np.flatnonzero((bits.astype(np.uint64) >> np.uint64(len(planes))).any(axis=(1, 2, 3)))
+    if len(unnamed):
+        raise DataError(f"mask: row {rows.start + unnamed[0]} has bits beyond the {len(planes)} planes")
+    bits[np.isnan(flux)] |= np.uint32(1 << planes.index("NO_DATA"))
+    return bits
+
+
+def _kernels(
+    psf: Any, psf_index: Any, shape: tuple[int, int, int, int]
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Distinct kernels `(M, K, K)` of sum 1 and `(N, B)` which of them."""
+    n, b = shape[:2]
+    if psf is None:
+        return np.zeros((0, 1, 1), np.float32), np.full((n, b), -1, np.int32)
+    kernels = np.asarray(psf, np.float64)
+    if psf_index is not None:
+        which = np.asarray(psf_index)
+    elif kernels.ndim == 2:
+        kernels, which = kernels[None], np.zeros((n, b))
+    elif kernels.ndim == 3 and len(kernels) == b:
+        which = np.tile(np.arange(b), (n, 1))
+    else:
+        which = np.arange(n * b).reshape(n, b)
+        if kernels.shape[:2] != (n, b):
+            raise DataError(f"psf: shape {kernels.shape} fits no rule", hint="see write_cutouts")
+    kernels = kernels.reshape(-1, *kernels.shape[-2:])
+    if kernels.shape[1] != kernels.shape[2] or kernels.shape[1] % 2 == 0:
+        raise DataError(f"psf: kernels of {kernels.shape[1:]}, must be square with an odd side")
+    total = kernels.sum(axis=(1, 2))
+    bad = np.flatnonzero(~(np.isfinite(total) & (total > 0)))
+    if len(bad):
+        raise DataError(f"psf: kernel {bad[0]} sums to {total[bad[0]]:g}, must be positive and finite")
+    if which.shape != (n, b) or which.min(initial=-1) < -1 or which.max(initial=-1) >= len(kernels):
+        raise DataError(f"psf_index: must be ({n}, {b}) within -1 and {len(kernels) - 1}")
+    return (kernels / total[:, None, None]).astype(np.float32), which.astype(np.int32)
+
+
+def _finite(part: NDArray[Any], first: int, dtype: str) -> NDArray[Any]:
+    with np.errstate(over="ignore"):
+        pixels = part.astype(dtype)
+    bad = np.flatnonzero(~np.isfinite(pixels).all(axis=(1, 2, 3)))
+    if len(bad):
+        raise DataError(
+            f"image: row {first + bad[0]} is not finite in {dtype}", hint="fill or normalise it first"
+        )
+    return pixels

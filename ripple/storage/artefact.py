@@ -1,0 +1,262 @@
+"""An artefact directory: one writer, units committed atomically, the manifest last.
+
+    DIR/.lock             flock of the writer; its text names the holder
+    DIR/.journal          one line per committed unit while the artefact is unfinished
+    DIR/shard-00000.h5    unit 0, and so on
+    DIR/index.parquet     one row per target asked for
+    DIR/metrics.json      what it cost; not hashed
+    DIR/manifest.json     the commit: no manifest, not finished
+
+Commit of a file: a temporary beside it (`O_EXCL`, `O_NOFOLLOW`), fsync, rename, fsync of the directory. A
+journal line follows the rename, so a unit counts only when a line names it and the file hashes to that line;
+anything else is done again. No clock decides anything.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ripple.errors import InputError, IntegrityError
+from ripple.storage.checksums import FileList, check_size, compare, differing, parse_listing, read_verified
+from ripple.storage.files import (
+    hash_file,
+    opened,
+    parse_parquet,
+    read_whole,
+)
+from ripple.storage.law import check_law
+from ripple.storage.lock import is_locked
+from ripple.storage.manifest import (
+    REDO,
+    ShardRecord,
+    parse_manifest,
+    unseal,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+from ripple.storage.manifest import INDEX, JOURNAL, MANIFEST, METRICS
+
+# Reading ------------------------------------------------------------
+
+_verified: set[tuple[str, str, int]] = set()
+
+
+@dataclass(frozen=True, slots=True)
+class Artefact:
+    """A finished artefact.
+
+    Parameters
+    ----------
+    directory
+        Where it is.
+    manifest
+        Its manifest, sealed and of known layout.
+    shards
+        The units, in order.
+    """
+
+    directory: Path
+    manifest: dict[str, Any]
+    shards: tuple[ShardRecord, ...]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 that identifies the content: provenance of the next stage."""
+        return str(self.manifest["digest"])
+
+    @property
+    def rows(self) -> int:
+        """Rows in all shards."""
+        return sum(shard.rows for shard in self.shards)
+
+    def index(self) -> pa.Table:
+        """The index, verified.
+
+        Raises
+        ------
+        IntegrityError
+            Its bytes are not those that were written.
+        """
+        import pyarrow as pa
+
+        path, entry = self.directory / INDEX, self.manifest["index"]
+        data = read_verified(path, (entry["bytes"], entry["sha256"]))
+        try:
+            table = parse_parquet(data)
+            table.validate(full=True)
+        except (pa.ArrowException, OSError, ValueError) as err:  # of an artefact made by others
+            raise IntegrityError(f"{path}: not a table: {' '.join(str(err).split())[:200]}") from None
+        return table
+
+    def shard_path(self, k: int) -> Path:
+        """Path of shard `k`; not verified, see `verified_path`."""
+        return self.directory / self.shards[k].name
+
+    def verified_path(self, k: int) -> Path:
+        """Path of shard `k` after comparing its SHA-256, once per process and file; for memory-mapping.
+
+        Raises
+        ------
+        IntegrityError
+            Its bytes are not those that were written.
+        """
+        path, shard = self.shard_path(k), self.shards[k]
+        with opened(path) as file:
+            key = (str(path.absolute()), shard.sha256, os.fstat(file.fileno()).st_ino)
+        if key not in _verified:
+            compare(path, hash_file(path), (shard.bytes, shard.sha256))
+            _verified.add(key)
+        return path
+
+    def recheck(self) -> None:
+        """Compare the SHA-256 of every shard, whatever was compared before: for readers that mapped them.
+
+        Raises
+        ------
+        IntegrityError
+            A shard is no longer what was written.
+        """
+        for k, shard in enumerate(self.shards):
+            path = self.shard_path(k)
+            compare(path, hash_file(path), (shard.bytes, shard.sha256))
+
+    def read(self, k: int) -> bytes:
+        """The bytes of shard `k`, compared with their SHA-256 on every call.
+
+        Raises
+        ------
+        IntegrityError
+            They are not those that were written.
+        """
+        path, shard = self.shard_path(k), self.shards[k]
+        return read_verified(path, (shard.bytes, shard.sha256))
+
+    def metrics(self) -> dict[str, Any]:
+        """What the run cost; empty when the file is gone (it is not part of the content).
+
+        Its seal is its own, as it differs from run to run. Files without one (and without a final newline, so
+        that no flip can pass for that) are of earlier versions.
+
+        Raises
+        ------
+        IntegrityError
+            Damaged.
+        """
+        path = self.directory / METRICS
+        if not path.exists() and not path.is_symlink():
+            return {}
+        data = read_whole(path)
+        if b'"seal"' in data or data[-1:] in (b"\n", b""):
+            return {key: value for key, value in unseal(path, data).items() if key != "seal"}
+        try:
+            value = json.loads(data)
+        except (ValueError, RecursionError):
+            raise IntegrityError(
+                f"{path}: damaged", hint="remove it: it says only what the run cost"
+            ) from None
+        return value if isinstance(value, dict) else {}
+
+    def files(self) -> FileList:
+        """Further files that belong to the content, with size and SHA-256: the attribute `files`."""
+        return parse_listing(self.directory / MANIFEST, self.manifest["attributes"].get("files", {}))
+
+    def read_file(self, name: str) -> bytes:
+        """The bytes of one of `files`, verified.
+
+        Raises
+        ------
+        IntegrityError
+            The manifest does not name it, or its bytes are not those that were written.
+        """
+        path, expected = self.directory / name, self.files().get(name)
+        if expected is None:
+            raise IntegrityError(f"{path}: the manifest has no digest of it", hint=REDO)
+        return read_verified(path, expected)
+
+
+def open_artefact(directory: Path, kind: str | None = None) -> Artefact:
+    """Open a finished artefact: the manifest is verified, the shards are there with their sizes.
+
+    Raises
+    ------
+    InputError
+        No artefact, not finished, of another kind, or written by a newer version.
+    IntegrityError
+        The manifest is damaged, or a shard is missing or of another size.
+    """
+    path = directory / MANIFEST
+    if not path.exists() and not path.is_symlink():
+        raise _unfinished(directory)
+    manifest = parse_manifest(path, read_whole(path))
+    if kind is not None and manifest["kind"] != kind:
+        raise InputError(f"{directory} holds {manifest['kind']}, not {kind}")
+    artefact = Artefact(directory, manifest, tuple(ShardRecord(**shard) for shard in manifest["shards"]))
+    for name, (size, _) in artefact.files().items():
+        check_size(directory / name, size)
+    if manifest["kind"] == "scores":
+        with opened(directory / manifest["attributes"]["sorted"]["name"]):
+            pass  # its size is not written down
+    for k, shard in enumerate(artefact.shards):
+        check_size(artefact.shard_path(k), shard.bytes)
+    return artefact
+
+
+def _unfinished(directory: Path) -> InputError:
+    if not directory.is_dir():
+        return InputError(f"{directory}: no such directory")
+    if not (directory / JOURNAL).exists():
+        return InputError(f"{directory}: no artefact, {MANIFEST} is missing")
+    if is_locked(directory):
+        return InputError(f"{directory} is not finished: it is being written", hint="wait for its writer")
+    return InputError(f"{directory} is not finished", hint="run the command that began it again to resume")
+
+
+def verify(directory: Path, advance: Callable[[int], None] | None = None) -> list[str]:
+    """Read every byte and compare; what is wrong, in order, empty when all is whole.
+
+    Parameters
+    ----------
+    directory
+        A finished artefact.
+    advance
+        Called with the number of bytes just read.
+
+    Raises
+    ------
+    InputError
+        No artefact, or not finished.
+    """
+    try:
+        artefact = open_artefact(directory)
+    except IntegrityError as err:
+        return [err.message]
+    files = {shard.name: (shard.bytes, shard.sha256) for shard in artefact.shards}
+    problems = differing(directory, files, advance)
+    if artefact.manifest["kind"] == "scores":
+        table = artefact.manifest["attributes"]["sorted"]
+        path = directory / table["name"]
+        try:
+            if hash_file(path, advance)[1] != table["sha256"]:
+                problems.append(f"{path}: SHA-256 is not that of the manifest")
+        except IntegrityError as err:
+            problems.append(err.message)
+    try:
+        problems += differing(directory, artefact.files(), advance)
+        artefact.metrics()
+    except IntegrityError as err:
+        problems.append(err.message)
+    try:
+        check_law(artefact.index(), [shard.rows for shard in artefact.shards])
+    except IntegrityError as err:
+        named = str(directory / INDEX) in err.message
+        problems.append(err.message if named else f"{directory / INDEX}: {err.message}")
+    strays = sorted(
+        e.name for e in os.scandir(directory) if e.name.startswith("shard-") and e.name not in files
+    )
+    return problems + [f"{directory / name}: not in the manifest" for name in strays]

@@ -1,0 +1,119 @@
+"""Files by name with size and SHA-256: what a sealed record says of the files beside it.
+
+Trees (`ripple.json`), models (`model.json`) and scores (`manifest.json`, attribute `files`) carry such lists.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ripple.errors import IntegrityError
+from ripple.storage.files import hash_file, opened, read_whole
+from ripple.storage.manifest import REDO, unseal
+
+#: Name -> size and SHA-256.
+FileList = dict[str, tuple[int, str]]
+
+
+def listed(directory: Path, names: Iterable[str]) -> FileList:
+    """Size and SHA-256 of those of the files that are there."""
+    return {name: hash_file(directory / name) for name in names if (directory / name).exists()}
+
+
+def parse_listing(path: Path, value: Any) -> FileList:
+    """The list that a record holds; no name in it leads out of the directory.
+
+    Parameters
+    ----------
+    path
+        The record, for the message.
+    value
+        What JSON gave.
+
+    Raises
+    ------
+    IntegrityError
+        Not of the layout of a list.
+    """
+    if not isinstance(value, dict) or not all(_well_formed(name, entry) for name, entry in value.items()):
+        raise IntegrityError(f"{path}: not the layout of a list of files", hint=REDO)
+    return {name: (size, sha256) for name, (size, sha256) in value.items()}
+
+
+def _well_formed(name: str, entry: Any) -> bool:
+    pure = PurePosixPath(name)
+    inside = str(pure) == name and not pure.is_absolute() and ".." not in pure.parts and "\0" not in name
+    pair = isinstance(entry, list) and [type(part) for part in entry] == [int, str]
+    return inside and name != "." and pair
+
+
+def read_listing(path: Path) -> tuple[dict[str, Any], FileList]:
+    """A sealed record with its list `files`: the note of a tree, or the contract of a model.
+
+    Raises
+    ------
+    IntegrityError
+        Missing, damaged, or made before there were lists.
+    """
+    data = read_whole(path)
+    if b'"seal"' not in data:
+        raise IntegrityError(
+            f"{path}: no list of files with a seal, an older version made it or it is damaged",
+            hint="remove the directory and run again",
+        )
+    record = unseal(path, data)
+    return record, parse_listing(path, record.get("files"))
+
+
+def compare(path: Path, found: tuple[int, str], expected: tuple[int, str]) -> None:
+    """Raise `IntegrityError` when size and SHA-256 of a file are not those recorded."""
+    if found[0] != expected[0]:
+        raise _other_size(path, found[0], expected[0])
+    if found[1] != expected[1]:
+        raise IntegrityError(f"{path}: damaged, its SHA-256 is not the one recorded", hint=REDO)
+
+
+def read_verified(path: Path, expected: tuple[int, str]) -> bytes:
+    """The bytes of a file, when size and SHA-256 are those recorded; else `IntegrityError`."""
+    data = read_whole(path)
+    compare(path, (len(data), hashlib.sha256(data).hexdigest()), expected)
+    return data
+
+
+def check_size(path: Path, expected: int) -> None:
+    """Raise `IntegrityError` when the file is missing or of another size."""
+    with opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+    if size != expected:
+        raise _other_size(path, size, expected)
+
+
+def _other_size(path: Path, size: int, expected: int) -> IntegrityError:
+    return IntegrityError(f"{path}: {size} bytes, {expected} were written", hint=REDO)
+
+
+def differing(
+    directory: Path, files: Mapping[str, tuple[int, str]], advance: Callable[[int], None] | None = None
+) -> list[str]:
+    """Read every byte of the files of a list; what is wrong, in the order of the names.
+
+    Parameters
+    ----------
+    directory
+        Where the files are.
+    files
+        Their list.
+    advance
+        Called with the number of bytes just read.
+    """
+    problems = []
+    for name, expected in sorted(files.items()):
+        try:
+            compare(directory / name, hash_file(directory / name, advance), expected)
+        except IntegrityError as err:
+            problems.append(err.message)
+    return problems

@@ -1,0 +1,429 @@
+"""Files that are whole or absent: atomic replacement, verified reading, one writer per directory.
+
+A file is committed by a temporary beside it (`O_EXCL`, `O_NOFOLLOW`), fsync, rename, fsync of the directory.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import io
+import os
+import secrets
+import stat
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from ripple.errors import IntegrityError, WriteError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+TEMPORARY = ".tmp-"
+_BLOCK = 1 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+#: Chunks made ahead of the one that is being written: what the disk gets while the next planes are decoded.
+AHEAD = 64
+#: Bytes after which the disk is told to begin, so that it does not wait for the last of them.
+_FLUSH = 1 << 26
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """Bytes on disk under a temporary name, fsynced: what a worker hands to `ArtefactWriter.commit`.
+
+    `write_seconds` went into hashing and writing, beside the making of the bytes; `sync_seconds` into waiting
+    for the disk after the last of them.
+    """
+
+    temporary: str
+    bytes: int
+    sha256: str
+    write_seconds: float = 0.0
+    sync_seconds: float = 0.0
+
+
+def write_atomic(path: Path, data: bytes | memoryview) -> None:
+    """Replace `path` by `data` so that a reader, or a crash, sees the old file or the new one.
+
+    Raises
+    ------
+    WriteError
+        Disk full (names the bytes needed), no permission, I/O error. Nothing is left behind.
+    """
+    publish(path, stage(path.parent, path.name, data))
+
+
+def write_single(path: Path, data: bytes | memoryview) -> None:
+    """`write_atomic` in a directory that is not ours, which has no lock file: clean up after killed writers.
+
+    The directory itself is locked, shared by those who write; who gets it alone removes what was left.
+    """
+    try:
+        handle = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as err:
+        raise write_error(path, err, len(data)) from None
+    try:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            remove_temporaries(path.parent, f"{TEMPORARY}{path.name}-")
+        with suppress(OSError):  # others may hold it for reasons of their own: `flock DIR ripple ...`
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        write_atomic(path, data)
+    finally:
+        os.close(handle)
+
+
+def is_full(err: BaseException | None) -> bool:
+    """Whether a full disk is behind an error, of whatever library."""
+    while err is not None:
+        text = str(err)
+        if isinstance(err, OSError) and err.errno in _FULL:
+            return True
+        if "disk is full" in text or "No space left on device" in text:  # SQLite; a worker's message
+            return True
+        err = err.__cause__ or err.__context__
+    return False
+
+
+def stage(directory: Path, name: str, data: bytes | memoryview) -> Staged:
+    """Write `data` to a temporary beside `directory/name` and fsync it; runs in workers.
+
+    Raises
+    ------
+    WriteError
+        As in `write_atomic`; the temporary is removed.
+    """
+    return stage_chunks(directory, name, (data,), len(data))
+
+
+def stage_chunks(directory: Path, name: str, chunks: Iterable[Any], size: int) -> Staged:
+    """Write buffers one after the other to a temporary beside `directory/name` and fsync it.
+
+    Parameters
+    ----------
+    directory, name
+        Where the file will be published.
+    chunks
+        Buffers; what their iterator raises is raised here, after the temporary is removed.
+    size
+        Bytes in all, for the message when they do not fit.
+
+    Raises
+    ------
+    WriteError
+        As in `write_atomic`; the temporary is removed.
+    """
+    temporary = directory / f"{TEMPORARY}{name}-{os.getpid()}-{secrets.token_hex(8)}"
+    try:
+        handle = os.open(
+            temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644
+        )
+    except OSError as err:
+        raise write_error(directory / name, err, size) from None
+    try:
+        output = _write_all(handle, chunks)
+    except BaseException as err:
+        with suppress(OSError):
+            temporary.unlink()
+        if isinstance(err, OSError):
+            raise write_error(directory / name, err, size) from None
+        raise
+    return Staged(temporary.name, output.bytes, output.sha256.hexdigest(), output.seconds, output.waited)
+
+
+@dataclass(slots=True)
+class _Output:
+    """An open file, what went into it so far, and how long that took."""
+
+    handle: int
+    sha256: Any = field(default_factory=hashlib.sha256)
+    bytes: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+
+    def append(self, chunk: Any) -> None:
+        """Hash and write a buffer."""
+        start, view, done = time.perf_counter(), memoryview(chunk).cast("B"), 0
+        self.sha256.update(view)
+        while done < len(view):
+            done += os.write(self.handle, view[done : done + (1 << 30)])
+        self.bytes += done
+        self.seconds += time.perf_counter() - start
+
+
+def _write_all(handle: int, chunks: Iterable[Any]) -> _Output:
+    """Write, fsync, close. A failed fsync is final: the kernel may drop the pages it could not write.
+
+    One thread hashes and writes while the next chunks are made, another has the disk take what is written;
+    they release the interpreter.
+    """
+    output, flushed = _Output(handle), 0
+    try:
+        with ThreadPoolExecutor(1) as writer, ThreadPoolExecutor(1) as flusher:
+            pending: deque[Future[None]] = deque()
+            flush: Future[None] = Future()
+            flush.set_result(None)
+            for chunk in chunks:
+                if len(pending) >= AHEAD:
+                    pending.popleft().result()
+                pending.append(writer.submit(output.append, chunk))
+                if output.bytes - flushed >= _FLUSH and flush.done():
+                    flush.result()
+                    flush, flushed = flusher.submit(os.fdatasync, handle), output.bytes
+            for append in pending:
+                append.result()
+            start = time.perf_counter()
+            flush.result()
+        os.fsync(handle)
+        output.waited = time.perf_counter() - start
+    except BaseException:
+        with suppress(OSError):
+            os.close(handle)
+        raise
+    os.close(handle)
+    return output
+
+
+def publish(path: Path, staged: Staged) -> None:
+    temporary = path.parent / staged.temporary
+    try:
+        temporary.rename(path)
+        sync_directory(path.parent)
+    except BaseException as err:
+        with suppress(OSError):
+            temporary.unlink()
+        if isinstance(err, OSError):
+            raise write_error(path, err, staged.bytes) from None
+        raise
+
+
+def make_directory(directory: Path) -> None:
+    """Make a directory and those above it, where they are missing.
+
+    Raises
+    ------
+    WriteError
+        A file is in the way, or no permission.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise write_error(directory, err, 0) from None
+
+
+def sync_directory(directory: Path) -> None:
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_new(path: Path, data: bytes | memoryview) -> None:
+    """Write a file of a directory that nobody reads before all of it is settled and published.
+
+    Raises
+    ------
+    WriteError
+        As in `write_atomic`, or the file is there; what was written of it stays.
+    """
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        with io.FileIO(handle, "w") as file, io.BufferedWriter(file) as out:
+            out.write(data)
+    except OSError as err:
+        raise write_error(path, err, len(data)) from None
+
+
+def settle(path: Path) -> tuple[int, str]:
+    """Have the disk take a file that someone wrote; its size and SHA-256.
+
+    Raises
+    ------
+    WriteError
+        The disk could not take it: what failed is known only now.
+    IntegrityError
+        No regular file, or not readable.
+    """
+    with opened(path) as file:
+        try:
+            os.fsync(file.fileno())
+        except OSError as err:
+            raise write_error(path, err, os.fstat(file.fileno()).st_size) from None
+    return hash_file(path)
+
+
+def write_error(path: Path, err: OSError, needed: int = 0) -> WriteError:
+    """What an `OSError` of a write means; `needed` bytes at least, 0 when not known."""
+    if err.errno in _FULL:
+        size = f", at least {needed} bytes needed" if needed else ""
+        return WriteError(
+            f"{path}: disk full{size}{_free(path.parent)}",
+            hint="free space and run the same command again; what is committed is kept",
+        )
+    return WriteError(f"{path}: {err.strerror or err}", hint="check permissions and the file system")
+
+
+def _free(directory: Path) -> str:
+    try:
+        room = os.statvfs(directory)
+    except OSError:
+        return ""
+    return f", {room.f_bavail * room.f_frsize} free"
+
+
+def write_sealed(path: Path, data: bytes | memoryview) -> None:
+    """Replace `path` by a line with the SHA-256 of its name and `data`, and `data`, as `write_atomic` does.
+
+    For what no manifest names, such as the state of an unfinished run.
+    """
+    publish(path, stage_chunks(path.parent, path.name, (_seal(path, data), data), _SEAL + len(data)))
+
+
+def read_sealed(path: Path, limit: int) -> bytes:
+    """What `write_sealed` wrote there under this name.
+
+    Raises
+    ------
+    IntegrityError
+        Missing, damaged, larger than `limit` bytes, or another file under this name.
+    """
+    with opened(path) as file:
+        if os.fstat(file.fileno()).st_size > limit:
+            raise IntegrityError(f"{path}: more than {limit} bytes")
+        seal, data = file.read(_SEAL), file.read()
+    if seal != _seal(path, data):
+        raise IntegrityError(f"{path}: damaged")
+    return data
+
+
+_SEAL = 65
+
+
+def _seal(path: Path, data: bytes | memoryview) -> bytes:
+    digest = hashlib.sha256(path.name.encode() + b"\0")
+    digest.update(data)
+    return digest.hexdigest().encode() + b"\n"
+
+
+def read_whole(path: Path) -> bytes:
+    """The bytes of a regular file; a symbolic link is refused.
+
+    Raises
+    ------
+    IntegrityError
+        Missing, a link, no regular file, or not readable.
+    """
+    with opened(path) as file:
+        return file.read()
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """A file as it was when it was hashed, for readers that cannot decode from bytes in memory.
+
+    The digest is taken before the file is opened and again after it was read; inode, size and times tell of
+    what happened in between. A symbolic link stands for its file.
+    """
+
+    path: Path
+    sha256: str
+    mark: tuple[int, ...]
+
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        """Hash a file.
+
+        Raises
+        ------
+        IntegrityError
+            Missing, no regular file, or not readable.
+        """
+        try:
+            handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            with io.FileIO(handle, "r") as stream:
+                status = os.fstat(handle)
+                if not stat.S_ISREG(status.st_mode):
+                    raise IntegrityError(f"{path}: not a regular file")
+                return cls(path, hashlib.file_digest(stream, "sha256").hexdigest(), _mark(status))
+        except OSError as err:
+            raise IntegrityError(f"{path}: {err.strerror or err}") from None
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.mark[2]
+
+    def check(self, *, rehash: bool = True) -> None:
+        """Compare the file with what it was; without `rehash` only inode, size and times.
+
+        Raises
+        ------
+        IntegrityError
+            It was changed, replaced or removed.
+        """
+        try:
+            same = _mark(self.path.stat()) == self.mark
+        except OSError:
+            same = False
+        if not same or (rehash and Pin.of(self.path) != self):
+            raise IntegrityError(
+                f"{self.path}: changed while it was read", hint="run again when it is at rest"
+            )
+
+
+def _mark(status: os.stat_result) -> tuple[int, ...]:
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def parse_parquet(data: bytes) -> pa.Table:
+    """A table from the bytes of a Parquet file.
+
+    `pyarrow.parquet.read_table` would let a thread of Arrow drop the last hold on `data`: where that comes as
+    late as Python's own end, the process aborts after all is done.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[io.FileIO]:
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with io.FileIO(handle, "r") as file:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise IntegrityError(f"{path}: not a regular file")
+            yield file
+    except OSError as err:
+        what = "is a symbolic link" if err.errno == errno.ELOOP else err.strerror or str(err)
+        raise IntegrityError(f"{path}: {what}") from None
+
+
+def hash_file(path: Path, advance: Callable[[int], None] | None = None) -> tuple[int, str]:
+    """Size and SHA-256 of a file, read in blocks."""
+    digest, size = hashlib.sha256(), 0
+    block = memoryview(bytearray(_BLOCK))
+    with opened(path) as file:
+        while count := file.readinto(block):
+            digest.update(block[:count])
+            size += count
+            if advance is not None:
+                advance(count)
+    return size, digest.hexdigest()
+
+
+def remove_temporaries(directory: Path, start: str = TEMPORARY) -> None:
+    for entry in sorted(os.scandir(directory), key=lambda e: e.name):
+        if entry.name.startswith(start):
+            with suppress(OSError):
+                Path(entry.path).unlink()

@@ -1,0 +1,54 @@
+"""Shards as arrays, held against what the manifest says of all of them."""
+
+from __future__ import annotations
+
+from ripple.errors import IntegrityError
+from ripple.imaging.batch import CutoutBatch, TensorBatch
+from ripple.storage.artefact import Artefact
+from ripple.storage.shard_reader import unpack_cutouts, unpack_tensors
+
+
+def cutouts_of(artefact: Artefact, k: int) -> CutoutBatch:
+    """Shard `k` of cutouts, its bytes and its shape verified.
+
+    Raises
+    ------
+    IntegrityError
+        Not the bytes that were written, or not what the manifest says; see `agreeing`.
+    """
+    return agreeing(artefact, k, unpack_cutouts(artefact.read(k)))
+
+
+def images_of(artefact: Artefact, k: int) -> CutoutBatch | TensorBatch:
+    """Shard `k` of cutouts or tensors, as `cutouts_of`."""
+    if artefact.manifest["kind"] == "cutouts":
+        return cutouts_of(artefact, k)
+    return agreeing(artefact, k, unpack_tensors(artefact.read(k)))
+
+
+def agreeing[B: (CutoutBatch, TensorBatch)](artefact: Artefact, k: int, batch: B) -> B:
+    """`batch`, when rows, bands and size are those that the manifest gives for shard `k`.
+
+    Raises
+    ------
+    IntegrityError
+        Names the shard and the first thing that differs.
+    """
+    said, path = artefact.manifest["attributes"], artefact.shard_path(k)
+    rows, _, height, width = batch.image.shape
+    if rows != artefact.shards[k].rows:
+        raise IntegrityError(f"{path}: {rows} rows, the manifest says {artefact.shards[k].rows}")
+    if list(batch.bands) != said["bands"]:
+        names = [",".join(bands)[:100] for bands in (batch.bands, said["bands"])]
+        raise IntegrityError(f"{path}: bands {names[0]}, the manifest says {names[1]}")
+    if rows == 0:
+        return batch
+    size, margin = said.get("size"), said.get("margin", 0)
+    inner = [height - 2 * margin, width - 2 * margin]
+    if min(inner) < 1:
+        raise IntegrityError(
+            f"{path}: stamps of {width} x {height} px, a margin of {margin} px in the manifest"
+        )
+    if size is not None and inner != (size if isinstance(size, list) else [size, size]):
+        raise IntegrityError(f"{path}: stamps of {width} x {height} px, size {size} in the manifest")
+    return batch

@@ -1,0 +1,376 @@
+"""Writing an artefact: units committed atomically and journalled, the manifest last."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from ripple.config import Config, canonical_json
+from ripple.errors import ConfigError, IntegrityError, WriteError
+from ripple.storage.files import (
+    TEMPORARY,
+    Staged,
+    hash_file,
+    make_directory,
+    publish,
+    read_whole,
+    remove_temporaries,
+    stage,
+    write_atomic,
+    write_error,
+)
+from ripple.storage.law import Law
+from ripple.storage.lock import LOCK, lock, unlock
+from ripple.storage.manifest import (
+    ShardRecord,
+    content_digest,
+    first_difference,
+    identity_of,
+    refuse_other,
+    render,
+    software,
+)
+from ripple.storage.schema import check_layout, is_record
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+from ripple.storage.artefact import Artefact, open_artefact
+from ripple.storage.manifest import INDEX, JOURNAL, MANIFEST, METRICS
+
+#: Keys of a unit's `extra` that differ from run to run: kept in the journal, never in the manifest.
+VOLATILE = ("profile",)
+
+
+# Journal ------------------------------------------------------------
+
+
+def _line(value: Mapping[str, Any]) -> bytes:
+    """A journal line that carries its own checksum: a damaged line is no line."""
+    body = canonical_json(value)
+    return hashlib.sha256(body).hexdigest()[:16].encode() + b" " + body + b"\n"
+
+
+def _parse_journal(data: bytes) -> tuple[dict[str, Any] | None, dict[int, ShardRecord]]:
+    """Header and last record of each unit; torn and damaged lines are skipped."""
+    header: dict[str, Any] | None = None
+    records: dict[int, ShardRecord] = {}
+    for number, line in enumerate(data.split(b"\n")[:-1]):
+        mark, _, body = line.partition(b" ")
+        if hashlib.sha256(body).hexdigest()[:16].encode() != mark:
+            continue
+        value = json.loads(body)
+        if not isinstance(value, dict):
+            continue
+        if number == 0:
+            header = value
+        elif isinstance(unit := value.pop("unit", None), int) and is_record(value):
+            records[unit] = ShardRecord(**value)
+    return (header, records) if header is not None else (None, {})
+
+
+# Writing ------------------------------------------------------------
+
+
+class ArtefactWriter:
+    """The one writer of an unfinished artefact; a context manager made by `create`.
+
+    Leaving the block without `finish` keeps what is committed; the next `create` resumes.
+
+    Attributes
+    ----------
+    directory
+        The artefact.
+    units
+        Number of units that make it whole.
+    """
+
+    def __init__(
+        self, directory: Path, identity: dict[str, Any], units: int, suffix: str, handle: int
+    ) -> None:
+        self.directory, self.units = directory, units
+        self._identity, self._suffix, self._lock = identity, suffix, handle
+        self._records: dict[int, ShardRecord] = {}
+        self._journal = -1
+        self._broken = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the lock."""
+        if self._journal >= 0:
+            os.close(self._journal)
+            self._journal = -1
+        if self._lock >= 0:
+            unlock(self._lock)
+            self._lock = -1
+
+    def name(self, unit: int) -> str:
+        """File name of a unit."""
+        return f"shard-{unit:05d}{self._suffix}"
+
+    def done(self, unit: int) -> ShardRecord | None:
+        """The record of a unit committed by an earlier run whose file still hashes to it, else None."""
+        record = self._records.get(unit)
+        if record is None or record.name != self.name(unit):
+            return None
+        try:
+            found = hash_file(self.directory / record.name)
+        except IntegrityError:
+            found = (-1, "")
+        if found != (record.bytes, record.sha256):
+            del self._records[unit]
+            return None
+        return record
+
+    def record(self, unit: int) -> ShardRecord:
+        """The record of a unit that is committed, by this run or an earlier one."""
+        return self._records[unit]
+
+    def commit(
+        self, unit: int, data: bytes | memoryview | Staged, rows: int, extra: Mapping[str, Any]
+    ) -> ShardRecord:
+        """Publish a unit: the file first, then its journal line.
+
+        Parameters
+        ----------
+        unit
+            0 <= unit < units.
+        data
+            The file's bytes, or what `stage` returned in a worker on this file system.
+        rows
+            Rows in it.
+        extra
+            Facts as JSON values; `extra["profile"]` stays out of the manifest.
+
+        Raises
+        ------
+        WriteError
+            Disk full, no permission, I/O error; the unit does not count.
+        """
+        if self._broken or self._lock < 0 or not 0 <= unit < self.units:
+            raise WriteError(f"{self.directory}: unit {unit} cannot be committed", hint="run again to resume")
+        path = self.directory / self.name(unit)
+        staged = data if isinstance(data, Staged) else stage(self.directory, path.name, data)
+        record = ShardRecord(path.name, rows, staged.bytes, staged.sha256, json.loads(canonical_json(extra)))
+        line = _line({"unit": unit, **asdict(record)})
+        publish(path, staged)
+        self._append(line)
+        self._records[unit] = record
+        return record
+
+    def forget(self) -> None:
+        """Drop what is committed: after a change of the inputs that was noticed too late."""
+        self._broken = True
+        with suppress(OSError):
+            (self.directory / JOURNAL).unlink()
+
+    def _append(self, line: bytes) -> None:
+        # After a failure the end of the journal is unknown: nothing more is committed, a resume rewrites it.
+        self._broken = True
+        try:
+            if os.write(self._journal, line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self._journal)
+        except OSError as err:
+            raise write_error(self.directory / JOURNAL, err, len(line)) from None
+        self._broken = False
+
+    def finish(
+        self,
+        index: pa.Table | Iterable[pa.Table],
+        metrics: Mapping[str, Any],
+        attributes: Mapping[str, Any],
+        *,
+        asked: int | None = None,
+    ) -> None:
+        """Check the conservation law, then write index, metrics and manifest.
+
+        Parameters
+        ----------
+        index
+            One row per target asked for, whole or in parts that need not be in memory together; see
+            `check_law`.
+        metrics
+            Per operation and per reason; not hashed.
+        attributes
+            Facts of the whole, as JSON values; part of the digest.
+        asked
+            Number of targets asked for, when known independently of `index`.
+
+        Raises
+        ------
+        IntegrityError
+            A unit is missing, or the law does not hold; the message names the first row at fault; or
+        attributes that no reader would take.
+        WriteError
+            As in `commit`.
+        """
+        missing = [unit for unit in range(self.units) if unit not in self._records]
+        if missing:
+            raise IntegrityError(f"{self.directory}: unit {missing[0]} is not committed", hint="run again")
+        shards = [self._records[unit] for unit in range(self.units)]
+        law = Law([shard.rows for shard in shards])
+        data = _parquet(index, law)
+        counts = law.counts(asked)
+        write_atomic(self.directory / INDEX, data)
+        write_atomic(self.directory / METRICS, render(_plain(metrics)))
+        manifest: dict[str, Any] = {
+            **self._identity, "suffix": self._suffix, "shards": [_stable(shard) for shard in shards],
+            "index": {"rows": counts["asked"], "bytes": len(data),
+                      "sha256": hashlib.sha256(data).hexdigest()},
+            "counts": counts, "attributes": json.loads(canonical_json(attributes)), "software": software(),
+        }  # fmt: skip
+        manifest["digest"] = content_digest(manifest)
+        check_layout(self.directory / MANIFEST, manifest)
+        self._publish_manifest(render(manifest))
+        _tidy(self.directory)
+
+    def _publish_manifest(self, data: bytes) -> None:
+        try:
+            write_atomic(self.directory / MANIFEST, data)
+        except WriteError:
+            # Renamed, perhaps, but not known to be on disk: a failed fsync must not pass for a commit later.
+            with suppress(OSError):
+                (self.directory / MANIFEST).unlink()
+            raise
+
+
+def _tidy(directory: Path) -> None:
+    """Remove what only an unfinished artefact needs; the lock is held, so no temporary has a writer."""
+    remove_temporaries(directory)
+    with suppress(OSError):
+        (directory / JOURNAL).unlink()
+
+
+def _plain(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON values: text for what JSON does not know, null for numbers that are not finite."""
+    text = json.dumps(metrics, default=str)
+    plain: dict[str, Any] = json.loads(text, parse_constant=lambda _: None)
+    return plain
+
+
+def _stable(shard: ShardRecord) -> dict[str, Any]:
+    record = asdict(shard)
+    record["extra"] = {key: value for key, value in shard.extra.items() if key not in VOLATILE}
+    return record
+
+
+def _parquet(index: pa.Table | Iterable[pa.Table], law: Law) -> memoryview:
+    """The file of an index, whose parts are checked as they pass."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sink = io.BytesIO()
+    out: Any = None
+    for part in [index] if isinstance(index, pa.Table) else index:
+        law.add(part)
+        out = out or pq.ParquetWriter(sink, part.schema, compression="zstd")
+        out.write_table(part.combine_chunks())
+    if out is None:
+        raise IntegrityError("an index without columns")
+    out.close()
+    return sink.getbuffer()
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What `create` returns when the same artefact is there already."""
+
+    artefact: Artefact
+
+
+def create(
+    directory: Path, *, kind: str, config: Config, inputs: Mapping[str, Any], units: int, suffix: str = ".h5"
+) -> ArtefactWriter | Finished:
+    """Begin, resume, or find finished.
+
+    Parameters
+    ----------
+    directory
+        Made when missing.
+    kind
+        `cutouts`, `tensors` or `scores`.
+    config
+        Its `canonical` part must equal that of the run which began the directory.
+    inputs
+        What the bytes depend on besides `config`, as JSON values with digests.
+    units
+        Number of units.
+    suffix
+        Of the shard files.
+
+    Raises
+    ------
+    ConfigError
+        Begun with another config, other inputs or other software; names the first difference.
+    LockedError
+        Another process is writing.
+    WriteError
+        The directory cannot be made or written, or holds something else.
+    """
+    identity = {**identity_of(kind, config, inputs), "units": units}
+    _make_directory(directory)
+    handle = lock(directory)
+    writer: ArtefactWriter | None = None
+    try:
+        if (directory / MANIFEST).is_file():
+            artefact = open_artefact(directory)
+            refuse_other(directory, artefact.manifest, identity)
+            _tidy(directory)  # its writer may have been killed just before it did this
+            return Finished(artefact)
+        writer = ArtefactWriter(directory, identity, units, suffix, handle)
+        _begin(writer, identity)
+        return writer
+    finally:
+        if writer is None or writer._journal < 0:
+            unlock(handle)
+
+
+def is_begun(directory: Path) -> bool:
+    """Whether an artefact was begun here and is not finished."""
+    path = directory / JOURNAL
+    return path.is_file() and _parse_journal(read_whole(path))[0] is not None
+
+
+def _begin(writer: ArtefactWriter, identity: dict[str, Any]) -> None:
+    """Clean up after a killed run, take over its records, and open a clean journal."""
+    directory, path = writer.directory, writer.directory / JOURNAL
+    header, records = _parse_journal(read_whole(path)) if path.exists() else (None, {})
+    if header is not None:
+        refuse_other(directory, header, identity)
+        drift = first_difference(header.get("software"), software(), "software")
+        if drift is not None:
+            hint = "finish it with the versions it was begun with, or remove it"
+            raise ConfigError(f"{directory} was begun with other software: {drift}", hint=hint)
+    known = {unit: record for unit, record in records.items() if record.name == writer.name(unit)}
+    remove_temporaries(directory)
+    lines = [_line({"unit": unit, **asdict(record)}) for unit, record in sorted(known.items())]
+    write_atomic(path, b"".join([_line({**identity, "software": software()}), *lines]))
+    writer._records = known
+    try:
+        writer._journal = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as err:
+        raise write_error(path, err, 0) from None
+
+
+def _make_directory(directory: Path) -> None:
+    make_directory(directory)
+    try:
+        names = {entry.name for entry in os.scandir(directory)}
+    except OSError as err:
+        raise write_error(directory, err, 0) from None
+    ours = {LOCK, JOURNAL, MANIFEST}
+    if names and not names & ours and not all(name.startswith(TEMPORARY) for name in names):
+        raise WriteError(f"{directory} holds files that are not ours", hint="give a new or empty directory")

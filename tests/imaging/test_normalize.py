@@ -1,0 +1,119 @@
+"""Normalisations: undone to 1e-5, colours kept, hot pixels without influence, streaming constants."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stampmaker import SIGMA, make_batch
+
+import ripple
+from ripple.errors import DataError
+from ripple.imaging import normalize
+from ripple.imaging.batch import TensorBatch
+from ripple.stages.preprocess.batch import preprocess_batch
+from ripple.stages.preprocess.config import PreprocessConfig
+
+METHODS = ["asinh", "minmax", "zscore", "log", "sqrt", "percentile", "zscale", "lupton", "none"]
+
+
+def config(**values: object) -> PreprocessConfig:
+    return PreprocessConfig.make({"psf": "none", "registration": False, **values})
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("scope", ["row", "band", "dataset"])
+def test_round_trip(method: str, scope: str) -> None:
+    batch = make_batch(4, "gri", 32)
+    constants = {"offset": {"g": 1.5, "r": -2.0, "i": 0.0}, "scale": {"g": 60.0, "r": 61.0, "i": 70.0}}
+    tensors = preprocess_batch(batch, config(normalize=method, scope=scope), constants)
+    flux = ripple.denormalize(tensors)
+    assert flux.dtype == np.float32
+    np.testing.assert_allclose(flux, batch.image, rtol=1e-5, atol=1e-5 * SIGMA)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(METHODS),
+    st.floats(2**-10, 2**30, width=32),
+    st.floats(2**-10, 2**20, width=32),
+    st.integers(0, 2**31),
+)
+def test_round_trip_at_any_flux(method: str, flux: float, scale: float, seed: int) -> None:
+    x = np.random.default_rng(seed).standard_normal((1, 3, 5, 5)) * flux
+    o, s = np.zeros((1, 3)), np.full((1, 3), scale)
+    if method == "lupton":
+        x = abs(x)  # bands of opposite sign cancel in the intensity
+    y = normalize.transform(x, o, s, method)  # type: ignore[arg-type]
+    np.testing.assert_allclose(normalize.invert(y, o, s, method), x, rtol=1e-7)  # type: ignore[arg-type]
+
+
+def test_colours_survive() -> None:
+    """Equal fluxes in two bands give equal tensors whatever the noise of the bands; `band` breaks this."""
+    batch = make_batch(3, "gr", 32)
+    batch.image[:, 1] = batch.image[:, 0] * 2
+    batch.variance[:, 1] = batch.variance[:, 0] * 4
+    batch.mask[:, 1] = batch.mask[:, 0]
+    for method in ("asinh", "zscore", "minmax"):
+        shared = preprocess_batch(batch, config(normalize=method), {})
+        ratio = ripple.denormalize(shared)
+        np.testing.assert_allclose(ratio[:, 1], 2 * ratio[:, 0], rtol=1e-4, atol=1e-3)
+        assert np.ptp(shared.catalog["norm_scale"]) >= 0
+        each = preprocess_batch(batch, config(normalize=method, scope="band"), {})
+        assert np.abs(each.image[:, 0] - each.image[:, 1]).max() < 1e-3  # the colour is gone
+        assert np.abs(shared.image[:, 0] - shared.image[:, 1]).max() > 0.3
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_hot_pixels_change_nothing(method: str) -> None:
+    batch = make_batch(2, "gr", 48, seed=1)
+    before = preprocess_batch(batch, config(normalize=method), {})
+    bad = batch.bits("SAT")
+    for row, band, y, x in ((0, 0, 3, 4), (0, 1, 40, 40), (1, 0, 9, 30)):
+        batch.image[row, band, y, x] = 1e9
+        batch.mask[row, band, y, x] |= bad
+    after = preprocess_batch(batch, config(normalize=method), {})
+    for name in ("norm_offset", "norm_scale"):
+        np.testing.assert_allclose(after.catalog[name], before.catalog[name], rtol=0.02, atol=0.3)
+    assert np.abs(after.image).max() < 1.2 * np.abs(before.image).max()
+
+
+def test_noise_sets_the_softening() -> None:
+    tensors = preprocess_batch(make_batch(20, "gri", 64), config(softening=2.0), {})
+    np.testing.assert_allclose(tensors.catalog["norm_scale"], 2 * SIGMA, rtol=0.1)
+
+
+def test_streaming_equals_whole() -> None:
+    batch = make_batch(12, "gr", 32)
+    good = np.ones(batch.image.shape, bool)
+    stats = normalize.statistics(batch.image, good, np.full((12, 2), SIGMA, np.float32))
+    whole = normalize.Accumulator(("g", "r"))
+    whole.add(stats)
+    parts = normalize.Accumulator(("g", "r"))
+    for rows in (slice(0, 5), slice(5, 6), slice(6, 12)):
+        fields = {k: getattr(stats, k)[rows] for k in stats.__slots__}
+        parts.add(normalize.Statistics(**fields))
+    for method in METHODS:
+        assert whole.constants(method, 3.0) == parts.constants(method, 3.0)  # type: ignore[arg-type]
+    assert whole.constants("minmax", 3.0)["scale"]["g"] == pytest.approx(np.ptp(batch.image[:, 0]))
+    with pytest.raises(DataError, match="scope"):
+        normalize.Accumulator(("g",)).constants("asinh", 3.0)
+
+
+def test_denormalize_refuses_what_it_does_not_know() -> None:
+    image = np.zeros((1, 1, 2, 2), np.float32)
+    with pytest.raises(DataError, match="normalisation"):
+        ripple.denormalize(TensorBatch(("g",), image, image.astype("u1"), {}, 0.2, 1.0, {"method": "magic"}))
+    with pytest.raises(DataError, match="offset"):
+        ripple.denormalize(TensorBatch(("g",), image, image.astype("u1"), {}, 0.2, 1.0, {"method": "asinh"}))
+
+
+def test_numpy_and_torch_agree() -> None:
+    torch = pytest.importorskip("torch")
+    x = np.random.default_rng(0).standard_normal((3, 2, 9, 9)).astype(np.float32) * 100
+    o, s = np.full((3, 2), 3, np.float32), np.full((3, 2), 7, np.float32)
+    for method in METHODS:
+        here = normalize.transform(x, o, s, method)  # type: ignore[arg-type]
+        there = normalize.transform(*(torch.from_numpy(a) for a in (x, o, s)), method)  # type: ignore[arg-type]
+        np.testing.assert_allclose(here, there.numpy(), rtol=1e-5, atol=1e-5)

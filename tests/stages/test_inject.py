@@ -1,0 +1,212 @@
+"""Lensed sources painted into cutouts: flux, PSF, noise, labels, and the artefact around them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from ripple.cli import run
+from ripple.errors import ConfigError
+from ripple.imaging.batch import MASK_PLANES, CutoutBatch
+from ripple.imaging.simulation.lensing import Deflector
+from ripple.imaging.simulation.observing import BANDS, moffat, noise_sigma
+from ripple.imaging.simulation.profiles import Lensed, Sersic
+from ripple.stages.inject.config import InjectConfig
+from ripple.stages.inject.inject import draw_lensed, inject, inject_batch, light_shape, render
+
+BAND_NAMES = ("g", "r", "i")
+
+
+def make_batch(n: int = 24, size: int = 64, *, sky: bool = True) -> CutoutBatch:
+    """Blank sky (or nothing at all) with the PSFs and depths of the survey."""
+    rng = np.random.default_rng(4)
+    sigma = np.array([noise_sigma(b) for b in BAND_NAMES])[None, :, None, None]
+    shape = (n, 3, size, size)
+    image = (sigma * rng.standard_normal(shape) if sky else np.zeros(shape)).astype(np.float32)
+    psf = np.stack([moffat(41, BANDS[b].fwhm / 0.2, 0.0, 0.0) for b in BAND_NAMES]).astype(np.float32)
+    catalog: dict[str, np.ndarray[Any, Any]] = {
+        "index": np.arange(n, dtype=np.int64), "id": np.arange(n), "ra": np.zeros(n), "dec": np.zeros(n),
+        **{name: rng.uniform(-0.5, 0.5, n).astype(np.float32) for name in ("dx", "dy")},
+    }  # fmt: skip
+    variance = np.broadcast_to(sigma**2, shape).astype(np.float32)
+    return CutoutBatch(
+        BAND_NAMES, image, variance, np.zeros(shape, np.uint32),
+        MASK_PLANES, psf, np.tile(np.arange(3, dtype=np.int32), (n, 1)), catalog,
+    )  # fmt: skip
+
+
+def test_flux_is_conserved() -> None:
+    """What the PSF spreads is neither lost nor gained: the sum is the magnification."""
+    batch = make_batch(1)
+    lensed = Lensed(Deflector(5.0, 0.8, 0.3), Sersic(1.0, 1.2, 0.7, 0.2, 1.0, 0.4), 0.2, 0.3, 0.1)
+    seen, magnification = render(lensed, batch, 0)
+    np.testing.assert_allclose(seen.sum(axis=(1, 2)), magnification, rtol=2e-3)
+    assert magnification > 2.0
+
+
+def test_without_a_deflector_the_source_is_itself() -> None:
+    lensed = Lensed(Deflector(1e-6, 0.8, 0.3), Sersic(1.0, 2.0, 0.7, 0.2), 0.0, 0.0, 0.0)
+    batch = make_batch(1)
+    seen, magnification = render(lensed, batch, 0)
+    assert magnification == pytest.approx(1.0, rel=5e-3)
+    y, x = np.mgrid[:64, :64]
+    for plane in seen:
+        centre = [(plane * a).sum() / plane.sum() - 32 for a in (x, y)]
+        np.testing.assert_allclose(centre, [batch.catalog["dx"][0], batch.catalog["dy"][0]], atol=0.02)
+
+
+def test_the_wider_psf_gives_the_wider_arc() -> None:
+    batch = make_batch(1)
+    seen, _ = render(Lensed(Deflector(5.0, 0.8, 0.3), Sersic(1.0, 1.0), 0.0, 0.0, 0.0), batch, 0)
+    peaks = seen.max(axis=(1, 2))
+    assert peaks[0] < peaks[1] < peaks[2]  # g has the widest PSF
+
+
+def test_einstein_ring_lies_at_the_einstein_radius() -> None:
+    batch = make_batch(1)
+    batch.catalog["dx"][:] = batch.catalog["dy"][:] = 0.0
+    seen, _ = render(Lensed(Deflector(8.0, 1.0, 0.0), Sersic(1.0, 1.0), 0.0, 0.0, 0.0), batch, 0)
+    y, x = np.mgrid[:64, :64] - 32
+    radius = np.hypot(x, y)
+    profile = [seen[2][(radius >= r - 0.5) & (radius < r + 0.5)].mean() for r in range(3, 14)]
+    assert abs(int(np.argmax(profile)) + 3 - 8) <= 1
+
+
+def test_magnitudes_say_what_was_painted() -> None:
+    config = InjectConfig(fraction=1.0, theta_max=1.2)
+    batch = make_batch(12, sky=False)
+    out = inject_batch(batch, config)
+    assert out.catalog["injected"].all()
+    for b, band in enumerate(BAND_NAMES):
+        measured = out.image[:, b].sum(axis=(1, 2))
+        expected = 10 ** (0.4 * (31.4 - out.catalog[f"arc_mag_{band}"]))
+        photons = np.sqrt((out.variance[:, b] - batch.variance[:, b]).sum(axis=(1, 2)))
+        assert (np.abs(measured - expected) < 4 * photons + 1e-3 * expected).all()
+    brighter = out.catalog["source_mag"] - out.catalog["arc_mag_i"]
+    np.testing.assert_allclose(brighter, 2.5 * np.log10(out.catalog["magnification"]), atol=0.02)
+
+
+def test_photon_noise_matches_the_variance_it_adds() -> None:
+    batch = make_batch(1, sky=False)
+    config = InjectConfig(fraction=1.0, source_bright=20.0, source_faint=20.0)
+    base = inject_batch(batch, config)
+    added = base.variance[0] - batch.variance[0]
+    # The same arcs without noise, by the ratio of variance to flux.
+    gain = np.array([BANDS[b].njy_per_electron for b in BAND_NAMES])[:, None, None]
+    bright = added > 0.05 * added.max(axis=(1, 2), keepdims=True)
+    pull = ((base.image[0] - added / gain) / np.sqrt(np.where(added > 0, added, 1)))[bright]
+    assert abs(pull.std() - 1.0) < 4.0 / np.sqrt(2 * len(pull)) + 0.02
+    assert abs(pull.mean()) < 4.0 / np.sqrt(len(pull))
+
+
+def test_pixels_without_data_stay_without_data() -> None:
+    batch = make_batch(4)
+    batch.image[:, 0, :20] = np.nan
+    batch.variance[:, 0, :20] = np.nan
+    batch.variance[:, 1, :, :20] = np.inf
+    batch.image[:, 1, :, :20] = 0.0
+    out = inject_batch(batch, InjectConfig(fraction=1.0))
+    assert np.isnan(out.image[:, 0, :20]).all()
+    assert (out.image[:, 1, :, :20] == 0).all()
+    assert np.isinf(out.variance[:, 1, :, :20]).all()
+    np.testing.assert_array_equal(out.mask, batch.mask)
+    assert np.isfinite(out.catalog["arc_snr"]).all()
+
+
+def test_rows_without_psf_are_not_chosen() -> None:
+    batch = make_batch(6)
+    batch.psf_index[:3, 1] = -1
+    # Row 5 lacks the band altogether: no PSF is needed there.
+    batch.psf_index[5, 0] = -1
+    batch.image[5, 0] = batch.variance[5, 0] = np.nan
+    out = inject_batch(batch, InjectConfig(fraction=1.0))
+    np.testing.assert_array_equal(out.catalog["injected"], [0, 0, 0, 1, 1, 1])
+    np.testing.assert_array_equal(out.image[:3], batch.image[:3])
+    assert np.isnan(out.catalog["arc_mag_g"][5])
+
+
+def test_a_row_gets_the_same_source_in_any_company() -> None:
+    batch = make_batch(10)
+    whole = inject_batch(batch, InjectConfig(fraction=0.5))
+    assert 0 < whole.catalog["injected"].sum() < 10
+    k = np.array([7, 2])
+    np.testing.assert_array_equal(
+        inject_batch(batch.take(k), InjectConfig(fraction=0.5)).image, whole.image[k]
+    )
+
+
+def test_labels() -> None:
+    batch = make_batch(10)
+    known = np.array([-1, 0, 1, 0, -1, 1, 0, 0, -1, 0])
+    out = inject_batch(replace(batch, catalog={**batch.catalog, "label": known}), InjectConfig(fraction=0.5))
+    chosen = out.catalog["injected"] == 1
+    assert (out.catalog["label"][chosen] == 1).all()
+    np.testing.assert_array_equal(out.catalog["label"][~chosen], known[~chosen])
+    assert np.isnan(out.catalog["theta_E"][~chosen]).all()
+
+
+def test_mass_follows_light() -> None:
+    y, x = np.mgrid[:64, :64] - 32.0
+    angle = 0.7
+    u, v = np.cos(angle) * x + np.sin(angle) * y, -np.sin(angle) * x + np.cos(angle) * y
+    image = np.exp(-0.5 * ((u / 3) ** 2 + (v / 1.5) ** 2))[None].astype(np.float32)
+    q, found = light_shape(image, {"dx": np.zeros(1), "dy": np.zeros(1)}, 0)
+    assert found == pytest.approx(angle, abs=0.02)
+    assert 0.5 <= q < 0.8
+    assert light_shape(np.full((1, 8, 8), np.nan, np.float32), {"dx": np.zeros(1), "dy": np.zeros(1)}, 0) == (
+        1.0,
+        0.0,
+    )
+
+
+def test_sources_are_imaged_more_than_once() -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(50):
+        lensed = draw_lensed(rng, 6.0, 0.8, 0.3, 0.2)
+        assert np.hypot(lensed.source.dx, lensed.source.dy) < 0.85 * 6.0
+
+
+@pytest.fixture(scope="module")
+def cutouts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small simulated survey, fetched."""
+    root = tmp_path_factory.mktemp("inject")
+    sky, out = str(root / "sky"), str(root / "cutouts")
+    small = ["--patches", "1", "--bands", "gr", "--targets", "9", "--workers", "0"]
+    assert run(["simulate", sky, *small]) == 0
+    fetch = ["--repo", f"{sky}/repo", "--collections", "mini", "--targets", f"{sky}/truth.parquet"]
+    assert run(["fetch", *fetch, "--bands", "gr", "--size", "64", "--workers", "0", "-o", out]) == 0
+    return Path(out)
+
+
+def test_artefact(cutouts: Path, tmp_path: Path) -> None:
+    config = InjectConfig(cutouts=str(cutouts), output=str(tmp_path / "a"), fraction=0.6, workers=0)
+    summary = inject(config)
+    assert summary.facts["injected"] > 0
+    before, after = (pq.read_table(d / "index.parquet") for d in (cutouts, tmp_path / "a"))
+    assert before["id"].to_pylist() == after["id"].to_pylist()
+    assert before["status"].to_pylist() == after["status"].to_pylist()
+    injected = after["injected"].to_numpy() == 1
+    assert (after["label"].to_numpy()[injected] == 1).all()
+    assert injected.sum() == summary.facts["injected"]
+    assert inject(config).done_before
+    assert run(["verify", str(tmp_path / "a")]) == 0
+    with pytest.raises(ConfigError, match="fraction"):
+        inject(config.model_copy(update={"fraction": 0.2}))
+
+
+def test_same_bytes_twice(cutouts: Path, tmp_path: Path) -> None:
+    for name, workers in (("a", 0), ("b", 1)):
+        inject(InjectConfig(cutouts=str(cutouts), output=str(tmp_path / name), workers=workers))
+    for file in ("shard-00000.h5", "index.parquet", "manifest.json"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_bad_options(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["inject", "-o", str(tmp_path / "x")]) == 2
+    assert run(["inject", "x", "-o", "y", "--theta-min", "3", "--theta-max", "1"]) == 2
+    assert "theta_min" in capfd.readouterr().err

@@ -1,0 +1,121 @@
+"""The chain from one file: done once, left alone when done, redone from where it was broken."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from ripple.cli import run
+from ripple.errors import ConfigError
+from ripple.stages.formats.config import ImportConfig
+from ripple.stages.formats.import_cutouts import import_stamps
+from ripple.stages.run import CHAIN, run_chain
+
+TINY = """
+simulate: {patches: 2, targets: 36, bands: [g, r, i], seed: 5, lens_fraction: 0.4}
+fetch:
+  targets: "{output}/sky/truth.parquet"
+  label_column: label
+  bands: [g, r, i]
+  size: 32
+  margin: 8
+  workers: 1
+preprocess: {psf: match}
+train: {epochs: 2, width: 4, draws: 50, patience: 2, nside: 8192, fractions: [0.4, 0.3, 0.3]}
+score: {evaluate: true, draws: 50}
+report:
+"""
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    directory = tmp_path_factory.mktemp("chain")
+    config, out = directory / "tiny.yaml", directory / "out"
+    config.write_text(TINY)
+    outcome = run_chain(config, {"output": str(out)})
+    assert [s.verb for s in outcome.summaries] == list(CHAIN)
+    assert not any(s.done_before for s in outcome.summaries)
+    return config, out
+
+
+def test_sky_becomes_ranked_candidates(chain: tuple[Path, Path]) -> None:
+    _, out = chain
+    index = pq.read_table(out / "cutouts" / "index.parquet")
+    scores = pq.read_table(out / "scores" / "scores.parquet")
+    assert index.num_rows == 72
+    assert 0 < scores.num_rows <= 72
+    assert sorted(scores["rank"].to_pylist()) == list(range(1, scores.num_rows + 1))
+    assert set(scores["id"].to_pylist()) <= set(index["id"].to_pylist())
+    page = (out / "report" / "index.html").read_text()
+    assert "Content-Security-Policy" in page
+    assert json.loads((out / "model" / "model.json").read_text())["contract"]["bands"] == ["g", "r", "i"]
+
+
+def test_running_again_does_nothing_and_says_so(chain: tuple[Path, Path]) -> None:
+    config, out = chain
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file() and p.name != ".lock"}
+    outcome = run_chain(config, {"output": str(out)})
+    assert outcome.done_before
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file() and p.name != ".lock"} == before
+
+
+def test_a_deleted_stage_is_redone_and_those_after_it_if_it_has_changed(
+    chain: tuple[Path, Path], tmp_path: Path
+) -> None:
+    config, out = chain
+    scores = (out / "scores" / "scores.parquet").read_bytes()
+    for softening, later in ((None, True), (2.5, False), (None, False)):
+        sections = yaml.safe_load(config.read_text())
+        if softening is not None:
+            sections["preprocess"] = (sections["preprocess"] or {}) | {"softening": softening}
+        (tmp_path / "chain.yaml").write_text(yaml.safe_dump(sections))
+        shutil.rmtree(out / "tensors")
+        outcome = run_chain(tmp_path / "chain.yaml", {"output": str(out)})
+        assert [s.done_before for s in outcome.summaries] == [True, True, False, later, later, later]
+        assert ((out / "scores" / "scores.parquet").read_bytes() == scores) == (softening is None)
+
+
+@pytest.mark.parametrize("text", ["run: [a]", "run: 5", "run: word"])
+def test_a_section_run_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="'run' must be a mapping"):
+        run_chain(path, {"output": str(tmp_path / "out")})
+
+
+def test_the_deeplense_protocol_runs_on_a_small_tree(tmp_path: Path) -> None:
+    """`configs/deeplense-test2.yaml` as it stands, but for the size of the network and of the training."""
+    rng, counts = np.random.default_rng(0), {"train_lenses": 20, "train_nonlenses": 60}
+    for folder, count in (counts | {"test_lenses": 6, "test_nonlenses": 30}).items():
+        (tmp_path / "data" / folder).mkdir(parents=True)
+        for k in range(count):
+            image = rng.normal(size=(3, 32, 32)) + (2 if "_lenses" in folder else 0)
+            np.save(tmp_path / "data" / folder / f"{k}.npy", image)
+    out = tmp_path / "out"
+    source = {"source": tmp_path / "data", "output": out / "tensors", "format": "deeplense"}
+    import_stamps(ImportConfig.make(source))
+    sections = yaml.safe_load((Path(__file__).parents[2] / "configs" / "deeplense-test2.yaml").read_text())
+    sections["train"] |= {"network": "d4cnn", "width": 2, "epochs": 2, "seeds": 1, "draws": 20, "lr": 0.01}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(sections))
+    run_chain(tmp_path / "small.yaml", {"output": str(out)})
+    contract = json.loads((out / "model" / "model.json").read_text())["contract"]
+    rows = contract["training"]["rows"]
+    assert rows["test"] == {"0": 30, "1": 6}
+    assert rows["train"]["1"] + rows["validation"]["1"] == 20
+    assert rows["train"]["0"] + rows["validation"]["0"] == 60
+    scores = pq.read_table(out / "scores" / "scores.parquet")
+    names = scores["split"].to_pylist()
+    assert names.count("test") == 36
+    assert names.count("validation") == sum(rows["validation"].values()) > 4
+    evaluation = json.loads((out / "scores" / "evaluation.json").read_text())["evaluation"]
+    assert (evaluation["lenses"], evaluation["nonlenses"]) == (6, 30)
+    assert run(["report", str(out / "scores"), "-o", str(out / "report")]) == 0
+    assert "Shortcut gates" in (out / "report" / "index.html").read_text()
+    for name in ("tensors", "model", "scores", "report"):
+        assert run(["verify", str(out / name)]) == 0
