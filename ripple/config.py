@@ -72,6 +72,9 @@ def _is_neutral(extra: Any) -> bool:
 def _explain(cls: type[Config], error: Any) -> str:
     key = ".".join(str(part) for part in error["loc"]) or "value"
     if error["type"] == "extra_forbidden":
+        for name in error["loc"][:-1]:  # the mapping in which the key stands
+            inner = cls.model_fields[name].annotation if name in cls.model_fields else None
+            cls = inner if isinstance(inner, type) and issubclass(inner, Config) else cls
         return f"unknown key {key!r}" + suggest(str(error["loc"][-1]), list(cls.model_fields))
     if error["type"] == "missing":
         return f"{key!r} is required"

@@ -15,9 +15,13 @@ from pathlib import Path
 from typing import Any, Literal, Union
 
 import click
+import yaml
 
 from ripple.config import Config, load_yaml, suggest
 from ripple.errors import ConfigError
+
+#: Arguments of a command that are no fields of its model.
+_OWN = ("config_file", "settings")
 
 
 def config_options(
@@ -40,14 +44,15 @@ def config_options(
         @functools.wraps(function)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             given = {k: v for k, v in kwargs.items() if k in model.model_fields and not _absent(v)}
-            rest = {k: v for k, v in kwargs.items() if k not in model.model_fields and k != "config_file"}
-            config = model.make({**section(kwargs.get("config_file"), model.verb), **_listed(model, given)})
+            rest = {k: v for k, v in kwargs.items() if k not in model.model_fields and k not in _OWN}
+            values = {**section(kwargs.get("config_file"), model.verb), **_listed(model, given)}
+            config = model.make(_with_settings(values, kwargs.get("settings") or (), model))
             return function(*args, config=config, **rest)
 
         wrapped: Callable[..., Any] = wrapper
         for name, info in reversed(model.model_fields.items()):
-            if typing.get_origin(_strip_none(info.annotation)) is dict:
-                continue  # nested settings live in the YAML only
+            if _is_mapping(info.annotation):
+                continue  # mappings are for the YAML, and single keys of them for --set
             if name in arguments:
                 nargs = -1 if _is_tuple(info.annotation) else 1
                 wrapped = click.argument(name, nargs=nargs, required=False, metavar=name.upper())(wrapped)
@@ -65,6 +70,11 @@ def config_options(
                 wrapped = click.option(*decls, flag, name, default=None, type=_click_type(kind), help=shown)(
                     wrapped
                 )
+        if mappings := [name for name, info in model.model_fields.items() if _is_mapping(info.annotation)]:
+            wrapped = click.option(
+                "--set", "settings", multiple=True, metavar="KEY=VALUE",
+                help=f"One key of a mapping of the YAML, as in {mappings[-1]}.KEY=VALUE; may be repeated.",
+            )(wrapped)  # fmt: skip
         return click.option(
             "-c",
             "--config",
@@ -111,6 +121,31 @@ def _strip_none(annotation: Any) -> Any:
     if typing.get_origin(annotation) is typing.Annotated:
         return _strip_none(typing.get_args(annotation)[0])
     return annotation
+
+
+def _is_mapping(annotation: Any) -> bool:
+    kind = _strip_none(annotation)
+    return typing.get_origin(kind) is dict or (isinstance(kind, type) and issubclass(kind, Config))
+
+
+def _with_settings(values: dict[str, Any], settings: tuple[str, ...], model: type[Config]) -> dict[str, Any]:
+    """`values` with the keys that `--set MAPPING.KEY=VALUE` gives."""
+    out = dict(values)
+    for setting in settings:
+        place, equals, text = setting.partition("=")
+        name, dot, key = place.partition(".")
+        fields = model.model_fields
+        if not (equals and dot and key and name in fields and _is_mapping(fields[name].annotation)):
+            known = [field for field, info in fields.items() if _is_mapping(info.annotation)]
+            raise ConfigError(f"--set {setting!r}", hint=f"as in {known[0]}.KEY=VALUE")
+        inner = out.get(name) or {}
+        if not isinstance(inner, dict):
+            raise ConfigError(f"{model.verb}: {name!r} must be a mapping")
+        try:
+            out[name] = {**inner, key: yaml.safe_load(text)}
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {setting!r}: the value is not valid YAML") from None
+    return out
 
 
 def _is_tuple(annotation: Any) -> bool:

@@ -81,6 +81,14 @@ class CutoutBatch:
         value = sum(1 << k for k, plane in enumerate(self.mask_planes) if plane in names)
         return np.uint32(value)
 
+    @property
+    def table(self) -> CutoutTable:
+        """All but the planes."""
+        return CutoutTable(
+            self.bands, self.mask_planes, self.psf, self.psf_index, self.psf_cells, self.catalog, self.wcs,
+            self.pixel_scale,
+        )  # fmt: skip
+
     def take(self, rows: NDArray[np.integer] | slice) -> CutoutBatch:
         """Some rows, in the order given; views where `rows` is a slice."""
         numbers = np.arange(len(self))[rows]
@@ -94,6 +102,23 @@ class CutoutBatch:
             psf_index=self.psf_index[rows], psf_cells=parts,
             catalog={name: values[rows] for name, values in self.catalog.items()},
         )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class CutoutTable:
+    """N cutouts without their planes; parameters as for `CutoutBatch`."""
+
+    bands: tuple[str, ...]
+    mask_planes: tuple[str, ...]
+    psf: NDArray[np.float32]
+    psf_index: NDArray[np.int32]
+    psf_cells: NDArray[np.int32]
+    catalog: dict[str, NDArray[np.generic]]
+    wcs: dict[int, Tan]
+    pixel_scale: float
+
+    def __len__(self) -> int:
+        return len(self.psf_index)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from cachetools import LRUCache
 from numpy.typing import NDArray
 
+from ripple.rubin.coadd import Coadd
+from ripple.rubin.open import open_dataset
+from ripple.rubin.repository import Dataset
+from ripple.sky.geometry import Box
+
 Array = NDArray[Any]
+
+#: Files kept open with their headers and PSFs.
+OPEN_FILES = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +62,18 @@ class CacheCounts:
     bytes: int
 
 
-class PlaneCache:
-    """Thread-safe cache of decoded planes with a budget of bytes.
+class _Planes(LRUCache[PlaneKey, Array]):
+    evictions = 0
 
-    Planes are handed out read-only. Two threads that want the same absent plane decode it once: the second
-    waits. A plane larger than the budget is handed out and not kept.
+    def popitem(self) -> tuple[PlaneKey, Array]:
+        self.evictions += 1
+        return super().popitem()
+
+
+class PlaneCache:
+    """Cache of decoded planes with a budget of bytes; threads take turns, so a plane is decoded once.
+
+    Planes are handed out read-only. A plane larger than the budget is handed out and not kept.
 
     Parameters
     ----------
@@ -68,81 +82,73 @@ class PlaneCache:
     """
 
     def __init__(self, budget: int) -> None:
-        self.budget = budget
-        self._planes: OrderedDict[PlaneKey, Array] = OrderedDict()
-        self._pending: dict[PlaneKey, Future[Array]] = {}
-        self._bytes = self._hits = self._misses = self._evictions = 0
-        self._lock = threading.Lock()
+        self._planes = _Planes(budget, getsizeof=_held)
+        self._hits = self._misses = 0
+        self._lock = threading.RLock()
 
     def get(self, key: PlaneKey, decode: Callable[[], Array]) -> Array:
-        """The plane, decoded if it is not there.
-
-        Parameters
-        ----------
-        key
-            Which plane.
-        decode
-            Makes it; its errors are raised to everyone who waits for this plane, and nothing is kept.
-
-        Returns
-        -------
-        plane
-            Read-only array.
-        """
+        """The plane, read-only; `decode` makes it when it is not there."""
         with self._lock:
-            if key in self._planes:
-                self._planes.move_to_end(key)
+            if (known := self._planes.get(key)) is not None:
                 self._hits += 1
-                return self._planes[key]
-            waiting = self._pending.get(key)
-            if waiting is None:
-                self._misses += 1
-                self._pending[key] = mine = Future[Array]()
-            else:
-                self._hits += 1
-        if waiting is not None:
-            return waiting.result()
-        return self._decode(key, decode, mine)
+                return known
+            self._misses += 1
+            plane = np.asarray(decode()).view()
+            plane.flags.writeable = False
+            if _held(plane) <= self._planes.maxsize:
+                self._planes[key] = plane
+            return plane
 
     def counts(self) -> CacheCounts:
         """What the cache did so far."""
         with self._lock:
-            return CacheCounts(self._hits, self._misses, self._evictions, len(self._planes), self._bytes)
-
-    def clear(self) -> None:
-        """Forget all planes; the counts of hits, misses and evictions go on."""
-        with self._lock:
-            self._planes.clear()
-            self._bytes = 0
-
-    def _decode(self, key: PlaneKey, decode: Callable[[], Array], mine: Future[Array]) -> Array:
-        try:
-            plane = np.asarray(decode()).view()
-        except BaseException as error:
-            with self._lock:
-                del self._pending[key]
-            mine.set_exception(error)
-            raise
-        plane.flags.writeable = False
-        with self._lock:
-            del self._pending[key]
-            self._keep(key, plane)
-        mine.set_result(plane)
-        return plane
-
-    def _keep(self, key: PlaneKey, plane: Array) -> None:
-        size = _held(plane)
-        if size > self.budget:
-            return
-        while self._bytes + size > self.budget:
-            _, dropped = self._planes.popitem(last=False)
-            self._bytes -= _held(dropped)
-            self._evictions += 1
-        self._planes[key] = plane
-        self._bytes += size
+            held = int(self._planes.currsize)
+            return CacheCounts(self._hits, self._misses, self._planes.evictions, len(self._planes), held)
 
 
 def _held(plane: Array) -> int:
     """Bytes that stay in memory with an array: those of the array that it is a view of."""
     base = plane.base
     return base.nbytes if isinstance(base, np.ndarray) else plane.nbytes
+
+
+class CachedFiles:
+    """The files of a repository, their planes answered from a cache.
+
+    Parameters
+    ----------
+    repo
+        Butler repository.
+    cache
+        Where decoded planes are kept.
+    """
+
+    def __init__(self, repo: str, cache: PlaneCache) -> None:
+        self._repo, self._cache = repo, cache
+        self._open: LRUCache[str, Coadd] = LRUCache(OPEN_FILES)
+
+    def open(self, dataset: Dataset, *, sparse: bool) -> Coadd:
+        """The open file; errors as for `open_dataset`."""
+        del sparse  # a file is opened for its ranges, and a plane that is asked for is kept whole
+        coadd = self._open.get(dataset.uuid)
+        if coadd is None:
+            coadd = self._cached(open_dataset(dataset, True, repo=self._repo), dataset.uuid)
+            self._open[dataset.uuid] = coadd
+        return coadd
+
+    def _cached(self, coadd: Coadd, uuid: str) -> Coadd:
+        def through(name: str, read: Callable[[Box], Array]) -> Callable[[Box], Array]:
+            key = PlaneKey(self._repo, uuid, name)
+
+            def piece(box: Box) -> Array:
+                plane = self._cache.get(key, lambda: read(coadd.box))
+                return plane[coadd.box.slices(box)]
+
+            return piece
+
+        return replace(
+            coadd,
+            read_image=through("image", coadd.read_image),
+            read_variance=through("variance", coadd.read_variance),
+            read_mask=through("mask", coadd.read_mask),
+        )

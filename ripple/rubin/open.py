@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
 from ripple.errors import UnreadableError
@@ -16,6 +19,48 @@ from ripple.rubin.formats.exposure import open_exposure
 from ripple.rubin.formats.fits import Ranges, check_signature, read_hdu, walk
 from ripple.rubin.remote import open_remote, read_remote
 from ripple.rubin.repository import Dataset, label
+from ripple.runtime.profile import Profile
+
+
+class CoaddFiles(Protocol):
+    """Where the coadds of a repository are opened."""
+
+    def open(self, dataset: Dataset, *, sparse: bool) -> Coadd:
+        """Open a dataset, whole or for a few boxes; errors as for `open_dataset`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryFiles:
+    """Files opened afresh; those that are read whole are hashed by another thread meanwhile.
+
+    Parameters
+    ----------
+    repo
+        Butler repository, as in `open_dataset`.
+    beside
+        Where to hash; None hashes when the digest is asked for.
+    profile
+        Gets what hashing costs.
+    """
+
+    repo: str
+    beside: Executor | None = None
+    profile: Profile = field(default_factory=Profile)
+
+    def open(self, dataset: Dataset, *, sparse: bool) -> Coadd:
+        """Open a dataset; errors as for `open_dataset`."""
+        coadd = open_dataset(dataset, sparse, repo=self.repo)
+
+        def digest() -> str:
+            with self.profile.time("digest"):
+                found = coadd.digest
+            self.profile.count("digest", bytes=coadd.bytes_read())
+            return found
+
+        if sparse or self.beside is None:
+            return replace(coadd, read_digest=digest)
+        return replace(coadd, read_digest=self.beside.submit(digest).result)
 
 
 def open_dataset(dataset: Dataset, sparse: bool, *, repo: str) -> Coadd:

@@ -58,7 +58,7 @@ class RunConfig(Config):
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ChainResult:
     """What the chain did: a summary per stage, in order; `spent`: seconds of verbs, also of old runs."""
 
     summaries: tuple[Summary, ...]
@@ -74,7 +74,7 @@ class Outcome:
 
 def run_chain(
     path: Path, overrides: dict[str, Any], announce: Callable[[str], None] = lambda _: None
-) -> Outcome:
+) -> ChainResult:
     """Run the stages that the file has sections for.
 
     Parameters
@@ -118,7 +118,7 @@ def run_chain(
         announce(f"{name} -> {out / CHAIN[name]}")
         summaries.append(_made(name, options[name], out / CHAIN[name]))
     spent = _remember(out, memory, summaries)
-    return Outcome(tuple(summaries), out, time.perf_counter() - start, spent)
+    return ChainResult(tuple(summaries), out, time.perf_counter() - start, spent)
 
 
 def _options(name: str, section: Any, config: RunConfig, names: list[str]) -> dict[str, Any]:
@@ -245,7 +245,7 @@ def _remember(out: Path, memory: dict[str, dict[str, Any]], summaries: list[Summ
     return {verb: float(stage["seconds"]) for verb, stage in both.items()}
 
 
-def print_outcome(outcome: Outcome) -> None:
+def print_outcome(outcome: ChainResult) -> None:
     """The closing screen: a line per stage, then what matters of each."""
     from rich.console import Console
     from rich.table import Table

@@ -6,8 +6,7 @@ A `Survey` answers repeated questions from decoded planes that it keeps; `ripple
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,17 +18,16 @@ from numpy.typing import ArrayLike, NDArray
 from ripple.errors import InputError
 from ripple.imaging.batch import CutoutBatch, concatenate
 from ripple.imaging.stitch import seam_map
-from ripple.rubin.cache import CacheCounts, PlaneCache, PlaneKey
-from ripple.rubin.coadd import Coadd
-from ripple.rubin.open import open_dataset
-from ripple.rubin.repository import Dataset, open_repository
+from ripple.rubin.cache import CacheCounts, CachedFiles, PlaneCache
+from ripple.rubin.repository import open_repository
 from ripple.sky.geometry import Box, Tan
-from ripple.stages.fetch.fetch import unit_task
-from ripple.stages.fetch.read_unit import read_batch
+from ripple.stages.fetch.planes import read_batch
+from ripple.stages.fetch.task import unit_task
 from ripple.stages.plan.config import Selection
 from ripple.stages.plan.plan import Plan
 from ripple.stages.plan.planner import Planner
 from ripple.stages.plan.targets import Targets, check_positions
+from ripple.storage.outcomes import Outcome, Outcomes
 
 if TYPE_CHECKING:
     from astropy.wcs import WCS
@@ -60,7 +58,7 @@ class Cutout:
         Of the tract.
     tract, patch
         Where it was cut.
-    status, reason
+    outcome
         `ok` or `partial`, and why.
     seams
         `(H, W)` int32 patch that each pixel came from, -1 for none (where all bands have the same patches).
@@ -76,8 +74,7 @@ class Cutout:
     projection: Tan
     tract: int
     patch: int
-    status: str
-    reason: str
+    outcome: Outcome
     seams: NDArray[np.int32]
 
     @property
@@ -115,13 +112,12 @@ class Cutouts:
     ----------
     batch
         Delivered rows; `batch.catalog["index"]` says which of those asked for.
-    status, reason
-        `(N,)` per row asked for.
+    outcomes
+        What became of each row that was asked for.
     """
 
     batch: CutoutBatch
-    status: NDArray[np.str_]
-    reason: NDArray[np.str_]
+    outcomes: Outcomes
 
 
 @dataclass
@@ -139,8 +135,11 @@ class Survey:
     planner: Planner
     cache: PlaneCache
     _stack: ExitStack = field(default_factory=ExitStack)
-    _open: OrderedDict[str, Coadd] = field(default_factory=OrderedDict)
+    _files: CachedFiles = field(init=False)
     _lock: threading.RLock = field(default_factory=threading.RLock)
+
+    def __post_init__(self) -> None:
+        self._files = CachedFiles(self.planner.repository.name, self.cache)
 
     def __enter__(self) -> Self:
         return self
@@ -184,7 +183,8 @@ class Survey:
             plan = self._plan(_targets({"ra": [ra], "dec": [dec]}), size, wanted)
             found = self._read(plan)
         if not len(found.batch):
-            raise InputError(f"no cutout at ra {ra}, dec {dec}: {found.reason[0]}")
+            why = found.outcomes[0]
+            raise InputError(f"no cutout at ra {ra}, dec {dec}: {why.reason}: {why.detail}")
         batch, row = found.batch, 0
         tract = int(batch.catalog["tract"][row])
         x0, y0 = int(batch.catalog["x0"][row]), int(batch.catalog["y0"][row])
@@ -197,7 +197,7 @@ class Survey:
         seams = seam_map(stamp, patch, {p: box for (t, p), box in plan.patch_boxes.items() if t == tract})
         return Cutout(
             batch.bands, batch.image[row], batch.variance[row], batch.mask[row], batch.mask_planes, psf,
-            stamp, batch.wcs[tract], tract, patch, str(found.status[0]), str(found.reason[0]), seams,
+            stamp, batch.wcs[tract], tract, patch, found.outcomes[0], seams,
         )  # fmt: skip
 
     def cutouts(self, table: Any, *, size: int = 64, bands: Iterable[str] | None = None) -> Cutouts:
@@ -225,47 +225,17 @@ class Survey:
         return replace(plan, bands=bands)
 
     def _read(self, plan: Plan) -> Cutouts:
-        n = len(plan.targets)
-        status, reason = np.full(n, "rejected", "U8"), np.full(n, "", "U24")
-        for rows, (why, _) in plan.rejected.groups():
-            reason[rows] = why.value
+        outcomes = Outcomes(len(plan.targets))
+        for rows, outcome in plan.outcomes.groups("rejected"):
+            outcomes.add(rows, outcome)
         batches = []
         for unit in plan.units:
-            reader, batch = read_batch(unit_task(self.planner.selection, plan, unit), self._opener)
-            status[unit.rows], reason[unit.rows] = reader.status, reader.reason
+            reading, batch = read_batch(unit_task(self.planner.selection, plan, unit), self._files)
+            outcomes.put(unit.rows, reading.outcomes)
             batches.append(batch)
         if not batches:
-            raise InputError(f"no cutout: {', '.join(sorted(set(reason.tolist())))}")
-        return Cutouts(concatenate(batches), status, reason)
-
-    def _opener(self, dataset: Dataset, sparse: bool) -> Coadd:
-        """The open file, its planes answered from the cache."""
-        del sparse  # a file is opened for its ranges, and a plane that is asked for is kept whole
-        coadd = self._open.get(dataset.uuid)
-        if coadd is None:
-            coadd = self._cached(open_dataset(dataset, True, repo=self.planner.repository.name), dataset.uuid)
-            self._open[dataset.uuid] = coadd
-            while len(self._open) > OPEN_FILES:
-                self._open.popitem(last=False)
-        self._open.move_to_end(dataset.uuid)
-        return coadd
-
-    def _cached(self, coadd: Coadd, uuid: str) -> Coadd:
-        def through(name: str, read: Callable[[Box], NDArray[Any]]) -> Callable[[Box], NDArray[Any]]:
-            key = PlaneKey(self.planner.repository.name, uuid, name)
-
-            def piece(box: Box) -> NDArray[Any]:
-                plane = self.cache.get(key, lambda: read(coadd.box))
-                return plane[coadd.box.slices(box)]
-
-            return piece
-
-        return replace(
-            coadd,
-            read_image=through("image", coadd.read_image),
-            read_variance=through("variance", coadd.read_variance),
-            read_mask=through("mask", coadd.read_mask),
-        )
+            raise InputError(f"no cutout: {', '.join(outcomes.reasons())}")
+        return Cutouts(concatenate(batches), outcomes)
 
 
 def open_survey(

@@ -1,25 +1,26 @@
-"""Shard k of a cutout artefact to shard k of a new artefact, by workers, each committed as it comes.
+"""The one parallel map of all verbs: task k becomes shard k, made by workers, each committed as it comes.
 
 A shard whose workers die does not stop the others: they are committed, then the run ends with its name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 from ripple.errors import WorkerError
+from ripple.runtime.dask import dask_executor
 from ripple.runtime.memory import IDLE_WORKER, MemoryWatch, parse_bytes
-from ripple.runtime.pool import WorkerFailure, ordered_map
-from ripple.runtime.profile import Counts, Profile
+from ripple.runtime.pool import Started, WorkerFailure, ordered_map
+from ripple.runtime.profile import Counts, Profile, Timeline
 from ripple.runtime.summary import progress
 from ripple.storage.artefact import Artefact
 from ripple.storage.files import Staged
 from ripple.storage.writer import ArtefactWriter
 
-#: Memory that a worker needs for each byte of a shard of cutouts: 1.4 measured, for stamps of 64 px.
+#: Memory that a worker needs for each byte of a shard of cutouts: 1.4 measured, for cutouts of 64 px.
 SHARE = 2
 
 
@@ -37,73 +38,103 @@ class ShardResult:
         Counts of a `Profile`.
     peak_rss
         Of the worker, bytes.
+    facts
+        JSON values for the record of the shard in the manifest.
     """
 
     staged: Staged
     rows: int
     operations: Counts
     peak_rss: int
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class Means:
-    """What a run may use.
+class Workers:
+    """Who does the work, and what they may use.
 
     Parameters
     ----------
-    workers
+    count
         Processes; 0 works in this one.
     deadline
-        Seconds a shard may take.
+        Seconds a task may take.
     memory
         For all processes, as in `4GiB`.
+    need
+        Bytes that one worker needs.
+    dask, dask_settings
+        A Dask cluster instead, as for `dask_executor`; None for processes of this machine.
     """
 
-    workers: int
+    count: int
     deadline: float
     memory: str
+    need: int
+    dask: str | None = None
+    dask_settings: Mapping[str, Any] = field(default_factory=dict)
 
-    def watch(self, cutouts: Artefact) -> MemoryWatch:
-        """A watch that lets as many workers work as the largest shards allow."""
-        largest = max((shard.bytes for shard in cutouts.shards), default=0)
-        return MemoryWatch(parse_bytes(self.memory), IDLE_WORKER + SHARE * largest)
+    def watch(self) -> MemoryWatch:
+        """A watch that lets as many workers work as fit into the memory."""
+        return MemoryWatch(parse_bytes(self.memory), self.need)
 
+    @contextmanager
     def map[T, R](
-        self, function: Callable[[T], R], tasks: Sequence[T], watch: MemoryWatch
-    ) -> Generator[tuple[int, R | WorkerFailure]]:
-        """`ordered_map` within these means; to be closed by who iterates."""
-        return ordered_map(
-            function,
-            tasks,
-            workers=self.workers,
-            deadline=self.deadline,
-            allowed=watch.allowed,
-            memory_bytes=watch.most(),
-        )
+        self, function: Callable[[T], R], tasks: Sequence[T], watch: MemoryWatch,
+        started: Started | None = None,
+    ) -> Generator[Generator[tuple[int, R | WorkerFailure]]]:  # fmt: skip
+        """`ordered_map` by these workers; the results are closed with the context."""
+        cluster = nullcontext(None) if self.dask is None else dask_executor(self.dask, self.dask_settings)
+        with cluster as executor:
+            results = ordered_map(
+                function,
+                tasks,
+                workers=self.count,
+                executor=executor,
+                deadline=self.deadline,
+                allowed=watch.allowed,
+                memory_bytes=watch.most(),
+                started=started,
+            )
+            with closing(results):
+                yield results
 
 
-def map_shards(
-    make: Callable[[Any], ShardResult], task: Callable[[int], Any], cutouts: Artefact, writer: ArtefactWriter,
-    means: Means, profile: Profile, label: str,
+def need_of(cutouts: Artefact) -> int:
+    """Bytes that a worker needs for the largest shard of a cutout artefact."""
+    return IDLE_WORKER + SHARE * max((shard.bytes for shard in cutouts.shards), default=0)
+
+
+def map_shards[T](
+    make: Callable[[T], ShardResult], tasks: Mapping[int, T], writer: ArtefactWriter, rows: Sequence[int],
+    workers: Workers, profile: Profile, label: str, *, timeline: Timeline | None = None,
+    started: Started | None = None, instead: Callable[[T, str], ShardResult] | None = None,
 ) -> int:  # fmt: skip
-    """Make and commit the shards of `writer` that are not there yet.
+    """Make and commit shards.
 
     Parameters
     ----------
     make
         A module-level function of a task.
-    task
-        The task of a shard number.
-    cutouts
-        Source: shard k of it becomes shard k.
+    tasks
+        Shard number -> task, for the shards of `writer` that are not there yet.
     writer
-        Has as many units.
-    means
-        Workers, deadline, memory.
+        Of the artefact.
+    rows
+        Rows of each of its shards, for the line of progress.
+    workers
+        Who does it.
     profile
         Gets what the shards cost.
     label
         Of the line of progress.
+    timeline
+        Gets when each shard was done.
+    started
+        Workers that were started for `make` already.
+    instead
+        Makes a shard whose workers were lost twice, from its task and what happened; without it such a
+        shard stays undone.
 
     Returns
     -------
@@ -116,31 +147,57 @@ def map_shards(
     RippleError
         What `make` raises, as soon as it does: a damaged source is no matter of luck.
     """
-    todo = [k for k in range(len(cutouts.shards)) if writer.done(k) is None]
-    lost: list[str] = []
-    watch = means.watch(cutouts)
-    with watch, progress(cutouts.rows, label) as advance:
-        advance(cutouts.rows - sum(cutouts.shards[k].rows for k in todo))
-        with closing(means.map(make, [task(k) for k in todo], watch)) as results:
-            for k, result in results:
-                if isinstance(result, WorkerFailure):
-                    lost.append(f"shard {todo[k]}: {result.message}")
+    numbers, lost = sorted(tasks), []
+    watch = workers.watch()
+    if started is not None:
+        started.keep(min(len(numbers), watch.allowed()))
+    ordered = [tasks[k] for k in numbers]
+    with (
+        watch,
+        progress(sum(rows), label) as advance,
+        workers.map(make, ordered, watch, started) as results,
+    ):
+        advance(sum(rows) - sum(rows[k] for k in numbers))
+        for at, result in results:
+            k = numbers[at]
+            if isinstance(result, WorkerFailure):
+                if instead is None:
+                    lost.append(f"shard {k}: {result.message}")
                     continue
-                with profile.time("commit"):
-                    facts = {"operations": result.operations, "peak_rss": result.peak_rss}
-                    writer.commit(todo[k], result.staged, result.rows, {"profile": facts})
-                profile.add(result.operations)
-                watch.learn(result.peak_rss)
-                advance(result.rows)
-    refuse_lost(lost, len(cutouts.shards), "run again to retry")
+                result = instead(tasks[k], result.message)
+            with profile.time("commit"):
+                cost = {"operations": result.operations, "peak_rss": result.peak_rss}
+                writer.commit(k, result.staged, result.rows, {**result.facts, "profile": cost})
+            profile.add(result.operations)
+            watch.learn(result.peak_rss)
+            advance(rows[k])
+            if timeline is not None:
+                timeline.add(rows[k], result.staged.bytes)
+    _refuse_lost(lost, len(rows))
     return watch.peak
 
 
-def refuse_lost(lost: list[str], total: int, hint: str) -> None:
-    """Raise `WorkerError` when units were lost, which it names."""
+def map_tasks[T, R](function: Callable[[T], R], tasks: Sequence[T], workers: Workers) -> Generator[R]:
+    """Results in task order, for a first pass that needs all of them.
+
+    Raises
+    ------
+    WorkerError
+        A worker was lost twice over the same task.
+    """
+    with workers.watch() as watch, workers.map(function, tasks, watch) as results:
+        for k, result in results:
+            if isinstance(result, WorkerFailure):
+                raise WorkerError(
+                    f"first pass, part {k + 1} of {len(tasks)}: {result.message}", hint="run again to resume"
+                )
+            yield result
+
+
+def _refuse_lost(lost: list[str], total: int) -> None:
     if lost:
         more = f"; and {len(lost) - 3} more" if len(lost) > 3 else ""
         raise WorkerError(
-            f"{len(lost)} of {total} units lost their worker twice: {'; '.join(lost[:3])}{more}",
-            hint=f"all other units are committed; {hint}",
+            f"{len(lost)} of {total} shards lost their worker twice: {'; '.join(lost[:3])}{more}",
+            hint="all other shards are committed; run again to retry",
         )

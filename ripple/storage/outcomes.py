@@ -1,78 +1,154 @@
-"""Why rows are rejected or partial, for catalogues of tens of millions."""
+"""What became of each target, from plan to index: `ok`, or `partial` or `rejected` and why."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Self
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from ripple.errors import Reason
 
-Verdict = tuple[Reason, str]
+Status = Literal["ok", "partial", "rejected"]
+#: Gravest last: what a row gets later counts only when it is graver.
+STATUSES: tuple[Status, ...] = ("ok", "partial", "rejected")
 
 
-class Verdicts(Mapping[int, Verdict]):
-    """Row -> reason and text, for some of N rows: four bytes a row, and each different verdict once.
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one target.
+
+    Parameters
+    ----------
+    status
+        `ok`, `partial` (delivered, something is missing) or `rejected` (not delivered, or not fit for use).
+    reason
+        Why it is not `ok`; None when it is.
+    detail
+        The file or the value behind the reason, for people.
+    """
+
+    status: Status = "ok"
+    reason: Reason | None = None
+    detail: str = ""
+
+    def __post_init__(self) -> None:
+        assert (self.reason is None) == (self.status == "ok")
+
+
+OK = Outcome()
+
+
+class Outcomes:
+    """Outcomes of N rows: five bytes a row, and each different outcome once.
+
+    A row keeps its first outcome, unless a later one is graver: rejected beats partial beats ok.
 
     Parameters
     ----------
     count
-        N.
-    known
-        Verdicts to begin with.
+        N; all rows are `ok` to begin with.
     """
 
-    def __init__(self, count: int, known: Mapping[int, Verdict] | None = None) -> None:
-        self._kind = np.full(count, -1, np.int32)
-        self._kinds: dict[Verdict, int] = {}
-        self._verdicts: list[Verdict] = []
-        for row, verdict in (known or {}).items():
-            self.add([row], verdict)
+    def __init__(self, count: int) -> None:
+        self._kind, self._grade = np.zeros(count, np.int32), np.zeros(count, np.int8)
+        self._kinds: dict[Outcome, int] = {OK: 0}
+        self._known: list[Outcome] = [OK]
 
-    def add(self, rows: NDArray[np.intp] | list[int], verdict: Verdict) -> None:
-        """A verdict on rows that have none yet; on the others the first one stands."""
-        at = np.asarray(rows, np.intp)
-        if verdict not in self._kinds:
-            self._kinds[verdict] = len(self._verdicts)
-            self._verdicts.append(verdict)
-        self._kind[at[self._kind[at] < 0]] = self._kinds[verdict]
+    def add(self, rows: NDArray[Any] | list[int], outcome: Outcome) -> None:
+        """Give rows (numbers or a mask) an outcome."""
+        at = np.asarray(rows)
+        at = np.flatnonzero(at) if at.dtype == bool else at.astype(np.intp)
+        grade = STATUSES.index(outcome.status)
+        at = at[self._grade[at] < grade]
+        self._kind[at], self._grade[at] = self._number(outcome), grade
 
-    def without(self, other: Verdicts) -> Verdicts:
-        """These but for the rows that the other has verdicts on."""
-        found = Verdicts(0)
-        found._kind = np.where(other.mask, np.int32(-1), self._kind)
-        found._kinds, found._verdicts = self._kinds, self._verdicts
-        return found
+    def put(self, rows: NDArray[Any], other: Outcomes) -> None:
+        """Replace the outcomes of rows (numbers) by those of `other`, which has as many."""
+        numbers = np.array([self._number(outcome) for outcome in other._known], np.int32)
+        self._kind[rows], self._grade[rows] = numbers[other._kind], other._grade
 
-    @property
-    def mask(self) -> NDArray[np.bool_]:
-        """`(N,)` rows with a verdict."""
-        return np.asarray(self._kind >= 0)
+    def _number(self, outcome: Outcome) -> int:
+        if outcome not in self._kinds:
+            self._kinds[outcome] = len(self._known)
+            self._known.append(outcome)
+        return self._kinds[outcome]
 
-    def groups(self) -> Iterator[tuple[NDArray[np.intp], Verdict]]:
-        """Rows, ascending, by verdict."""
+    def has(self, status: Status) -> NDArray[np.bool_]:
+        """`(N,)` rows with a status."""
+        return np.asarray(self._grade == STATUSES.index(status))
+
+    def count(self, status: Status) -> int:
+        """Rows with a status."""
+        return int(np.count_nonzero(self.has(status)))
+
+    def groups(self, *statuses: Status) -> Iterator[tuple[NDArray[np.intp], Outcome]]:
+        """Rows, ascending, by outcome; of all rows that are not `ok` when no status is named."""
         order = np.argsort(self._kind, kind="stable")
-        ends = np.searchsorted(self._kind[order], np.arange(-1, len(self._verdicts)), side="right")
-        for k, verdict in enumerate(self._verdicts):
-            yield order[ends[k] : ends[k + 1]], verdict
+        ends = np.searchsorted(self._kind[order], np.arange(-1, len(self._known)), side="right")
+        for k, outcome in enumerate(self._known):
+            if outcome.status in (statuses or STATUSES[1:]) and ends[k + 1] > ends[k]:
+                yield order[ends[k] : ends[k + 1]], outcome
 
-    def reasons(self) -> dict[str, int]:
+    def reasons(self, *statuses: Status) -> dict[str, int]:
         """Rows by reason."""
         found: Counter[str] = Counter()
-        for rows, (reason, _) in self.groups():
-            found[reason.value] += len(rows)
-        return {reason: count for reason, count in sorted(found.items()) if count}
+        for rows, outcome in self.groups(*statuses):
+            found[str(outcome.reason)] += len(rows)
+        return dict(sorted(found.items()))
 
-    def __getitem__(self, row: int) -> Verdict:
-        kind = int(self._kind[row]) if 0 <= row < len(self._kind) else -1
-        if kind < 0:
-            raise KeyError(row)
-        return self._verdicts[kind]
+    def columns(self) -> dict[str, pa.Array]:
+        """The columns `status`, `reason` and `detail` of an index, text."""
+        words = [(known.status, str(known.reason or ""), known.detail) for known in self._known]
+        kind = pa.array(self._kind)
+        return {
+            name: pa.DictionaryArray.from_arrays(kind, pa.array(values, pa.string())).cast(pa.string())
+            for name, values in zip(("status", "reason", "detail"), zip(*words, strict=True), strict=True)
+        }
 
-    def __iter__(self) -> Iterator[int]:
-        return iter(np.flatnonzero(self.mask).tolist())
+    def record(self) -> list[Any]:
+        """The rows that are not `ok`, as JSON values for `read_record`."""
+        return [
+            [outcome.status, str(outcome.reason), outcome.detail, rows.tolist()]
+            for rows, outcome in self.groups()
+        ]
+
+    @classmethod
+    def read_record(cls, count: int, record: Iterable[Any]) -> Self:
+        """What `record` was made from."""
+        found = cls(count)
+        for status, reason, detail, rows in record:
+            found.add(rows, Outcome(status, Reason(reason), detail))
+        return found
+
+    @classmethod
+    def read_columns(cls, columns: Mapping[str, Any]) -> Self:
+        """From the columns of an index, lists of text or None; `detail` may be absent."""
+        status, reason = columns["status"], columns["reason"]
+        detail = columns.get("detail") or [""] * len(status)
+        found = cls(len(status))
+        for row, (state, why, text) in enumerate(zip(status, reason, detail, strict=True)):
+            if state != "ok":
+                found.add([row], Outcome(state, Reason(why), text or ""))
+        return found
+
+    def __getitem__(self, row: int) -> Outcome:
+        return self._known[int(self._kind[row])]
 
     def __len__(self) -> int:
-        return int(np.count_nonzero(self._kind >= 0))
+        return len(self._kind)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Outcomes):
+            return NotImplemented
+        mine, theirs = self.columns(), other.columns()
+        return all(mine[name].equals(theirs[name]) for name in mine)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"<Outcomes of {len(self)} rows: {', '.join(f'{self.count(s)} {s}' for s in STATUSES)}>"

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ripple.config import canonical_json
 from ripple.errors import DataError
-from ripple.imaging.batch import CutoutBatch, TensorBatch
+from ripple.imaging.batch import CutoutBatch, CutoutTable, TensorBatch
 from ripple.storage.shard_reader import (
     MAX_ATTRIBUTE_BYTES,
     MAX_COLUMNS,
@@ -105,7 +105,7 @@ class Draft:
 
 
 def draft_cutouts(
-    shape: tuple[int, int, int, int], batch: CutoutBatch, attributes: Mapping[str, Any]
+    shape: tuple[int, int, int, int], table: CutoutTable, attributes: Mapping[str, Any]
 ) -> Draft:
     """A cutout shard whose `image`, `variance` and `mask`, `(N, B, H, W)`, are still to come.
 
@@ -113,26 +113,26 @@ def draft_cutouts(
     ----------
     shape
         Of the three large arrays.
-    batch
-        All but the three large arrays is taken from here; theirs may have no rows.
+    table
+        Everything else.
     attributes
         As in `pack_cutouts`.
     """
     large = {"image": np.float32, "variance": np.float32, "mask": np.uint32}
-    wcs = sorted(batch.wcs.items())
+    wcs = sorted(table.wcs.items())
     root: dict[str, Any] = {
-        "kind": "cutouts", "schema": SCHEMA, "bands": batch.bands, "mask_planes": batch.mask_planes,
-        "pixel_scale": float(batch.pixel_scale), "unit": "nJy",
+        "kind": "cutouts", "schema": SCHEMA, "bands": table.bands, "mask_planes": table.mask_planes,
+        "pixel_scale": float(table.pixel_scale), "unit": "nJy",
     }  # fmt: skip
     small: dict[str, Any] = {
-        "psf": _exact(batch.psf, "psf", np.float32),
-        "psf_index": _exact(batch.psf_index, "psf_index", np.int32),
-        "psf_cells": _exact(batch.psf_cells, "psf_cells", np.int32),
+        "psf": _exact(table.psf, "psf", np.float32),
+        "psf_index": _exact(table.psf_index, "psf_index", np.int32),
+        "psf_cells": _exact(table.psf_cells, "psf_cells", np.int32),
         "wcs/tract": np.array([tract for tract, _ in wcs], np.int32),
         "wcs/cd": np.array([tan.cd for _, tan in wcs], np.float64).reshape(len(wcs), 4),
     }
     small |= {f"wcs/{name}": np.array([getattr(tan, name) for _, tan in wcs], np.float64) for name in WCS}
-    return _draft({k: (shape, np.dtype(v)) for k, v in large.items()}, small, batch.catalog, root, attributes)
+    return _draft({k: (shape, np.dtype(v)) for k, v in large.items()}, small, table.catalog, root, attributes)
 
 
 def pack_cutouts(batch: CutoutBatch, attributes: Mapping[str, Any]) -> bytes:
@@ -155,7 +155,7 @@ def pack_cutouts(batch: CutoutBatch, attributes: Mapping[str, Any]) -> bytes:
         "variance": [_exact(batch.variance, "variance", np.float32)],
         "mask": [_exact(batch.mask, "mask", np.uint32)],
     }
-    return b"".join(draft_cutouts(batch.image.shape, batch, attributes).chunks(arrays))
+    return b"".join(draft_cutouts(batch.image.shape, batch.table, attributes).chunks(arrays))
 
 
 def pack_tensors(batch: TensorBatch, attributes: Mapping[str, Any]) -> bytes:

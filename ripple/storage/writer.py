@@ -134,6 +134,10 @@ class ArtefactWriter:
             return None
         return record
 
+    def todo(self) -> list[int]:
+        """Units that are not committed, or whose file is not what was committed."""
+        return [unit for unit in range(self.units) if self.done(unit) is None]
+
     def record(self, unit: int) -> ShardRecord:
         """The record of a unit that is committed, by this run or an earlier one."""
         return self._records[unit]

@@ -25,7 +25,7 @@ from ripple.stages.fetch.fetch import fetch
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "ripple").rglob("*.py"))
 #: Files that may write a repository: the simulation, and nothing else.
-WRITERS = {"mini_repo.py"}
+WRITERS = {"write_repository.py"}
 
 
 class Bomb:

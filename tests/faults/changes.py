@@ -18,7 +18,6 @@ import faultlib
 import fetching
 import numpy as np
 import pyarrow.parquet as pq
-import ripple.fetch
 import verbs
 import victim
 from faultlib import Tally, contents
@@ -27,6 +26,7 @@ from rows import _unfinished, named, reference, row, trials_in_time
 from verbs import VERB_ROWS
 
 from ripple.errors import ConfigError, InputError, SourceError
+from ripple.stages.fetch import fetch as fetching_stage
 from ripple.storage.artefact import open_artefact
 from ripple.storage.manifest import content_digest, render, software
 from ripple.storage.shard_reader import unpack_cutouts
@@ -43,35 +43,35 @@ def _sky() -> Path:
 @contextmanager
 def _after_planning(change: Callable[[], None]) -> Iterator[None]:
     """Something happens between the plan and the first read."""
-    plan = ripple.fetch.make_plan
+    plan = fetching_stage.make_plan
 
     def planned(*args: Any) -> Any:
         made = plan(*args)
         change()
         return made
 
-    ripple.fetch.make_plan = planned
+    fetching_stage.make_plan = planned
     try:
         yield
     finally:
-        ripple.fetch.make_plan = plan
+        fetching_stage.make_plan = plan
 
 
 @contextmanager
 def _between_units(change: Callable[[], None], at: int) -> Iterator[None]:
     """Something happens before unit `at` is read."""
-    make = ripple.fetch.make_shard
+    make = fetching_stage.make_shard
 
     def made(task: Any) -> Any:
         if task.unit.number == at:
             change()
         return make(task)
 
-    ripple.fetch.make_shard = made
+    fetching_stage.make_shard = made
     try:
         yield
     finally:
-        ripple.fetch.make_shard = make
+        fetching_stage.make_shard = make
 
 
 @row("24", "a coadd replaced, cut or deleted between plan and read, or between units", full=40, gate=4,

@@ -18,18 +18,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import ripple.fetch
-import ripple.planning
-
 from ripple.runtime import pool
+from ripple.stages.fetch import fetch as fetching_stage
 from ripple.stages.fetch.config import FetchConfig
-from ripple.stages.fetch.fetch import ShardTask, UnitResult, fetch
+from ripple.stages.fetch.fetch import ShardTask, fetch
+from ripple.stages.plan import planner
+from ripple.storage.map_shards import ShardResult
 
-_make_shard = ripple.fetch.make_shard
+_make_shard = fetching_stage.make_shard
 ROWS_PER_UNIT = 6
 
 
-def make_shard(task: ShardTask) -> UnitResult:
+def make_shard(task: ShardTask) -> ShardResult:
     """The real thing, after what `FAULT` says."""
     fault = json.loads(Path(os.environ["FAULT"]).read_text())
     time.sleep(fault.get("pause", 0))
@@ -50,7 +50,7 @@ def _visits(fault: dict[str, Any], task: ShardTask) -> int:
     return seen
 
 
-def misbehave(how: str, task: ShardTask) -> UnitResult:
+def misbehave(how: str, task: ShardTask) -> ShardResult:
     if how == "abort":
         os.abort()
     if how == "exit":
@@ -81,20 +81,18 @@ def faulty(
     marks.mkdir(exist_ok=True)
     for mark in marks.iterdir():
         mark.unlink()
-    kept = ripple.planning.PATCH_BYTES, ripple.planning.UNIT_BYTES, pool._STOPPED_SECONDS
-    ripple.planning.PATCH_BYTES = ripple.planning.UNIT_BYTES = (
-        rows * ripple.planning.PIXEL_BYTES * bands * size**2
-    )
+    kept = planner.PATCH_BYTES, planner.UNIT_BYTES, pool._STOPPED_SECONDS
+    planner.PATCH_BYTES = planner.UNIT_BYTES = rows * planner.PIXEL_BYTES * bands * size**2
     pool._STOPPED_SECONDS = 2.0
-    ripple.fetch.make_shard = make_shard
+    fetching_stage.make_shard = make_shard
     (directory / "fault.json").write_text(json.dumps({"marks": str(marks)} | fault))
     outer = os.environ.get("FAULT")  # one inside another: workers of a cluster start under the outer one
     os.environ["FAULT"] = str(directory / "fault.json")
     try:
         yield
     finally:
-        ripple.planning.PATCH_BYTES, ripple.planning.UNIT_BYTES, pool._STOPPED_SECONDS = kept
-        ripple.fetch.make_shard = _make_shard
+        planner.PATCH_BYTES, planner.UNIT_BYTES, pool._STOPPED_SECONDS = kept
+        fetching_stage.make_shard = _make_shard
         del os.environ["FAULT"]
         if outer is not None:
             os.environ["FAULT"] = outer

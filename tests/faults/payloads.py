@@ -69,7 +69,7 @@ def hostile_catalogue(tally: Tally, rng: random.Random, trials: int, directory: 
     tensors, scores = directory / "tensors", directory / "scores"
     chain = [
         verbs.fetch_argv(directory / "cutouts", "--targets", str(catalogue), "--duplicate-radius", "0"),
-        verbs.preprocess_argv(directory / "cutouts", tensors, "--psf", "1.2", "--reject", "missing_band"),
+        verbs.preprocess_argv(directory / "cutouts", tensors, "--psf", "1.2", "--missing-band", "reject"),
         [*verbs.RIPPLE, "score", str(model), str(tensors), "-o", str(scores), "--top", str(trials)],
         [*verbs.RIPPLE, "report", str(scores), "--model", str(model), "-o", str(directory / "page")],
         [*verbs.RIPPLE, "report", str(tensors), "-o", str(directory / "page2")],

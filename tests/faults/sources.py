@@ -25,11 +25,12 @@ from cellfiles import CELL, CELLS, KERNEL, MISSING, X0, Y0, write_cell_coadd
 
 from ripple.imaging.batch import CutoutBatch
 from ripple.imaging.quality.flags import Flag
-from ripple.rubin.open import open_coadd, open_dataset
+from ripple.rubin.open import RepositoryFiles, open_coadd
 from ripple.rubin.repository import Dataset
 from ripple.sky.geometry import Box
-from ripple.stages.fetch.read_unit import read_batch
-from ripple.stages.fetch.unit import UnitReader, UnitTask
+from ripple.stages.fetch.planes import read_batch
+from ripple.stages.fetch.reading import UnitReading
+from ripple.stages.fetch.task import UnitTask
 from ripple.stages.preprocess.batch import preprocess_batch
 from ripple.stages.preprocess.config import PreprocessConfig
 
@@ -79,14 +80,14 @@ class Unit:
     paths: tuple[Path, Path]
     want: CutoutBatch
 
-    def read(self, path: Path | None = None, *, known: bool = True) -> tuple[UnitReader, CutoutBatch]:
+    def read(self, path: Path | None = None, *, known: bool = True) -> tuple[UnitReading, CutoutBatch]:
         """Read the unit with another file for band r; `known`: with the digests of the clean files."""
         datasets = list(self.task.datasets)
         if path is not None:
             datasets[VICTIM] = replace(datasets[VICTIM], uri=path.as_uri(), size=-1, sha256="")
         if not known:
             datasets = [replace(d, sha256="") for d in datasets]
-        return read_batch(replace(self.task, datasets=tuple(datasets)), partial(open_dataset, repo=""))
+        return read_batch(replace(self.task, datasets=tuple(datasets)), RepositoryFiles(""))
 
 
 def make_unit(directory: Path, *, lossy: bool = False) -> Unit:
@@ -112,7 +113,7 @@ def make_unit(directory: Path, *, lossy: bool = False) -> Unit:
     )  # fmt: skip
     boxes = {0: Box(X0, Y0, X0 + SIDE, Y0 + SIDE)}
     task = UnitTask(0, BANDS, SIZE, 0, 1, tan, catalog, datasets, boxes, "")
-    _, want = read_batch(task, partial(open_dataset, repo=""))
+    _, want = read_batch(task, RepositoryFiles(""))
     return Unit(task, paths, want)
 
 
@@ -125,24 +126,26 @@ def fresh(path: Path, **options: Any) -> None:
 # Judging ------------------------------------------------------------
 
 
-def refused(tally: Tally, unit: Unit, read: tuple[UnitReader, CutoutBatch], *reasons: str) -> bool:
+def refused(tally: Tally, unit: Unit, read: tuple[UnitReading, CutoutBatch], *reasons: str) -> bool:
     """Band r refused with one of the reasons and a note; True when it was refused at all."""
     reader, _ = read
-    why = reader.failures.get((0, VICTIM))
-    if why is None:
+    error = reader.bands[VICTIM].failures.get(0)
+    if error is None:
         return False
-    if why.value not in reasons or not any("deep_coadd 1/0/r" in note for note in reader.notes):
+    why = error.reason
+    named = all("deep_coadd 1/0/r" in outcome.detail for _, outcome in reader.outcomes.groups())
+    if why.value not in reasons or not named or not any("deep_coadd 1/0/r" in n for n in reader.notes()):
         tally.unnamed += 1
-        tally.note(f"{why.value}, notes {list(reader.notes)}")
+        tally.note(f"{why.value}, notes {reader.notes()}, {list(reader.outcomes.groups())}")
     return True
 
 
-def compare(tally: Tally, unit: Unit, read: tuple[UnitReader, CutoutBatch], *, gone: bool) -> bool:
+def compare(tally: Tally, unit: Unit, read: tuple[UnitReading, CutoutBatch], *, gone: bool) -> bool:
     """All rows accounted for and band g untouched; whether band r is as it must be."""
     reader, batch = read
-    if len(reader.status) != unit.task.rows or not set(reader.status) <= {"ok", "partial", "rejected"}:
+    if len(reader.outcomes) != unit.task.rows:
         tally.lost += 1
-        tally.note(f"status {reader.status}")
+        tally.note(repr(reader.outcomes))
         return True
     keep = np.isin(unit.want.catalog["index"], batch.catalog["index"])
     if gone:
@@ -196,7 +199,7 @@ def _flips(
         unit.paths[VICTIM].write_bytes(damaged)
         read = unit.read(known=known)
         gone = refused(tally, unit, read, GONE, "wrong_wcs", "wrong_unit", "bad_psf")
-        if known and not (gone and any("uuid-r: SHA-256" in note for note in read[0].notes)):
+        if known and not (gone and any("uuid-r: SHA-256" in note for note in read[0].notes())):
             tally.silent += 1
             tally.note("a flipped bit was read")
         # Without a digest a flip may give other pixels: no promise but that the run goes on.
@@ -268,17 +271,18 @@ def missing_band(tally: Tally, rng: random.Random, trials: int, directory: Path)
     unit = make_unit(directory)
     for trial in range(trials):
         tally.trials = trial + 1
-        policy = ("partial", "reject")[trial % 2]
-        task = replace(unit.task, datasets=unit.task.datasets[:1], missing_band=policy)
-        read = read_batch(task, partial(open_dataset, repo=""))
+        strict = bool(trial % 2)
+        task = replace(unit.task, datasets=unit.task.datasets[:1], require_all_bands=strict)
+        read = read_batch(task, RepositoryFiles(""))
         right = compare(tally, unit, read, gone=True)
-        expected = {"rejected" if policy == "reject" else "partial"}
+        expected = {"rejected" if strict else "partial"}
         clear = np.arange(unit.task.rows) != MISSING[0] * CELLS + MISSING[1]
-        found = set(read[0].reason[clear]), set(read[0].status[clear])
+        columns = read[0].outcomes.columns()
+        found = tuple(set(np.array(columns[name].to_pylist())[clear]) for name in ("reason", "status"))
         if not right or found != ({"missing_band"}, expected):
             tally.silent += 1
             tally.note(f"{found}")
-        if policy == "partial":
+        if not strict:
             tensors = prepared(tally, read[1])
             tally.silent += not (tensors.catalog["qc"] >> int(Flag.MISSING_BAND) & 1).all()
 

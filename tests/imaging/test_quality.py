@@ -65,19 +65,19 @@ def test_policies_and_verdict() -> None:
     batch.variance[1, 0] = np.nan
     batch.mask[1, 0] = bit("NO_DATA")
     verdicts = {}
-    for policy in ("reject", "mask", "keep"):
+    for policy in ("reject", "flag", "ignore"):
         config = PreprocessConfig.make({"missing_band": policy, "registration": False, "psf": "none"})
         tensors = preprocess_batch(batch, config, {"margin": 12})
         verdicts[policy] = (int(tensors.catalog["accept"][1]), flag_names(int(tensors.catalog["qc"][1])))
         assert not tensors.image[1, 0].any()
         assert not tensors.valid[1, 0].any()
         assert tensors.catalog["band_mask"].tolist() == [3, 2, 3]
-    assert verdicts == {"reject": (0, ["missing_band"]), "mask": (1, ["missing_band"]), "keep": (1, [])}
+    assert verdicts == {"reject": (0, ["missing_band"]), "flag": (1, ["missing_band"]), "ignore": (1, [])}
 
 
 def test_unknown_flag_is_refused() -> None:
     with pytest.raises(ConfigError, match="saturated"):
-        PreprocessConfig.make({"reject": ["saturatd"]})
+        PreprocessConfig.make({"quality": {"reject": ["saturatd"]}})
 
 
 def test_duplicates_across_ra_zero() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -12,11 +11,10 @@ import pytest
 
 from ripple.errors import Reason, UnreadableError
 from ripple.rubin.afw import afw_active, from_exposure, open_with_afw
-from ripple.rubin.cache import PlaneCache
+from ripple.rubin.cache import CachedFiles, PlaneCache
 from ripple.rubin.coadd import NoPsf, PsfCells
 from ripple.rubin.repository import Dataset
 from ripple.sky.geometry import Box
-from ripple.stages.survey import Survey
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 BOX = Box(100, 200, 200, 330)
@@ -127,11 +125,10 @@ def test_kernels_are_those_at_the_cutout_centres():
 
 @pytest.mark.usefixtures("points")
 def test_the_survey_asks_for_kernels_at_its_cutouts_too():
-    repository = SimpleNamespace(repository=SimpleNamespace(name="repo"))
-    survey = Survey(repository, PlaneCache(1 << 20), ExitStack())
+    files = CachedFiles("repo", PlaneCache(1 << 20))
     coadd = made(psf=Psf())
     boxes = [Box.around(120.3, 220.0, 16)]
-    exact, cached = coadd.psf_near(boxes), survey._cached(coadd, "uuid").psf_near(boxes)
+    exact, cached = coadd.psf_near(boxes), files._cached(coadd, "uuid").psf_near(boxes)
     np.testing.assert_array_equal(cached.kernels, exact.kernels)
     assert cached.kernels.shape == (1, 1, 9, 9)
 

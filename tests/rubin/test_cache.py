@@ -130,14 +130,6 @@ def test_working_set_that_fits_is_hit_after_the_first_touch() -> None:
     assert cache.counts().hits - before.hits == 1000
 
 
-def test_clear_frees_the_bytes() -> None:
-    cache = PlaneCache(10 * PLANE)
-    cache.get(key(1), lambda: plane(1))
-    cache.clear()
-    assert cache.counts().bytes == 0
-    assert cache.counts().misses == 1
-
-
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 6)), max_size=60), st.integers(0, 12))
 def test_never_beyond_the_budget_and_counts_add_up(requests: list[tuple[int, int]], budget: int) -> None:
     cache = PlaneCache(budget * PLANE)

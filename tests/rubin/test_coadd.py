@@ -294,7 +294,7 @@ def test_web_page_is_not_a_coadd() -> None:
 def test_opening_loads_neither_lsst_nor_astropy_nor_numba(tmp_path: Path) -> None:
     write_cell_coadd(tmp_path / "coadd.fits")
     code = (
-        "import sys; from ripple.rubin.coadd import open_coadd;"
+        "import sys; from ripple.rubin.open import open_coadd;"
         f"open_coadd(open({str(tmp_path / 'coadd.fits')!r}, 'rb').read(), name='x');"
         "print([m for m in ('lsst', 'astropy', 'numba', 'torch') if m in sys.modules])"
     )

@@ -29,6 +29,7 @@ from ripple.stages.plan.config import Selection, side_of
 from ripple.stages.plan.estimate import amount, facts
 from ripple.stages.plan.plan import Plan
 from ripple.stages.plan.planner import make_plan
+from ripple.storage.outcomes import Outcome, Status
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 needs_data = pytest.mark.skipif(not SHARED.exists(), reason="the afw repository is not beside the checkout")
@@ -94,6 +95,11 @@ def repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def those(found: Plan, *statuses: Status) -> dict[int, Outcome]:
+    """The targets with one of these statuses."""
+    return {int(row): outcome for rows, outcome in found.outcomes.groups(*statuses) for row in rows}
+
+
 def plan(repo: Path, **values: object) -> Plan:
     return make_plan(Selection.make({"repo": str(repo), "collections": ["mini"], **values}))
 
@@ -101,8 +107,8 @@ def plan(repo: Path, **values: object) -> Plan:
 def check(found: Plan) -> None:
     """What holds for every plan."""
     rows = [int(r) for unit in found.units for r in unit.rows]
-    assert sorted([*rows, *found.rejected]) == list(range(len(found.targets)))
-    assert len(set(found.targets.id.tolist())) == len(found.targets) or found.rejected
+    assert sorted([*rows, *those(found, "rejected")]) == list(range(len(found.targets)))
+    assert len(set(found.targets.id.tolist())) == len(found.targets) or found.outcomes.count("rejected")
     for number, unit in enumerate(found.units):
         assert unit.number == number
         assert set(found.tract[unit.rows].tolist()) == {unit.tract}
@@ -118,8 +124,6 @@ def check(found: Plan) -> None:
                 if t == unit.tract and not (found.patch_boxes[t, p] & box).empty
             }  # fmt: skip
             assert touching <= needed
-    for k in found.partial:
-        assert k not in found.rejected
 
 
 # ---- the afw repository
@@ -153,11 +157,11 @@ def test_afw_repository(positions: str) -> None:
     np.testing.assert_allclose(found.y, data["pos_y"], rtol=0, atol=1e-6)
     np.testing.assert_array_equal(found.patch, data["pos_patch"])
     assert found.gaps[3828, 2812] == ("z",)
-    kinds = {str(data["pos_kind"][k]): reason for k, (reason, _) in found.rejected.items()}
+    kinds = {str(data["pos_kind"][k]): outcome.reason for k, outcome in those(found, "rejected").items()}
     assert kinds == {"no_dataset_in_patch": Reason.NO_DATASET, "patch_not_registered": Reason.NO_PATCH}
     # Partial are those whose box real afw could not cut whole from all bands of the patches that hold it.
     outer = {int(p): found.patch_boxes[3828, int(p)] for p in (2735, 2736, 2812, 2813)}
-    for k in set(range(len(found.targets))) - set(found.rejected):
+    for k in set(range(len(found.targets))) - set(those(found, "rejected")):
         box = Box.around(found.x[k], found.y[k], 64)
         whole = True
         for band in found.bands:
@@ -167,7 +171,7 @@ def test_afw_repository(positions: str) -> None:
                 if (3828, patch, band) in found.datasets and not piece.empty:
                     seen[box.slices(piece)] = True
             whole &= bool(seen.all())
-        assert whole == (k not in found.partial)
+        assert whole == (k not in those(found, "partial"))
 
 
 @needs_data
@@ -187,9 +191,8 @@ def test_geometry_from_the_repository_alone_gives_the_same_plan(
     assert found.skymap_source == "repository"
     np.testing.assert_allclose(found.x, known_way.x, rtol=0, atol=1e-6)
     np.testing.assert_array_equal(found.patch, known_way.patch)
-    assert (found.rejected, found.partial, found.gaps) == (
-        known_way.rejected,
-        known_way.partial,
+    assert (found.outcomes, found.gaps) == (
+        known_way.outcomes,
         known_way.gaps,
     )
     assert found.datasets == known_way.datasets
@@ -248,14 +251,14 @@ def test_missing_band_and_edge_policies(repo: Path) -> None:
         if inner.grown(-200).contains(Box.around(lenient.x[k], lenient.y[k], 1))
     ]  # fmt: skip
     assert deep
-    assert all(lenient.partial[k] == (Reason.MISSING_BAND, "no r") for k in deep)
-    strict = plan(repo, bands=["g", "r", "i"], missing_band="reject", edge="reject")
+    assert all(lenient.outcomes[k] == Outcome("partial", Reason.MISSING_BAND, "no r") for k in deep)
+    strict = plan(repo, bands=["g", "r", "i"], require_all_bands=True, edge="reject")
     check(strict)
-    assert set(deep) <= set(strict.rejected)
-    assert set(strict.rejected) == set(lenient.partial) | set(lenient.rejected)
-    assert not strict.partial
+    assert set(deep) <= set(those(strict, "rejected"))
+    assert set(those(strict, "rejected")) == set(those(lenient, "partial", "rejected"))
+    assert not those(strict, "partial")
     only = plan(repo, bands=["g", "i"])
-    assert not any(reason is Reason.MISSING_BAND for reason, _ in only.partial.values())
+    assert "missing_band" not in only.outcomes.reasons("partial")
 
 
 def test_reasons_for_single_targets(repo: Path, tmp_path: Path) -> None:
@@ -272,15 +275,15 @@ def test_reasons_for_single_targets(repo: Path, tmp_path: Path) -> None:
     )
     found = plan(repo, targets=table, size=64)
     check(found)
-    why = {str(found.targets.id[k]): v for k, v in {**found.rejected, **found.partial}.items()}
-    assert {k: v[0] for k, v in why.items()} == {
+    why = {str(found.targets.id[k]): v for k, v in those(found, "partial", "rejected").items()}
+    assert {k: v.reason for k, v in why.items()} == {
         "registered": Reason.NO_DATASET, "unregistered": Reason.NO_PATCH, "edge": Reason.OUTSIDE,
         "twin": Reason.DUPLICATE, "far": Reason.NO_PATCH,
     }  # fmt: skip
-    assert why["edge"][1] == "part of the box has no g, r, i"
-    assert "0.040 arcsec from row 0 (id inside)" in why["twin"][1]
+    assert why["edge"].detail == "part of the box has no g, r, i"
+    assert "0.040 arcsec from row 0 (id inside)" in why["twin"].detail
     apart = plan(repo, targets=table, duplicate_radius=0.0)
-    assert Reason.DUPLICATE not in {v[0] for v in apart.rejected.values()}
+    assert "duplicate" not in apart.outcomes.reasons("rejected")
 
 
 def test_neighbours_are_planned_with_the_margin(repo: Path, tmp_path: Path) -> None:
@@ -375,14 +378,14 @@ def test_boxes_that_leave_their_tract(tmp_path: Path) -> None:
     moved = plan(root, targets=table, size=size)
     check(moved)
     assert moved.tract[0] in set(others) - {int(tract[k])}
-    assert not moved.partial
+    assert not those(moved, "partial")
     np.testing.assert_allclose(
         moved.projections[int(moved.tract[0])].pixel_to_sky(moved.x[0], moved.y[0]), [ra[k], dec[k]]
     )
     stays = plan(root, targets=table, size=size, cross_tract="resample")
     check(stays)
     assert stays.tract[0] == tract[k]
-    assert stays.partial[0][0] is Reason.OUTSIDE
+    assert stays.outcomes[0].reason is Reason.OUTSIDE
     assert {t for t, _ in stays.cross[0]} <= set(others) - {int(tract[k])}
     assert {(t, p) for t, p, _ in stays.datasets} >= set(stays.cross[0])
 

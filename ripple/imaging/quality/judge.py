@@ -5,7 +5,9 @@ A flag says what is wrong, `reject` which flags make a row unfit; nothing is dro
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +26,9 @@ def _share(default: float, what: str) -> Any:
 
 
 class Thresholds(Config):
-    """When a measure becomes a flag, and which flags reject. `configs/quality-*.yaml` carry releases."""
+    """When a measure becomes a flag, and which flags reject; `configs/quality-*.yaml` are for releases."""
+
+    verb: ClassVar[str] = "quality"
 
     reject: tuple[str, ...] = Field(
         DEFAULT_REJECT, description="Flags that reject a row; the others only mark it."
@@ -161,6 +165,58 @@ def judge(quality: Quality, extra: dict[str, Float], limits: Thresholds) -> NDAr
     return qc
 
 
+def explain(flag: str, row: Mapping[str, float], limits: Thresholds) -> str:
+    """What was measured behind a flag of one row, for people.
+
+    Parameters
+    ----------
+    flag
+        Name of a flag that the row has.
+    row
+        Columns of the row, as in an index of tensors: `qc_bad_g`, `psf_fwhm_g`, ...
+    limits
+        Thresholds that it was judged by.
+
+    Returns
+    -------
+    text
+        As in `bad_pixels: bad 0.31 in g, 0.24 in r (at most 0.1)`.
+    """
+    found = []
+    for kind, word, over in ((_ABOVE, "at most", True), (_BELOW, "at least", False)):
+        for known, name, field in kind:
+            if known.label == flag:
+                limit = getattr(limits, field)
+                bands = _bands_beyond(row, name, limit, over=over)
+                if bands:
+                    found.append(f"{name} {', '.join(bands)} ({word} {limit:g})")
+    if not found and flag in _MEASURED_BY:
+        name, word, field = _MEASURED_BY[flag]
+        bands = _bands_beyond(row, name, -math.inf, over=True)
+        found.append(f"{name} {', '.join(bands)} ({word} {getattr(limits, field):g})")
+    return f"{flag}: {'; '.join(found)}" if found else flag
+
+
+#: Flags by a rule of their own -> measure, word, and attribute of `Thresholds`.
+_MEASURED_BY: dict[str, tuple[str, str, str]] = {
+    "blank": ("signal", "at least", "min_signal"),
+    "background": ("background", "at most", "max_background"),
+    "sharpened": ("psf_gain", "at most", "max_gain"),
+}
+
+
+def _bands_beyond(row: Mapping[str, float], name: str, limit: float, *, over: bool) -> list[str]:
+    """`VALUE in BAND` of the bands in which a measure is beyond its limit."""
+    prefix = f"{name}_" if name.startswith("psf_") else f"qc_{name}_"
+    values = {column.removeprefix(prefix): v for column, v in row.items() if column.startswith(prefix)}
+    # What follows the prefix must be a band: `qc_bad_` is also the beginning of nothing else.
+    return [
+        f"{value:.3g} in {band}"
+        for band, value in values.items()
+        if "_" not in band and (value > limit if over else value < limit)
+    ]
+
+
 def duplicates(ra: NDArray[np.floating], dec: NDArray[np.floating], separation: float) -> Bool:
     """Rows closer than `separation` arcsec to an earlier row, `(N,)`; rows without a position never are."""
     from scipy.spatial import cKDTree
@@ -176,7 +232,7 @@ def duplicates(ra: NDArray[np.floating], dec: NDArray[np.floating], separation: 
     return out
 
 
-def verdict(qc: NDArray[np.uint64], reject: tuple[str, ...]) -> NDArray[np.uint8]:
+def verdict(qc: NDArray[np.uint64], reject: Iterable[str]) -> NDArray[np.uint8]:
     """`accept` `(N,)` from the row masks `qc` `(N,)`: 0 when a flag named in `reject` is set."""
     bits = sum(1 << Flag[name.upper()] for name in reject)
     return np.asarray((qc & np.uint64(bits)) == 0, np.uint8)

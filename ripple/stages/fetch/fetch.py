@@ -4,42 +4,41 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Generator, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ripple.errors import ConfigError, Reason
 from ripple.runtime.profile import Profile, Timeline, peak_rss
-from ripple.runtime.summary import Summary, progress, tally
-from ripple.stages.plan.config import Selection
-from ripple.stages.plan.plan import Plan, Unit
+from ripple.runtime.summary import Summary, tally
+from ripple.stages.plan.plan import Plan
 from ripple.stages.plan.planner import make_plan
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+from collections import defaultdict
+from collections.abc import Iterable
+
 from ripple.config import canonical_json
 from ripple.imaging.batch import MASK_PLANES
-from ripple.rubin.coadd import Coadd
-from ripple.rubin.open import open_dataset
-from ripple.rubin.repository import Dataset
-from ripple.runtime.dask import dask_executor
-from ripple.runtime.memory import IDLE_WORKER, MemoryWatch, parse_bytes
-from ripple.runtime.pool import Started, WorkerFailure, ordered_map, starting
+from ripple.rubin.open import RepositoryFiles
+from ripple.runtime.memory import IDLE_WORKER
+from ripple.runtime.pool import Started, starting
 from ripple.stages.fetch.config import FetchConfig
 from ripple.stages.fetch.digests import merge_digests, trusted_digests
-from ripple.stages.fetch.read_unit import read_attempts
-from ripple.stages.fetch.unit import CHUNK_BYTES, PLANES, UnitReader, UnitTask
-from ripple.storage.files import AHEAD, Staged, stage_chunks
+from ripple.stages.fetch.open_unit import open_unit
+from ripple.stages.fetch.planes import CHUNK_BYTES, PlaneStream
+from ripple.stages.fetch.reading import Damaged, DamagedError, UnitReading
+from ripple.stages.fetch.task import UnitTask, unit_task, user_columns
+from ripple.storage.files import AHEAD, stage_chunks
 from ripple.storage.manifest import MANIFEST
-from ripple.storage.map_shards import refuse_lost
+from ripple.storage.map_shards import ShardResult, Workers, map_shards
+from ripple.storage.outcomes import Outcome, Outcomes
 from ripple.storage.writer import ArtefactWriter, Finished, create
 
 #: Workers that start before it is known how many units there are.
@@ -61,26 +60,6 @@ class ShardTask:
     unit: UnitTask
     directory: str
     name: str
-
-
-@dataclass(frozen=True, slots=True)
-class UnitResult:
-    """What a worker sends back: where the packed shard lies, and the verdict on each row asked for.
-
-    Parameters
-    ----------
-    staged
-        The shard, written beside its place by the worker.
-    rows
-        Rows in it.
-    record
-        JSON facts for the journal: `verdicts` (row asked for -> status, reason, bands; rows that are `ok`
-        are left out), `digests`, `notes` and `profile`.
-    """
-
-    staged: Staged
-    rows: int
-    record: dict[str, Any]
 
 
 def fetch(config: FetchConfig) -> Summary:
@@ -106,7 +85,22 @@ def fetch(config: FetchConfig) -> Summary:
             return _summary(config, done.index(), done.manifest["attributes"], 0.0)
         with opened as writer:
             timeline = Timeline(start)
-            peak = _read_units(config, plan, writer, started, profile, timeline)
+            with profile.time("verify"):
+                units = [plan.units[k] for k in writer.todo()]
+            tasks = {
+                unit.number: ShardTask(
+                    unit_task(config, plan, unit), str(writer.directory), writer.name(unit.number)
+                )
+                for unit in units
+            }
+            workers = Workers(
+                config.workers, config.deadline, config.memory, _worker_bytes(tasks.values()), config.dask,
+                config.dask_settings,
+            )  # fmt: skip
+            peak = map_shards(
+                make_shard, tasks, writer, [len(unit.rows) for unit in plan.units], workers, profile, "fetch",
+                timeline=timeline, started=started, instead=_lost if config.lost == "reject" else None,
+            )  # fmt: skip
             with profile.time("index"):
                 index = _index(config, plan, writer)
                 attributes = _attributes(config, plan, writer)
@@ -166,62 +160,43 @@ def _trusted(config: FetchConfig, plan: Plan) -> tuple[Plan, dict[str, Any]]:
     return replace(plan, datasets=datasets), inputs
 
 
-def make_shard(task: ShardTask) -> UnitResult:
+def make_shard(task: ShardTask) -> ShardResult:
     """Read one unit and write its shard beside its place: what a worker does."""
-
-    def consume(reader: UnitReader) -> Staged:
-        draft = reader.draft()
-        chunks = draft.chunks({name: reader.chunks(name) for name in PLANES})
-        return stage_chunks(Path(task.directory), task.name, chunks, draft.size)
-
-    start = time.perf_counter()
+    start, profile = time.perf_counter(), Profile()
+    damaged: Damaged = {}
     with ThreadPoolExecutor(1) as beside:
-        profile = Profile()
-        opener = partial(_open_hashed, repo=task.unit.repo, beside=beside, profile=profile)
-        reader, staged = read_attempts(task.unit, opener, consume)
-        digests = reader.digests()
-    reader.profile.add(profile.operations)
-    reader.profile.count("write", calls=1, seconds=staged.write_seconds, bytes=staged.bytes)
-    reader.profile.count("sync", calls=1, seconds=staged.sync_seconds, bytes=staged.bytes)
-    reader.profile.count("unit", calls=1, seconds=time.perf_counter() - start, bytes=staged.bytes)
-    record = {
-        "verdicts": _exceptions(reader),
+        files = RepositoryFiles(task.unit.repo, beside, profile)
+        while True:  # each round leaves out one more file, so this ends
+            try:
+                reading = open_unit(task.unit, files, damaged, profile)
+                stream = PlaneStream(reading, profile)
+                staged = stage_chunks(Path(task.directory), task.name, stream.chunks(), stream.size)
+                break
+            except DamagedError as err:
+                damaged[err.key] = err.error
+        digests = reading.digests()
+    profile.count("write", calls=1, seconds=staged.write_seconds, bytes=staged.bytes)
+    profile.count("sync", calls=1, seconds=staged.sync_seconds, bytes=staged.bytes)
+    profile.count("unit", calls=1, seconds=time.perf_counter() - start, bytes=staged.bytes)
+    facts = {
+        "outcomes": reading.outcomes.record(),
+        "bands": _band_lists(reading),
         "digests": digests,
-        "notes": list(reader.notes),
-        "profile": {"operations": reader.profile.operations, "peak_rss": peak_rss()},
+        "notes": reading.notes(),
     }
-    return UnitResult(staged, len(reader.kept), record)
+    return ShardResult(staged, len(reading.kept), profile.operations, peak_rss(), facts)
 
 
-def _open_hashed(
-    dataset: Dataset, sparse: bool, *, repo: str, beside: ThreadPoolExecutor, profile: Profile
-) -> Coadd:
-    """Open a dataset; one that is read whole is hashed by another thread meanwhile."""
-    coadd = open_dataset(dataset, sparse, repo=repo)
-
-    def digest() -> str:
-        with profile.time("digest"):
-            found = coadd.digest
-        profile.count("digest", bytes=coadd.bytes_read())
-        return found
-
-    return replace(coadd, read_digest=digest if sparse else beside.submit(digest).result)
+def _band_lists(reading: UnitReading) -> dict[str, list[int]]:
+    """Bands, run together -> rows that have these, of the rows that lack some."""
+    rows: dict[str, list[int]] = defaultdict(list)
+    has = np.stack([band.has for band in reading.bands], axis=1)
+    for row in np.flatnonzero(~has.all(axis=1)).tolist():
+        rows["".join(b for b, there in zip(reading.task.bands, has[row], strict=True) if there)].append(row)
+    return dict(rows)
 
 
-def _exceptions(reader: UnitReader) -> dict[str, list[str]]:
-    """Status, reason and bands of the rows that are not `ok`, by their number in the unit."""
-    has = reader.coverage > 0
-    return {
-        str(k): [
-            str(reader.status[k]),
-            str(reader.reason[k]),
-            "".join(b for bit, b in enumerate(reader.task.bands) if has[k, bit]),
-        ]
-        for k in np.flatnonzero(reader.status != "ok").tolist()
-    }
-
-
-def _worker_bytes(tasks: list[ShardTask]) -> int:
+def _worker_bytes(tasks: Iterable[ShardTask]) -> int:
     """Memory that a worker needs: files, a plane per band, what decoding takes, what waits to be written."""
     most = 0
     for task in tasks:
@@ -235,137 +210,13 @@ def _worker_bytes(tasks: list[ShardTask]) -> int:
     return IDLE_WORKER + most
 
 
-def _read_units(
-    config: FetchConfig, plan: Plan, writer: ArtefactWriter, started: Started | None, profile: Profile,
-    timeline: Timeline,
-) -> int:  # fmt: skip
-    """Map the units that are not committed yet over the workers, committing each as it comes; peak memory."""
-    with profile.time("verify"):
-        todo = [unit for unit in plan.units if writer.done(unit.number) is None]
-    tasks = [
-        ShardTask(unit_task(config, plan, unit), str(writer.directory), writer.name(unit.number))
-        for unit in todo
-    ]
-    lost: list[str] = []
-    total = sum(len(u.rows) for u in plan.units)
-    watch = MemoryWatch(parse_bytes(config.memory), _worker_bytes(tasks))
-    if started is not None:
-        started.keep(min(len(tasks), watch.allowed()))
-
-    def results(executor: Executor | None) -> Generator[tuple[int, UnitResult | WorkerFailure]]:
-        return ordered_map(
-            make_shard,
-            tasks,
-            workers=config.workers,
-            executor=executor,
-            deadline=config.deadline,
-            allowed=watch.allowed,
-            memory_bytes=watch.most(),
-            started=started,
-        )
-
-    with (
-        watch,
-        progress(total, "fetch") as advance,
-        _executor(config) as executor,
-        closing(results(executor)) as found,
-    ):
-        advance(total - sum(len(u.rows) for u in todo))
-        for k, result in found:
-            if isinstance(result, WorkerFailure):
-                lost.append(f"shard {todo[k].number} (tract {todo[k].tract}): {result.message}")
-                if config.lost == "stop":
-                    continue
-                result = _lost(tasks[k], result.message)
-            with profile.time("commit"):
-                writer.commit(todo[k].number, result.staged, result.rows, result.record)
-            profile.add(result.record["profile"]["operations"])
-            watch.learn(result.record["profile"]["peak_rss"])
-            advance(len(todo[k].rows))
-            timeline.add(len(todo[k].rows), result.staged.bytes)
-    if config.lost == "stop":
-        refuse_lost(lost, len(plan.units), "run again to retry, or reject them with --lost reject")
-    return watch.peak
-
-
-@contextmanager
-def _executor(config: FetchConfig) -> Iterator[Executor | None]:
-    """A Dask executor when one is asked for, else None: the pool makes its own processes."""
-    if config.dask is None:
-        yield None
-        return
-
-    with dask_executor(config.dask, config.dask_settings) as executor:
-        yield executor
-
-
-def _lost(task: ShardTask, message: str) -> UnitResult:
+def _lost(task: ShardTask, message: str) -> ShardResult:
     """The result of a unit whose worker died twice: every row rejected, nothing hidden."""
-    # Without datasets nothing is read: an empty batch with the right columns.
+    # Without datasets nothing is read: an empty shard with the right columns.
     result = make_shard(replace(task, unit=replace(task.unit, datasets=())))
-    n = len(task.unit.catalog["index"])
-    record = {
-        **result.record,
-        "verdicts": {str(k): ["rejected", Reason.WORKER_LOST.value, ""] for k in range(n)},
-        "notes": [message],
-    }
-    return replace(result, record=record)
-
-
-def unit_task(selection: Selection, plan: Plan, unit: Unit) -> UnitTask:
-    """What a worker needs to make the shard of one unit."""
-    rows, targets = unit.rows, plan.targets
-    catalog: dict[str, NDArray[Any]] = {
-        "index": rows.astype(np.int64),
-        "id": targets.id[rows],
-        "ra": targets.ra[rows],
-        "dec": targets.dec[rows],
-        "patch": plan.patch[rows],
-        "x": plan.x[rows],
-        "y": plan.y[rows],
-    }
-    for name, values in user_columns(targets.extra.take(rows)).items():
-        catalog.setdefault(name, values)
-    datasets = plan.unit_datasets(unit)
-    cross = {k: plan.cross[row] for k, row in enumerate(rows.tolist()) if row in plan.cross}
-    pairs = {pair for patches in cross.values() for pair in patches}
-    return UnitTask(
-        number=unit.number,
-        bands=plan.bands,
-        size=int(plan.reach[rows[0]]),
-        margin=plan.margin,
-        tract=unit.tract,
-        projection=plan.projections[unit.tract],
-        catalog=catalog,
-        datasets=tuple(datasets),
-        boxes={d.patch: plan.patch_boxes[d.tract, d.patch] for d in datasets},
-        repo=plan.repo,
-        cross=cross,
-        cross_datasets=tuple(d for key, d in plan.datasets.items() if key[:2] in pairs),
-        cross_projections={tract: plan.projections[tract] for tract, _ in pairs if tract in plan.projections},
-        missing_band=selection.missing_band,
-        edge=selection.edge,
-    )
-
-
-def user_columns(table: pa.Table) -> dict[str, NDArray[Any]]:
-    """Columns of an Arrow table as numpy arrays: numbers (null: NaN or -1), booleans, the rest as text."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    columns: dict[str, NDArray[Any]] = {}
-    for name in table.column_names:
-        column = table.column(name)
-        if pa.types.is_floating(column.type):
-            columns[name] = pc.fill_null(column, float("nan")).to_numpy()
-        elif pa.types.is_integer(column.type):
-            columns[name] = pc.fill_null(column, -1).to_numpy()
-        elif pa.types.is_boolean(column.type):
-            columns[name] = pc.fill_null(column, False).to_numpy().astype(np.uint8)
-        else:
-            text = ["" if v is None else str(v) for v in column.to_pylist()]
-            columns[name] = np.array(text, dtype=np.str_)
-    return columns
+    outcomes = Outcomes(task.unit.rows)
+    outcomes.add(np.arange(task.unit.rows), Outcome("rejected", Reason.WORKER_LOST, message))
+    return replace(result, facts={**result.facts, "outcomes": outcomes.record(), "notes": [message]})
 
 
 def _index(config: FetchConfig, plan: Plan, writer: ArtefactWriter) -> pa.Table:
@@ -373,7 +224,7 @@ def _index(config: FetchConfig, plan: Plan, writer: ArtefactWriter) -> pa.Table:
     import pyarrow as pa
 
     n = len(plan.targets)
-    facts = _verdicts(plan, writer)
+    outcomes, places = _places(plan, writer)
     columns: dict[str, Any] = {
         "index": np.arange(n, dtype=np.int64),
         "id": plan.targets.id,
@@ -383,38 +234,32 @@ def _index(config: FetchConfig, plan: Plan, writer: ArtefactWriter) -> pa.Table:
         "patch": plan.patch,
         "x": plan.x,
         "y": plan.y,
-        **facts,
+        **outcomes.columns(),
+        **places,
     }
     for name, values in user_columns(plan.targets.extra).items():
         columns.setdefault(name, values)
     return pa.table({k: pa.array(v) for k, v in columns.items()})
 
 
-def _verdicts(plan: Plan, writer: ArtefactWriter) -> dict[str, NDArray[Any]]:
-    """Status, reason, detail, bands, shard and row of each target, from the plan and the units' records."""
+def _places(plan: Plan, writer: ArtefactWriter) -> tuple[Outcomes, dict[str, Any]]:
+    """Outcome of each target, and the columns `bands`, `shard` and `row`, from the records of the units."""
     n = len(plan.targets)
-    status, reason = np.full(n, "rejected", "U8"), np.full(n, "", "U24")
-    bands, detail = np.full(n, "", f"U{max(1, len(''.join(plan.bands)))}"), np.full(n, "", object)
+    outcomes = Outcomes(n)
+    for rows, outcome in plan.outcomes.groups("rejected"):
+        outcomes.add(rows, outcome)
+    bands = np.full(n, "", f"U{max(1, len(''.join(plan.bands)))}")
     shard, row = np.full(n, -1, np.int32), np.full(n, -1, np.int32)
-    for rows, (why, text) in plan.rejected.groups():
-        reason[rows], detail[rows] = why.value, text
     for unit in plan.units:
-        status[unit.rows], bands[unit.rows] = "ok", "".join(plan.bands)
-        for k, (verdict, why, has) in writer.record(unit.number).extra["verdicts"].items():
-            target = unit.rows[int(k)]
-            status[target], reason[target], bands[target] = verdict, why, has
-        kept = unit.rows[status[unit.rows] != "rejected"]
+        facts = writer.record(unit.number).extra
+        found = Outcomes.read_record(len(unit.rows), facts["outcomes"])
+        outcomes.put(unit.rows, found)
+        bands[unit.rows] = "".join(plan.bands)
+        for names, lacking in facts["bands"].items():
+            bands[unit.rows[lacking]] = names
+        kept = unit.rows[~found.has("rejected")]
         shard[kept], row[kept] = unit.number, np.arange(len(kept))
-    for rows, (_, text) in plan.partial.groups():
-        detail[rows] = text
-    return {
-        "status": status,
-        "reason": reason,
-        "detail": detail.astype(np.str_),
-        "bands": bands,
-        "shard": shard,
-        "row": row,
-    }
+    return outcomes, {"bands": bands, "shard": shard, "row": row}
 
 
 def _attributes(config: FetchConfig, plan: Plan, writer: ArtefactWriter) -> dict[str, Any]:

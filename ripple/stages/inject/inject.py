@@ -20,7 +20,7 @@ from ripple.errors import ConfigError
 from ripple.imaging.batch import CutoutBatch
 from ripple.runtime.profile import Profile, peak_rss
 from ripple.runtime.summary import Summary
-from ripple.storage.map_shards import Means, ShardResult, map_shards
+from ripple.storage.map_shards import ShardResult, map_shards
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -32,6 +32,7 @@ from ripple.imaging.simulation.profiles import Lensed, Sersic, transform
 from ripple.stages.inject.config import InjectConfig
 from ripple.storage.artefact import Artefact, open_artefact
 from ripple.storage.files import stage
+from ripple.storage.map_shards import Workers, need_of
 from ripple.storage.shard_reader import unpack_cutouts
 from ripple.storage.shard_writer import pack_cutouts
 from ripple.storage.shards import cutouts_of
@@ -75,12 +76,14 @@ def inject(config: InjectConfig) -> Summary:
         return _summary(config, opened.artefact.index(), 0.0)
     with opened as writer:
         profile = Profile()
-        means = Means(config.workers, config.deadline, config.memory)
+        workers = Workers(config.workers, config.deadline, config.memory, need_of(cutouts))
 
         def task(k: int) -> ShardTask:
             return ShardTask(str(cutouts.directory), k, str(writer.directory), writer.name(k), config)
 
-        peak = map_shards(make_shard, task, cutouts, writer, means, profile, "inject")
+        tasks = {k: task(k) for k in writer.todo()}
+        rows = [shard.rows for shard in cutouts.shards]
+        peak = map_shards(make_shard, tasks, writer, rows, workers, profile, "inject")
         index = _index(cutouts, writer)
         seconds = time.perf_counter() - start
         metrics = {"operations": profile.operations, "seconds": seconds, "peak_rss": peak}

@@ -57,8 +57,8 @@ class Selection(Config):
         0.2, ge=0, description="Arcsec within which two targets count as the same object; 0: only equal ids."
     )
     margin: int = Field(0, ge=0, le=256, description="Pixels read beyond each side of a cutout.")
-    missing_band: Literal["partial", "reject"] = Field(
-        "partial", description="What to do with targets that lack some bands."
+    require_all_bands: bool = Field(
+        False, description="Reject targets that lack some bands, which are partial otherwise."
     )
     edge: Literal["pad", "reject"] = Field(
         "pad", description="What to do with boxes that leave the survey: fill with NO_DATA, or reject."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import numpy as np
 
 from ripple.runtime.summary import plain
 from ripple.stages.plan.plan import Plan
+from ripple.storage.outcomes import STATUSES
 
 #: Bytes per pixel and band of a cutout: image, variance, mask; and of a decoded coadd.
 PIXEL_BYTES = 12
@@ -88,10 +88,8 @@ def facts(plan: Plan, workers: int = 1, rows: int | None = None) -> dict[str, An
         "size": sizes,
         "margin": plan.margin,
         "targets": len(plan.targets),
-        "ok": len(plan.targets) - len(plan.rejected) - len(plan.partial),
-        "partial": len(plan.partial),
-        "rejected": len(plan.rejected),
-        "reasons": _reasons(plan),
+        **{status: plan.outcomes.count(status) for status in STATUSES},
+        "reasons": {status: plan.outcomes.reasons(status) for status in ("rejected", "partial")},
         "tracts": sorted({u.tract for u in plan.units}),
         "patches": len({(u.tract, p) for u in plan.units for p in u.patches}),
         "units": len(plan.units),
@@ -110,21 +108,19 @@ def facts(plan: Plan, workers: int = 1, rows: int | None = None) -> dict[str, An
     }
 
 
-def _reasons(plan: Plan) -> dict[str, dict[str, int]]:
-    return {"rejected": plan.rejected.reasons(), "partial": plan.partial.reasons()}
-
-
 def _rows(plan: Plan, count: int | None) -> list[dict[str, Any]]:
     """The first so many rows that are not whole, with their reasons; rejected ones first."""
-    every = (
-        (k, status, verdicts[k])
-        for status, verdicts in (("rejected", plan.rejected), ("partial", plan.partial))
-        for k in verdicts
-    )
-    ids = plan.targets.id
+    rejected, partial = (np.flatnonzero(plan.outcomes.has(status)) for status in ("rejected", "partial"))
     return [
-        {"row": k, "id": ids[k].item(), "status": status, "reason": reason.value, "detail": text}
-        for k, status, (reason, text) in itertools.islice(every, count)
+        {
+            "row": k,
+            "id": plan.targets.id[k].item(),
+            "status": it.status,
+            "reason": it.reason,
+            "detail": it.detail,
+        }
+        for k in np.concatenate([rejected, partial])[:count].tolist()
+        if (it := plan.outcomes[k])
     ]
 
 

@@ -12,7 +12,7 @@ from ripple.rubin.repository import Dataset
 from ripple.sky.coverage import boxes_around
 from ripple.sky.geometry import Box, Tan
 from ripple.stages.plan.targets import Targets
-from ripple.storage.outcomes import Verdicts
+from ripple.storage.outcomes import Outcomes
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +64,9 @@ class Plan:
         (tract, patch, band) -> dataset, those of neighbouring patches that a box reaches into included.
     units
         In the order of shards.
-    rejected
-        Row -> reason and text; these rows are in no unit.
-    partial
-        Row -> reason and text; these rows are in a unit and lack something.
+    outcomes
+        Of the N targets, as far as the repository tells: rejected rows are in no unit, partial ones are in a
+        unit and lack something.
     margin
         Pixels that are read beyond each side of a cutout.
     cross
@@ -95,8 +94,7 @@ class Plan:
     patch_boxes: dict[tuple[int, int], Box]
     datasets: dict[tuple[int, int, str], Dataset]
     units: tuple[Unit, ...]
-    rejected: Verdicts
-    partial: Verdicts
+    outcomes: Outcomes
     margin: int = 0
     cross: dict[int, tuple[tuple[int, int], ...]] = field(default_factory=dict)
     skymap_source: str = "known"

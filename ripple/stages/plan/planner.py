@@ -34,7 +34,7 @@ from ripple.stages.plan.targets import (
     Targets,
     from_table,
 )
-from ripple.storage.outcomes import Verdicts
+from ripple.storage.outcomes import Outcome, Outcomes, Status
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -118,7 +118,8 @@ class Planner:
         have = self._have(datasets)
         covered = self._cover(place, reach, have)
         place, covered = self._moved(place, other, covered, reach, have)
-        rejected, partial = self._verdicts(targets, place, covered, {t for t, _ in have})
+        outcomes = self._judge(targets, place, covered, {t for t, _ in have})
+        rejected = outcomes.has("rejected")
         cross = self._cross(targets, place, reach, rejected)
         datasets = self._needed(datasets, place, reach, rejected, cross)
         projections = sorted(
@@ -130,7 +131,7 @@ class Planner:
             tract=place.tract.astype(np.int32), patch=place.patch.astype(np.int32), x=place.x, y=place.y,
             size=size, projections={int(t): self.skymap.tan(int(t)) for t in projections},
             patch_boxes={(t, p): self.skymap.patch_outer(t, p) for t, p, _ in datasets}, datasets=datasets,
-            units=self._units(place, size, reach, rejected), rejected=rejected, partial=partial,
+            units=self._units(place, size, reach, rejected), outcomes=outcomes,
             margin=self.selection.margin, cross=cross, skymap_source=self.skymap_source,
             gaps=self._gaps(place, have, targets), notes=tuple(dict.fromkeys(self.notes)),
         )  # fmt: skip
@@ -323,41 +324,44 @@ class Planner:
             covered.centre[rows], covered.whole[rows] = part.centre, part.whole
         return covered
 
-    def _verdicts(
-        self, targets: Targets, place: Place, covered: Coverage, tracts: set[int]
-    ) -> tuple[Verdicts, Verdicts]:
+    def _judge(self, targets: Targets, place: Place, covered: Coverage, tracts: set[int]) -> Outcomes:
         """Rows to reject, and rows that lack something, with reasons."""
         full = np.uint64((1 << len(self.bands)) - 1)
-        rejected = Verdicts(len(targets), targets.rejected)
-        partial = Verdicts(len(targets))
-        nowhere = (Reason.NO_TRACT, f"no tract of {self.skymap_name} that has coadds holds the position")
-        rejected.add(np.flatnonzero(place.tract < 0), nowhere)
+        outcomes = Outcomes(len(targets))
+        for row, (reason, text) in targets.rejected.items():
+            outcomes.add([row], Outcome("rejected", reason, text))
+        nowhere = f"no tract of {self.skymap_name} that has coadds holds the position"
+        outcomes.add(place.tract < 0, Outcome("rejected", Reason.NO_TRACT, nowhere))
         empty = np.flatnonzero((covered.centre == 0) & (place.tract >= 0))
-        for rows, verdict in self._empty(place, empty, tracts):
-            rejected.add(rows, verdict)
+        for rows, outcome in self._empty(place, empty, tracts):
+            outcomes.add(rows, outcome)
         short = np.flatnonzero((covered.centre != 0) & (covered.centre != full))
-        lacking = rejected if self.selection.missing_band == "reject" else partial
+        lacking: Status = "rejected" if self.selection.require_all_bands else "partial"
         for bits, rows in _by_value(covered.centre[short], short):
-            lacking.add(rows, (Reason.MISSING_BAND, self._lacking(bits)))
+            outcomes.add(rows, Outcome(lacking, Reason.MISSING_BAND, self._lacking(bits)))
         cut = np.flatnonzero((covered.centre != 0) & (covered.whole != covered.centre))
-        outside = rejected if self.selection.edge == "reject" else partial
+        outside: Status = "rejected" if self.selection.edge == "reject" else "partial"
         for bits, rows in _by_value((covered.centre & ~covered.whole)[cut], cut):
-            outside.add(rows, (Reason.OUTSIDE, f"part of the box has {self._lacking(~bits)}"))
-        return rejected, partial.without(rejected)
+            text = f"part of the box has {self._lacking(~bits)}"
+            outcomes.add(rows, Outcome(outside, Reason.OUTSIDE, text))
+        return outcomes
 
     def _lacking(self, bits: int) -> str:
         return "no " + ", ".join(b for k, b in enumerate(self.bands) if not bits >> k & 1)
 
-    def _empty(self, place: Place, rows: Int, tracts: set[int]) -> Iterator[tuple[Int, tuple[Reason, str]]]:
-        """Verdicts on rows whose position no dataset covers; `tracts` are those that have some."""
+    def _empty(self, place: Place, rows: Int, tracts: set[int]) -> Iterator[tuple[Int, Outcome]]:
+        """Outcomes of rows whose position no dataset covers; `tracts` are those that have some."""
         bare = ~np.isin(place.tract[rows], sorted(tracts))
         known = self.repository.registered_tracts(self.skymap_name) if bare.any() else set()
         for piece in _pieces(rows[bare]):
             for tract, some in _by_value(place.tract[piece], piece):
                 if tract in known:
-                    yield some, (Reason.NO_DATASET, f"no {self.dataset_type} in tract {tract}")
+                    yield (
+                        some,
+                        Outcome("rejected", Reason.NO_DATASET, f"no {self.dataset_type} in tract {tract}"),
+                    )
                 else:
-                    yield some, (Reason.NO_PATCH, f"tract {tract} is not registered")
+                    yield some, Outcome("rejected", Reason.NO_PATCH, f"tract {tract} is not registered")
         rows = rows[~bare]
         if not len(rows):
             return
@@ -369,9 +373,9 @@ class Planner:
                 tract, patch = key >> 32, key & 0xFFFFFFFF
                 where = f"tract {tract} patch {patch}"
                 if (tract, patch) in registered:
-                    yield some, (Reason.NO_DATASET, f"no {self.dataset_type} of {where}")
+                    yield some, Outcome("rejected", Reason.NO_DATASET, f"no {self.dataset_type} of {where}")
                 else:
-                    yield some, (Reason.NO_PATCH, f"{where} is not registered")
+                    yield some, Outcome("rejected", Reason.NO_PATCH, f"{where} is not registered")
 
     def _gaps(
         self, place: Place, have: dict[tuple[int, int], int], targets: Targets
@@ -388,14 +392,14 @@ class Planner:
         return gaps
 
     def _cross(
-        self, targets: Targets, place: Place, reach: NDArray[np.int32], rejected: Verdicts
+        self, targets: Targets, place: Place, reach: NDArray[np.int32], rejected: NDArray[np.bool_]
     ) -> dict[int, tuple[tuple[int, int], ...]]:
         """Patches of other tracts under the boxes of rows that are to be completed by resampling."""
         if self.selection.cross_tract != "resample":
             return {}
         out: dict[int, tuple[tuple[int, int], ...]] = {}
         for k in self._leaving(place, reach).tolist():
-            if k in rejected:
+            if rejected[k]:
                 continue
             tan, own = self.skymap.tan(int(place.tract[k])), int(place.tract[k])
             box = Box.around(place.x[k], place.y[k], int(reach[k]))
@@ -411,10 +415,10 @@ class Planner:
 
     def _needed(
         self, datasets: dict[tuple[int, int, str], Dataset], place: Place, reach: NDArray[np.int32],
-        rejected: Verdicts, cross: dict[int, tuple[tuple[int, int], ...]],
+        rejected: NDArray[np.bool_], cross: dict[int, tuple[tuple[int, int], ...]],
     ) -> dict[tuple[int, int, str], Dataset]:  # fmt: skip
         """The datasets that some box reaches into."""
-        rows = np.flatnonzero(~rejected.mask)
+        rows = np.flatnonzero(~rejected)
         row, patch = touched(
             self.skymap, place.tract[rows], boxes_around(place.x[rows], place.y[rows], reach[rows])
         )
@@ -429,10 +433,10 @@ class Planner:
     # ---- units
 
     def _units(
-        self, place: Place, size: NDArray[np.int32], reach: NDArray[np.int32], rejected: Verdicts
+        self, place: Place, size: NDArray[np.int32], reach: NDArray[np.int32], rejected: NDArray[np.bool_]
     ) -> tuple[Unit, ...]:
         """Whole patches of one tract and size together, up to the limits; a patch too large is divided."""
-        rows = np.flatnonzero(~rejected.mask)
+        rows = np.flatnonzero(~rejected)
         if not len(rows):
             return ()
         rows = rows[np.lexsort((rows, place.patch[rows], size[rows], place.tract[rows]))]
@@ -516,7 +520,7 @@ def make_plan(selection: Selection) -> Plan:
     ------
     ConfigError, InputError, SourceError
         The selection contradicts itself, names things that do not exist, or the repository is out of reach.
-        What is wrong with single targets is in `Plan.rejected` instead.
+        What is wrong with single targets is in `Plan.outcomes` instead.
     """
     check_selection(selection)
     with open_repository(selection.repo, selection.collections) as repository:

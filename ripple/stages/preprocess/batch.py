@@ -83,13 +83,12 @@ def preprocess_batch(batch: CutoutBatch, config: PreprocessConfig, constants: di
     prepared = prepare(batch, config, constants)
     offset, scale = _constants_of_rows(prepared, config, constants)
     image = _normalised(prepared, config, offset, scale)
-    qc_bands = judge.judge(prepared.quality, prepared.extra, config)
-    if config.missing_band == "keep":
+    qc_bands = judge.judge(prepared.quality, prepared.extra, config.quality)
+    if config.missing_band == "ignore":
         qc_bands &= ~np.uint64(1 << Flag.MISSING_BAND)
     qc = np.bitwise_or.reduce(qc_bands, axis=1) if len(batch.bands) else np.zeros(len(batch), np.uint64)
     qc[_duplicate_rows(batch, config, constants)] |= np.uint64(1 << Flag.DUPLICATE)
-    reject = config.reject + (("missing_band",) if config.missing_band == "reject" else ())
-    accept = judge.verdict(qc, reject)
+    accept = judge.verdict(qc, config.reject)
     accept[~prepared.quality.present.any(axis=1)] = 0
     catalog = dict(batch.catalog)
     catalog["band_mask"] = _band_mask(prepared.quality.present)
@@ -300,7 +299,7 @@ def _duplicate_rows(
     if "ra" not in batch.catalog or "dec" not in batch.catalog:
         return np.zeros(len(batch), bool)
     ra, dec = (np.asarray(batch.catalog[k], np.float64) for k in ("ra", "dec"))
-    return judge.duplicates(ra, dec, config.min_separation)
+    return judge.duplicates(ra, dec, config.quality.min_separation)
 
 
 def _band_mask(present: NDArray[np.bool_]) -> NDArray[np.uint32]:

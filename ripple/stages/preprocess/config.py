@@ -6,12 +6,12 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from ripple.config import neutral
+from ripple.config import Config, neutral
 from ripple.imaging.normalize import Method, Scope
 from ripple.imaging.quality.judge import Thresholds
 
 
-class PreprocessConfig(Thresholds):
+class PreprocessConfig(Config):
     """Options of `ripple preprocess`."""
 
     verb: ClassVar[str] = "preprocess"
@@ -39,9 +39,12 @@ class PreprocessConfig(Thresholds):
     dtype: Literal["float32", "float16"] = Field(
         "float32", description="Of the tensors; float16 keeps 3 digits."
     )
-    missing_band: Literal["reject", "mask", "keep"] = Field(
-        "mask",
-        description="Rows without some band: reject them; mask (zeros, flagged); keep (zeros, not flagged).",
+    missing_band: Literal["reject", "flag", "ignore"] = Field(
+        "flag", description="Rows that lack some band get zeros there: reject them, flag them, or neither."
+    )
+    quality: Thresholds = Field(
+        Thresholds.make({}),
+        description="Thresholds of quality flags, and which flags reject: a mapping in the YAML.",
     )
     zero_point: tuple[str, ...] = Field(
         (), description="Magnitudes to add per band, as in g:0.023,r:0.001 (fluxes are multiplied)."
@@ -86,6 +89,11 @@ class PreprocessConfig(Thresholds):
             if large:
                 raise ValueError(f"{item!r} is not BAND:MAGNITUDES")
         return value
+
+    @property
+    def reject(self) -> frozenset[str]:
+        """Flags that reject a row."""
+        return frozenset(self.quality.reject) | ({"missing_band"} if self.missing_band == "reject" else set())
 
     @property
     def target(self) -> Literal["none", "match"] | float:

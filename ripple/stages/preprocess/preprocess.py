@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ripple.errors import ConfigError, Reason, WorkerError
+from ripple.errors import ConfigError, Reason
 from ripple.imaging import noise, normalize
 from ripple.imaging.batch import CutoutBatch
 from ripple.imaging.quality import judge
 from ripple.imaging.quality.flags import LABELS, flag_names
-from ripple.runtime.pool import WorkerFailure
 from ripple.runtime.profile import Profile, peak_rss
 from ripple.runtime.summary import Summary, tally
 from ripple.sky.splits import split_blocks, split_keys
@@ -36,7 +34,8 @@ from ripple.stages.preprocess.batch import (
 from ripple.stages.preprocess.config import PreprocessConfig
 from ripple.storage.artefact import Artefact, open_artefact
 from ripple.storage.files import stage
-from ripple.storage.map_shards import Means, ShardResult, map_shards
+from ripple.storage.map_shards import ShardResult, Workers, map_shards, map_tasks, need_of
+from ripple.storage.outcomes import Outcome, Outcomes
 from ripple.storage.shard_reader import map_tensors
 from ripple.storage.shard_writer import pack_tensors
 from ripple.storage.shards import cutouts_of
@@ -141,7 +140,10 @@ def preprocess(config: PreprocessConfig) -> Summary:
             where = str(cutouts.directory), k, str(writer.directory), writer.name(k)
             return ShardTask(*where, config, constants)
 
-        peak = map_shards(make_shard, task, cutouts, writer, _means(config), profile, "preprocess")
+        with profile.time("verify"):
+            tasks = {k: task(k) for k in writer.todo()}
+        rows = [shard.rows for shard in cutouts.shards]
+        peak = map_shards(make_shard, tasks, writer, rows, _workers(cutouts, config), profile, "preprocess")
         index = _index(cutouts, config, writer)
         seconds = time.perf_counter() - start
         metrics = {"operations": profile.operations, "seconds": seconds, "peak_rss": peak}
@@ -162,7 +164,7 @@ def data_constants(cutouts: Artefact, config: PreprocessConfig) -> dict[str, Any
     placed = index["shard"].to_numpy() >= 0
     ra, dec = (np.asarray(index[name].to_numpy(zero_copy_only=False), np.float64) for name in ("ra", "dec"))
     twin = np.zeros(len(ra), bool)
-    twin[placed] = judge.duplicates(ra[placed], dec[placed], config.min_separation)
+    twin[placed] = judge.duplicates(ra[placed], dec[placed], config.quality.min_separation)
     constants: dict[str, Any] = {
         "margin": attributes.get("margin", 0),
         "duplicates": index["index"].to_numpy()[twin].tolist(),
@@ -195,7 +197,7 @@ def _correlation_pass(cutouts: Artefact, config: PreprocessConfig) -> noise.Corr
     }
     size = (len(cutouts.manifest["attributes"]["bands"]), 2 * noise.LAG + 1, 2 * noise.LAG + 1)
     total = noise.Correlation(np.zeros(size), np.zeros(size), np.zeros(size[0]))
-    for part in _results(sum_correlation, _tasks(cutouts, config, {}, rows), cutouts, config):
+    for part in map_tasks(sum_correlation, _tasks(cutouts, config, {}, rows), _workers(cutouts, config)):
         total = total + part
     return total
 
@@ -214,23 +216,14 @@ def _statistics_pass(
     train[rest] = split_keys(index["index"].to_numpy()[rest], **how) == 0
     rows = {k: np.sort(row[train & (shard == k)]).astype(np.int64) for k in range(len(cutouts.shards))}
     total = normalize.Accumulator(tuple(cutouts.manifest["attributes"]["bands"]))
-    for stats in _results(row_statistics, _tasks(cutouts, config, constants, rows), cutouts, config):
+    tasks = _tasks(cutouts, config, constants, rows)
+    for stats in map_tasks(row_statistics, tasks, _workers(cutouts, config)):
         total.add(stats)
     return total.constants(config.normalize, config.softening)
 
 
-def _means(config: PreprocessConfig) -> Means:
-    return Means(config.workers, config.deadline, config.memory)
-
-
-def _results(function: Any, tasks: list[ShardTask], cutouts: Artefact, config: PreprocessConfig) -> Any:
-    """Results of a pass in task order; without all of them there are no constants."""
-    means = _means(config)
-    with means.watch(cutouts) as watch, closing(means.map(function, tasks, watch)) as results:
-        for k, result in results:
-            if isinstance(result, WorkerFailure):
-                raise WorkerError(f"shard {tasks[k].shard}: {result.message}", hint="run again to resume")
-            yield result
+def _workers(cutouts: Artefact, config: PreprocessConfig) -> Workers:
+    return Workers(config.workers, config.deadline, config.memory, need_of(cutouts))
 
 
 def _index(cutouts: Artefact, config: PreprocessConfig, writer: ArtefactWriter) -> pa.Table:
@@ -250,7 +243,7 @@ def _index(cutouts: Artefact, config: PreprocessConfig, writer: ArtefactWriter) 
             column = fresh.setdefault(name, np.full(len(shard), empty, values.dtype))
             column[here] = values[row[here]]
     columns: dict[str, Any] = {name: old[name] for name in old.column_names}
-    columns |= _verdicts(old, fresh, config)
+    columns |= _outcomes(old, fresh, config).columns()
     columns |= {name: pa.array(values) for name, values in fresh.items()}
     return pa.table(columns)
 
@@ -259,28 +252,28 @@ def _is_fresh(name: str) -> bool:
     return name in ("qc", "accept") or name.startswith(("qc_", "psf_", "norm_", "noise_"))
 
 
-def _verdicts(old: pa.Table, fresh: dict[str, NDArray[Any]], config: PreprocessConfig) -> dict[str, Any]:
-    """Columns `status`, `reason` and `detail` after quality control."""
-    n = old.num_rows
-    status, reason, detail = (
-        np.asarray([v or "" for v in old[name].to_pylist()] if name in old.column_names else [""] * n, object)
-        for name in ("status", "reason", "detail")
-    )
-    placed = old["shard"].to_numpy() >= 0
-    accept, qc = fresh.get("accept", np.zeros(n)), fresh.get("qc", np.zeros(n, np.uint64))
-    for k in np.flatnonzero(placed & (accept == 0) & (status != "rejected")):
-        found = flag_names(int(qc[k]))
-        status[k], reason[k], detail[k] = "rejected", _reason(found, config).value, " ".join(found)
-    return {
-        "status": status.astype(np.str_),
-        "reason": reason.astype(np.str_),
-        "detail": detail.astype(np.str_),
+def _outcomes(old: pa.Table, fresh: dict[str, NDArray[Any]], config: PreprocessConfig) -> Outcomes:
+    """The outcomes of the cutouts, and rejections by quality control with the measures behind them."""
+    columns = {
+        name: old[name].to_pylist() for name in ("status", "reason", "detail") if name in old.column_names
     }
+    outcomes = Outcomes.read_columns(columns)
+    if "accept" not in fresh:
+        return outcomes
+    placed = old["shard"].to_numpy() >= 0
+    for k in np.flatnonzero(placed & (fresh["accept"] == 0)).tolist():
+        found = flag_names(int(fresh["qc"][k]))
+        measures = {name: float(values[k]) for name, values in fresh.items()}
+        text = "; ".join(
+            judge.explain(flag, measures, config.quality) for flag in found if flag in config.reject
+        )
+        outcomes.add([k], Outcome("rejected", _reason(found, config), text))
+    return outcomes
 
 
 def _reason(found: list[str], config: PreprocessConfig) -> Reason:
     """The most specific reason when the rejecting flags agree on one."""
-    fatal = {name for name in found if name in config.reject or name == "missing_band"}
+    fatal = set(found) & config.reject
     if fatal & {"missing_cell"}:
         return Reason.MISSING_CELL
     if fatal and fatal <= {"psf_invalid", "psf_width", "psf_residual"}:

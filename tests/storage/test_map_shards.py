@@ -7,13 +7,13 @@ from typing import Any
 
 import pool_tasks
 import pytest
-import ripple.inject
-import ripple.preprocess
 from cutout_artefacts import digest, write
 from stampmaker import make_batch
 
 from ripple.errors import WorkerError
+from ripple.stages.inject import inject
 from ripple.stages.inject.config import InjectConfig
+from ripple.stages.preprocess import preprocess
 from ripple.stages.preprocess.config import PreprocessConfig
 from ripple.storage.artefact import verify
 
@@ -21,8 +21,8 @@ from ripple.storage.artefact import verify
 @pytest.mark.parametrize(
     ("module", "model", "fault", "told", "more"),
     [
-        (ripple.preprocess, PreprocessConfig, pool_tasks.preprocess_without_shard_1, "SIGKILL", {}),
-        (ripple.inject, InjectConfig, pool_tasks.inject_without_shard_1, "no answer", {"deadline": 8}),
+        (preprocess, PreprocessConfig, pool_tasks.preprocess_without_shard_1, "SIGKILL", {}),
+        (inject, InjectConfig, pool_tasks.inject_without_shard_1, "no answer", {"deadline": 8}),
     ],
 )  # fmt: skip
 def test_the_others_are_committed(
@@ -36,7 +36,7 @@ def test_the_others_are_committed(
     verb(model.make(options | {"output": str(whole), "workers": 0}))
     with monkeypatch.context() as patched:
         patched.setattr(module, "make_shard", fault)
-        with pytest.raises(WorkerError, match=f"1 of 3 units .*shard 1: .*{told}.*run again"):
+        with pytest.raises(WorkerError, match=f"1 of 3 shards .*shard 1: .*{told}.*run again"):
             verb(model.make(options | {"output": str(cut)}))
     assert sorted(p.name for p in cut.glob("shard-*")) == ["shard-00000.h5", "shard-00002.h5"]
     assert not (cut / "manifest.json").exists()

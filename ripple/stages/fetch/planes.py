@@ -1,0 +1,151 @@
+"""The planes of a unit's delivered rows, streamed in the order of their shard."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ripple.imaging.batch import CutoutBatch
+from ripple.imaging.stitch import cut, is_sparse
+from ripple.rubin.open import CoaddFiles
+from ripple.runtime.profile import Profile
+from ripple.sky.geometry import Box
+from ripple.stages.fetch.open_unit import open_unit, read_plane
+from ripple.stages.fetch.reading import NO_DATA, PLANES, BandReading, Damaged, DamagedError, UnitReading
+from ripple.stages.fetch.task import UnitTask
+from ripple.storage.shard_reader import unpack_cutouts
+
+#: Bytes per chunk of a shard: a chunk stays in the processor's cache from the cut to the disk.
+CHUNK_BYTES = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """A decoded plane of one file, or the boxes of single rows when there are few."""
+
+    plane: NDArray[np.generic] | None
+    pieces: dict[int, NDArray[np.generic]]
+    box: Box
+
+
+class PlaneStream:
+    """The planes of a reading: image, then variance, then mask, each once.
+
+    Parameters
+    ----------
+    reading
+        An opened unit.
+    profile
+        Gets what each operation costs.
+    """
+
+    def __init__(self, reading: UnitReading, profile: Profile) -> None:
+        self._reading, self._profile, self._draft = reading, profile, reading.draft()
+        # Planes (row, band number) whose variance is NaN throughout; the mask, which comes later, says so.
+        self._unweighted: set[tuple[int, int]] = set()
+
+    @property
+    def size(self) -> int:
+        """Bytes of the shard."""
+        return self._draft.size
+
+    def chunks(self) -> Iterator[memoryview]:
+        """The bytes of the shard from start to end.
+
+        Raises
+        ------
+        DamagedError
+            A file turned out to be damaged: open the unit again without it.
+        """
+        yield from self._draft.chunks({name: self.plane(name) for name in PLANES})
+
+    def plane(self, name: str) -> Iterator[NDArray[np.generic]]:
+        """One plane of all delivered rows in order, `(n, B, S, S)` at a time; errors as for `chunks`."""
+        reading = self._reading
+        own = reading.task.patch[reading.kept]
+        b, s = len(reading.bands), reading.task.size
+        step = max(1, CHUNK_BYTES // (b * s * s * 4))
+        dtype = np.dtype(np.uint32 if name == "mask" else np.float32)
+        for first, last in _runs(own):
+            rows = reading.kept[first:last]
+            layers = [self._layer(k, int(own[first]), name, rows) for k in range(b)]
+            for start in range(0, len(rows), step):
+                part = rows[start : start + step]
+                out = np.empty((len(part), b, s, s), dtype)
+                with self._profile.time("gather", bytes=out.nbytes):
+                    for k, layer in enumerate(layers):
+                        self._fill(out, k, name, part, layer)
+                    self._mark_unweighted(out, name, part)
+                yield out
+
+    def _mark_unweighted(self, out: NDArray[np.generic], name: str, rows: NDArray[np.int64]) -> None:
+        """NO_DATA in planes whose variance is NaN throughout, which would otherwise mean "not known"."""
+        if name == "variance":
+            for i, k in np.argwhere(np.isnan(out[:, :, 0, 0])).tolist():
+                if np.isnan(out[i, k]).all():
+                    self._unweighted.add((int(rows[i]), k))
+        elif name == "mask" and self._unweighted:
+            for i, row in enumerate(rows.tolist()):
+                for k in range(out.shape[1]):
+                    if (row, k) in self._unweighted:
+                        out[i, k] |= NO_DATA
+
+    def _layer(self, k: int, patch: int, name: str, rows: NDArray[np.int64]) -> _Layer | None:
+        """The plane of a patch that rows of it are cut from; None when no row lies wholly inside it."""
+        band = self._reading.bands[k]
+        coadd = band.coadds.get(patch)
+        inside = rows[band.whole[rows]]
+        if coadd is None or not len(inside):
+            return None
+        key = (patch, k)
+        if is_sparse(len(inside), self._reading.task.size, coadd.box):
+            boxes = {row: self._reading.box(row) for row in inside.tolist()}
+            pieces = {row: read_plane(coadd, name, box, key, self._profile) for row, box in boxes.items()}
+            return _Layer(None, pieces, coadd.box)
+        return _Layer(read_plane(coadd, name, coadd.box, key, self._profile), {}, coadd.box)
+
+    def _fill(
+        self, out: NDArray[np.generic], k: int, name: str, rows: NDArray[np.int64], layer: _Layer | None
+    ) -> None:
+        """Band number k of some rows."""
+        reading, band = self._reading, self._reading.bands[k]
+        if layer is not None and layer.plane is not None and band.whole[rows].all():
+            cut(layer.plane, reading.x0[rows] - layer.box.x0, reading.y0[rows] - layer.box.y0, out, k)
+            return
+        for i, row in enumerate(rows.tolist()):
+            if layer is None or not band.whole[row]:
+                out[i, k] = _stitched_or_blank(band, name, row)
+            elif layer.plane is None:
+                out[i, k] = layer.pieces[row]
+            else:
+                out[i, k] = layer.plane[layer.box.slices(reading.box(row))]
+
+
+def _stitched_or_blank(band: BandReading, name: str, row: int) -> NDArray[Any] | np.generic:
+    at = int(np.searchsorted(band.edge, row))
+    if name in band.stamps and at < len(band.edge) and band.edge[at] == row:
+        return np.asarray(band.stamps[name][at])
+    return NO_DATA if name == "mask" else np.float32(np.nan)
+
+
+def _runs(values: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Bounds of the runs of equal values."""
+    if len(values):
+        cuts = np.flatnonzero(values[1:] != values[:-1]) + 1
+        yield from zip([0, *cuts.tolist()], [*cuts.tolist(), len(values)], strict=True)
+
+
+def read_batch(task: UnitTask, files: CoaddFiles) -> tuple[UnitReading, CutoutBatch]:
+    """A unit in memory: what its shard would hold, and how it was read."""
+    damaged: Damaged = {}
+    profile = Profile()
+    while True:  # each round leaves out one more file, so this ends
+        try:
+            reading = open_unit(task, files, damaged, profile)
+            return reading, unpack_cutouts(b"".join(PlaneStream(reading, profile).chunks()))
+        except DamagedError as err:
+            damaged[err.key] = err.error
