@@ -72,9 +72,12 @@ def config_options(
                 )
         if mappings := [name for name, info in model.model_fields.items() if _is_mapping(info.annotation)]:
             wrapped = click.option(
-                "--set", "settings", multiple=True, metavar="KEY=VALUE",
+                "--set",
+                "settings",
+                multiple=True,
+                metavar="KEY=VALUE",
                 help=f"One key of a mapping of the YAML, as in {mappings[-1]}.KEY=VALUE; may be repeated.",
-            )(wrapped)  # fmt: skip
+            )(wrapped)
         return click.option(
             "-c",
             "--config",

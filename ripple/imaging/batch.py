@@ -85,9 +85,15 @@ class CutoutBatch:
     def table(self) -> CutoutTable:
         """All but the planes."""
         return CutoutTable(
-            self.bands, self.mask_planes, self.psf, self.psf_index, self.psf_cells, self.catalog, self.wcs,
+            self.bands,
+            self.mask_planes,
+            self.psf,
+            self.psf_index,
+            self.psf_cells,
+            self.catalog,
+            self.wcs,
             self.pixel_scale,
-        )  # fmt: skip
+        )
 
     def take(self, rows: NDArray[np.integer] | slice) -> CutoutBatch:
         """Some rows, in the order given; views where `rows` is a slice."""
@@ -98,10 +104,14 @@ class CutoutBatch:
         parts = self.psf_cells[begin[new] + within]
         parts[:, 0] = new
         return replace(
-            self, image=self.image[rows], variance=self.variance[rows], mask=self.mask[rows],
-            psf_index=self.psf_index[rows], psf_cells=parts,
+            self,
+            image=self.image[rows],
+            variance=self.variance[rows],
+            mask=self.mask[rows],
+            psf_index=self.psf_index[rows],
+            psf_cells=parts,
             catalog={name: values[rows] for name, values in self.catalog.items()},
-        )  # fmt: skip
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,9 +104,13 @@ def statistics(image: NDArray[np.floating], good: NDArray[np.bool_], noise: Floa
         noise=np.asarray(noise, np.float32),
         mean=np.where(blank, np.nan, mean).astype(np.float32),
         std=np.where(blank, np.nan, std).astype(np.float32),
-        low=low, high=high, percentile_low=at(PERCENTILES[0] / 100), percentile_high=at(PERCENTILES[1] / 100),
-        zscale_low=np.maximum(low, middle - slope / 2), zscale_high=np.minimum(high, middle + slope / 2),
-    )  # fmt: skip
+        low=low,
+        high=high,
+        percentile_low=at(PERCENTILES[0] / 100),
+        percentile_high=at(PERCENTILES[1] / 100),
+        zscale_low=np.maximum(low, middle - slope / 2),
+        zscale_high=np.minimum(high, middle + slope / 2),
+    )
 
 
 def constants_of(

@@ -160,9 +160,8 @@ def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     return Environment(
-        loader=PackageLoader("ripple.report"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=False,
-    )  # fmt: skip
+        loader=PackageLoader("ripple.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=False
+    )
 
 
 @cache

@@ -94,9 +94,11 @@ def _from_tensors(
 ) -> tuple[NDArray[np.float32], tuple[str, ...]]:
     batch = map_tensors(artefact.verified_path(k))
     chosen = replace(
-        batch, image=batch.image[rows], valid=batch.valid[rows],
+        batch,
+        image=batch.image[rows],
+        valid=batch.valid[rows],
         catalog={name: np.asarray(values)[rows] for name, values in batch.catalog.items()},
-    )  # fmt: skip
+    )
     if "offset" not in batch.normalization and "norm_offset" not in batch.catalog:
         return chosen.image.astype(np.float32), batch.bands  # normalised elsewhere, nobody knows how
     return denormalize(chosen), batch.bands

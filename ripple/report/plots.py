@@ -26,9 +26,16 @@ class Line:
 
 
 def line_plot(
-    title: str, x_label: str, y_label: str, lines: Sequence[Line], *, x_range: tuple[float, float],
-    y_range: tuple[float, float], log_x: bool = False, log_y: bool = False,
-) -> str:  # fmt: skip
+    title: str,
+    x_label: str,
+    y_label: str,
+    lines: Sequence[Line],
+    *,
+    x_range: tuple[float, float],
+    y_range: tuple[float, float],
+    log_x: bool = False,
+    log_y: bool = False,
+) -> str:
     """An SVG element with axes, ticks and curves.
 
     Parameters
@@ -55,9 +62,14 @@ def line_plot(
 
 
 def histogram_plot(
-    title: str, x_label: str, groups: Sequence[tuple[str, NDArray[np.floating]]], *, bins: int = 40,
-    x_range: tuple[float, float] | None = None, log_y: bool = False,
-) -> str:  # fmt: skip
+    title: str,
+    x_label: str,
+    groups: Sequence[tuple[str, NDArray[np.floating]]],
+    *,
+    bins: int = 40,
+    x_range: tuple[float, float] | None = None,
+    log_y: bool = False,
+) -> str:
     """Step histograms of several groups `(name, values)` over common bins."""
     values = np.concatenate([np.asarray(v, float)[np.isfinite(v)] for _, v in groups] or [np.zeros(0)])
     low, high = x_range or ((float(values.min()), float(values.max())) if len(values) else (0.0, 1.0))
@@ -72,9 +84,14 @@ def histogram_plot(
         lines.append(Line(x, y, f"{name} ({counts.sum():,})", f"c{k + 1}", steps=True))
     bottom = 0.5 if log_y else 0.0
     return line_plot(
-        title, x_label, "rows", lines, x_range=(low, high), y_range=(bottom, top * (2.0 if log_y else 1.08)),
+        title,
+        x_label,
+        "rows",
+        lines,
+        x_range=(low, high),
+        y_range=(bottom, top * (2.0 if log_y else 1.08)),
         log_y=log_y,
-    )  # fmt: skip
+    )
 
 
 def scatter_plot(
@@ -99,8 +116,11 @@ def scatter_plot(
     parts = [
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" class="plot" role="img" aria-label="{escape(title)}">',
         f'<text x="{WIDTH / 2:.0f}" y="15" class="title">{escape(title)}</text>',
-        *frame.axes(x_label, y_label), *dots, *_legend(names), "</svg>",
-    ]  # fmt: skip
+        *frame.axes(x_label, y_label),
+        *dots,
+        *_legend(names),
+        "</svg>",
+    ]
     return "".join(parts)
 
 

@@ -116,15 +116,19 @@ def from_exposure(exposure: Any, *, name: str, digest: str, no_psf: tuple[type[E
         return _psf(exposure.getPsf(), box, boxes, no_psf)
 
     return Coadd(
-        name=name, box=box, projection=_projection(exposure.getWcs(), name),
+        name=name,
+        box=box,
+        projection=_projection(exposure.getWcs(), name),
         band=label.bandLabel if label is not None and label.hasBandLabel() else None,
         mask_planes={str(k): int(v) for k, v in sorted(planes.mask.getMaskPlaneDict().items())},
         read_image=lambda b: np.ascontiguousarray(image[box.slices(b)], np.float32),
         read_variance=lambda b: np.ascontiguousarray(variance[box.slices(b)], np.float32),
-        read_mask=lambda b: mask[box.slices(b)], read_psf=psf,
-        read_digest=lambda: digest, bytes_read=lambda: image.nbytes + variance.nbytes + mask.nbytes,
+        read_mask=lambda b: mask[box.slices(b)],
+        read_psf=psf,
+        read_digest=lambda: digest,
+        bytes_read=lambda: image.nbytes + variance.nbytes + mask.nbytes,
         notes=("read through lsst.afw",),
-    )  # fmt: skip
+    )
 
 
 def _calibrated(exposure: Any, name: str) -> Any:

@@ -133,9 +133,13 @@ def tracts_near(skymap: SkyMap, region: Region) -> Int:
 
 
 def grid(
-    skymap: SkyMap, step: float, *, region: Region | None = None, tracts: Int | None = None,
+    skymap: SkyMap,
+    step: float,
+    *,
+    region: Region | None = None,
+    tracts: Int | None = None,
     patches: Int | None = None,
-) -> tuple[Int, Int, Int, Float, Float]:  # fmt: skip
+) -> tuple[Int, Int, Int, Float, Float]:
     """Centres of blind windows on the pixel grids of tracts.
 
     A window belongs to a tract by the inner region of its centre, so that each piece of sky is covered by the

@@ -149,9 +149,12 @@ class RemoteFile:
             if self._token and _origin(url) == _origin(self._url) and _private(url):
                 sent["Authorization"] = f"Bearer {self._token}"
             response = _session().get(
-                url, headers=sent, stream=True, allow_redirects=False,
+                url,
+                headers=sent,
+                stream=True,
+                allow_redirects=False,
                 timeout=(self._policy.connect, self._policy.idle),
-            )  # fmt: skip
+            )
             target = response.headers.get("Location")
             if response.status_code not in (301, 302, 303, 307, 308) or not target:
                 return response

@@ -260,10 +260,17 @@ class Repository:
         for ref in refs:
             size, checksum = facts.get(ref.id, (-1, ""))
             yield Dataset(
-                str(ref.id), ref.run, ref.datasetType.name, ref.datasetType.storageClass_name,
-                int(ref.dataId["tract"]), int(ref.dataId["patch"]), str(ref.dataId["band"]),
-                addresses.get(ref.id, ""), size, checksum,
-            )  # fmt: skip
+                str(ref.id),
+                ref.run,
+                ref.datasetType.name,
+                ref.datasetType.storageClass_name,
+                int(ref.dataId["tract"]),
+                int(ref.dataId["patch"]),
+                str(ref.dataId["band"]),
+                addresses.get(ref.id, ""),
+                size,
+                checksum,
+            )
 
     def head(self, dataset: Dataset, size: int) -> bytes:
         """The first `size` bytes of a dataset's file.
@@ -313,9 +320,12 @@ class Repository:
     def patch_records(self, skymap: str, tract: int) -> list[PatchRecord]:
         """Registered patches of a tract, by id; those without a region are left out."""
         records = self.butler.query_dimension_records(
-            "patch", where=f"skymap = wanted AND tract = {tract}", bind={"wanted": skymap}, explain=False,
+            "patch",
+            where=f"skymap = wanted AND tract = {tract}",
+            bind={"wanted": skymap},
+            explain=False,
             limit=None,
-        )  # fmt: skip
+        )
         return [
             PatchRecord(int(r.id), int(r.cell_x), int(r.cell_y), corners(r.region))
             for r in sorted(records, key=lambda r: int(r.id))

@@ -205,10 +205,15 @@ def _table(tans: dict[int, Tan], boxes: dict[int, Box], patches: PlainPatches) -
     ids = sorted(tans)
     t, b = [tans[i] for i in ids], [boxes[i] for i in ids]
     return TractTable(
-        np.array(ids), np.array([v.ra0 for v in t]), np.array([v.dec0 for v in t]),
-        np.array([v.x0 for v in t]), np.array([v.y0 for v in t]), np.array([v.cd for v in t]),
-        np.array([v.width // patches.width for v in b]), np.array([v.height // patches.height for v in b]),
-    )  # fmt: skip
+        np.array(ids),
+        np.array([v.ra0 for v in t]),
+        np.array([v.dec0 for v in t]),
+        np.array([v.x0 for v in t]),
+        np.array([v.y0 for v in t]),
+        np.array([v.cd for v in t]),
+        np.array([v.width // patches.width for v in b]),
+        np.array([v.height // patches.height for v in b]),
+    )
 
 
 def _proven(observed: ObservedSkyMap, digest: bytes, count: int) -> RingsSkyMap | None:

@@ -89,27 +89,43 @@ class MiniRepo:
         """Dimension records, as `RingsSkyMap.register` and an instrument would insert them."""
         name, tan, table = self.skymap.name, self.skymap.tan(self.tract), self.skymap.table
         records: dict[str, list[dict[str, Any]]] = {
-            "skymap": [{
-                "name": name, "hash": self.skymap.sha1(), "tract_max": len(table.ids),
-                "patch_nx_max": int(table.nx.max()), "patch_ny_max": int(table.ny.max()),
-            }],
-            "tract": [{
-                "skymap": name, "id": self.tract, "region": polygon(tan, self.skymap.tract_box(self.tract)),
-            }],
+            "skymap": [
+                {
+                    "name": name,
+                    "hash": self.skymap.sha1(),
+                    "tract_max": len(table.ids),
+                    "patch_nx_max": int(table.nx.max()),
+                    "patch_ny_max": int(table.ny.max()),
+                }
+            ],
+            "tract": [
+                {"skymap": name, "id": self.tract, "region": polygon(tan, self.skymap.tract_box(self.tract))}
+            ],
             "patch": [],
-            "instrument": [{
-                "name": INSTRUMENT, "detector_max": 1, "visit_max": 1, "exposure_max": 1,
-                "class_name": "lsst.obs.base.Instrument",
-            }],
+            "instrument": [
+                {
+                    "name": INSTRUMENT,
+                    "detector_max": 1,
+                    "visit_max": 1,
+                    "exposure_max": 1,
+                    "class_name": "lsst.obs.base.Instrument",
+                }
+            ],
             "physical_filter": [{"instrument": INSTRUMENT, "name": f"{b}_sim", "band": b} for b in bands],
-        }  # fmt: skip
+        }
         for patch in sorted(patches):
             column, row = self.skymap.patch_xy(self.tract, patch)
             region = polygon(tan, self.skymap.patch_outer(self.tract, patch))
-            records["patch"].append({
-                "skymap": name, "tract": self.tract, "id": int(patch), "cell_x": int(column),
-                "cell_y": int(row), "region": region,
-            })  # fmt: skip
+            records["patch"].append(
+                {
+                    "skymap": name,
+                    "tract": self.tract,
+                    "id": int(patch),
+                    "cell_x": int(column),
+                    "cell_y": int(row),
+                    "region": region,
+                }
+            )
         for element, rows in records.items():
             self._butler.registry.insertDimensionData(element, *rows)
 

@@ -36,11 +36,15 @@ from ripple.runtime.worker import Failed, limit_memory, receive
 #: One thread per worker: the numbers must not depend on the machine, and the workers share its cores.
 PINNED = dict.fromkeys(
     (
-        "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS",
-        "VECLIB_MAXIMUM_THREADS", "NUMBA_NUM_THREADS",
+        "OMP_NUM_THREADS",
+        "OPENBLAS_NUM_THREADS",
+        "MKL_NUM_THREADS",
+        "NUMEXPR_NUM_THREADS",
+        "VECLIB_MAXIMUM_THREADS",
+        "NUMBA_NUM_THREADS",
     ),
     "1",
-)  # fmt: skip
+)
 _TICK = 0.2
 _STARTUP_SECONDS = 120.0
 _STOPPED_SECONDS = 30.0

@@ -62,8 +62,10 @@ class Timeline:
         chosen = [*range(step - 1, len(self._seconds) - 1, step), len(self._seconds) - 1]
         chosen = chosen if self._seconds else []
         columns: dict[str, Sequence[float]] = {
-            "seconds": self._seconds, "rows": self._rows, "bytes": self._bytes
-        }  # fmt: skip
+            "seconds": self._seconds,
+            "rows": self._rows,
+            "bytes": self._bytes,
+        }
         return {name: [values[k] for k in chosen] for name, values in columns.items()}
 
 

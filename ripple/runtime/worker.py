@@ -26,10 +26,12 @@ from ripple.errors import RippleError
 
 #: What numpy needs for arrays, dtypes and scalars.
 _NUMPY = {
-    ("numpy", "dtype"), ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("numpy", "ndarray"),
     ("numpy._core.numeric", "_frombuffer"),
-    ("numpy._core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "scalar"),
-}  # fmt: skip
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "scalar"),
+}
 
 
 class _Results(pickle.Unpickler):

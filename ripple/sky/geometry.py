@@ -60,10 +60,7 @@ class Box:
 
     def slices(self, inner: Box) -> tuple[slice, slice]:
         """Index `(y, x)` of `inner` in an array that covers this box."""
-        return (
-            slice(inner.y0 - self.y0, inner.y1 - self.y0),
-            slice(inner.x0 - self.x0, inner.x1 - self.x0),
-        )
+        return (slice(inner.y0 - self.y0, inner.y1 - self.y0), slice(inner.x0 - self.x0, inner.x1 - self.x0))
 
     @classmethod
     def around(cls, x: float, y: float, width: int, height: int | None = None) -> Self:
@@ -157,19 +154,32 @@ class Tan:
         """FITS header cards of this projection (one-based CRPIX), PARENT frame."""
         a, b, c, e = self.cd
         return {
-            "CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CUNIT1": "deg", "CUNIT2": "deg", "RADESYS": "ICRS",
-            "CRVAL1": self.ra0, "CRVAL2": self.dec0, "CRPIX1": self.x0 + 1.0, "CRPIX2": self.y0 + 1.0,
-            "CD1_1": a, "CD1_2": b, "CD2_1": c, "CD2_2": e,
-        }  # fmt: skip
+            "CTYPE1": "RA---TAN",
+            "CTYPE2": "DEC--TAN",
+            "CUNIT1": "deg",
+            "CUNIT2": "deg",
+            "RADESYS": "ICRS",
+            "CRVAL1": self.ra0,
+            "CRVAL2": self.dec0,
+            "CRPIX1": self.x0 + 1.0,
+            "CRPIX2": self.y0 + 1.0,
+            "CD1_1": a,
+            "CD1_2": b,
+            "CD2_1": c,
+            "CD2_2": e,
+        }
 
     @classmethod
     def from_cards(cls, cards: dict[str, float | str]) -> Self:
         """The inverse of `cards`."""
         f = {k: float(v) for k, v in cards.items() if k[:2] in ("CR", "CD")}
         return cls(
-            f["CRVAL1"], f["CRVAL2"], f["CRPIX1"] - 1.0, f["CRPIX2"] - 1.0,
+            f["CRVAL1"],
+            f["CRVAL2"],
+            f["CRPIX1"] - 1.0,
+            f["CRPIX2"] - 1.0,
             (f["CD1_1"], f["CD1_2"], f["CD2_1"], f["CD2_2"]),
-        )  # fmt: skip
+        )
 
     def separation(self, other: Tan, box: Box) -> float:
         """Largest distance in pixels between two projections over the corners and centre of `box`."""

@@ -99,9 +99,17 @@ class CellPatches:
     def packed(self, overlap: float, scale: float, rotation: float) -> bytes:
         """The bytes that `lsst.skymap` hashes."""
         return struct.pack(
-            "<iiiiidd3sd", self.cell, self.cell, self.cell_border, self.inner, self.extra, overlap, scale,
-            b"TAN", rotation,
-        )  # fmt: skip
+            "<iiiiidd3sd",
+            self.cell,
+            self.cell,
+            self.cell_border,
+            self.inner,
+            self.extra,
+            overlap,
+            scale,
+            b"TAN",
+            rotation,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,9 +368,14 @@ def whole(x: ArrayLike) -> Int:
 
 
 def _square_tracts(
-    ra: Float, dec: Float, radius: Float, overlap: float, scale: float, rotation: float,
+    ra: Float,
+    dec: Float,
+    radius: Float,
+    overlap: float,
+    scale: float,
+    rotation: float,
     patches: LegacyPatches | CellPatches,
-) -> TractTable:  # fmt: skip
+) -> TractTable:
     """Tracts of half-size `radius` deg, as `lsst.skymap.ExplicitTractInfo` lays them out.
 
     The four points at `radius + overlap` along the compass directions are boxed in pixels around the tangent

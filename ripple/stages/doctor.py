@@ -18,12 +18,7 @@ from ripple.rubin.repository import open_repository
 Level = Literal["ok", "note", "fail"]
 
 #: Distributions of the plain install, checked against the floors of our own metadata.
-OPTIONAL = {
-    "distributed": "dask",
-    "captum": "explain",
-    "onnx": "onnx",
-    "lsdb": "hats",
-}
+OPTIONAL = {"distributed": "dask", "captum": "explain", "onnx": "onnx", "lsdb": "hats"}
 
 
 @dataclass(frozen=True, slots=True)

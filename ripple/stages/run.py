@@ -133,11 +133,7 @@ def _options(name: str, section: Any, config: RunConfig, names: list[str]) -> di
         | ({"repo": f"{at['simulate']}/repo", "collections": ["mini"]} if "simulate" in names else {}),
         "preprocess": {"cutouts": at["fetch"], "output": at["preprocess"]},
         "train": {"tensors": [at["preprocess"]], "output": at["train"]},
-        "score": {
-            "model": config.model or at["train"],
-            "tensors": [at["preprocess"]],
-            "output": at["score"],
-        },
+        "score": {"model": config.model or at["train"], "tensors": [at["preprocess"]], "output": at["score"]},
         "report": {"source": at["score"], "output": at["report"]},
     }
     return wiring[name] | {k: _filled(v, out) for k, v in (section or {}).items()}

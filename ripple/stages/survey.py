@@ -196,9 +196,19 @@ class Survey:
         stamp, patch = Box(x0, y0, x0 + size, y0 + size), int(batch.catalog["patch"][row])
         seams = seam_map(stamp, patch, {p: box for (t, p), box in plan.patch_boxes.items() if t == tract})
         return Cutout(
-            batch.bands, batch.image[row], batch.variance[row], batch.mask[row], batch.mask_planes, psf,
-            stamp, batch.wcs[tract], tract, patch, found.outcomes[0], seams,
-        )  # fmt: skip
+            batch.bands,
+            batch.image[row],
+            batch.variance[row],
+            batch.mask[row],
+            batch.mask_planes,
+            psf,
+            stamp,
+            batch.wcs[tract],
+            tract,
+            patch,
+            found.outcomes[0],
+            seams,
+        )
 
     def cutouts(self, table: Any, *, size: int = 64, bands: Iterable[str] | None = None) -> Cutouts:
         """Cut many positions.

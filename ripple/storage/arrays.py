@@ -42,11 +42,21 @@ class WriteConfig(Config):
 
 
 def write_cutouts(
-    directory: Path | str, image: Any, bands: Sequence[str], catalog: Any = None, *, variance: Any = None,
-    mask: Any = None, mask_planes: Sequence[str] = (), psf: Any = None, psf_index: Any = None,
-    pixel_scale: float = 0.2, unit: str = "nJy", wcs: Tan | Mapping[int, Tan] | None = None,
+    directory: Path | str,
+    image: Any,
+    bands: Sequence[str],
+    catalog: Any = None,
+    *,
+    variance: Any = None,
+    mask: Any = None,
+    mask_planes: Sequence[str] = (),
+    psf: Any = None,
+    psf_index: Any = None,
+    pixel_scale: float = 0.2,
+    unit: str = "nJy",
+    wcs: Tan | Mapping[int, Tan] | None = None,
     rows_per_shard: int | None = None,
-) -> Artefact:  # fmt: skip
+) -> Artefact:
     """Write a cutout set from arrays, with the guarantees of `ripple fetch`: atomic, resumable, verified.
 
     Parameters
@@ -99,10 +109,17 @@ def write_cutouts(
     def batch(rows: slice) -> CutoutBatch:
         flux = _flux(image[rows], scale)
         return CutoutBatch(
-            bands=names, image=flux, variance=_variance(variance, rows, flux, scale),
-            mask=_mask(mask, rows, flux, planes), mask_planes=planes, psf=kernels, psf_index=which[rows],
-            catalog=_rows_of(columns, rows, flux), wcs=dict(projections), pixel_scale=pixel_scale,
-        )  # fmt: skip
+            bands=names,
+            image=flux,
+            variance=_variance(variance, rows, flux, scale),
+            mask=_mask(mask, rows, flux, planes),
+            mask_planes=planes,
+            psf=kernels,
+            psf_index=which[rows],
+            catalog=_rows_of(columns, rows, flux),
+            wcs=dict(projections),
+            pixel_scale=pixel_scale,
+        )
 
     facts = {"mask_planes": list(planes), "wcs": {str(t): tan.cards() for t, tan in projections.items()}}
     config = _config(shape, names, pixel_scale, unit, rows_per_shard, facts)
@@ -118,11 +135,20 @@ def write_cutouts(
 
 
 def write_tensors(
-    directory: Path | str, image: Any, bands: Sequence[str], catalog: Any = None, *, valid: Any = None,
-    pixel_scale: float = 0.2, psf_fwhm: float = float("nan"), normalization: Mapping[str, Any] | None = None,
-    class_map: Mapping[Any, str] | None = None, unit: str = "nJy",
-    dtype: Literal["float16", "float32"] = "float32", rows_per_shard: int | None = None,
-) -> Artefact:  # fmt: skip
+    directory: Path | str,
+    image: Any,
+    bands: Sequence[str],
+    catalog: Any = None,
+    *,
+    valid: Any = None,
+    pixel_scale: float = 0.2,
+    psf_fwhm: float = float("nan"),
+    normalization: Mapping[str, Any] | None = None,
+    class_map: Mapping[Any, str] | None = None,
+    unit: str = "nJy",
+    dtype: Literal["float16", "float32"] = "float32",
+    rows_per_shard: int | None = None,
+) -> Artefact:
     """Write a tensor set from arrays that are ready for a network.
 
     Parameters
@@ -162,10 +188,16 @@ def write_tensors(
         pixels = _finite(np.asarray(image[rows]), rows.start, dtype)
         good = np.ones(pixels.shape, bool) if valid is None else np.asarray(valid[rows]) != 0
         return TensorBatch(
-            bands=names, image=pixels, valid=good.astype(np.uint8),
-            catalog=_rows_of(columns, rows, pixels), pixel_scale=pixel_scale, psf_fwhm=psf_fwhm,
-            normalization=method, class_map=classes, unit=unit,
-        )  # fmt: skip
+            bands=names,
+            image=pixels,
+            valid=good.astype(np.uint8),
+            catalog=_rows_of(columns, rows, pixels),
+            pixel_scale=pixel_scale,
+            psf_fwhm=psf_fwhm,
+            normalization=method,
+            class_map=classes,
+            unit=unit,
+        )
 
     fwhm = None if np.isnan(psf_fwhm) else float(psf_fwhm)
     facts = {"dtype": dtype, "psf_fwhm": fwhm, "normalization": method, "class_map": classes}
@@ -178,9 +210,14 @@ def write_tensors(
 
 
 def _write(
-    directory: Path, kind: str, config: WriteConfig, arrays: Mapping[str, Any],
-    columns: Mapping[str, NDArray[Any]], batch: Callable[[slice], Any], pack: Callable[[Any, Any], bytes],
-) -> Artefact:  # fmt: skip
+    directory: Path,
+    kind: str,
+    config: WriteConfig,
+    arrays: Mapping[str, Any],
+    columns: Mapping[str, NDArray[Any]],
+    batch: Callable[[slice], Any],
+    pack: Callable[[Any, Any], bytes],
+) -> Artefact:
     n = len(columns["index"])
     slices = [slice(k, min(k + config.rows_per_shard, n)) for k in range(0, n, config.rows_per_shard)]
     inputs = {
@@ -240,14 +277,22 @@ def _shape(image: Any, bands: Sequence[str]) -> tuple[tuple[int, int, int, int],
 
 
 def _config(
-    shape: tuple[int, int, int, int], bands: tuple[str, ...], pixel_scale: float, unit: str, rows: int | None,
+    shape: tuple[int, int, int, int],
+    bands: tuple[str, ...],
+    pixel_scale: float,
+    unit: str,
+    rows: int | None,
     facts: dict[str, Any],
-) -> WriteConfig:  # fmt: skip
+) -> WriteConfig:
     fit = max(1, min(_MAX_ROWS, _SHARD_BYTES // (4 * int(np.prod(shape[1:])))))
     values = {
-        "bands": bands, "size": shape[2:], "pixel_scale": pixel_scale, "unit": unit, "facts": facts,
+        "bands": bands,
+        "size": shape[2:],
+        "pixel_scale": pixel_scale,
+        "unit": unit,
+        "facts": facts,
         "rows_per_shard": fit if rows is None else rows,
-    }  # fmt: skip
+    }
     config = WriteConfig.make(values)
     if config.rows_per_shard < 1 or not config.pixel_scale > 0:
         raise DataError("rows_per_shard and pixel_scale must be positive")
@@ -280,10 +325,15 @@ def _catalog(table: Any, shape: tuple[int, int, int, int]) -> dict[str, NDArray[
         raise DataError("catalog column 'id': not distinct", hint="every row needs an id of its own")
     columns: dict[str, NDArray[Any]] = {"index": np.arange(n, dtype=np.int64), "id": ids}
     defaults = {
-        "ra": (np.nan, np.float64), "dec": (np.nan, np.float64), "tract": (-1, np.int32),
-        "patch": (-1, np.int32), "x0": (0, np.int32), "y0": (0, np.int32), "dx": (0, np.float32),
+        "ra": (np.nan, np.float64),
+        "dec": (np.nan, np.float64),
+        "tract": (-1, np.int32),
+        "patch": (-1, np.int32),
+        "x0": (0, np.int32),
+        "y0": (0, np.int32),
+        "dx": (0, np.float32),
         "dy": (0, np.float32),
-    }  # fmt: skip
+    }
     for name, (value, dtype) in defaults.items():
         columns[name] = given[name].astype(dtype) if name in given else np.full(n, value, dtype)
     reserved = {"index", "band_mask", "shard", "row", "status", "reason", "bands", "x", "y"}

@@ -23,20 +23,10 @@ from typing import TYPE_CHECKING, Any
 
 from ripple.errors import InputError, IntegrityError
 from ripple.storage.checksums import FileList, check_size, compare, differing, parse_listing, read_verified
-from ripple.storage.files import (
-    hash_file,
-    opened,
-    parse_parquet,
-    read_whole,
-)
+from ripple.storage.files import hash_file, opened, parse_parquet, read_whole
 from ripple.storage.law import check_law
 from ripple.storage.lock import is_locked
-from ripple.storage.manifest import (
-    REDO,
-    ShardRecord,
-    parse_manifest,
-    unseal,
-)
+from ripple.storage.manifest import REDO, ShardRecord, parse_manifest, unseal
 
 if TYPE_CHECKING:
     import pyarrow as pa

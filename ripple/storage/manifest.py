@@ -61,9 +61,13 @@ def software() -> dict[str, str]:
 def identity_of(kind: str, config: Config, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """What makes two runs the same artefact, as JSON values."""
     core = {
-        "kind": kind, "schema": SCHEMA, "verb": config.verb, "config": config.canonical(),
-        "config_digest": config.digest(), "inputs": dict(inputs),
-    }  # fmt: skip
+        "kind": kind,
+        "schema": SCHEMA,
+        "verb": config.verb,
+        "config": config.canonical(),
+        "config_digest": config.digest(),
+        "inputs": dict(inputs),
+    }
     plain: dict[str, Any] = json.loads(canonical_json(core))
     return plain
 

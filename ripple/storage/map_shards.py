@@ -80,9 +80,12 @@ class Workers:
 
     @contextmanager
     def map[T, R](
-        self, function: Callable[[T], R], tasks: Sequence[T], watch: MemoryWatch,
+        self,
+        function: Callable[[T], R],
+        tasks: Sequence[T],
+        watch: MemoryWatch,
         started: Started | None = None,
-    ) -> Generator[Generator[tuple[int, R | WorkerFailure]]]:  # fmt: skip
+    ) -> Generator[Generator[tuple[int, R | WorkerFailure]]]:
         """`ordered_map` by these workers; the results are closed with the context."""
         cluster = nullcontext(None) if self.dask is None else dask_executor(self.dask, self.dask_settings)
         with cluster as executor:
@@ -106,10 +109,18 @@ def need_of(cutouts: Artefact) -> int:
 
 
 def map_shards[T](
-    make: Callable[[T], ShardResult], tasks: Mapping[int, T], writer: ArtefactWriter, rows: Sequence[int],
-    workers: Workers, profile: Profile, label: str, *, timeline: Timeline | None = None,
-    started: Started | None = None, instead: Callable[[T, str], ShardResult] | None = None,
-) -> int:  # fmt: skip
+    make: Callable[[T], ShardResult],
+    tasks: Mapping[int, T],
+    writer: ArtefactWriter,
+    rows: Sequence[int],
+    workers: Workers,
+    profile: Profile,
+    label: str,
+    *,
+    timeline: Timeline | None = None,
+    started: Started | None = None,
+    instead: Callable[[T, str], ShardResult] | None = None,
+) -> int:
     """Make and commit shards.
 
     Parameters
@@ -152,11 +163,7 @@ def map_shards[T](
     if started is not None:
         started.keep(min(len(numbers), watch.allowed()))
     ordered = [tasks[k] for k in numbers]
-    with (
-        watch,
-        progress(sum(rows), label) as advance,
-        workers.map(make, ordered, watch, started) as results,
-    ):
+    with watch, progress(sum(rows), label) as advance, workers.map(make, ordered, watch, started) as results:
         advance(sum(rows) - sum(rows[k] for k in numbers))
         for at, result in results:
             k = numbers[at]

@@ -50,10 +50,18 @@ def unpack_cutouts(data: bytes | memoryview) -> CutoutBatch:
         if psf_index.size and (psf_index.max() >= len(psf) or psf_index.min() < -1):
             raise DataError("psf_index: points outside /psf")
         return CutoutBatch(
-            bands=file.bands(bands, shape), image=images["image"], variance=images["variance"], mask=mask,
-            mask_planes=planes, psf=psf, psf_index=psf_index, catalog=file.catalog(shape[0]), wcs=file.wcs(),
-            pixel_scale=file.number("pixel_scale"), psf_cells=file.psf_cells(shape, len(psf)),
-        )  # fmt: skip
+            bands=file.bands(bands, shape),
+            image=images["image"],
+            variance=images["variance"],
+            mask=mask,
+            mask_planes=planes,
+            psf=psf,
+            psf_index=psf_index,
+            catalog=file.catalog(shape[0]),
+            wcs=file.wcs(),
+            pixel_scale=file.number("pixel_scale"),
+            psf_cells=file.psf_cells(shape, len(psf)),
+        )
 
 
 def unpack_tensors(data: bytes | memoryview) -> TensorBatch:
@@ -121,12 +129,16 @@ def _tensors(file: _Reader) -> TensorBatch:
     planes = _planes(file)
     class_map = file.json("class_map")
     return TensorBatch(
-        bands=planes.bands, image=planes.image, valid=planes.valid,
-        catalog=file.catalog(len(planes.image)), pixel_scale=file.number("pixel_scale"),
+        bands=planes.bands,
+        image=planes.image,
+        valid=planes.valid,
+        catalog=file.catalog(len(planes.image)),
+        pixel_scale=file.number("pixel_scale"),
         psf_fwhm=file.number("psf_fwhm"),
-        normalization=file.json("normalization"), class_map={k: str(v) for k, v in class_map.items()},
+        normalization=file.json("normalization"),
+        class_map={k: str(v) for k, v in class_map.items()},
         unit=file.text("unit"),
-    )  # fmt: skip
+    )
 
 
 def read_attributes(data: bytes | memoryview | Path) -> dict[str, Any]:

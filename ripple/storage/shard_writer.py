@@ -37,10 +37,21 @@ from ripple.storage.shard_reader import (
 )
 
 __all__ = [
-    "ALIGNMENT", "MAX_ATTRIBUTE_BYTES", "MAX_COLUMNS", "SCHEMA", "Draft", "TensorPlanes", "draft_cutouts",
-    "map_planes", "map_tensors", "pack_cutouts", "pack_tensors", "read_attributes",
-    "unpack_cutouts", "unpack_tensors",
-]  # fmt: skip
+    "ALIGNMENT",
+    "MAX_ATTRIBUTE_BYTES",
+    "MAX_COLUMNS",
+    "SCHEMA",
+    "Draft",
+    "TensorPlanes",
+    "draft_cutouts",
+    "map_planes",
+    "map_tensors",
+    "pack_cutouts",
+    "pack_tensors",
+    "read_attributes",
+    "unpack_cutouts",
+    "unpack_tensors",
+]
 
 #: Arrays of at least this many bytes start at a multiple of it: one memory page.
 ALIGNMENT = 4096
@@ -121,9 +132,13 @@ def draft_cutouts(
     large = {"image": np.float32, "variance": np.float32, "mask": np.uint32}
     wcs = sorted(table.wcs.items())
     root: dict[str, Any] = {
-        "kind": "cutouts", "schema": SCHEMA, "bands": table.bands, "mask_planes": table.mask_planes,
-        "pixel_scale": float(table.pixel_scale), "unit": "nJy",
-    }  # fmt: skip
+        "kind": "cutouts",
+        "schema": SCHEMA,
+        "bands": table.bands,
+        "mask_planes": table.mask_planes,
+        "pixel_scale": float(table.pixel_scale),
+        "unit": "nJy",
+    }
     small: dict[str, Any] = {
         "psf": _exact(table.psf, "psf", np.float32),
         "psf_index": _exact(table.psf_index, "psf_index", np.int32),
@@ -161,10 +176,15 @@ def pack_cutouts(batch: CutoutBatch, attributes: Mapping[str, Any]) -> bytes:
 def pack_tensors(batch: TensorBatch, attributes: Mapping[str, Any]) -> bytes:
     """The file image of a tensor shard; parameters and errors as in `pack_cutouts`."""
     root: dict[str, Any] = {
-        "kind": "tensors", "schema": SCHEMA, "bands": batch.bands, "pixel_scale": float(batch.pixel_scale),
-        "psf_fwhm": float(batch.psf_fwhm), "unit": batch.unit, "normalization": dict(batch.normalization),
+        "kind": "tensors",
+        "schema": SCHEMA,
+        "bands": batch.bands,
+        "pixel_scale": float(batch.pixel_scale),
+        "psf_fwhm": float(batch.psf_fwhm),
+        "unit": batch.unit,
+        "normalization": dict(batch.normalization),
         "class_map": dict(batch.class_map),
-    }  # fmt: skip
+    }
     large = {
         "image": _exact(batch.image, "image", np.float32, np.float16),
         "valid": _exact(batch.valid, "valid", np.uint8),
@@ -188,9 +208,13 @@ def _draft(
     columns = {f"catalog/{_column_name(name)}": _column(name, values) for name, values in catalog.items()}
     paper = _Paper()
     with h5py.File(
-        paper, "w", libver=("earliest", "v108"), track_order=False, alignment_threshold=ALIGNMENT,
+        paper,
+        "w",
+        libver=("earliest", "v108"),
+        track_order=False,
+        alignment_threshold=ALIGNMENT,
         alignment_interval=ALIGNMENT,
-    ) as file:  # fmt: skip
+    ) as file:
         file.create_group("catalog", track_order=False)
         places = {name: _reserve(file, name, *kind) for name, kind in large.items()}
         for name, array in {**small, **dict(sorted(columns.items()))}.items():

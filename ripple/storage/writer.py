@@ -231,11 +231,18 @@ class ArtefactWriter:
         write_atomic(self.directory / INDEX, data)
         write_atomic(self.directory / METRICS, render(_plain(metrics)))
         manifest: dict[str, Any] = {
-            **self._identity, "suffix": self._suffix, "shards": [_stable(shard) for shard in shards],
-            "index": {"rows": counts["asked"], "bytes": len(data),
-                      "sha256": hashlib.sha256(data).hexdigest()},
-            "counts": counts, "attributes": json.loads(canonical_json(attributes)), "software": software(),
-        }  # fmt: skip
+            **self._identity,
+            "suffix": self._suffix,
+            "shards": [_stable(shard) for shard in shards],
+            "index": {
+                "rows": counts["asked"],
+                "bytes": len(data),
+                "sha256": hashlib.sha256(data).hexdigest(),
+            },
+            "counts": counts,
+            "attributes": json.loads(canonical_json(attributes)),
+            "software": software(),
+        }
         manifest["digest"] = content_digest(manifest)
         check_layout(self.directory / MANIFEST, manifest)
         self._publish_manifest(render(manifest))

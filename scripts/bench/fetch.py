@@ -335,9 +335,7 @@ def two_workers(bench: Bench) -> None:
     """As they come, and with one core and two: a worker alone already keeps a second core half busy."""
     targets = bench.targets(5000)
     one, two = paired(
-        bench.rounds,
-        lambda: bench.fetch(targets, workers=1)[0],
-        lambda: bench.fetch(targets, workers=2)[0],
+        bench.rounds, lambda: bench.fetch(targets, workers=1)[0], lambda: bench.fetch(targets, workers=2)[0]
     )
     print(f"2 workers against 1: {median_ratio(one, two):.2f}x faster")
     with _cores(1):

@@ -136,10 +136,7 @@ def main(directory: Path, patches: int, per_patch: int) -> None:
     output = directory / "cutouts"
     fds = psutil.Process().num_fds()
     fault = {"units": doomed, "how": "SIGKILL", "times": 1}
-    with (
-        fetching.faulty(directory, rows=UNIT, size=SIZE, bands=1, **fault),
-        watched(output) as seen,
-    ):
+    with fetching.faulty(directory, rows=UNIT, size=SIZE, bands=1, **fault), watched(output) as seen:
         fetching.run(directory, output, bands=["r"], size=SIZE, duplicate_radius=0.0)
     artefact = open_artefact(output, "cutouts")
     index = artefact.index()

@@ -225,12 +225,7 @@ def test_a_killed_adaptation_ends_with_the_same_bytes(
 def test_target_labels_are_not_read(pair: tuple[Path, Path], tmp_path: Path) -> None:
     """The same target without labels gives the same weights."""
     blank = write_toys(
-        tmp_path / "blank",
-        shards=2,
-        rows=60,
-        seed=5,
-        psf_fwhm=0.9,
-        catalog_extra={"label": np.full(60, -1)},
+        tmp_path / "blank", shards=2, rows=60, seed=5, psf_fwhm=0.9, catalog_extra={"label": np.full(60, -1)}
     )
     for name, target in (("seen", pair[1]), ("blank", blank)):
         train(config((pair[0], target), tmp_path / name / "m", adapt="kmeans"))

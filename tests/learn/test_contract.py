@@ -18,13 +18,7 @@ from toys import BANDS, NORMALIZATION, toy_batch
 from ripple.cli import run
 from ripple.errors import ContractError, InputError, IntegrityError, RippleError
 from ripple.imaging.batch import TensorBatch
-from ripple.learn.model.contract import (
-    ArchitectureRecord,
-    Conversion,
-    Facts,
-    check,
-    load_contract,
-)
+from ripple.learn.model.contract import ArchitectureRecord, Conversion, Facts, check, load_contract
 from ripple.learn.model.network import build
 from ripple.learn.model.weights import convert, load_model, parse_weights, save_model
 

@@ -191,10 +191,7 @@ def test_geometry_from_the_repository_alone_gives_the_same_plan(
     assert found.skymap_source == "repository"
     np.testing.assert_allclose(found.x, known_way.x, rtol=0, atol=1e-6)
     np.testing.assert_array_equal(found.patch, known_way.patch)
-    assert (found.outcomes, found.gaps) == (
-        known_way.outcomes,
-        known_way.gaps,
-    )
+    assert (found.outcomes, found.gaps) == (known_way.outcomes, known_way.gaps)
     assert found.datasets == known_way.datasets
 
 

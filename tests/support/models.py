@@ -8,11 +8,7 @@ from typing import Any
 import torch
 from toys import BANDS, NORMALIZATION
 
-from ripple.learn.model.contract import (
-    ArchitectureRecord,
-    Contract,
-    Member,
-)
+from ripple.learn.model.contract import ArchitectureRecord, Contract, Member
 from ripple.learn.model.network import build
 from ripple.learn.model.weights import save_model
 

@@ -113,10 +113,15 @@ def check_registration(
     n, b = image.shape[:2]
     shape = (n, b)
     out = Registration(
-        np.full(n, -1, np.int16), np.full(shape, np.nan, np.float32), np.full(shape, np.nan, np.float32),
-        np.full(shape, np.nan, np.float32), np.full(shape, np.nan, np.float32), np.zeros(shape, np.int8),
-        np.zeros(shape, bool), np.zeros(shape, bool),
-    )  # fmt: skip
+        np.full(n, -1, np.int16),
+        np.full(shape, np.nan, np.float32),
+        np.full(shape, np.nan, np.float32),
+        np.full(shape, np.nan, np.float32),
+        np.full(shape, np.nan, np.float32),
+        np.zeros(shape, np.int8),
+        np.zeros(shape, bool),
+        np.zeros(shape, bool),
+    )
     for start in range(0, n, CHUNK):
         rows = slice(start, start + CHUNK)
         with np.errstate(invalid="ignore"):
@@ -162,9 +167,14 @@ def _compare(planes: Float, good: NDArray[np.bool_], rows: slice, out: Registrat
     taper = np.outer(correlate.taper(h), correlate.taper(w)).astype(np.float32)
     index = np.arange(n)
     found = _Found(
-        np.zeros((n, b, 2)), np.zeros((n, b), bool), np.zeros((n, b), bool), np.zeros((n, b), np.int8),
-        np.zeros((n, b)), np.zeros((n, b), bool), np.zeros((n, b), bool),
-    )  # fmt: skip
+        np.zeros((n, b, 2)),
+        np.zeros((n, b), bool),
+        np.zeros((n, b), bool),
+        np.zeros((n, b), np.int8),
+        np.zeros((n, b)),
+        np.zeros((n, b), bool),
+        np.zeros((n, b), bool),
+    )
     first_good, holed = good[index, reference], ~good.all(axis=(2, 3))
     first = np.asarray(planes[index, reference] * (first_good * taper), np.float32)
     spectrum = scipy.fft.rfft2(first)

@@ -14,9 +14,16 @@ from ripple.sky.geometry import Box
 
 #: DP2 mask planes, in the order of their bits.
 PLANES: tuple[str, ...] = (
-    "NO_DATA", "INTERPOLATED", "COSMIC_RAY", "SATURATED", "DETECTION_EDGE", "CLIPPED", "REJECTED", "DETECTED",
+    "NO_DATA",
+    "INTERPOLATED",
+    "COSMIC_RAY",
+    "SATURATED",
+    "DETECTION_EDGE",
+    "CLIPPED",
+    "REJECTED",
+    "DETECTED",
     "INEXACT_PSF",
-)  # fmt: skip
+)
 #: Pixels at the rim of the coadds in which nothing is detected.
 RIM = 10
 

@@ -221,8 +221,12 @@ def _deflector_light(t: dict[str, NDArray[Any]], k: int) -> Painted:
 def _surroundings(rng: np.random.Generator, t: dict[str, NDArray[Any]], k: int) -> list[Painted]:
     """What surrounds deflector k, by its class."""
     build: dict[str, Callable[[np.random.Generator, dict[str, NDArray[Any]], int], list[Painted]]] = {
-        "lens": _arcs, "chance": _chance, "ring": _blue_ring, "spiral": _spiral, "merger": _merger,
-    }  # fmt: skip
+        "lens": _arcs,
+        "chance": _chance,
+        "ring": _blue_ring,
+        "spiral": _spiral,
+        "merger": _merger,
+    }
     kind = str(t["kind"][k])
     found = build[kind](rng, t, k) if kind in build else []
     return [replace(p, row=k) for p in found]

@@ -89,9 +89,14 @@ def _bright(p: Painted) -> bool:
 
 
 def _paint(
-    image: NDArray[np.float32], box: Box, p: Painted, columns: list[int], c: Conditions, psf: Any,
+    image: NDArray[np.float32],
+    box: Box,
+    p: Painted,
+    columns: list[int],
+    c: Conditions,
+    psf: Any,
     tally: NDArray[np.float64] | None,
-) -> None:  # fmt: skip
+) -> None:
     """Add one object; every pixel gets the PSF of its own cell, as in a cell coadd."""
     size = _size(p)
     light = object_transform(p, size, columns)

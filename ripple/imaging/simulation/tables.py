@@ -25,9 +25,13 @@ def object_ids(tract: int, patch: NDArray[np.integer[Any]]) -> NDArray[np.int64]
 
 
 def truth_table(
-    scene: Scene, ids: NDArray[np.int64], tan: Tan, patch: NDArray[np.int64],
-    arcs: dict[int, NDArray[np.float64]], bands: tuple[str, ...],
-) -> Columns:  # fmt: skip
+    scene: Scene,
+    ids: NDArray[np.int64],
+    tan: Tan,
+    patch: NDArray[np.int64],
+    arcs: dict[int, NDArray[np.float64]],
+    bands: tuple[str, ...],
+) -> Columns:
     """Truth of the targets.
 
     Parameters
@@ -66,13 +70,26 @@ def truth_table(
         snr[row], best[row] = measures[k, 2], bands[k]
     arc = t["source_mags"] - 2.5 * np.log10(gain)[:, None]
     return {
-        "objectId": ids, "ra": ra, "dec": dec, "patch": patch.astype(np.int32), "label": lens.astype(np.int8),
-        "class": t["kind"].astype(str), "theta_E": t["theta_E"], "z_lens": t["z_lens"],
-        "z_source": t["z_source"], "sigma_v": t["sigma_v"], "lens_mag_i": t["lens_mags"][:, 3],
+        "objectId": ids,
+        "ra": ra,
+        "dec": dec,
+        "patch": patch.astype(np.int32),
+        "label": lens.astype(np.int8),
+        "class": t["kind"].astype(str),
+        "theta_E": t["theta_E"],
+        "z_lens": t["z_lens"],
+        "z_source": t["z_source"],
+        "sigma_v": t["sigma_v"],
+        "lens_mag_i": t["lens_mags"][:, 3],
         "lens_re": t["re"],
-        "source_mag": t["source_mags"][:, 3], "arc_mag_g": arc[:, 1], "arc_mag_i": arc[:, 3],
-        "magnification": gain, "arc_sb": sb, "arc_snr": snr, "arc_snr_band": best,
-    }  # fmt: skip
+        "source_mag": t["source_mags"][:, 3],
+        "arc_mag_g": arc[:, 1],
+        "arc_mag_i": arc[:, 3],
+        "magnification": gain,
+        "arc_sb": sb,
+        "arc_snr": snr,
+        "arc_snr_band": best,
+    }
 
 
 def object_table(
@@ -110,9 +127,12 @@ def object_table(
     fluxes, re, star, x, y = _true_fluxes(scene)
     ra, dec = tan.pixel_to_sky(x, y)
     out: Columns = {
-        "objectId": ids, "coord_ra": ra, "coord_dec": dec, "tract": np.full(len(x), tract, np.int32),
+        "objectId": ids,
+        "coord_ra": ra,
+        "coord_dec": dec,
+        "tract": np.full(len(x), tract, np.int32),
         "patch": patch.astype(np.int32),
-    }  # fmt: skip
+    }
     snr_i = np.zeros(len(x))
     for k, band in enumerate(UGRIZY):
         if band in c.bands:

@@ -180,8 +180,10 @@ def with_target(source: TrainingSet, config: TrainConfig) -> TrainingSet:
             )
     renamed = [k for k, v in source.class_map.items() if facts.class_map.get(k, v) != v]
     if renamed:
-        raise ContractError(f"--target: label {renamed[0]} means {facts.class_map[renamed[0]]!r}, not "
-                            f"{source.class_map[renamed[0]]!r}")  # fmt: skip
+        raise ContractError(
+            f"--target: label {renamed[0]} means {facts.class_map[renamed[0]]!r}, not "
+            f"{source.class_map[renamed[0]]!r}"
+        )
     dataset = TensorDataset(artefacts)
     usable = np.zeros(dataset.total, bool)
     usable[dataset.rows] = True
@@ -190,10 +192,12 @@ def with_target(source: TrainingSet, config: TrainConfig) -> TrainingSet:
         raise DataError("--target: no row on the training sky", hint="more sky, or another --split-seed")
     both = source.sky
     if both is not None and sky is not None:
-        both = both.model_copy(update={
-            name: tuple(sorted({*getattr(both, name), *getattr(sky, name)}))
-            for name in ("train", "validation")
-        })  # fmt: skip
+        both = both.model_copy(
+            update={
+                name: tuple(sorted({*getattr(both, name), *getattr(sky, name)}))
+                for name in ("train", "validation")
+            }
+        )
     target = TargetSet(dataset, facts, split, tuple(a.digest for a in artefacts))
     return replace(source, target=target, sky=both)
 
@@ -265,10 +269,12 @@ def _divide(
     dropped = int((split != before).sum())
     cells = sky_cells(ra, dec, config.nside)
     sky = SkySplit(
-        seed=config.split_seed, nside=config.nside, fractions=config.fractions,
+        seed=config.split_seed,
+        nside=config.nside,
+        fractions=config.fractions,
         train=tuple(np.unique(cells[split == TRAIN]).tolist()),
         validation=tuple(np.unique(cells[split == VALIDATION]).tolist()),
-    )  # fmt: skip
+    )
     note = f"{dropped} rows within {guard:.1f} arcsec of a later split left out"
     return split, sky, (note,) if dropped else ()
 

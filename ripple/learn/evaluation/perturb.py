@@ -58,9 +58,12 @@ class Stamps:
     def take(self, rows: Tensor) -> Stamps:
         """Some of the rows."""
         return replace(
-            self, flux=self.flux[rows], noise=self.noise[rows], offset=self.offset[rows],
+            self,
+            flux=self.flux[rows],
+            noise=self.noise[rows],
+            offset=self.offset[rows],
             scale=self.scale[rows],
-        )  # fmt: skip
+        )
 
 
 def stamps_of(
@@ -209,15 +212,22 @@ def _line(s: Stamps, g: torch.Generator, *, height: float, reach: float, width: 
 def disturbances(bands: tuple[str, ...]) -> dict[str, Disturb]:
     """Name -> what it does, in the order of the card."""
     every: dict[str, Disturb] = {
-        "noise x 2": more_noise, "depth - 0.5 mag": shallower, "seeing + 0.5 arcsec": worse_seeing,
-        "sky offset 1 noise": sky_offset, "gain + 10 %": gain, "zero points 0.1 mag": zero_points,
-        "quantised, 1 noise": quantised, "lossy compression": lossy, "8-bit picture": eight_bits,
+        "noise x 2": more_noise,
+        "depth - 0.5 mag": shallower,
+        "seeing + 0.5 arcsec": worse_seeing,
+        "sky offset 1 noise": sky_offset,
+        "gain + 10 %": gain,
+        "zero points 0.1 mag": zero_points,
+        "quantised, 1 noise": quantised,
+        "lossy compression": lossy,
+        "8-bit picture": eight_bits,
         "shift by half a pixel": lambda s, g: shifted(s.flux, 0.5, 0.5),
         "turn by 90 deg": lambda s, g: torch.rot90(s.flux, 1, (-2, -1)),
         "turn by 45 deg": lambda s, g: turned(s.flux, 45.0),
         "mirror": lambda s, g: s.flux.flip(-1),
-        "cosmic ray": cosmic_ray, "satellite trail": satellite,
-    }  # fmt: skip
+        "cosmic ray": cosmic_ray,
+        "satellite trail": satellite,
+    }
     for b, band in enumerate(bands):
         every[f"{band} missing"] = _band(b, torch.zeros_like)
     middle = len(bands) // 2
@@ -230,9 +240,13 @@ def disturbances(bands: tuple[str, ...]) -> dict[str, Disturb]:
 
 
 def one_pixel(
-    probability: Callable[[Tensor], Tensor], s: Stamps, g: torch.Generator, *, population: int = 32,
+    probability: Callable[[Tensor], Tensor],
+    s: Stamps,
+    g: torch.Generator,
+    *,
+    population: int = 32,
     rounds: int = 12,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """The one pixel that changes the answer most, by differential evolution.
 
     Su et al. 2019 (IEEE TEC 23, 828). All rows and their populations are tried together. The

@@ -127,19 +127,25 @@ def _line_of(
     flips = before.decision != after.decision
     old, new = _state(before, label, model), _state(after, label, model)
     line: dict[str, Any] = {
-        "disturbance": name, "rows": len(label),
+        "disturbance": name,
+        "rows": len(label),
         "flip_rate": metrics.wilson(flips.sum(), len(flips)).as_dict(),
         "mean_change": float(np.abs(after.probability - before.probability).max(1).mean()),
-    }  # fmt: skip
+    }
     for key in new:
         line[key], line[f"{key}_change"] = new[key], new[key] - old[key]
     return line
 
 
 def stress(
-    model: Model, parts: list[tuple[TensorBatch, NDArray[np.int64]]], directory: Path, *, seed: int,
-    attacked: int, device: torch.device,
-) -> dict[str, Any]:  # fmt: skip
+    model: Model,
+    parts: list[tuple[TensorBatch, NDArray[np.int64]]],
+    directory: Path,
+    *,
+    seed: int,
+    attacked: int,
+    device: torch.device,
+) -> dict[str, Any]:
     """The card of some rows of some shards; writes `stress.json`, `stress.csv` and `stress.png`.
 
     Parameters

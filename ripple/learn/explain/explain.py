@@ -102,9 +102,12 @@ def explain(config: ExplainConfig) -> Summary:
             check(model.contract, Facts.of(shard_reader.map_tensors(path)), Conversion(), str(path))
     before = load_model(config.before).to(device) if config.before else None
     identity = {
-        "verb": config.verb, "config": config.canonical(), "model": model.contract.digest(),
-        "before": before.contract.digest() if before else "", "inputs": [a.digest for a in artefacts],
-    }  # fmt: skip
+        "verb": config.verb,
+        "config": config.canonical(),
+        "model": model.contract.digest(),
+        "before": before.contract.digest() if before else "",
+        "inputs": [a.digest for a in artefacts],
+    }
     facts: dict[str, Any] = {}
 
     def build(directory: Path) -> None:
@@ -121,8 +124,13 @@ def explain(config: ExplainConfig) -> Summary:
         facts.update(rows=len(rows.number), pages=len(links) + 1)
 
     fresh = write_tree(config.output, identity, build)
-    return Summary("explain", str(config.output / "index.html"), facts,
-                   seconds=time.perf_counter() - began, done_before=not fresh)  # fmt: skip
+    return Summary(
+        "explain",
+        str(config.output / "index.html"),
+        facts,
+        seconds=time.perf_counter() - began,
+        done_before=not fresh,
+    )
 
 
 @torch.inference_mode()
@@ -181,10 +189,11 @@ def candidate_page(
         Picture("as seen", data_uri(_stamps(artefacts, number)[0])),
         Picture("integrated gradients", heat(parts.sum(1)[0]), "red speaks for the answer, blue against"),
         Picture(
-            "saliency", heat(attribution.saliency(net, image, answer).abs().amax(1)[0]),
+            "saliency",
+            heat(attribution.saliency(net, image, answer).abs().amax(1)[0]),
             "how much the answer would change with a pixel",
         ),
-    ]  # fmt: skip
+    ]
     for name, note, made in (
         ("Grad-CAM", "where late maps speak for the answer", attribution.grad_cam(net, image, answer)),
         ("activation", "where late maps are strong", attribution.activation(net, image)),
@@ -194,22 +203,32 @@ def candidate_page(
     change = attribution.band_ablation(net, image, answer)[0].tolist()
     shares = parts.sum((2, 3))[0].tolist()
     bands = Table(
-        "Bands", ("band", "share of the answer", "change without it"),
+        "Bands",
+        ("band", "share of the answer", "change without it"),
         tuple((b, f"{s:+.3f}", f"{c:+.3f}") for b, s, c in zip(contract.bands, shares, change, strict=True)),
         note="In units of the logit. A band is taken away by putting its median everywhere.",
-    )  # fmt: skip
+    )
     name = _text(rows.dataset.column("id")[number[0]])
     near, note = neighbours(model, rows.features[0, at], config)
     page = render(
-        "explain.html.j2", title=f"Row {name}", digest=model.contract.digest()[:16],
-        lead=_where(rows, at) + ("Maps and neighbours are those of the first member."
-                                 if len(model.nets) > 1 else ""),
-        facts=_facts(model, rows, at), plots=[], plots_title="", plots_note="",
-        pictures=pictures, pictures_title="What mattered",
+        "explain.html.j2",
+        title=f"Row {name}",
+        digest=model.contract.digest()[:16],
+        lead=_where(rows, at)
+        + ("Maps and neighbours are those of the first member." if len(model.nets) > 1 else ""),
+        facts=_facts(model, rows, at),
+        plots=[],
+        plots_title="",
+        plots_note="",
+        pictures=pictures,
+        pictures_title="What mattered",
         pictures_note="Integrated gradients sum to the answer minus that of an empty sky. White is zero.",
-        neighbours=near, neighbours_note=note, tables=[bands],
-        links=[Link("index.html", "the model")], provenance=_provenance(model, artefacts),
-    )  # fmt: skip
+        neighbours=near,
+        neighbours_note=note,
+        tables=[bands],
+        links=[Link("index.html", "the model")],
+        provenance=_provenance(model, artefacts),
+    )
     return page, f"{name}, score {rows.found['score'][at]:.3f}"
 
 
@@ -260,8 +279,10 @@ def neighbours(
             raise DataError("other tensors than the model was trained on")
         stamps = [data_uri(s) for s in _stamps(sources, number)]
         ids = [_text(dataset.column("id")[k]) for k in number]
-        note = ("Rows the network was trained on that it finds most like this one. Distances are "
-                "between directions in the latent space; ood is the nearest over its limit.")  # fmt: skip
+        note = (
+            "Rows the network was trained on that it finds most like this one. Distances are "
+            "between directions in the latent space; ood is the nearest over its limit."
+        )
     except (DataError, InputError, IntegrityError) as err:
         stamps, ids = [""] * len(nearest), [f"row {k}" for k in number]
         note = f"Stamps are missing: {err}. Give the training tensors with --training."
@@ -298,9 +319,14 @@ def heat(plane: Tensor) -> str:
 
 
 def model_page(
-    model: Model, before: Model | None, rows: Rows, links: list[Link], artefacts: list[Artefact],
-    config: ExplainConfig, device: torch.device,
-) -> bytes:  # fmt: skip
+    model: Model,
+    before: Model | None,
+    rows: Rows,
+    links: list[Link],
+    artefacts: list[Artefact],
+    config: ExplainConfig,
+    device: torch.device,
+) -> bytes:
     """The page about the model."""
     rng = np.random.default_rng(config.seed)
     some = np.sort(rng.permutation(len(rows.number))[: config.points])
@@ -317,11 +343,14 @@ def model_page(
     net = model.nets[0]
     change = attribution.band_ablation(net, image, answer_of(model.contract, net(image).detach())).cpu()
     table = Table(
-        "Bands", ("band", "mean change without it", "mean size of the change"),
-        tuple((b, f"{change[:, k].mean():+.3f}", f"{change[:, k].abs().mean():.3f}")
-              for k, b in enumerate(model.contract.bands)),
+        "Bands",
+        ("band", "mean change without it", "mean size of the change"),
+        tuple(
+            (b, f"{change[:, k].mean():+.3f}", f"{change[:, k].abs().mean():.3f}")
+            for k, b in enumerate(model.contract.bands)
+        ),
         note=f"Of the logit, over {len(few)} rows.",
-    )  # fmt: skip
+    )
     arch = model.contract.architecture
     facts = [
         Tile("network", arch.name, f"{len(model.nets)} member{'s' * (len(model.nets) > 1)}"),
@@ -331,15 +360,25 @@ def model_page(
     if adapted:
         facts.append(Tile("adapted by", str(adapted["method"]), f"to {adapted['rows']} rows"))
     return render(
-        "explain.html.j2", title="Why the model thinks so", digest=model.contract.digest()[:16],
+        "explain.html.j2",
+        title="Why the model thinks so",
+        digest=model.contract.digest()[:16],
         lead=f"Made by {model.contract.origin} for bands {', '.join(model.contract.bands)}, "
-        f"{model.contract.size} px of {model.contract.pixel_scale:g} arcsec.", facts=facts, plots=plots,
+        f"{model.contract.size} px of {model.contract.pixel_scale:g} arcsec.",
+        facts=facts,
+        plots=plots,
         plots_title="Latent space",
         plots_note=f"{config.embedding.upper()} of the features, standardised by the training rows: the rows "
         "learnt from, and those of these tensors.",
-        pictures=[], pictures_title="", pictures_note="", neighbours=[], neighbours_note="", tables=[table],
-        links=links, provenance=_provenance(model, artefacts),
-    )  # fmt: skip
+        pictures=[],
+        pictures_title="",
+        pictures_note="",
+        neighbours=[],
+        neighbours_note="",
+        tables=[table],
+        links=links,
+        provenance=_provenance(model, artefacts),
+    )
 
 
 def check_same(one: Contract, other: Contract) -> None:

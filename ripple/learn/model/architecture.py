@@ -6,9 +6,19 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 Name = Literal[
-    "d4cnn", "resnet18", "resnet34", "efficientnet_b0", "efficientnet_b2", "densenet121", "vit_small",
-    "convnextv2_atto", "convnextv2_femto", "convnextv2_pico", "convnextv2_nano", "convnextv2_tiny",
-]  # fmt: skip
+    "d4cnn",
+    "resnet18",
+    "resnet34",
+    "efficientnet_b0",
+    "efficientnet_b2",
+    "densenet121",
+    "vit_small",
+    "convnextv2_atto",
+    "convnextv2_femto",
+    "convnextv2_pico",
+    "convnextv2_nano",
+    "convnextv2_tiny",
+]
 Stem = Literal["small", "standard"]
 NAMES: tuple[str, ...] = get_args(Name)
 

@@ -193,9 +193,14 @@ class Facts:
         """The facts of one shard."""
         h, w = batch.image.shape[2:]
         return cls(
-            batch.bands, (h, w), batch.pixel_scale, batch.unit, batch.psf_fwhm,
-            dict(batch.normalization), dict(batch.class_map),
-        )  # fmt: skip
+            batch.bands,
+            (h, w),
+            batch.pixel_scale,
+            batch.unit,
+            batch.psf_fwhm,
+            dict(batch.normalization),
+            dict(batch.class_map),
+        )
 
     def agree(self, other: Facts, name: str) -> None:
         """Refuse shards that cannot be used together.

@@ -430,9 +430,14 @@ def _to_onnx(mean: nn.Module, image: Tensor) -> tuple[bytes, NDArray[np.float32]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            mean, (image[:2],), dynamo=True, input_names=["image"], output_names=["output"],
-            dynamic_shapes={"image": {0: torch.export.Dim("n")}}, verbose=False,
-        )  # fmt: skip
+            mean,
+            (image[:2],),
+            dynamo=True,
+            input_names=["image"],
+            output_names=["output"],
+            dynamic_shapes={"image": {0: torch.export.Dim("n")}},
+            verbose=False,
+        )
     if program is None:
         raise WriteError("torch.onnx.export gave nothing")
     data: bytes = program.model_proto.SerializeToString()

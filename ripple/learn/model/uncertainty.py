@@ -81,8 +81,13 @@ def set_coverage(sets: NDArray[np.bool_], label: ArrayLike) -> dict[str, Any]:
     hit = sets[np.arange(len(y)), y]
     by_class = {str(k): float(hit[y == k].mean()) for k in np.unique(y)}
     single = float((sets.sum(1) == 1).mean())
-    return {"coverage": float(hit.mean()), "by_class": by_class, "rows": len(y),
-            "mean_size": float(sets.sum(1).mean()), "single": single}  # fmt: skip
+    return {
+        "coverage": float(hit.mean()),
+        "by_class": by_class,
+        "rows": len(y),
+        "mean_size": float(sets.sum(1).mean()),
+        "single": single,
+    }
 
 
 def neighbour_distance(bank: ArrayLike, features: ArrayLike, neighbour: int = NEIGHBOUR) -> Float:
@@ -121,7 +126,7 @@ def latent_distance(features: ArrayLike, others: ArrayLike) -> Float:
     sphere, and `LENGTH` times the logarithm of the ratio of their lengths, in quadrature.
 
     Directions tell classes apart, also unknown ones; lengths tell what is no galaxy at all.
-    """  # fmt: skip
+    """
     x, y = _placed(features), _placed(others)
     square = (x**2).sum(1)[:, None] + (y**2).sum(1) - 2 * x @ y.T
     return np.asarray(np.sqrt(np.maximum(square, 0)))
@@ -175,8 +180,10 @@ def risk_coverage(confidence: ArrayLike, correct: ArrayLike, points: int = 50) -
     risk = np.cumsum(wrong) / np.arange(1, len(wrong) + 1)
     at = np.unique(np.linspace(0, len(wrong) - 1, points).round().astype(int))
     return {
-        "coverage": ((at + 1) / len(wrong)).tolist(), "risk": risk[at].tolist(), "aurc": float(risk.mean()),
-    }  # fmt: skip
+        "coverage": ((at + 1) / len(wrong)).tolist(),
+        "risk": risk[at].tolist(),
+        "aurc": float(risk.mean()),
+    }
 
 
 def class_probabilities(probability: ArrayLike) -> Float:
@@ -215,6 +222,7 @@ def doubts(
     text = {int(c): "|".join(n for k, n in enumerate(names) if int(c) >> k & 1) for c in np.unique(code)}
     abstain = (sets.sum(1) != 1) | (ood > 1)
     return {
-        "ood": ood, "set": np.array([text[int(c)] for c in code], dtype=object),
+        "ood": ood,
+        "set": np.array([text[int(c)] for c in code], dtype=object),
         "abstain": abstain.astype(np.uint8),
-    }  # fmt: skip
+    }

@@ -108,11 +108,13 @@ def doubt_report(
     right = probability.argmax(1) == label
     return {
         "doubt": {
-            "alpha": known.alpha, "conformal": uncertainty.set_coverage(sets, label),
-            "abstained": float(rows["abstain"].mean()), "outside": float((rows["ood"] > 1).mean()),
+            "alpha": known.alpha,
+            "conformal": uncertainty.set_coverage(sets, label),
+            "abstained": float(rows["abstain"].mean()),
+            "outside": float((rows["ood"] > 1).mean()),
             "risk_coverage": uncertainty.risk_coverage(probability.max(1), right),
         }
-    }  # fmt: skip
+    }
 
 
 def _finite(rows: dict[str, NDArray[Any]], target: str) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -125,10 +127,15 @@ def _lens_report(rows: dict[str, NDArray[Any]], contract: Contract, config: Scor
     sky = evaluate.Sky(lenses=config.lenses_per_deg2, sources=config.sources_per_deg2)
     report: dict[str, Any] = {
         "evaluation": evaluate.evaluate(
-            label, score, rows["probability"], threshold=contract.threshold, sky=sky, draws=config.draws,
+            label,
+            score,
+            rows["probability"],
+            threshold=contract.threshold,
+            sky=sky,
+            draws=config.draws,
             seed=config.seed,
         )
-    }  # fmt: skip
+    }
     chosen = [name for name in sorted(rows) if SLICED.match(name)][:MAX_SLICED]
     columns = {name: rows[name].astype(np.float64) for name in chosen}
     columns["flagged"] = (rows["qc"] != 0).astype(np.float64)

@@ -126,10 +126,13 @@ def joined_index(artefacts: list[Artefact]) -> Iterator[pa.Table]:
     """
     names = ["index", "id", "ra", "dec", "status", "reason", "shard", "row"]
     # A column that only some have is null in the parts of the others.
-    schema = pa.unify_schemas([
-        pa.schema([field for field in pq.read_schema(a.directory / INDEX) if field.name in names])
-        for a in artefacts
-    ], promote_options="default")  # fmt: skip
+    schema = pa.unify_schemas(
+        [
+            pa.schema([field for field in pq.read_schema(a.directory / INDEX) if field.name in names])
+            for a in artefacts
+        ],
+        promote_options="default",
+    )
     if not any(a.manifest["index"]["rows"] for a in artefacts):
         yield schema.empty_table()
     first, start = 0, 0

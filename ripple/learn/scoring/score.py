@@ -113,12 +113,15 @@ def _finish(
     if config.top:
         write_atomic(writer.directory / "top.csv", top_csv(writer.directory / SORTED, config.top))
     attributes: dict[str, Any] = {
-        "rows": rows, "sorted": {"name": SORTED, "sha256": digest},
+        "rows": rows,
+        "sorted": {"name": SORTED, "sha256": digest},
         "model": {"digest": model.contract.digest(), "origin": model.contract.origin},
         "members": len(model.nets),
-        "output": model.contract.output, "threshold": model.contract.threshold,
-        "bands": list(model.contract.bands), "prevalence": config.prevalence,
-    }  # fmt: skip
+        "output": model.contract.output,
+        "threshold": model.contract.threshold,
+        "bands": list(model.contract.bands),
+        "prevalence": config.prevalence,
+    }
     if config.evaluate:
         found = evaluation_report(paths, model.contract, config, writer.directory)
         attributes["evaluation"] = found["evaluation"]["metrics"]
@@ -239,9 +242,14 @@ def _ahead[T](items: Iterable[T]) -> Iterator[Iterator[T]]:
 
 
 def score_shard(
-    model: Model, unit: Unit, batch: TensorBatch, images: list[Tensor], config: ScoreConfig,
-    device: torch.device, advance: Callable[[int], None],
-) -> pa.Table:  # fmt: skip
+    model: Model,
+    unit: Unit,
+    batch: TensorBatch,
+    images: list[Tensor],
+    config: ScoreConfig,
+    device: torch.device,
+    advance: Callable[[int], None],
+) -> pa.Table:
     """The table of one shard, in the order of its rows.
 
     Columns: id, ra, dec, score, probability, spread, qc, split, shard, row, then the answers of other tasks

@@ -140,9 +140,14 @@ def _shares(contract: Contract, data: TrainingSet, config: TrainConfig, p: Float
 
 
 def _labelled(
-    contract: Contract, target: TargetSet, rows: NDArray[np.int64], outputs: Float, nets: list[Net],
-    config: TrainConfig, device: torch.device,
-) -> dict[str, Any]:  # fmt: skip
+    contract: Contract,
+    target: TargetSet,
+    rows: NDArray[np.int64],
+    outputs: Float,
+    nets: list[Net],
+    config: TrainConfig,
+    device: torch.device,
+) -> dict[str, Any]:
     """Numbers from the labels of the target's test sky: accuracy, AUROC, calibration, coverage, unknowns."""
     label = target.labels[rows]
     p = probabilities(contract, outputs)
@@ -154,9 +159,13 @@ def _labelled(
     found: dict[str, Any] = {"accuracy": metrics.wilson(right.sum(), len(y)).as_dict()}
     if contract.output == "lens":
         found["evaluation"] = metrics.evaluate(
-            y, calibrate.sigmoid(outputs[known, 0]), q[:, 1], threshold=contract.threshold,
-            draws=config.draws, seed=config.seed,
-        )  # fmt: skip
+            y,
+            calibrate.sigmoid(outputs[known, 0]),
+            q[:, 1],
+            threshold=contract.threshold,
+            draws=config.draws,
+            seed=config.seed,
+        )
         found["auroc"] = found["evaluation"]["metrics"]["auroc"]
         found["ece"] = found["evaluation"]["metrics"]["ece"]
     doubt = contract.uncertainty
@@ -170,9 +179,15 @@ def _labelled(
 
 
 def _unknown(
-    contract: Contract, target: TargetSet, rows: NDArray[np.int64], outputs: Float,
-    known: NDArray[np.bool_], nets: list[Net], config: TrainConfig, device: torch.device,
-) -> dict[str, Any]:  # fmt: skip
+    contract: Contract,
+    target: TargetSet,
+    rows: NDArray[np.int64],
+    outputs: Float,
+    known: NDArray[np.bool_],
+    nets: list[Net],
+    config: TrainConfig,
+    device: torch.device,
+) -> dict[str, Any]:
     """How well rows of classes that the source does not have are found: by distance, entropy, energy."""
     bank, doubt = load_bank(config.output, contract), contract.uncertainty
     assert bank is not None
@@ -188,8 +203,12 @@ def _unknown(
     strange = (~known).astype(np.int64)
     aurocs = {name: metrics.auroc(metrics.curve(strange, value)) for name, value in scores.items()}
     outside = scores["distance"] > doubt.ood_limit
-    return {"rows": int(strange.sum()), "auroc": aurocs, "ood_found": float(outside[~known].mean()),
-            "ood_false": float(outside[known].mean())}  # fmt: skip
+    return {
+        "rows": int(strange.sum()),
+        "auroc": aurocs,
+        "ood_found": float(outside[~known].mean()),
+        "ood_false": float(outside[known].mean()),
+    }
 
 
 def target_facts(contract: Contract) -> dict[str, Any]:

@@ -64,9 +64,16 @@ class Ranks:
 
 
 def fit(
-    data: TrainingSet, config: TrainConfig, arch: Architecture, directory: Path, *, seed: int,
-    device: torch.device, ranks: Ranks, stop: Stop,
-) -> Fitted:  # fmt: skip
+    data: TrainingSet,
+    config: TrainConfig,
+    arch: Architecture,
+    directory: Path,
+    *,
+    seed: int,
+    device: torch.device,
+    ranks: Ranks,
+    stop: Stop,
+) -> Fitted:
     """Train one member, resuming what `directory` holds of it.
 
     Parameters
@@ -190,10 +197,18 @@ def _train_loader(
     rows = data.rows(TRAIN)
     balanced = config.balance == "sampler" and config.task != "regression"
     return Loader(
-        data.dataset, rows=rows, batch_size=config.batch_size, seed=seed, augment=augmentation(config),
-        device=device, balance=balanced, rank=ranks.rank, world=ranks.world,
-        drop_last=len(rows) >= config.batch_size * ranks.world, columns=config.targets,
-    )  # fmt: skip
+        data.dataset,
+        rows=rows,
+        batch_size=config.batch_size,
+        seed=seed,
+        augment=augmentation(config),
+        device=device,
+        balance=balanced,
+        rank=ranks.rank,
+        world=ranks.world,
+        drop_last=len(rows) >= config.batch_size * ranks.world,
+        columns=config.targets,
+    )
 
 
 def schedule(epoch: float, config: TrainConfig) -> float:
@@ -294,9 +309,12 @@ def standardisation(data: TrainingSet, targets: tuple[str, ...]) -> tuple[list[f
 
 @torch.inference_mode()
 def predict(
-    net: Net, data: TrainingSet | TargetSet, rows: NDArray[np.int64], device: torch.device,
+    net: Net,
+    data: TrainingSet | TargetSet,
+    rows: NDArray[np.int64],
+    device: torch.device,
     precision: str = "fp32",
-) -> NDArray[np.float32]:  # fmt: skip
+) -> NDArray[np.float32]:
     """Outputs `(n, outputs)` of rows, in their order."""
     net.eval()
     loader = Loader(data.dataset, rows=rows, batch_size=256, shuffle=False, device=device)

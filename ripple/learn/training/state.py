@@ -75,9 +75,13 @@ class Store:
         return self.directory / f"seed-{self.seed}.best-{epoch}"
 
     def save(
-        self, net: Net, average: Net | None, optimizer: torch.optim.Optimizer, progress: Progress,
+        self,
+        net: Net,
+        average: Net | None,
+        optimizer: torch.optim.Optimizer,
+        progress: Progress,
         adaptation: Adaptation | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Write the state after an epoch; the best weights go first: the state never names an absent file."""
         if progress.best_epoch == progress.epoch:
             write_sealed(self._best(progress.epoch), weight_bytes((average or net).state_dict()))
@@ -94,9 +98,12 @@ class Store:
                 old.unlink()
 
     def load(
-        self, net: Net, average: Net | None, optimizer: torch.optim.Optimizer,
+        self,
+        net: Net,
+        average: Net | None,
+        optimizer: torch.optim.Optimizer,
         adaptation: Adaptation | None = None,
-    ) -> Progress:  # fmt: skip
+    ) -> Progress:
         """Put a saved state back, or return a fresh `Progress` when there is none.
 
         Raises

@@ -187,9 +187,14 @@ def architecture(config: TrainConfig, data: TrainingSet) -> Architecture:
             f"labels up to {int(data.labels.max())} and a class map {data.class_map}", hint="name every class"
         )
     record = ArchitectureRecord(
-        name=config.network, bands=len(data.facts.bands), size=h, outputs=outputs, stem=config.stem,
-        width=config.width, dropout=config.dropout,
-    )  # fmt: skip
+        name=config.network,
+        bands=len(data.facts.bands),
+        size=h,
+        outputs=outputs,
+        stem=config.stem,
+        width=config.width,
+        dropout=config.dropout,
+    )
     return record.architecture()
 
 
@@ -288,17 +293,26 @@ def _contract(
     record = ArchitectureRecord(**{name: getattr(arch, name) for name in ArchitectureRecord.model_fields})
     mean, std = standardisation(data, config.targets)
     return Contract(
-        architecture=record, bands=facts.bands, size=facts.size[0], pixel_scale=facts.pixel_scale,
-        unit=facts.unit, psf_fwhm=None if np.isnan(facts.psf_fwhm) else facts.psf_fwhm,
+        architecture=record,
+        bands=facts.bands,
+        size=facts.size[0],
+        pixel_scale=facts.pixel_scale,
+        unit=facts.unit,
+        psf_fwhm=None if np.isnan(facts.psf_fwhm) else facts.psf_fwhm,
         normalization=facts.normalization,
-        class_map=data.class_map, output=config.task, targets=config.targets, target_mean=tuple(mean),
-        target_std=tuple(std), split=data.sky, licence=config.licence,
+        class_map=data.class_map,
+        output=config.task,
+        targets=config.targets,
+        target_mean=tuple(mean),
+        target_std=tuple(std),
+        split=data.sky,
+        licence=config.licence,
         members=tuple(
             Member(file=member_file(k), bytes=0, sha256="", seed=config.seed + k, epoch=m.progress.best_epoch)
             for k, m in enumerate(members)
         ),
         training={**identity, "rows": data.counts(), "notes": list(data.notes), "software": software()},
-    )  # fmt: skip
+    )
 
 
 def judge(
@@ -320,9 +334,13 @@ def judge(
         evaluate.curve(known, calibrate.sigmoid(logits)), config.operating_fpr
     )
     evaluation = evaluate.evaluate(
-        unseen, calibrate.sigmoid(test), calibration.probability(test), threshold=threshold,
-        draws=config.draws, seed=config.seed,
-    )  # fmt: skip
+        unseen,
+        calibrate.sigmoid(test),
+        calibration.probability(test),
+        threshold=threshold,
+        draws=config.draws,
+        seed=config.seed,
+    )
     update = {"calibration": calibration, "threshold": threshold, "metrics": evaluation["metrics"]}
     return contract.model_copy(update=update), evaluation
 

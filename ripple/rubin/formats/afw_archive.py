@@ -163,9 +163,11 @@ class Archive:
     def _chebyshev(self, row: np.void) -> tuple[Field, Box]:
         """Chebyshev polynomial of the first kind in both axes over its box (`ChebyshevBoundedField.cc`)."""
         box = Box(
-            self.integer(row, "bbox_min_x"), self.integer(row, "bbox_min_y"),
-            self.integer(row, "bbox_max_x") + 1, self.integer(row, "bbox_max_y") + 1,
-        )  # fmt: skip
+            self.integer(row, "bbox_min_x"),
+            self.integer(row, "bbox_min_y"),
+            self.integer(row, "bbox_max_x") + 1,
+            self.integer(row, "bbox_max_y") + 1,
+        )
         values = np.ravel(self._column(row, "coefficients")).astype(np.float64)
         nx = self.integer(row, "order_x") + 1
         if nx < 1 or values.size % nx or not values.size or not np.isfinite(values).all():

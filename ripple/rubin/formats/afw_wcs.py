@@ -89,9 +89,12 @@ def read_wcs(hdu: Hdu, *, name: str) -> Tan | SipTan:
         raise _wcs(f"{name}: LONPOLE is {hdu.number('LONPOLE')}, not 180")
     x0, y0 = read_origin(hdu, name=name)
     tan = Tan(
-        hdu.number("CRVAL1"), hdu.number("CRVAL2"),
-        hdu.number("CRPIX1") - 1 + x0, hdu.number("CRPIX2") - 1 + y0, _matrix(hdu),
-    )  # fmt: skip
+        hdu.number("CRVAL1"),
+        hdu.number("CRVAL2"),
+        hdu.number("CRPIX1") - 1 + x0,
+        hdu.number("CRPIX2") - 1 + y0,
+        _matrix(hdu),
+    )
     a, b, c, d = tan.cd
     numbers = np.array([tan.ra0, tan.dec0, tan.x0, tan.y0, *tan.cd])
     if not np.isfinite(numbers).all() or abs(tan.dec0) > 90 or abs(a * d - b * c) < 1e-20:

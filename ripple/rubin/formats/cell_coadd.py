@@ -21,15 +21,7 @@ from numpy.typing import NDArray
 from ripple.errors import Reason, UnreadableError
 from ripple.rubin.coadd import Coadd, NoPsf, Plane, PsfCells, naming
 from ripple.rubin.formats.decode import Image, open_image
-from ripple.rubin.formats.fits import (
-    Hdu,
-    Memory,
-    Ranges,
-    Source,
-    columns,
-    parse_hdu,
-    read_hdu,
-)
+from ripple.rubin.formats.fits import Hdu, Memory, Ranges, Source, columns, parse_hdu, read_hdu
 from ripple.sky.geometry import Box, Tan
 
 HEAD_BYTES = 2880 * 8  # primary header, and header and tile table of the first image, in one fetch
@@ -76,15 +68,20 @@ def read_cell_coadd(source: Memory | Ranges, name: str) -> Coadd:
             raise UnreadableError(f"{name}: planes of shape {image.shape} and {other.shape}")
     psf = _Psf.open(archive)
     return Coadd(
-        name=name, box=box, projection=_projection(image_hdu, yx0), band=archive.band(),
+        name=name,
+        box=box,
+        projection=_projection(image_hdu, yx0),
+        band=archive.band(),
         mask_planes=planes,
         read_image=functools.partial(_read_floats, image, box),
         read_variance=functools.partial(_read_floats, variance, box),
         read_mask=functools.partial(_read_mask, masks, box),
-        read_psf=psf.read, read_digest=source.digest, bytes_read=source.bytes_read,
+        read_psf=psf.read,
+        read_digest=source.digest,
+        bytes_read=source.bytes_read,
         missing=tuple(cell & box for cell in psf.missing if not (cell & box).empty),
         notes=(*archive.notes(), *(i.note for i in (image, variance, *(m.image for m in masks)) if i.note)),
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,11 +210,15 @@ def _read_index(blob: bytes, offset: int, name: str) -> dict[tuple[str, int], tu
     kinds = {"EXTNAME": f"S{following - found['EXTNAME'][0]}", "EXTVER": ">i4"}
     rows: NDArray[Any] = np.frombuffer(
         memory(hdu.data, hdu.integer("NAXIS1") * hdu.integer("NAXIS2")),
-        np.dtype({
-            "names": wanted, "formats": [kinds.get(k, ">i8") for k in wanted],
-            "offsets": [found[k][0] for k in wanted], "itemsize": hdu.integer("NAXIS1"),
-        }),
-    )  # fmt: skip
+        np.dtype(
+            {
+                "names": wanted,
+                "formats": [kinds.get(k, ">i8") for k in wanted],
+                "offsets": [found[k][0] for k in wanted],
+                "itemsize": hdu.integer("NAXIS1"),
+            }
+        ),
+    )
     table: list[tuple[bytes, int, int, int, int]] = rows.tolist()
     return {
         (extname.decode("ascii", "replace").strip().upper(), version): (start, data, size)

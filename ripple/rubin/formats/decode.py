@@ -34,9 +34,19 @@ _KINDS = {"P": ">u4", "Q": ">u8", "D": ">f8", "E": ">f4", "J": ">i4"}
 
 #: What astropy has raised on damaged bytes.
 _DECODING = (
-    OSError, ValueError, LookupError, TypeError, ArithmeticError, RuntimeError, EOFError, AttributeError,
-    AssertionError, MemoryError, struct.error, zlib.error,
-)  # fmt: skip
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    RuntimeError,
+    EOFError,
+    AttributeError,
+    AssertionError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+)
 
 Array = NDArray[Any]
 Window = tuple[int, int, int, int]
@@ -259,9 +269,14 @@ class _Tiles:
 
     @classmethod
     def describe(
-        cls, hdu: Hdu, source: Source, name: str, shape: tuple[int, ...], stored: np.dtype[Any],
+        cls,
+        hdu: Hdu,
+        source: Source,
+        name: str,
+        shape: tuple[int, ...],
+        stored: np.dtype[Any],
         result: np.dtype[Any],
-    ) -> _Tiles:  # fmt: skip
+    ) -> _Tiles:
         """From the header, checking that the table has one row per tile and can hold so many pixels."""
         full = _tile_shape(hdu, shape)
         tile = (full[-2] if len(full) > 1 else 1, full[-1])
@@ -438,9 +453,18 @@ class _Tiles:
         for k, view in enumerate(views):
             first = (int(rows[k]) + seed - 1) % len(random)
             decode_loops.dequantize(
-                self._integers(view, jobs[k]), jobs[k], scale[k], zero[k], first, dither, random, starts,
-                has_blank, int(blank[k]), out,
-            )  # fmt: skip
+                self._integers(view, jobs[k]),
+                jobs[k],
+                scale[k],
+                zero[k],
+                first,
+                dither,
+                random,
+                starts,
+                has_blank,
+                int(blank[k]),
+                out,
+            )
 
 
 def _check_window(window: Window, height: int, width: int, name: str) -> None:

@@ -72,9 +72,18 @@ def unpack(raw: Any, jobs: Any, shuffled: bool, out: Any) -> None:
 
 @_compile
 def dequantize(
-    integers: Any, job: Any, scale: float, zero: float, first: int, dither: int, random: Any, starts: Any,
-    blanks: bool, blank: int, out: Any,
-) -> None:  # fmt: skip
+    integers: Any,
+    job: Any,
+    scale: float,
+    zero: float,
+    first: int,
+    dither: int,
+    random: Any,
+    starts: Any,
+    blanks: bool,
+    blank: int,
+    out: Any,
+) -> None:
     """One tile of quantised integers to floats (FITS 4.0, section 10.2; the arithmetic of CFITSIO).
 
     `integers` flat int32 of the tile; `first` position in the random sequence; `dither` 0 none, 1 or 2 the

@@ -82,11 +82,19 @@ class _Exposure:
             return psf
 
         return Coadd(
-            name=self.name, box=box, projection=read_projection(self.hdu("IMAGE"), name=self.name),
-            band=self.band, mask_planes=self.mask_planes, read_image=self.image,
-            read_variance=self.variance, read_mask=self.mask, read_psf=read,
-            read_digest=lambda: self.digest, bytes_read=lambda: len(self.view), notes=notes,
-        )  # fmt: skip
+            name=self.name,
+            box=box,
+            projection=read_projection(self.hdu("IMAGE"), name=self.name),
+            band=self.band,
+            mask_planes=self.mask_planes,
+            read_image=self.image,
+            read_variance=self.variance,
+            read_mask=self.mask,
+            read_psf=read,
+            read_digest=lambda: self.digest,
+            bytes_read=lambda: len(self.view),
+            notes=notes,
+        )
 
     def hdu(self, kind: str) -> Hdu:
         """The plane of this kind, by EXTNAME or EXTTYPE."""

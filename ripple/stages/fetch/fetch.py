@@ -94,21 +94,35 @@ def fetch(config: FetchConfig) -> Summary:
                 for unit in units
             }
             workers = Workers(
-                config.workers, config.deadline, config.memory, _worker_bytes(tasks.values()), config.dask,
+                config.workers,
+                config.deadline,
+                config.memory,
+                _worker_bytes(tasks.values()),
+                config.dask,
                 config.dask_settings,
-            )  # fmt: skip
+            )
             peak = map_shards(
-                make_shard, tasks, writer, [len(unit.rows) for unit in plan.units], workers, profile, "fetch",
-                timeline=timeline, started=started, instead=_lost if config.lost == "reject" else None,
-            )  # fmt: skip
+                make_shard,
+                tasks,
+                writer,
+                [len(unit.rows) for unit in plan.units],
+                workers,
+                profile,
+                "fetch",
+                timeline=timeline,
+                started=started,
+                instead=_lost if config.lost == "reject" else None,
+            )
             with profile.time("index"):
                 index = _index(config, plan, writer)
                 attributes = _attributes(config, plan, writer)
             seconds = time.perf_counter() - start
             metrics = {
-                "operations": profile.operations, "seconds": seconds, "peak_rss": peak,
+                "operations": profile.operations,
+                "seconds": seconds,
+                "peak_rss": peak,
                 "timeline": timeline.points(),
-            }  # fmt: skip
+            }
             writer.finish(index, metrics, attributes)
     return _summary(config, index, attributes, seconds)
 

@@ -72,13 +72,17 @@ def judge(task: UnitTask, x0: Ints, y0: Ints, bands: Sequence[BandReading]) -> O
     mark(~has.all(axis=1), level, Reason.MISSING_BAND, lambda row: f"no {names(~has, row)}")
     outside = np.where(has, coverage < 1 - ROUNDING, False).any(axis=1)
     mark(
-        outside, "rejected" if task.edge == "reject" else "partial", Reason.OUTSIDE,
+        outside,
+        "rejected" if task.edge == "reject" else "partial",
+        Reason.OUTSIDE,
         lambda row: f"pixels in {shares(coverage, row, '.0%')} of the box",
-    )  # fmt: skip
+    )
     mark(
-        seams.max(axis=1) > SEAM_SIGMA, "partial", Reason.SEAM,
+        seams.max(axis=1) > SEAM_SIGMA,
+        "partial",
+        Reason.SEAM,
         lambda row: f"overlapping patches differ by {shares(seams, row, '.1f')} sigma",
-    )  # fmt: skip
+    )
     return outcomes
 
 

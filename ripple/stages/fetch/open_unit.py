@@ -115,9 +115,22 @@ def _open_band(source: _Source, k: int) -> BandReading:
     for patch, coadd in coadds.items():
         missing += _missing_cells(source, coadd, own == patch)
     return BandReading(
-        band, coadds, failures, whole, edge, edges.stamps, coverage, resampled, missing, disagreement, parts,
-        crossed, cross_failures, psfs, (*notes, *remarks),
-    )  # fmt: skip
+        band,
+        coadds,
+        failures,
+        whole,
+        edge,
+        edges.stamps,
+        coverage,
+        resampled,
+        missing,
+        disagreement,
+        parts,
+        crossed,
+        cross_failures,
+        psfs,
+        (*notes, *remarks),
+    )
 
 
 # Files --------------------------------------------------------------
@@ -254,10 +267,7 @@ def _drop_uncentred(seams: Seams, stamps: Planes) -> Ints:
 
 def _union(boxes: Sequence[Box]) -> Box:
     return Box(
-        min(b.x0 for b in boxes),
-        min(b.y0 for b in boxes),
-        max(b.x1 for b in boxes),
-        max(b.y1 for b in boxes),
+        min(b.x0 for b in boxes), min(b.y0 for b in boxes), max(b.x1 for b in boxes), max(b.y1 for b in boxes)
     )
 
 
@@ -309,8 +319,10 @@ def _resampled(coadd: Coadd, stamp: Box, task: UnitTask, tract: int, wanted: Fla
     if box.empty:
         return np.zeros_like(wanted)
     planes = {
-        "image": coadd.image(box), "variance": coadd.variance(box), "mask": coadd.mask(box, MASK_PLANES)
-    }  # fmt: skip
+        "image": coadd.image(box),
+        "variance": coadd.variance(box),
+        "mask": coadd.mask(box, MASK_PLANES),
+    }
     done, values = resample(planes, box, sources, wanted)
     for name, pixels in values.items():
         out[name][done] = pixels
@@ -345,9 +357,13 @@ def _psfs(source: _Source, k: int, coadds: dict[int, Coadd], centre: Ints) -> tu
 
 
 def _look_up(
-    source: _Source, psf: PsfCells, rows: Ints, kernels: list[NDArray[np.float32]], key: NDArray[np.int32],
+    source: _Source,
+    psf: PsfCells,
+    rows: Ints,
+    kernels: list[NDArray[np.float32]],
+    key: NDArray[np.int32],
     jump: NDArray[np.float32],
-) -> NDArray[np.int32]:  # fmt: skip
+) -> NDArray[np.int32]:
     """Add the kernels of one file that `rows` need, fill in `key` and `jump`; the parts in other cells."""
     half, columns = source.task.size // 2, psf.kernels.shape[1]
     place = psf.index(source.x0[rows] + half, source.y0[rows] + half)

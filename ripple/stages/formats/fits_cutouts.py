@@ -31,9 +31,12 @@ Role = Literal["image", "variance", "rms", "ivar", "mask", "psf"]
 MAX_STAMP = 1 << 32
 SUFFIXES = (".fits", ".fit", ".fits.gz", ".fits.fz")
 _ROLES: tuple[tuple[str, Role], ...] = (
-    (r"INVVAR|IVAR|INVERSE|WHT|WEIGHT", "ivar"), (r"VAR", "variance"), (r"RMS|ERR|SIGMA|STD|NOISE", "rms"),
-    (r"MASK|FLAG|^DQ|BPM", "mask"), (r"PSF", "psf"),
-)  # fmt: skip
+    (r"INVVAR|IVAR|INVERSE|WHT|WEIGHT", "ivar"),
+    (r"VAR", "variance"),
+    (r"RMS|ERR|SIGMA|STD|NOISE", "rms"),
+    (r"MASK|FLAG|^DQ|BPM", "mask"),
+    (r"PSF", "psf"),
+)
 _NANOJANSKY = {"njy": 1.0, "nanojansky": 1.0, "ujy": 1e3, "mjy": 1e6, "jy": 1e9, "nanomaggy": 10**3.56}
 
 
@@ -219,18 +222,25 @@ def _stamp(name: str, files: dict[str, bytes], bands: tuple[str, ...], convert: 
     factors = {band: _unit_factor(p.header) for band, p in images.items()}
     known = convert and None not in factors.values()
     to_njy = {band: (factor if known and factor else 1.0) for band, factor in factors.items()}
-    image = np.stack([
-        images[b].data.astype(np.float32) * np.float32(to_njy[b]) if b in images else blank for b in bands
-    ])  # fmt: skip
+    image = np.stack(
+        [images[b].data.astype(np.float32) * np.float32(to_njy[b]) if b in images else blank for b in bands]
+    )
     first = next(iter(images.values())).header
     wcs = _projection(first)
     ra, dec = _position(first, wcs, shape)
     return Stamp(
-        id=_identity(first, name), image=image,
-        variance=_variance(by_role, bands, shape, to_njy), mask=_mask(by_role["mask"], bands, shape),
-        psf=_kernels(by_role["psf"], bands), ra=ra, dec=dec, label=int(first.get("LABEL", -1)), wcs=wcs,
-        place=_place(first), unit="nJy" if known else "",
-    )  # fmt: skip
+        id=_identity(first, name),
+        image=image,
+        variance=_variance(by_role, bands, shape, to_njy),
+        mask=_mask(by_role["mask"], bands, shape),
+        psf=_kernels(by_role["psf"], bands),
+        ra=ra,
+        dec=dec,
+        label=int(first.get("LABEL", -1)),
+        wcs=wcs,
+        place=_place(first),
+        unit="nJy" if known else "",
+    )
 
 
 def _by_band(planes: Sequence[Plane], bands: tuple[str, ...]) -> dict[str, Plane]:
@@ -256,9 +266,11 @@ def _unit_factor(header: Any) -> float | None:
 
 
 def _variance(
-    roles: dict[str, dict[str, Plane]], bands: tuple[str, ...], shape: tuple[int, ...],
+    roles: dict[str, dict[str, Plane]],
+    bands: tuple[str, ...],
+    shape: tuple[int, ...],
     to_njy: dict[str, float],
-) -> Float | None:  # fmt: skip
+) -> Float | None:
     out = np.full((len(bands), *shape), np.nan, np.float32)
     for k, band in enumerate(bands):
         for role in ("variance", "rms", "ivar"):

@@ -25,9 +25,14 @@ from ripple.stages.formats.stamp import DAMAGE, HSC_SCALE, Float, Keys, Listing,
 
 _SPLIT = re.compile(r"^(train|test|validation|valid|val)(?:ing|ation)?(?:[_\-]|$)")
 _KNOWN = {
-    "lens": "lens", "lenses": "lens", "lensed": "lens", "nonlens": "nonlens", "nonlenses": "nonlens",
-    "notlens": "nonlens", "unlensed": "nonlens",
-}  # fmt: skip
+    "lens": "lens",
+    "lenses": "lens",
+    "lensed": "lens",
+    "nonlens": "nonlens",
+    "nonlenses": "nonlens",
+    "notlens": "nonlens",
+    "unlensed": "nonlens",
+}
 
 
 def folder_meaning(name: str) -> tuple[str, str]:
@@ -177,13 +182,16 @@ def arrays(path: Path, bands: tuple[str, ...], keys: Keys, *, mask_good: bool) -
         facts = {name: _plain(values[row]) for name, values in columns.items()}
         mask = _planes(got["mask"], channels_last) != 0 if "mask" in got else None
         return Stamp(
-            id=str(facts.pop("id", row)), image=image.astype(np.float32),
+            id=str(facts.pop("id", row)),
+            image=image.astype(np.float32),
             variance=_some(_planes(got["variance"], channels_last)) if "variance" in got else None,
             bad=None if mask is None else ~mask if mask_good else mask,
             psf=_psf(got["psf"], found) if "psf" in got else None,
-            ra=float(facts.pop("ra", "nan")), dec=float(facts.pop("dec", "nan")),
-            label=int(facts.pop("label", -1)), columns=facts,
-        )  # fmt: skip
+            ra=float(facts.pop("ra", "nan")),
+            dec=float(facts.pop("dec", "nan")),
+            label=int(facts.pop("label", -1)),
+            columns=facts,
+        )
 
     return Listing(rows, bands, None, (), read, (path,), files)
 
@@ -349,18 +357,24 @@ def _mmu_row(table: Mapping[str, Any], row: int, bands: Sequence[str], mask: str
         flagged = ~flagged if mask == "good" else flagged
         bad = flagged if bad is None else bad | flagged
     columns = {
-        name: _plain(array[row]) for name, array in table.items()
+        name: _plain(array[row])
+        for name, array in table.items()
         if name not in _IMAGES and array.shape == (rows,)
-    }  # fmt: skip
+    }
     if "image_psf_fwhm" in table:
         widths = np.asarray(table["image_psf_fwhm"][row], float)
         columns |= {f"psf_fwhm_{band}": float(w) for band, w in zip(bands, widths, strict=True)}
     label = columns.pop("label", -1)
     return Stamp(
-        id=str(columns.pop("object_id")), image=image, variance=variance, bad=bad,
-        ra=float(columns.pop("ra", "nan")), dec=float(columns.pop("dec", "nan")),
-        label=int(label), columns=columns,
-    )  # fmt: skip
+        id=str(columns.pop("object_id")),
+        image=image,
+        variance=variance,
+        bad=bad,
+        ra=float(columns.pop("ra", "nan")),
+        dec=float(columns.pop("dec", "nan")),
+        label=int(label),
+        columns=columns,
+    )
 
 
 def _one_line(err: BaseException) -> str:

@@ -68,10 +68,25 @@ class Rows:
     def reject(self, number: int, row: Unreadable) -> None:
         """Add a row that is in no shard."""
         self._add(
-            index=number, id=row.id, ra=np.nan, dec=np.nan, tract=-1, x0=0, y0=0, dx=0.0, dy=0.0, label=-1,
-            status="rejected", reason=Reason.UNREADABLE_SOURCE.value, detail=row.detail, bands="", shard=-1,
-            row=-1, columns={}, present=0,
-        )  # fmt: skip
+            index=number,
+            id=row.id,
+            ra=np.nan,
+            dec=np.nan,
+            tract=-1,
+            x0=0,
+            y0=0,
+            dx=0.0,
+            dy=0.0,
+            label=-1,
+            status="rejected",
+            reason=Reason.UNREADABLE_SOURCE.value,
+            detail=row.detail,
+            bands="",
+            shard=-1,
+            row=-1,
+            columns={},
+            present=0,
+        )
 
     def accept(self, number: int, stamp: Stamp, shard: int, row: int, frame: Frame) -> dict[str, Any]:
         """Add a row of a shard; returns its columns."""
@@ -83,12 +98,25 @@ class Rows:
             dx, dy = x - frame.size[1] // 2, y - frame.size[0] // 2
         missing = Reason.MISSING_BAND if has.any() else Reason.NO_DATASET
         return self._add(
-            index=number, id=stamp.id, ra=stamp.ra, dec=stamp.dec, tract=tract, x0=x0, y0=y0, dx=dx, dy=dy,
-            label=stamp.label, status="ok" if has.all() else "partial" if has.any() else "rejected",
-            reason="" if has.all() else missing.value, detail="",
-            bands="".join(b for b, ok in zip(frame.bands, has, strict=True) if ok), shard=shard, row=row,
-            columns=stamp.columns, present=int((has << np.arange(len(has))).sum()),
-        )  # fmt: skip
+            index=number,
+            id=stamp.id,
+            ra=stamp.ra,
+            dec=stamp.dec,
+            tract=tract,
+            x0=x0,
+            y0=y0,
+            dx=dx,
+            dy=dy,
+            label=stamp.label,
+            status="ok" if has.all() else "partial" if has.any() else "rejected",
+            reason="" if has.all() else missing.value,
+            detail="",
+            bands="".join(b for b, ok in zip(frame.bands, has, strict=True) if ok),
+            shard=shard,
+            row=row,
+            columns=stamp.columns,
+            present=int((has << np.arange(len(has))).sum()),
+        )
 
     def _add(self, **values: Any) -> dict[str, Any]:
         for name, value in values.items():
@@ -135,11 +163,14 @@ def fitted(stamp: Stamp, frame: Frame) -> Stamp | Unreadable:
     )
     place = stamp.place and (stamp.place[0], stamp.place[1] - left, stamp.place[2] - top)
     return replace(
-        stamp, image=_moved(image, frame.size, top, left, np.nan), wcs=wcs, place=place,
+        stamp,
+        image=_moved(image, frame.size, top, left, np.nan),
+        wcs=wcs,
+        place=place,
         variance=None if variance is None else _moved(variance, frame.size, top, left, np.nan),
         bad=None if stamp.bad is None else _moved(stamp.bad, frame.size, top, left, False),
         mask=None if stamp.mask is None else _moved(stamp.mask, frame.size, top, left, 0),
-    )  # fmt: skip
+    )
 
 
 def _moved(array: NDArray[Any], size: tuple[int, int], top: int, left: int, fill: Any) -> NDArray[Any]:
@@ -181,9 +212,17 @@ def cutouts(
 
 def _catalog(rows: Sequence[dict[str, Any]], n: int) -> dict[str, NDArray[np.generic]]:
     kinds = {
-        "index": np.int64, "ra": np.float64, "dec": np.float64, "tract": np.int32, "x0": np.int32,
-        "y0": np.int32, "dx": np.float32, "dy": np.float32, "label": np.int64, "id": np.str_,
-    }  # fmt: skip
+        "index": np.int64,
+        "ra": np.float64,
+        "dec": np.float64,
+        "tract": np.int32,
+        "x0": np.int32,
+        "y0": np.int32,
+        "dx": np.float32,
+        "dy": np.float32,
+        "label": np.int64,
+        "id": np.str_,
+    }
     out: dict[str, NDArray[np.generic]] = {
         name: np.array([row[name] for row in rows], kind) for name, kind in kinds.items()
     }
@@ -243,11 +282,17 @@ def tensors(batch: CutoutBatch, frame: Frame, unit: str) -> TensorBatch:
     """Pixels as they are: for data that somebody normalised already."""
     n = len(batch)
     return TensorBatch(
-        bands=batch.bands, image=np.where(np.isnan(batch.image), 0, batch.image).astype(np.float32),
+        bands=batch.bands,
+        image=np.where(np.isnan(batch.image), 0, batch.image).astype(np.float32),
         valid=usable(batch).astype(np.uint8),
         catalog={**batch.catalog, "accept": np.ones(n, np.uint8), "qc": np.zeros(n, np.uint64)},
-        pixel_scale=batch.pixel_scale, psf_fwhm=float("nan"),
-        normalization={"method": "none", "offset": dict.fromkeys(frame.bands, 0.0),
-                       "scale": dict.fromkeys(frame.bands, 1.0)},
-        class_map={str(k): name for k, name in enumerate(frame.classes)}, unit=unit,
-    )  # fmt: skip
+        pixel_scale=batch.pixel_scale,
+        psf_fwhm=float("nan"),
+        normalization={
+            "method": "none",
+            "offset": dict.fromkeys(frame.bands, 0.0),
+            "scale": dict.fromkeys(frame.bands, 1.0),
+        },
+        class_map={str(k): name for k, name in enumerate(frame.classes)},
+        unit=unit,
+    )

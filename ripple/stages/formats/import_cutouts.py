@@ -111,11 +111,17 @@ def _frame(config: ImportConfig, listing: Listing) -> Frame:
     if config.gaussian_psf and first.psf is None:
         kernel = 2 * int(np.ceil(2.5 / scale)) + 1
     return Frame(
-        bands=bands, size=(height, width) if config.size is None else (config.size, config.size),
-        pixel_scale=scale, resize=config.size is not None, kernel=kernel, gaussian_psf=config.gaussian_psf,
-        factors=_factors(config, first, count), sentinels=config.sentinels, mask=config.mask != "ignore",
+        bands=bands,
+        size=(height, width) if config.size is None else (config.size, config.size),
+        pixel_scale=scale,
+        resize=config.size is not None,
+        kernel=kernel,
+        gaussian_psf=config.gaussian_psf,
+        factors=_factors(config, first, count),
+        sentinels=config.sentinels,
+        mask=config.mask != "ignore",
         classes=config.classes or listing.classes,
-    )  # fmt: skip
+    )
 
 
 def _factors(config: ImportConfig, first: Stamp, count: int) -> NDArray[np.float32] | None:
@@ -143,9 +149,14 @@ def _still_same(listing: Listing, writer: ArtefactWriter, *, rehash: bool) -> No
 
 
 def _write_unit(
-    writer: ArtefactWriter, unit: int, numbers: range, config: ImportConfig, listing: Listing, frame: Frame,
+    writer: ArtefactWriter,
+    unit: int,
+    numbers: range,
+    config: ImportConfig,
+    listing: Listing,
+    frame: Frame,
     table: Rows,
-) -> None:  # fmt: skip
+) -> None:
 
     kept: list[tuple[dict[str, Any], Stamp]] = []
     for number in numbers:
@@ -172,9 +183,12 @@ def _write_unit(
 def _finish(writer: ArtefactWriter, kind: str, config: ImportConfig, frame: Frame, table: Rows) -> None:
     index = _index(table, frame)
     attributes = {
-        "bands": list(frame.bands), "size": list(frame.size), "pixel_scale": frame.pixel_scale,
-        "class_map": {str(k): name for k, name in enumerate(frame.classes)}, "source_format": config.format,
-    }  # fmt: skip
+        "bands": list(frame.bands),
+        "size": list(frame.size),
+        "pixel_scale": frame.pixel_scale,
+        "class_map": {str(k): name for k, name in enumerate(frame.classes)},
+        "source_format": config.format,
+    }
     writer.finish(index, {}, attributes)
 
 
@@ -183,14 +197,22 @@ def _index(table: Rows, frame: Frame) -> pa.Table:
 
     rows = table.columns
     columns: dict[str, Any] = {
-        "index": np.array(rows["index"], np.int64), "id": rows["id"], "ra": rows["ra"], "dec": rows["dec"],
-        "tract": np.array(rows["tract"], np.int32), "patch": np.full(len(rows["index"]), -1, np.int32),
+        "index": np.array(rows["index"], np.int64),
+        "id": rows["id"],
+        "ra": rows["ra"],
+        "dec": rows["dec"],
+        "tract": np.array(rows["tract"], np.int32),
+        "patch": np.full(len(rows["index"]), -1, np.int32),
         "x": np.array(rows["x0"]) + frame.size[1] // 2 + np.array(rows["dx"]),
         "y": np.array(rows["y0"]) + frame.size[0] // 2 + np.array(rows["dy"]),
-        "status": rows["status"], "reason": rows["reason"], "detail": rows["detail"], "bands": rows["bands"],
-        "shard": np.array(rows["shard"], np.int32), "row": np.array(rows["row"], np.int32),
+        "status": rows["status"],
+        "reason": rows["reason"],
+        "detail": rows["detail"],
+        "bands": rows["bands"],
+        "shard": np.array(rows["shard"], np.int32),
+        "row": np.array(rows["row"], np.int32),
         "label": np.array(rows["label"], np.int64),
-    }  # fmt: skip
+    }
     extra = extra_columns(rows["columns"])
     return pa.table({**columns, **{k: v for k, v in extra.items() if k not in columns}})
 
@@ -205,14 +227,20 @@ def _summary(config: ImportConfig, artefact: Artefact, seconds: float, *, done_b
     labels, counts = np.unique(index["label"].to_numpy(), return_counts=True)
     names = artefact.manifest["attributes"].get("class_map", {})
     facts: dict[str, Any] = {
-        "kind": artefact.manifest["kind"], "rows": artefact.rows,
+        "kind": artefact.manifest["kind"],
+        "rows": artefact.rows,
         "bands": " ".join(artefact.manifest["attributes"]["bands"]),
-    }  # fmt: skip
+    }
     if (labels >= 0).any():
         facts["classes"] = ", ".join(
             f"{names.get(str(v), v)} {c:,}" for v, c in zip(labels, counts, strict=True)
         )
     return Summary(
-        "import", str(config.output), facts, rejections=reasons, seconds=seconds, done_before=done_before,
+        "import",
+        str(config.output),
+        facts,
+        rejections=reasons,
+        seconds=seconds,
+        done_before=done_before,
         notes=(f"first row that was refused: {details[0]}",) if details else (),
-    )  # fmt: skip
+    )

@@ -146,8 +146,13 @@ def webdataset(source: Source, config: ExportConfig, directory: Path) -> Iterato
     finally:
         if tar is not None:
             tar.close()
-    note = {"bands": source.bands, "pixel_scale": source.pixel_scale, "unit": source.unit, "rows": done,
-            "class_map": source.class_map}  # fmt: skip
+    note = {
+        "bands": source.bands,
+        "pixel_scale": source.pixel_scale,
+        "unit": source.unit,
+        "rows": done,
+        "class_map": source.class_map,
+    }
     write_new(directory / "dataset.json", json.dumps(note, indent=1, sort_keys=True).encode() + b"\n")
 
 
@@ -202,10 +207,14 @@ def zarr_v3(source: Source, config: ExportConfig, directory: Path) -> Iterator[i
                 values if values.dtype.kind in "iufb" else np.array([str(v or "") for v in values], np.str_)
             )
             catalog.create_array(name, data=np.ascontiguousarray(data))
-    root.attrs.update({
-        "bands": list(source.bands), "pixel_scale": source.pixel_scale, "unit": source.unit,
-        "class_map": source.class_map,
-    })  # fmt: skip
+    root.attrs.update(
+        {
+            "bands": list(source.bands),
+            "pixel_scale": source.pixel_scale,
+            "unit": source.unit,
+            "class_map": source.class_map,
+        }
+    )
 
 
 def fits_stamps(source: Source, config: ExportConfig, directory: Path) -> Iterator[int]:
@@ -268,8 +277,9 @@ def _wcs_cards(tan: Tan | None, row: dict[str, Any]) -> dict[str, Any]:
     """WCS of the stamp and who it is: FITS pixel (1, 1) is parent pixel `(x0, y0)`."""
     # FITS text is printable ASCII: anything else is written as an escape.
     cards: dict[str, Any] = {
-        "ORIGIN": "RIPPLe", "OBJID": str(row.get("id", "")).encode("unicode_escape").decode()
-    }  # fmt: skip
+        "ORIGIN": "RIPPLe",
+        "OBJID": str(row.get("id", "")).encode("unicode_escape").decode(),
+    }
     for name, card in (("ra", "OBJ_RA"), ("dec", "OBJ_DEC")):
         if np.isfinite(float(row.get(name, np.nan))):
             cards[card] = float(row[name])

@@ -144,9 +144,18 @@ def _part(
     which = batch.psf_index[rows]
     widths = np.append(fwhm(batch.psf) if len(batch.psf) else np.zeros(0), np.nan) * batch.pixel_scale
     return Part(
-        numbers, image, np.asarray(batch.variance[rows]), bad, batch.psf, which,
-        widths[which].astype(np.float32), catalog, batch.wcs, mask, batch.mask_planes,
-    )  # fmt: skip
+        numbers,
+        image,
+        np.asarray(batch.variance[rows]),
+        bad,
+        batch.psf,
+        which,
+        widths[which].astype(np.float32),
+        catalog,
+        batch.wcs,
+        mask,
+        batch.mask_planes,
+    )
 
 
 def splits(source: Source, config: ExportConfig) -> NDArray[np.str_]:

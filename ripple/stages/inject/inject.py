@@ -69,9 +69,12 @@ def inject(config: InjectConfig) -> Summary:
     cutouts = open_artefact(Path(config.cutouts), "cutouts")
     _check_bands(cutouts)
     opened = create(
-        Path(config.output), kind="cutouts", config=config, inputs={"cutouts": cutouts.digest},
+        Path(config.output),
+        kind="cutouts",
+        config=config,
+        inputs={"cutouts": cutouts.digest},
         units=len(cutouts.shards),
-    )  # fmt: skip
+    )
     if isinstance(opened, Finished):
         return _summary(config, opened.artefact.index(), 0.0)
     with opened as writer:
@@ -269,9 +272,12 @@ def _gain(batch: CutoutBatch, k: int) -> NDArray[np.float64]:
 
 
 def _add(
-    image: NDArray[np.float32], variance: NDArray[np.float32], arcs: NDArray[np.float64],
-    gain: NDArray[np.float64], rng: np.random.Generator,
-) -> None:  # fmt: skip
+    image: NDArray[np.float32],
+    variance: NDArray[np.float32],
+    arcs: NDArray[np.float64],
+    gain: NDArray[np.float64],
+    rng: np.random.Generator,
+) -> None:
     """Add arcs and their photon noise in place, to pixels that are measurements."""
     photons = np.clip(arcs, 0.0, None) * gain[:, None, None]
     noise = rng.standard_normal(arcs.shape) * np.sqrt(photons)

@@ -48,9 +48,10 @@ def locate_one(config: LocateConfig) -> dict[str, Any]:
     columns = {"ra": _number(config.ra), "dec": _number(config.dec)}
     table = UserTable(pa.table({k: [v] for k, v in columns.items()}), {}, "")
     one = from_table(
-        table, Columns(ra_unit=config.ra_unit or (None if isinstance(columns["ra"], str) else "deg")),
+        table,
+        Columns(ra_unit=config.ra_unit or (None if isinstance(columns["ra"], str) else "deg")),
         source={"name": "position"},
-    )  # fmt: skip
+    )
     return describe(_skymap(config, one.ra, one.dec), float(one.ra[0]), float(one.dec[0]), config.size)
 
 
@@ -81,8 +82,10 @@ def describe(skymap: SkyMap, ra: float, dec: float, size: str | None = None) -> 
             box = Box.around(x, y, side_of(size, tan.pixel_scale))
             local = Box(box.x0 - outer.x0, box.y0 - outer.y0, box.x1 - outer.x0, box.y1 - outer.y0)
             found["box"] = {
-                "parent": _corners(box), "local": _corners(local), "inside_patch": outer.contains(box),
-            }  # fmt: skip
+                "parent": _corners(box),
+                "local": _corners(local),
+                "inside_patch": outer.contains(box),
+            }
     found["others"] = [o for o in _holders(skymap, ra, dec) if (o["tract"], o["patch"]) != (tract, patch)]
     return found
 
@@ -133,10 +136,16 @@ def located(skymap: SkyMap, targets: Targets, size: str | None = None) -> pa.Tab
     held = patch >= 0
     i, j = skymap.patch_xy(tract, np.maximum(patch, 0))
     columns: dict[str, Any] = {
-        "id": targets.id, "ra": targets.ra, "dec": targets.dec, "tract": _or(held, tract), "patch": patch,
-        "patch_x": _or(held, i), "patch_y": _or(held, j), "x": np.where(held, x, np.nan),
+        "id": targets.id,
+        "ra": targets.ra,
+        "dec": targets.dec,
+        "tract": _or(held, tract),
+        "patch": patch,
+        "patch_x": _or(held, i),
+        "patch_y": _or(held, j),
+        "x": np.where(held, x, np.nan),
         "y": np.where(held, y, np.nan),
-    }  # fmt: skip
+    }
     if size is not None:
         scale = skymap.tan(int(skymap.table.ids[0])).pixel_scale
         boxes = boxes_around(x, y, np.full(len(x), side_of(size, scale), np.int32))

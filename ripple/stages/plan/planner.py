@@ -126,15 +126,28 @@ class Planner:
             {t for t, _, _ in datasets} | set(np.unique(place.tract[place.tract >= 0]).tolist())
         )
         return Plan(
-            bands=self.bands, skymap=self.skymap_name, repo=self.selection.repo,
-            collections=self.repository.collections, dataset_type=self.dataset_type, targets=targets,
-            tract=place.tract.astype(np.int32), patch=place.patch.astype(np.int32), x=place.x, y=place.y,
-            size=size, projections={int(t): self.skymap.tan(int(t)) for t in projections},
-            patch_boxes={(t, p): self.skymap.patch_outer(t, p) for t, p, _ in datasets}, datasets=datasets,
-            units=self._units(place, size, reach, rejected), outcomes=outcomes,
-            margin=self.selection.margin, cross=cross, skymap_source=self.skymap_source,
-            gaps=self._gaps(place, have, targets), notes=tuple(dict.fromkeys(self.notes)),
-        )  # fmt: skip
+            bands=self.bands,
+            skymap=self.skymap_name,
+            repo=self.selection.repo,
+            collections=self.repository.collections,
+            dataset_type=self.dataset_type,
+            targets=targets,
+            tract=place.tract.astype(np.int32),
+            patch=place.patch.astype(np.int32),
+            x=place.x,
+            y=place.y,
+            size=size,
+            projections={int(t): self.skymap.tan(int(t)) for t in projections},
+            patch_boxes={(t, p): self.skymap.patch_outer(t, p) for t, p, _ in datasets},
+            datasets=datasets,
+            units=self._units(place, size, reach, rejected),
+            outcomes=outcomes,
+            margin=self.selection.margin,
+            cross=cross,
+            skymap_source=self.skymap_source,
+            gaps=self._gaps(place, have, targets),
+            notes=tuple(dict.fromkeys(self.notes)),
+        )
 
     def _bands(self) -> tuple[str, ...]:
         there = self.repository.bands(self.dataset_type, self.skymap_name)
@@ -154,9 +167,13 @@ class Planner:
         if selection.grid is not None:
             return self._grid(selection.grid)
         columns = Columns(
-            selection.id_column, selection.ra_column, selection.dec_column, selection.label_column,
-            selection.size_column, selection.ra_unit,
-        )  # fmt: skip
+            selection.id_column,
+            selection.ra_column,
+            selection.dec_column,
+            selection.label_column,
+            selection.size_column,
+            selection.ra_unit,
+        )
         if selection.targets is not None:
             path = Path(selection.targets)
             table = read_table(path, cone=self.region.circle() if self.region else None)
@@ -166,9 +183,13 @@ class Planner:
             columns = replace(columns, ra_unit=columns.ra_unit or "deg")
         restricted = self.region is not None or bool(selection.tract)
         targets = from_table(
-            table, columns, source=source, select=selection.select,
-            keep=self._inside if restricted else None, duplicate_radius=selection.duplicate_radius,
-        )  # fmt: skip
+            table,
+            columns,
+            source=source,
+            select=selection.select,
+            keep=self._inside if restricted else None,
+            duplicate_radius=selection.duplicate_radius,
+        )
         if source.get("sha256") == "":  # many files: what was read of them identifies the targets
             return replace(targets, source=source | {"sha256": _digest(targets)})
         return targets
@@ -272,9 +293,13 @@ class Planner:
         return np.concatenate(left)
 
     def _moved(
-        self, place: Place, other: Place, covered: Coverage, reach: NDArray[np.int32],
+        self,
+        place: Place,
+        other: Place,
+        covered: Coverage,
+        reach: NDArray[np.int32],
         have: dict[tuple[int, int], int],
-    ) -> tuple[Place, Coverage]:  # fmt: skip
+    ) -> tuple[Place, Coverage]:
         """Rows taken to another tract where that has the whole box in all bands that the own one has."""
         rows = np.flatnonzero(other.tract >= 0)
         if not len(rows):
@@ -318,9 +343,14 @@ class Planner:
         for rows in _pieces(np.flatnonzero(place.tract >= 0)):
             x, y = place.x[rows], place.y[rows]
             part = cover(
-                self.skymap, place.tract[rows], boxes_around(x, y, reach[rows]), x, y, have,
+                self.skymap,
+                place.tract[rows],
+                boxes_around(x, y, reach[rows]),
+                x,
+                y,
+                have,
                 (1 << len(self.bands)) - 1,
-            )  # fmt: skip
+            )
             covered.centre[rows], covered.whole[rows] = part.centre, part.whole
         return covered
 
@@ -414,9 +444,13 @@ class Planner:
         return out
 
     def _needed(
-        self, datasets: dict[tuple[int, int, str], Dataset], place: Place, reach: NDArray[np.int32],
-        rejected: NDArray[np.bool_], cross: dict[int, tuple[tuple[int, int], ...]],
-    ) -> dict[tuple[int, int, str], Dataset]:  # fmt: skip
+        self,
+        datasets: dict[tuple[int, int, str], Dataset],
+        place: Place,
+        reach: NDArray[np.int32],
+        rejected: NDArray[np.bool_],
+        cross: dict[int, tuple[tuple[int, int], ...]],
+    ) -> dict[tuple[int, int, str], Dataset]:
         """The datasets that some box reaches into."""
         rows = np.flatnonzero(~rejected)
         row, patch = touched(

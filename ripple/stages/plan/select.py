@@ -22,16 +22,26 @@ if TYPE_CHECKING:
 MAX_LENGTH = 4096
 
 _COMPARE = {
-    ast.Lt: "less", ast.LtE: "less_equal", ast.Gt: "greater", ast.GtE: "greater_equal", ast.Eq: "equal",
+    ast.Lt: "less",
+    ast.LtE: "less_equal",
+    ast.Gt: "greater",
+    ast.GtE: "greater_equal",
+    ast.Eq: "equal",
     ast.NotEq: "not_equal",
-}  # fmt: skip
+}
 _ARITHMETIC = {ast.Add: "add", ast.Sub: "subtract", ast.Mult: "multiply", ast.Div: "divide", ast.Pow: "power"}
 _LOGIC = {ast.And: "and_kleene", ast.Or: "or_kleene", ast.BitAnd: "and_kleene", ast.BitOr: "or_kleene"}
 #: Function -> Arrow function of one argument.
 _FUNCTIONS = {
-    "abs": "abs", "sqrt": "sqrt", "exp": "exp", "log": "ln", "log10": "log10", "isnull": "is_null",
-    "isnan": "is_nan", "isfinite": "is_finite",
-}  # fmt: skip
+    "abs": "abs",
+    "sqrt": "sqrt",
+    "exp": "exp",
+    "log": "ln",
+    "log10": "log10",
+    "isnull": "is_null",
+    "isnan": "is_nan",
+    "isfinite": "is_finite",
+}
 
 
 def columns_of(expression: str) -> list[str]:

@@ -96,9 +96,14 @@ class Columns:
 
 
 def from_table(
-    table: UserTable, columns: Columns, *, source: dict[str, Any], select: str | None = None,
-    keep: Callable[[Float, Float], NDArray[np.bool_]] | None = None, duplicate_radius: float = 0.2,
-) -> Targets:  # fmt: skip
+    table: UserTable,
+    columns: Columns,
+    *,
+    source: dict[str, Any],
+    select: str | None = None,
+    keep: Callable[[Float, Float], NDArray[np.bool_]] | None = None,
+    duplicate_radius: float = 0.2,
+) -> Targets:
     """Targets from the rows of a table.
 
     Parameters
@@ -215,9 +220,13 @@ def _rows(rows: NDArray[np.int64]) -> str:
 
 
 def _ra(
-    column: pa.ChunkedArray, unit: str | None, asked: str | None, name: str, rows: NDArray[np.int64],
+    column: pa.ChunkedArray,
+    unit: str | None,
+    asked: str | None,
+    name: str,
+    rows: NDArray[np.int64],
     notes: list[str],
-) -> Float:  # fmt: skip
+) -> Float:
     """Right ascension in deg; a bare column that could be hours is refused."""
     import pyarrow as pa
 

@@ -97,10 +97,15 @@ def preprocess_batch(batch: CutoutBatch, config: PreprocessConfig, constants: di
     catalog |= normalize.columns(offset, scale, config.scope, batch.bands)
     target = config.target
     return TensorBatch(
-        bands=batch.bands, image=image, valid=prepared.valid.astype(np.uint8), catalog=catalog,
-        pixel_scale=batch.pixel_scale, psf_fwhm=target if isinstance(target, float) else float("nan"),
-        normalization=describe(config, constants), class_map=dict(constants.get("class_map", {})),
-    )  # fmt: skip
+        bands=batch.bands,
+        image=image,
+        valid=prepared.valid.astype(np.uint8),
+        catalog=catalog,
+        pixel_scale=batch.pixel_scale,
+        psf_fwhm=target if isinstance(target, float) else float("nan"),
+        normalization=describe(config, constants),
+        class_map=dict(constants.get("class_map", {})),
+    )
 
 
 def prepare(batch: CutoutBatch, config: PreprocessConfig, constants: dict[str, Any]) -> Prepared:
@@ -154,9 +159,17 @@ def _rows(batch: CutoutBatch, rows: slice, margin: int) -> CutoutBatch:
     h, w = batch.image.shape[-2:]
     cut = (rows, slice(None), slice(margin, h - margin), slice(margin, w - margin))
     return CutoutBatch(
-        batch.bands, batch.image[cut], batch.variance[cut], batch.mask[cut], batch.mask_planes, batch.psf,
-        batch.psf_index[rows], {}, {}, batch.pixel_scale,
-    )  # fmt: skip
+        batch.bands,
+        batch.image[cut],
+        batch.variance[cut],
+        batch.mask[cut],
+        batch.mask_planes,
+        batch.psf,
+        batch.psf_index[rows],
+        {},
+        {},
+        batch.pixel_scale,
+    )
 
 
 def _joined(parts: list[measure.Quality]) -> measure.Quality:
@@ -322,8 +335,11 @@ def _columns(
 
 def describe(config: PreprocessConfig, constants: dict[str, Any]) -> dict[str, object]:
     out: dict[str, object] = {
-        "method": config.normalize, "scope": config.scope, "softening": config.softening, "unit": "nJy",
-    }  # fmt: skip
+        "method": config.normalize,
+        "scope": config.scope,
+        "softening": config.softening,
+        "unit": "nJy",
+    }
     if config.normalize == "lupton":
         out["q"] = normalize.LUPTON_Q
     if config.scope == "dataset":

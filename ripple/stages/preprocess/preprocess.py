@@ -126,9 +126,12 @@ def preprocess(config: PreprocessConfig) -> Summary:
     start = time.perf_counter()
     cutouts = open_artefact(Path(config.cutouts), "cutouts")
     opened = create(
-        Path(config.output), kind="tensors", config=config, inputs={"cutouts": cutouts.digest},
+        Path(config.output),
+        kind="tensors",
+        config=config,
+        inputs={"cutouts": cutouts.digest},
         units=len(cutouts.shards),
-    )  # fmt: skip
+    )
     if isinstance(opened, Finished):
         return _summary(config, opened.artefact.index(), 0.0)
     with opened as writer:

@@ -26,9 +26,13 @@ def numbers(table: pa.Table, name: str) -> NDArray[np.float64]:
 def tiles(table: pa.Table, evaluation: dict[str, Any]) -> list[Tile]:
     """The numbers at the head of the page."""
     names = {
-        "auroc": "AUROC", "pr_auc": "PR-AUC", "tpr_at_fpr_1e-2": "TPR at FPR 1 %",
-        "tpr_at_fpr_1e-3": "TPR at FPR 0.1 %", "tpr10": "TPR with < 10 false", "ece": "calibration error",
-    }  # fmt: skip
+        "auroc": "AUROC",
+        "pr_auc": "PR-AUC",
+        "tpr_at_fpr_1e-2": "TPR at FPR 1 %",
+        "tpr_at_fpr_1e-3": "TPR at FPR 0.1 %",
+        "tpr10": "TPR with < 10 false",
+        "ece": "calibration error",
+    }
     found = [Tile("rows scored", f"{table.num_rows:,}")]
     if evaluation:
         found.append(Tile("rows judged", f"{evaluation['rows']:,}", f"{evaluation['lenses']:,} true lenses"))
@@ -57,26 +61,46 @@ def plots(table: pa.Table, evaluation: dict[str, Any]) -> list[str]:
         fpr, tpr = np.array([0.0, *curves["fpr"]]), np.array([0.0, *curves["tpr"]])
         least = max(0.5 / max(evaluation["nonlenses"], 1), 1e-7)
         chance = np.geomspace(least, 1, 50)
-        drawn.append(line_plot(
-            "ROC", "false positive rate", "true positive rate",
-            [Line(chance, chance, "chance", "faint"), Line(np.maximum(fpr, least), tpr, "network")],
-            x_range=(least, 1.0), y_range=(0.0, 1.0), log_x=True,
-        ))  # fmt: skip
+        drawn.append(
+            line_plot(
+                "ROC",
+                "false positive rate",
+                "true positive rate",
+                [Line(chance, chance, "chance", "faint"), Line(np.maximum(fpr, least), tpr, "network")],
+                x_range=(least, 1.0),
+                y_range=(0.0, 1.0),
+                log_x=True,
+            )
+        )
         share = evaluation["lenses"] / evaluation["rows"]
-        drawn.append(line_plot(
-            "Purity and completeness", "completeness", "purity",
-            [Line([0, 1], [share, share], "chance", "faint"),
-             Line(curves["tpr"], curves["precision"], "network")],
-            x_range=(0.0, 1.0), y_range=(0.0, 1.0),
-        ))  # fmt: skip
+        drawn.append(
+            line_plot(
+                "Purity and completeness",
+                "completeness",
+                "purity",
+                [
+                    Line([0, 1], [share, share], "chance", "faint"),
+                    Line(curves["tpr"], curves["precision"], "network"),
+                ],
+                x_range=(0.0, 1.0),
+                y_range=(0.0, 1.0),
+            )
+        )
     if evaluation.get("reliability"):
         points = evaluation["reliability"]
-        drawn.append(line_plot(
-            "Calibration", "predicted probability", "fraction of lenses",
-            [Line([0, 1], [0, 1], "perfect", "faint"),
-             Line([p["probability"] for p in points], [p["fraction"] for p in points], "network")],
-            x_range=(0.0, 1.0), y_range=(0.0, 1.0),
-        ))  # fmt: skip
+        drawn.append(
+            line_plot(
+                "Calibration",
+                "predicted probability",
+                "fraction of lenses",
+                [
+                    Line([0, 1], [0, 1], "perfect", "faint"),
+                    Line([p["probability"] for p in points], [p["fraction"] for p in points], "network"),
+                ],
+                x_range=(0.0, 1.0),
+                y_range=(0.0, 1.0),
+            )
+        )
     groups = _score_groups(table)
     drawn.append(
         histogram_plot("Scores", "score", groups, x_range=_score_range(groups), log_y=table.num_rows > 0)
@@ -113,10 +137,14 @@ def tables(artefact: Artefact, judged: dict[str, Any], model: dict[str, Any]) ->
     )
     rows = tuple((reason, f"{count:,}") for reason, count in rejected.most_common())
     total = sum(rejected.values())
-    found.append(Table(
-        "Rejected rows", ("reason", "rows"), rows or (("none", "0"),),
-        note=f"{total:,} of {index.num_rows:,} targets; those with pixels are scored too and carry flags.",
-    ))  # fmt: skip
+    found.append(
+        Table(
+            "Rejected rows",
+            ("reason", "rows"),
+            rows or (("none", "0"),),
+            note=f"{total:,} of {index.num_rows:,} targets; those with pixels are scored too, flagged.",
+        )
+    )
     return found
 
 

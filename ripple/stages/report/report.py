@@ -39,10 +39,14 @@ from ripple.storage.tree import write_tree
 
 #: Catalogue columns worth showing on a card, and how.
 FACTS: dict[str, str] = {
-    "theta_E": "θ_E {:.2f}″", "arc_mag_i": "arc i {:.1f}", "arc_sb": "arc {:.1f} mag/″²",
-    "arc_snr": "arc S/N {:.0f}", "lens_mag_i": "lens i {:.1f}", "z_lens": "z_l {:.2f}",
+    "theta_E": "θ_E {:.2f}″",
+    "arc_mag_i": "arc i {:.1f}",
+    "arc_sb": "arc {:.1f} mag/″²",
+    "arc_snr": "arc S/N {:.0f}",
+    "lens_mag_i": "lens i {:.1f}",
+    "z_lens": "z_l {:.2f}",
     "z_source": "z_s {:.2f}",
-}  # fmt: skip
+}
 
 
 def report(config: ReportConfig) -> Summary:
@@ -71,9 +75,12 @@ def report(config: ReportConfig) -> Summary:
 
     fresh = write_tree(config.output, identity, build)
     return Summary(
-        "report", str(config.output / "index.html"), facts, seconds=time.perf_counter() - start,
+        "report",
+        str(config.output / "index.html"),
+        facts,
+        seconds=time.perf_counter() - start,
         done_before=not fresh,
-    )  # fmt: skip
+    )
 
 
 def scores_page(artefact: Artefact, config: ReportConfig) -> dict[str, bytes]:
@@ -87,16 +94,19 @@ def scores_page(artefact: Artefact, config: ReportConfig) -> dict[str, bytes]:
     cards = _cards(artefact, table.take(shown), config)
     known = Counter(card.truth for card in cards)
     context = {
-        "title": "Strong-lens candidates", "digest": artefact.digest[:16],
+        "title": "Strong-lens candidates",
+        "digest": artefact.digest[:16],
         "lead": f"{table.num_rows:,} rows scored by {attributes['model']['origin']} in "
-                f"{', '.join(attributes['bands'])}.",
-        "facts": tiles(table, evaluation), "plots": plots(table, evaluation),
+        f"{', '.join(attributes['bands'])}.",
+        "facts": tiles(table, evaluation),
+        "plots": plots(table, evaluation),
         "evaluation_note": note(evaluation),
-        "tables": tables(artefact, judged, model), "cards": cards,
+        "tables": tables(artefact, judged, model),
+        "cards": cards,
         "cards_note": _cards_note(len(shown), table.num_rows, config),
         "has_truth": bool(known["lens"] or known["nonlens"]),
         "provenance": _provenance(artefact),
-    }  # fmt: skip
+    }
     page = render("scores.html.j2", **context)
     return {"index.html": page, "candidates.csv": csv_bytes(table.slice(0, config.csv_rows))}
 
@@ -165,9 +175,12 @@ def chosen_rows(table: pa.Table, config: ReportConfig) -> NDArray[np.int64]:
 def _cards(artefact: Artefact, table: pa.Table, config: ReportConfig) -> list[Card]:
     sources = tensor_artefacts(artefact)
     stamps = colour_stamps(
-        sources, numbers(table, "shard").astype(np.int64), numbers(table, "row").astype(np.int64),
-        stretch=config.stretch, softening=config.softening,
-    )  # fmt: skip
+        sources,
+        numbers(table, "shard").astype(np.int64),
+        numbers(table, "row").astype(np.int64),
+        stretch=config.stretch,
+        softening=config.softening,
+    )
     ra, dec, label = (numbers(table, name) for name in ("ra", "dec", "label"))
     probability, spread, score = (numbers(table, name) for name in ("probability", "spread", "score"))
     probability = np.where(np.isfinite(probability), probability, score)
@@ -179,12 +192,23 @@ def _cards(artefact: Artefact, table: pa.Table, config: ReportConfig) -> list[Ca
     for k in range(table.num_rows):
         truth = {1.0: "lens", 0.0: "nonlens"}.get(float(label[k]), "unknown")
         height, width, _ = stamps[k].shape
-        cards.append(Card(
-            id=str(ids[k]), rank=int(ranks[k]), ra=float(ra[k]), dec=float(dec[k]), stamp=data_uri(stamps[k]),
-            width=width, height=height, truth=truth, kind=str(kinds[k] or truth),
-            flags=tuple(flag_names(qc[k])), extra=extra[k],
-            probability=float(probability[k]), spread=float(spread[k]),
-        ))  # fmt: skip
+        cards.append(
+            Card(
+                id=str(ids[k]),
+                rank=int(ranks[k]),
+                ra=float(ra[k]),
+                dec=float(dec[k]),
+                stamp=data_uri(stamps[k]),
+                width=width,
+                height=height,
+                truth=truth,
+                kind=str(kinds[k] or truth),
+                flags=tuple(flag_names(qc[k])),
+                extra=extra[k],
+                probability=float(probability[k]),
+                spread=float(spread[k]),
+            )
+        )
     return cards
 
 

@@ -40,16 +40,22 @@ def tensors_page(artefact: Artefact, config: ReportConfig) -> dict[str, bytes]:
     verdicts = Counter(reason.tolist())
     shown = sampled(index, reason, config.top)
     page = render(
-        "tensors.html.j2", title="Quality of tensors", digest=artefact.digest[:16],
+        "tensors.html.j2",
+        title="Quality of tensors",
+        digest=artefact.digest[:16],
         lead=f"{index.num_rows:,} targets in {', '.join(bands)}, {artefact.rows:,} of them with pixels.",
-        facts=[Tile("targets", f"{index.num_rows:,}"), Tile("accepted", f"{(status != 'rejected').sum():,}"),
-               Tile("rejected", f"{(status == 'rejected').sum():,}")],
-        plots=_plots(index, bands), tables=[_counted("Verdicts", "verdict", verdicts),
-                                            _counted("Quality flags", "flag", flags)],
-        cards=_cards(artefact, index.take(shown), reason[shown], config), reasons=sorted(set(reason[shown])),
+        facts=[
+            Tile("targets", f"{index.num_rows:,}"),
+            Tile("accepted", f"{(status != 'rejected').sum():,}"),
+            Tile("rejected", f"{(status == 'rejected').sum():,}"),
+        ],
+        plots=_plots(index, bands),
+        tables=[_counted("Verdicts", "verdict", verdicts), _counted("Quality flags", "flag", flags)],
+        cards=_cards(artefact, index.take(shown), reason[shown], config),
+        reasons=sorted(set(reason[shown])),
         cards_note=f"{len(shown):,} rows: every verdict is shown with about as many rows as the others.",
         provenance=[f"tensors {artefact.digest[:16]}"],
-    )  # fmt: skip
+    )
     return {"index.html": page, "candidates.csv": csv_bytes(_flat(index).slice(0, config.csv_rows))}
 
 
@@ -105,12 +111,18 @@ def _cards(
     ids, flags = table["id"].to_pylist(), _flags(table)
     return [
         Card(
-            id=str(ids[k]), rank=k + 1, ra=float(ra[k]), dec=float(dec[k]), stamp=data_uri(stamps[k]),
-            width=stamps[k].shape[1], height=stamps[k].shape[0], kind=str(verdict[k]),
+            id=str(ids[k]),
+            rank=k + 1,
+            ra=float(ra[k]),
+            dec=float(dec[k]),
+            stamp=data_uri(stamps[k]),
+            width=stamps[k].shape[1],
+            height=stamps[k].shape[0],
+            kind=str(verdict[k]),
             flags=tuple(flags[k]) if verdict[k] != "accepted" else (),
         )
         for k in range(table.num_rows)
-    ]  # fmt: skip
+    ]
 
 
 def _flat(table: pa.Table) -> pa.Table:

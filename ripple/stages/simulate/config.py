@@ -24,9 +24,11 @@ class SimulateConfig(Config):
     seed: int = Field(1, ge=0, description="Same seed, same sky.")
     targets: int = Field(144, ge=1, le=400, description="Lenses and look-alikes per patch, on a loose grid.")
     lens_fraction: float = Field(
-        0.15, ge=0.0, le=1.0,
+        0.15,
+        ge=0.0,
+        le=1.0,
         description="Share of targets that are lenses: far above nature, where it is a few in 10^5 galaxies.",
-    )  # fmt: skip
+    )
     tract: int = Field(5063, ge=0, description="Tract of the sky map ripple_mini_v1; 5063 holds ECDFS.")
     defects: bool = Field(
         True, description="Missing cell, hole, cosmic ray, trail, and a patch without one band."

@@ -289,8 +289,12 @@ def _summary(config: SimulateConfig, truth: dict[str, Any], seconds: float, *, d
     label = np.asarray(truth["label"])
     coadds = config.patches * len(config.bands) - (missing_band(config, choose_block(config)) is not None)
     facts = {
-        "targets": len(label), "lenses": int(label.sum()), "look-alikes": int((label == 0).sum()),
-        "coadds": coadds, "tract": config.tract, "bands": "".join(config.bands),
+        "targets": len(label),
+        "lenses": int(label.sum()),
+        "look-alikes": int((label == 0).sum()),
+        "coadds": coadds,
+        "tract": config.tract,
+        "bands": "".join(config.bands),
         "repository": f"{_directory(config) / 'repo'} (collection mini)",
-    }  # fmt: skip
+    }
     return Summary("simulate", config.output, facts, seconds=seconds, done_before=done_before)

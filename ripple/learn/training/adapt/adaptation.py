@@ -63,9 +63,15 @@ class Adaptation:
     """
 
     def __init__(
-        self, data: TrainingSet, config: TrainConfig, net: Net, average: Net | None, *, seed: int,
+        self,
+        data: TrainingSet,
+        config: TrainConfig,
+        net: Net,
+        average: Net | None,
+        *,
+        seed: int,
         device: torch.device,
-    ) -> None:  # fmt: skip
+    ) -> None:
         if data.target is None:
             raise ConfigError(f"--adapt {config.adapt} needs another data set", hint="--target TENSORS")
         self.data, self.config, self.net, self.average, self.device = data, config, net, average, device
@@ -82,9 +88,15 @@ class Adaptation:
         rows = self.target.labelled(config.target_labels, seed) if labelled else self.target.rows(TRAIN)
         size = min(config.batch_size, len(rows))
         return Loader(
-            self.target.dataset, rows=rows, batch_size=size, seed=seed + 7919,
-            augment=augmentation(config), device=self.device, balance=labelled, drop_last=True,
-        )  # fmt: skip
+            self.target.dataset,
+            rows=rows,
+            batch_size=size,
+            seed=seed + 7919,
+            augment=augmentation(config),
+            device=self.device,
+            balance=labelled,
+            drop_last=True,
+        )
 
     @property
     def rate(self) -> float:
@@ -122,12 +134,20 @@ class Adaptation:
         source, target = (self.net.features(b["image"]).float() for b in (batch, other))
         outputs, theirs = (self.net.head(self.net.dropout(f)) for f in (source, target))
         progress = self._progress(at)
-        loss = self.method.loss(Step(
-            net=self.net, average=self.average, source=source, target=target,
-            source_logits=two_logits(outputs), target_logits=two_logits(theirs), label=batch["label"],
-            weight=self._weight(batch), target_batch=other | {"source_image": batch["image"]},
-            progress=progress,
-        ))  # fmt: skip
+        loss = self.method.loss(
+            Step(
+                net=self.net,
+                average=self.average,
+                source=source,
+                target=target,
+                source_logits=two_logits(outputs),
+                target_logits=two_logits(theirs),
+                label=batch["label"],
+                weight=self._weight(batch),
+                target_batch=other | {"source_image": batch["image"]},
+                progress=progress,
+            )
+        )
         if not self.method.task:
             outputs = outputs.detach()
         return outputs, self.config.adapt_weight * ramp(progress) * loss

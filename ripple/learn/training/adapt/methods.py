@@ -126,9 +126,13 @@ class Coral(Method):
 def _critic(features: int, seed_width: int = 64) -> nn.Sequential:
     """Two hidden layers and one number per row."""
     return nn.Sequential(
-        nn.Linear(features, seed_width), nn.LeakyReLU(0.1),
-        nn.Linear(seed_width, seed_width), nn.LeakyReLU(0.1), nn.Linear(seed_width, 1), nn.Flatten(0),
-    )  # fmt: skip
+        nn.Linear(features, seed_width),
+        nn.LeakyReLU(0.1),
+        nn.Linear(seed_width, seed_width),
+        nn.LeakyReLU(0.1),
+        nn.Linear(seed_width, 1),
+        nn.Flatten(0),
+    )
 
 
 class Dann(Method):
