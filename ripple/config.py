@@ -1,4 +1,4 @@
-"""Frozen configuration models, one per verb, and the YAML they come from.
+"""Base of the options, one frozen model per verb, and the YAML they are read from.
 
 A configuration file has one section per verb, named like the verb (`fetch:`, `preprocess:`, ...). The same
 file serves `ripple run` and `-c` of each single verb. Flags win over the file.
@@ -17,21 +17,23 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ripple.errors import ConfigError
 
+# No configuration comes near these; a hostile file must not fill the memory (aliases of aliases).
 MAX_YAML_BYTES = 256 * 1024
 MAX_YAML_NODES = 1000
 
 
 def neutral(default: Any = ..., **kwargs: Any) -> Any:
-    """A field that changes speed or messages but never a byte of the output: kept out of the digest."""
+    """A field that changes speed or messages but never a byte of the output: not in the digest."""
     return Field(default, json_schema_extra={"neutral": True}, **kwargs)
 
 
 class Config(BaseModel):
-    """Base of the per-verb models: frozen, unknown keys refused, digest over what changes bytes.
+    """Base of the per-verb models: frozen, unknown keys refused, a digest of what changes the output.
 
     Every field carries a `description`: it is the `--help` text of the flag made from it.
     """
 
+    # NaN and infinity have no JSON, and a threshold of NaN would never be exceeded.
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
     verb: ClassVar[str] = ""
@@ -48,10 +50,12 @@ class Config(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as err:
-            raise ConfigError(f"{cls.verb}: " + "; ".join(_explain(cls, e) for e in err.errors())) from None
+            # `from None`: pydantic's own text names classes that a user does not know.
+            raise ConfigError(f"{cls.verb}: " + "; ".join(_say_error(cls, e) for e in err.errors())) from None
 
     def canonical(self) -> dict[str, Any]:
-        """The fields that change bytes, as JSON values."""
+        """The fields that change the output, as JSON values."""
+        # Neutral options may differ between a run and its resumption.
         skip = {k for k, f in type(self).model_fields.items() if _is_neutral(f.json_schema_extra)}
         return self.model_dump(mode="json", exclude=skip)
 
@@ -69,7 +73,7 @@ def _is_neutral(extra: Any) -> bool:
     return isinstance(extra, dict) and bool(extra.get("neutral"))
 
 
-def _explain(cls: type[Config], error: Any) -> str:
+def _say_error(cls: type[Config], error: Any) -> str:
     key = ".".join(str(part) for part in error["loc"]) or "value"
     if error["type"] == "extra_forbidden":
         for name in error["loc"][:-1]:  # the mapping in which the key stands
@@ -93,35 +97,39 @@ def load_yaml(path: Path) -> dict[str, Any]:
     Raises
     ------
     ConfigError
-        Not readable, not YAML, too large, tags or aliases that expand beyond the limits.
+        The file cannot be read, is not YAML, is too large, or its aliases expand beyond the limits.
     """
     try:
         data = path.read_bytes()
     except OSError as err:
         raise ConfigError(f"{path}: {err.strerror}", hint="give a readable YAML file with -c") from None
     if len(data) > MAX_YAML_BYTES:
-        raise ConfigError(f"{path}: {len(data)} bytes", hint=f"at most {MAX_YAML_BYTES} are read")
+        raise ConfigError(
+            f"{path}: the file has {len(data)} bytes", hint=f"at most {MAX_YAML_BYTES} are read"
+        )
     try:
-        nodes = sum(1 for _ in _count(yaml.compose(data, Loader=yaml.SafeLoader)))
+        # Composed nodes are counted before any value is built: that is where aliases would expand.
+        nodes = sum(1 for _ in _walk_nodes(yaml.compose(data, Loader=yaml.SafeLoader)))
         value = yaml.safe_load(data)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as err:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(err).split())[:200]}") from None
     if nodes > MAX_YAML_NODES:
         raise ConfigError(f"{path}: more than {MAX_YAML_NODES} values after expansion")
     if not isinstance(value, dict) or not all(isinstance(k, str) for k in value):
-        raise ConfigError(f"{path}: the top level must map verb names to options")
+        raise ConfigError(f"{path}: the top level must be a mapping of verb names to options")
     return value
 
 
-def _count(node: Any) -> Any:
+def _walk_nodes(node: Any) -> Any:
     """Walk composed nodes with aliases expanded, giving up just past the limit."""
     stack, seen = [node], 0
+    # A stack, not recursion: nesting is bounded by the count alone.
     while stack and seen <= MAX_YAML_NODES:
         item = stack.pop()
         seen += 1
         yield item
         if item is not None and item.tag == "tag:yaml.org,2002:merge":
-            raise yaml.YAMLError("merge keys (<<) multiply and are not read")
+            raise yaml.YAMLError("merge keys (<<) are not allowed: they can multiply without bound")
         if isinstance(item, yaml.MappingNode):
             stack.extend(part for pair in item.value for part in pair)
         elif isinstance(item, yaml.SequenceNode):

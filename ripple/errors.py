@@ -4,7 +4,7 @@
     ├── ConfigError                 2   usage, option or YAML
     ├── InputError                  3   bad input
     │   ├── CatalogueError              a table of targets
-    │   ├── RegionError                 a piece of sky
+    │   ├── RegionError                 a region of the sky
     │   ├── SkyMapError                 a sky map, tract or patch
     │   ├── DataError                   arrays or files that someone else wrote
     │   └── ContractError               data that do not fit a model
@@ -27,7 +27,7 @@ from typing import ClassVar
 
 
 class RippleError(Exception):
-    """Base of all errors that RIPPLe raises on purpose.
+    """Base of all errors that RIPPLe raises deliberately.
 
     Parameters
     ----------
@@ -37,9 +37,10 @@ class RippleError(Exception):
         What the user can do about it.
     """
 
-    exit_code: ClassVar[int] = 1
+    exit_code: ClassVar[int] = 1  # of errors without a code of their own
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
+        # `str(error)` has both; the parts stay, for code that adds a file name to the message.
         super().__init__(message if hint is None else f"{message} ({hint})")
         self.message = message
         self.hint = hint
@@ -52,11 +53,11 @@ class ConfigError(RippleError):
 
 
 class OtherInputsError(ConfigError):
-    """An output that was made from other inputs with the same options."""
+    """An output that was written with the same options from other inputs."""
 
 
 class InputError(RippleError):
-    """Input that was understood and is wrong."""
+    """Input that could be read and is wrong."""
 
     exit_code = 3
 
@@ -66,7 +67,7 @@ class CatalogueError(InputError):
 
 
 class RegionError(InputError):
-    """A piece of sky that cannot be parsed, or holds nothing."""
+    """A region of the sky that cannot be parsed, or contains nothing."""
 
 
 class SkyMapError(InputError):
@@ -74,11 +75,11 @@ class SkyMapError(InputError):
 
 
 class DataError(InputError):
-    """Arrays or files from elsewhere that do not have the stated layout."""
+    """Arrays or files from elsewhere that do not have the required layout."""
 
 
 class ContractError(InputError):
-    """Data that break the contract of a model; the message names the field."""
+    """Data that do not fit the contract of a model; the message names the field."""
 
 
 class IntegrityError(RippleError):
@@ -94,7 +95,7 @@ class SourceError(RippleError):
 
 
 class UnreadableError(SourceError):
-    """A source file that was reached and cannot be read; `reason` says why.
+    """A source file that exists and cannot be read; `reason` says why.
 
     Parameters
     ----------
@@ -150,25 +151,24 @@ class Interrupted(RippleError):  # noqa: N818
         return 128 + self.signum
 
     def __reduce__(self) -> tuple[object, ...]:
+        # Exceptions pickle as class(*args), and args holds the finished message, not the number.
         return (Interrupted, (self.signum,))
 
 
 class Reason(StrEnum):
     """Why a target is `rejected` or `partial`. The index carries the value."""
 
-    BAD_POSITION = "bad_position"  # not on the sphere
     DUPLICATE = "duplicate"  # same id or same place as an earlier target
     NO_TRACT = "no_tract"  # no tract of the sky map holds the position
     NO_PATCH = "no_patch"  # the patch is not registered in the repository
     NO_DATASET = "no_dataset"  # no band has a dataset there
     MISSING_BAND = "missing_band"  # some bands have no dataset there
     OUTSIDE = "outside"  # the box leaves the survey
-    CROSS_TRACT = "cross_tract"  # the box leaves its tract
     SEAM = "seam"  # patches disagree by more than the noise where they overlap under the box
     MISSING_CELL = "missing_cell"  # all pixels lie in missing cells
-    UNREADABLE_SOURCE = "unreadable_source"
-    WRONG_UNIT = "wrong_unit"
-    WRONG_WCS = "wrong_wcs"  # two projections of the same row disagree
-    BAD_PSF = "bad_psf"
-    WORKER_LOST = "worker_lost"
+    UNREADABLE_SOURCE = "unreadable_source"  # a file of the target is missing or damaged
+    WRONG_UNIT = "wrong_unit"  # pixels that cannot be brought to nJy
+    WRONG_WCS = "wrong_wcs"  # not TAN in ICRS, or the projections of one row disagree
+    BAD_PSF = "bad_psf"  # the tables of the PSF are damaged
+    WORKER_LOST = "worker_lost"  # the worker of its unit died or hung, more often than it is retried
     QUALITY = "quality"  # see the qc columns

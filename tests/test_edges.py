@@ -23,7 +23,7 @@ WRONG: tuple[Any, ...] = (GONE, None, "word", 5, [], ["word"], {}, {"word": 5}, 
 TRUSTED = {
     "cutouts": ("bands", "size", "margin", "class_map", "source_sha256", "notes"),
     "tensors": ("bands", "size", "margin", "class_map"),
-    "scores": ("bands", "rows", "sorted", "model", "evaluation", "stress", "visible", "files"),
+    "scores": ("bands", "rows", "sorted", "model", "evaluation", "stress", "visible"),
 }
 #: What is right among `WRONG`: the key is optional, or the value means something.
 RIGHT = {
@@ -31,7 +31,6 @@ RIGHT = {
     ("source_sha256", GONE), ("source_sha256", "{}"), ("notes", GONE), ("notes", "[]"), ("notes", "['word']"),
     ("rows", 5), ("rows", 10**9), ("evaluation", GONE), ("evaluation", "{}"), ("evaluation", "{'word': 5}"),
     ("stress", GONE), ("stress", None), ("visible", GONE), ("visible", None),
-    ("files", GONE), ("files", "{}"),
 }  # fmt: skip
 
 

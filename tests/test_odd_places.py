@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from models import make_model
+from models import list_again, make_model
+from pages import write_page
 from toys import write_toys
 
 from ripple.cli import run
@@ -21,14 +22,13 @@ from ripple.runtime.signals import stoppable
 from ripple.stages.run import _clear
 from ripple.storage.files import write_single
 from ripple.storage.manifest import unseal
-from ripple.storage.tree import write_tree
 from ripple.storage.writer import _line, _parse_journal
 
 COMMAND = [sys.executable, "-c", "import sys; from ripple.cli import main; main(sys.argv[1:])"]
 
 
 def page(directory: Path) -> None:
-    write_tree(directory, {"verb": "report"}, lambda d: (d / "index.html").write_bytes(b"page") and None)
+    write_page(directory, lambda d: (d / "index.html").write_bytes(b"page") and None)
 
 
 def test_run_clears_what_is_ours_and_nothing_else(tmp_path: Path) -> None:
@@ -58,8 +58,8 @@ def test_a_finished_page_needs_no_lock(tmp_path: Path, monkeypatch: pytest.Monke
     def refuse(*_: object) -> int:
         raise AssertionError("the place may be read-only")
 
-    monkeypatch.setattr("ripple.storage.tree._claim", refuse)
-    assert not write_tree(tmp_path / "out", {"verb": "report"}, page)
+    monkeypatch.setattr("ripple.storage.directory._claim", refuse)
+    assert not write_page(tmp_path / "out", page)
 
 
 def test_a_lock_of_others_on_the_directory_is_no_reason_to_wait(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_journal_lines_of_another_layout_are_no_records() -> None:
 
 @pytest.mark.parametrize("text", ["9" * 400, "99999999TiB", "1" * 16])
 def test_sizes_beyond_all_machines_are_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="is no size"):
+    with pytest.raises(ConfigError, match="cannot be read as a size"):
         parse_bytes(text)
 
 
@@ -124,16 +124,17 @@ def test_closed_standard_files(tmp_path: Path) -> None:
 
 
 def test_models_of_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from ripple.storage.manifest import render
+    from ripple.storage.manifest import content_digest, render
 
     model = make_model(tmp_path / "model")
     assert run(["export-model", str(model), "-o", str(tmp_path / "program.json")]) == 2
-    assert "the contract goes there" in capsys.readouterr().err
-    path = model / "model.json"
+    assert "is where the contract of the export goes" in capsys.readouterr().err
+    path = model / "manifest.json"
     record = unseal(path, path.read_bytes())
-    path.write_bytes(render({**record, "files": {}}))
+    record["files"].pop("model.safetensors")
+    path.write_bytes(render({**record, "digest": content_digest(record)}))
     assert run(["verify", str(model)]) == 4
-    assert "has not the weights" in capsys.readouterr().err
+    assert "not the weights" in capsys.readouterr().err
 
 
 def test_scores_of_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -164,6 +165,7 @@ def test_scores_of_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         manifest = json.loads((scores / "manifest.json").read_bytes())
         data = (scores / "scores.parquet").read_bytes()
         manifest["attributes"]["sorted"]["sha256"] = hashlib.sha256(data).hexdigest()
+        manifest["files"]["scores.parquet"] = [len(data), hashlib.sha256(data).hexdigest()]
         manifest["digest"] = content_digest(manifest)
         (scores / "manifest.json").write_bytes(render(manifest))
         assert run(["report", str(scores), "-o", str(tmp_path / f"page-{k}")]) == 4
@@ -190,6 +192,7 @@ def test_contracts_of_others(
     contract = json.loads((model / "model.json").read_bytes())["contract"] | {field: value}
     record = {"contract": contract, "digest": hashlib.sha256(canonical_json(contract)).hexdigest()}
     (model / "model.json").write_text(json.dumps(record))
+    list_again(model)
     for verb in ("score", "explain"):
         assert run([verb, str(model), str(toys), "-o", str(tmp_path / verb)]) in (2, 3, 4)
         said = capsys.readouterr().err

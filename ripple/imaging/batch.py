@@ -49,9 +49,9 @@ class CutoutBatch:
     pixel_scale
         Arcsec per pixel.
     psf_cells
-        `(L, 7)` int32, ascending: parts of stamps that lie in another cell of a cell coadd than the centre
-        and so have another PSF: row, band, first and end pixel in y, first and end pixel in x (of the stamp),
-        and which of `psf`. No entry: as `psf_index` says, as far as is known.
+        `(L, 7)` int32, ascending: parts of cutouts that lie in another cell of a cell coadd than the centre
+        and so have another PSF: row, band, first and end pixel in y, first and end pixel in x (of the
+        cutout), and which of `psf`. Parts without an entry have the PSF of `psf_index`, as far as is known.
     """
 
     bands: tuple[str, ...]
@@ -67,6 +67,7 @@ class CutoutBatch:
     psf_cells: NDArray[np.int32] = field(default_factory=lambda: np.empty((0, 7), np.int32))
 
     def __post_init__(self) -> None:
+        # Assertions, not errors: only our own code makes batches, and a wrong shape is a bug in it.
         n, b, _, _ = self.image.shape
         assert self.variance.shape == self.mask.shape == self.image.shape
         assert b == len(self.bands)
@@ -83,7 +84,7 @@ class CutoutBatch:
 
     @property
     def table(self) -> CutoutTable:
-        """All but the planes."""
+        """Everything but the planes."""
         return CutoutTable(
             self.bands,
             self.mask_planes,
@@ -96,13 +97,15 @@ class CutoutBatch:
         )
 
     def take(self, rows: NDArray[np.integer] | slice) -> CutoutBatch:
-        """Some rows, in the order given; views where `rows` is a slice."""
+        """Some rows, in the given order; views where `rows` is a slice."""
+        # `psf_cells` is sorted by row, so the parts of each chosen row are one run of it.
         numbers = np.arange(len(self))[rows]
         begin, end = (np.searchsorted(self.psf_cells[:, 0], numbers, side) for side in ("left", "right"))
         new = np.repeat(np.arange(len(numbers)), end - begin)
+        # 0, 1, 2, ... within each run.
         within = np.arange(len(new)) - np.repeat(np.cumsum(end - begin) - (end - begin), end - begin)
         parts = self.psf_cells[begin[new] + within]
-        parts[:, 0] = new
+        parts[:, 0] = new  # rows count from 0 in the new batch
         return replace(
             self,
             image=self.image[rows],
@@ -149,7 +152,7 @@ class TensorBatch:
     pixel_scale
         Arcsec per pixel.
     psf_fwhm
-        FWHM of the common PSF in arcsec; NaN when not homogenised to one width.
+        FWHM of the common PSF in arcsec; NaN when the PSFs were not matched to one width.
     normalization
         Method and data-set-wide constants, JSON values; enough to invert together with the `norm_*` columns.
     class_map
@@ -159,7 +162,7 @@ class TensorBatch:
     """
 
     bands: tuple[str, ...]
-    image: NDArray[np.float32] | NDArray[np.float16]
+    image: NDArray[np.float32] | NDArray[np.float16]  # (N, B, H, W)
     valid: NDArray[np.uint8]
     catalog: dict[str, NDArray[np.generic]]
     pixel_scale: float
@@ -176,6 +179,7 @@ def psf_gaps(
     psf: NDArray[np.float32], first: NDArray[np.integer], second: NDArray[np.integer]
 ) -> NDArray[np.float32]:
     """`(L,)` sum |P - Q| of PSFs `(M, K, K)` numbered `first` and `second`, once per distinct pair."""
+    # Rows of a tract share a few PSFs, so distinct pairs are far fewer than rows.
     pairs, place = np.unique(np.stack([first, second], axis=1), axis=0, return_inverse=True)
     gaps = np.array([np.abs(psf[a] - psf[b]).sum() for a, b in pairs], np.float32)
     return gaps[place.reshape(-1)]
@@ -193,10 +197,12 @@ def concatenate(batches: Sequence[CutoutBatch]) -> CutoutBatch:
     if len(batches) == 1:
         return first
     if any(b.bands != first.bands or b.mask_planes != first.mask_planes for b in batches):
-        raise ValueError("batches differ in bands or mask planes")
+        raise ValueError("the batches differ in bands or mask planes")
+    # Zeros around a kernel change nothing, and its centre stays the centre: sizes are odd.
     side = max(b.psf.shape[-1] for b in batches)
     starts = np.cumsum([0, *(len(b.psf) for b in batches)])
     rows = np.cumsum([0, *(len(b) for b in batches)])
+    # PSFs and rows of later batches are counted on behind those of earlier ones.
     index = [np.where(b.psf_index < 0, -1, b.psf_index + s) for b, s in zip(batches, starts, strict=False)]
     pads = [(side - b.psf.shape[-1]) // 2 for b in batches]
     return CutoutBatch(
@@ -212,6 +218,7 @@ def concatenate(batches: Sequence[CutoutBatch]) -> CutoutBatch:
         catalog={
             k: np.concatenate([b.catalog[k] for b in batches])
             for k in first.catalog
+            # A column that one batch lacks has no value to fill in for its rows.
             if all(k in b.catalog for b in batches)
         },
         wcs={t: tan for b in batches for t, tan in b.wcs.items()},

@@ -1,4 +1,4 @@
-"""Colour stamps: multi-band pixels to RGB, and RGB to PNG bytes."""
+"""Colour pictures: multi-band pixels to RGB, and RGB to PNG bytes."""
 
 from __future__ import annotations
 

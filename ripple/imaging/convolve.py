@@ -12,11 +12,11 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
-CHUNK = 16  # rows, or kernels, at a time: they stay in the cache
+CHUNK = 16  # rows, or kernels, at a time: few enough to stay in the cache
 
 
 def namespace(array: Any) -> Any:
-    """The module whose functions take `array`: numpy, or torch when that is what made it."""
+    """The module whose functions take `array`: numpy, or torch when it is a tensor."""
     return np if isinstance(array, np.ndarray) else sys.modules[type(array).__module__.partition(".")[0]]
 
 
@@ -25,7 +25,7 @@ def to_numpy(array: Any) -> NDArray[Any]:
     return array if isinstance(array, np.ndarray) else np.asarray(array.cpu())
 
 
-def beside(array: NDArray[Any], like: Any) -> Any:
+def to_library_of(array: NDArray[Any], like: Any) -> Any:
     """`array` in the library of `like`, and on its device."""
     return array if isinstance(like, np.ndarray) else namespace(like).asarray(array, device=like.device)
 
@@ -47,13 +47,14 @@ def _transforms(xp: Any) -> Any:
 
 def reflect(length: int, before: int, after: int) -> NDArray[np.intp]:
     """Indices that extend an axis by reflection about its end pixels, as often as needed."""
+    # The end pixel is not repeated, as in numpy's mode "reflect".
     period = max(2 * (length - 1), 1)
     i = np.abs(np.arange(-before, length + after)) % period
     return np.where(i < length, i, period - i).astype(np.intp)
 
 
 def fill(image: Any, good: Any, passes: int = 6) -> Any:
-    """Replace bad pixels by the mean of their good neighbours, growing inwards, then by the plane's mean.
+    """Replace bad pixels by means of neighbours, from the rim inwards, and deep ones by the plane's mean.
 
     Parameters
     ----------
@@ -62,7 +63,7 @@ def fill(image: Any, good: Any, passes: int = 6) -> Any:
     good
         `(..., H, W)` bool.
     passes
-        Depth in pixels to which a hole is filled from its rim (3 x 3 means); what is left gets the mean of
+        Depth in pixels to which a hole is filled from its rim (3 x 3 means); deeper pixels get the mean of
         the good pixels (0 without any).
 
     Returns
@@ -77,6 +78,7 @@ def fill(image: Any, good: Any, passes: int = 6) -> Any:
     mean = out.sum(axis=(-2, -1)) / xp.maximum(weight.sum(axis=(-2, -1)), zero[..., 0, 0] + 1)
     for _ in range(passes):
         share = _box3(weight)
+        # One pixel deeper per pass: only pixels that touch what is filled by now.
         new = (weight == 0) & (share > 0)
         if not bool(new.any()):
             break
@@ -88,6 +90,7 @@ def fill(image: Any, good: Any, passes: int = 6) -> Any:
 def _box3(a: Any) -> Any:
     """Sum over 3 x 3 neighbours, zero outside."""
     xp = namespace(a)
+    # Separable, and by slices: torch and numpy have no common 3 x 3 filter.
     rows = xp.zeros_like(a)
     rows[...] = a
     rows[..., 1:, :] += a[..., :-1, :]
@@ -105,12 +108,14 @@ def kernel_spectra(kernel: NDArray[np.floating], shape: tuple[int, int]) -> NDAr
     used = min(h, (min(shape) - 1) // 2)
     cut = slice(h - used, h + used + 1)
     out = np.empty((len(kernel), shape[0], shape[1] // 2 + 1), np.complex64)
+    # Used again for each chunk: what is outside the kernels stays 0.
     frame = np.zeros((min(CHUNK, len(kernel)), *shape), np.float32)
     # The origin of the transform is the centre pixel: what lies before it wraps around.
     quarters = ((slice(0, used + 1), slice(used, None)), (slice(-used, None), slice(0, used)))
     for start in range(0, len(kernel), CHUNK):
         k = kernel[start : start + CHUNK]
         part = k[:, cut, cut]
+        # A kernel larger than the plane loses its rim; its sum is kept, so that flux is.
         if used < h:
             kept, whole = (a.sum(axis=(1, 2), dtype=np.float64) for a in (part, k))
             part = part * (whole / kept)[:, None, None]
@@ -159,7 +164,7 @@ def convolve(
         image = image[..., reflect(h, before_y, frame[0] - h - before_y), :]
     if frame[1] > w:
         image = image[..., reflect(w, before_x, frame[1] - w - before_x)]
-    product = transforms.rfft2(image)
+    product = transforms.rfft2(image)  # (..., frame[0], frame[1] // 2 + 1)
     if xp is np:
         for place in np.ndindex(number.shape):  # one by one: gathering the spectra first costs a copy
             product[place] *= spectra[number[place]]
@@ -195,6 +200,7 @@ def convolve_parts(
     reach = kernel.shape[-1] // 2
     at_y, at_x = (reflect(length, reach, reach) for length in (h, w))
     if namespace(image) is not np:
+        # conv2d is a correlation, hence the turned kernels; groups gives each plane its own.
         planes = image[part[:, 0], part[:, 1]][:, at_y][:, :, at_x]
         turned = kernel[number].flip(-1).flip(-2)
         whole = namespace(image).nn.functional.conv2d(planes[None], turned[:, None], groups=len(part))[0]
@@ -203,6 +209,7 @@ def convolve_parts(
 
     part = np.ascontiguousarray(part, np.int64)
     shapes = part[:, 3::2] - part[:, 2::2]
+    # Pieces have different sizes, so they lie one after the other in one flat array.
     end = np.cumsum(shapes.prod(axis=1))
     start = end - shapes.prod(axis=1)
     flat = np.zeros(int(end[-1]) if len(end) else 0, np.float32)

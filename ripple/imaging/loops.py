@@ -1,4 +1,4 @@
-"""Compiled loops over the pixels of stamps. Importing this module loads numba: import it where pixels are.
+"""Compiled loops over the pixels of cutouts. Importing this module loads numba: import it inside functions.
 
 All take `(N, B, H, W)` planes: `image` and `variance` float32, `good` bool.
 """
@@ -15,11 +15,12 @@ _compile: Callable[[Callable[..., Any]], Callable[..., Any]] = numba.njit(
     cache=True, nogil=True, error_model="numpy"
 )
 
+# The bit patterns of positive floats are in the order of their values, so their leading bits are a bin.
 BINS = 4096  # all positive float32: 16 to an octave
 SHIFT = 19  # bits dropped from a float32 to get its bin
-SPIKE_SIGMAS, SPIKE_SHARE = 8.0, 0.25  # an unmasked spike: so bright, while its neighbours have so little
+SPIKE_SIGMAS, SPIKE_SHARE = 8.0, 0.25  # an unmasked spike is this bright, its neighbours this faint
 ROOT2 = np.float32(np.sqrt(2.0))
-MEDIAN_CHI2 = 0.454936  # of one degree of freedom
+MEDIAN_CHI2 = 0.454936  # median of chi² with one degree of freedom
 
 
 @_compile
@@ -33,6 +34,7 @@ def usable(image: Any, variance: Any, mask: Any, bits: Any, most: float, good: A
     bad = np.uint32(bits)
     for n in range(image.shape[0]):
         for b in range(image.shape[1]):
+            # `known`: some pixel of the plane has a variance.
             known = False
             for y in range(image.shape[2]):
                 for x in range(image.shape[3]):
@@ -48,8 +50,10 @@ def usable(image: Any, variance: Any, mask: Any, bits: Any, most: float, good: A
 
 
 @_compile
-def tally(variance: Any, mask: Any, good: Any, seen: Any, missing: Any, bad: Any, centre_bad: Any) -> None:
-    """Per plane, into `(N, B)`: all mask bits there are, and counts of pixels.
+def count_pixels(
+    variance: Any, mask: Any, good: Any, seen: Any, missing: Any, bad: Any, centre_bad: Any
+) -> None:
+    """Per plane, into `(N, B)`: all mask bits that occur, and counts of pixels.
 
     `missing` have infinite variance, `bad` are not good, `centre_bad` not good in the central half.
     """
@@ -57,6 +61,7 @@ def tally(variance: Any, mask: Any, good: Any, seen: Any, missing: Any, bad: Any
     y0, y1, x0, x1 = height // 4, height - height // 4, width // 4, width - width // 4
     for n in range(good.shape[0]):
         for b in range(good.shape[1]):
+            # Three short loops instead of one: each becomes vector instructions on its own type.
             every, absent, wrong, middle = np.uint32(0), 0, 0, 0
             for y in range(height):
                 v, m, g = variance[n, b, y], mask[n, b, y], good[n, b, y]
@@ -76,6 +81,7 @@ def tally(variance: Any, mask: Any, good: Any, seen: Any, missing: Any, bad: Any
 def block_means(image: Any, variance: Any, good: Any, k: int, means: Any, variances: Any) -> None:
     """Means of k x k blocks, centred, into `(N, B, H // k, W // k)`; NaN where half the pixels are bad."""
     rows, columns = means.shape[2], means.shape[3]
+    # What does not divide by k is left out at both edges alike.
     y0, x0 = (image.shape[2] - rows * k) // 2, (image.shape[3] - columns * k) // 2
     for n in range(image.shape[0]):
         for b in range(image.shape[1]):
@@ -88,6 +94,7 @@ def block_means(image: Any, variance: Any, good: Any, k: int, means: Any, varian
                                 total += image[n, b, y, x]
                                 spread += variance[n, b, y, x]
                                 count += 1
+                    # A mean of few pixels would be noisier than the others and pass for a source.
                     enough = 2 * count > k * k
                     means[n, b, i, j] = total / np.float32(count) if enough else np.nan
                     variances[n, b, i, j] = spread / np.float32(count) if enough else np.nan
@@ -110,9 +117,11 @@ def noise_ratios(image: Any, variance: Any, good: Any, ratio: Any) -> None:
         for b in range(image.shape[1]):
             counts[:] = 0
             total = 0
+            # Along x in this row, then along y around it; `line` is both value and, as bits, bin number.
             for y in range(0, height, 2):
                 p, v, g = image[n, b, y], variance[n, b, y], good[n, b, y]
                 for x in range(1, width - 1):
+                    # Every pixel, good or not: `use` decides later, and a loop without branch is vectorised.
                     d = p[x - 1] - p[x] - p[x] + p[x + 1]
                     line[x] = d * d / (v[x - 1] + np.float32(4) * v[x] + v[x + 1])
                     use[x] = g[x - 1] & g[x] & g[x + 1]
@@ -132,12 +141,12 @@ def noise_ratios(image: Any, variance: Any, good: Any, ratio: Any) -> None:
                         if use[x]:
                             counts[as_bits[x] >> np.uint32(SHIFT)] += 1
                             total += 1
-            ratio[n, b] = np.sqrt(_middle(counts, total) / MEDIAN_CHI2)
+            ratio[n, b] = np.sqrt(_binned_median(counts, total) / MEDIAN_CHI2)
 
 
 @_compile
-def _middle(counts: Any, total: int) -> float:
-    """The median of values counted by `_bin`, linear inside its bin; NaN of none."""
+def _binned_median(counts: Any, total: int) -> float:
+    """The median of values counted in bins, linear inside its bin; NaN without any."""
     if total == 0:
         return np.nan
     edge = np.zeros(2, np.uint32)
@@ -156,6 +165,7 @@ def spikes(image: Any, good: Any, level: Any, noise: Any, count: Any) -> None:
     for n in range(image.shape[0]):
         for b in range(image.shape[1]):
             p, base = image[n, b], level[n, b]
+            # Neighbours that are bad count as dark: they cannot speak against a spike.
             limit = np.float32(base + SPIKE_SIGMAS * noise[n, b])
             for y in range(1, image.shape[2] - 1):
                 for x in range(1, image.shape[3] - 1):
@@ -164,7 +174,7 @@ def spikes(image: Any, good: Any, level: Any, noise: Any, count: Any) -> None:
                         for at in ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)):
                             if good[n, b, at[0], at[1]]:
                                 around += p[at[0], at[1]] - base
-                        if around < 4 * SPIKE_SHARE * (p[y, x] - base):
+                        if around < 4 * SPIKE_SHARE * (p[y, x] - base):  # mean of four
                             count[n, b] += 1
 
 
@@ -186,6 +196,7 @@ def normal_matrices(blocks: Any, floor: float, share: float, out: Any) -> None:
                 whole &= np.isfinite(v[b + 1])
             if whole:
                 weight = 1.0 / (floor * floor + share * share * most * most)
+                # v[0] = 1 is the constant; the others are the bands.
                 for i in range(bands + 1):
                     for j in range(bands + 1):
                         out[n, i, j] += weight * v[i] * v[j]
@@ -219,12 +230,15 @@ def asinh(image: Any, offset: Any, scale: Any, gain: float, out: Any) -> None:
                     y[k] = one + u
                     rest[k] = (u - (y[k] - one)) / y[k]
                 for k in range(width):
+                    # y = m 2^power with m in [1, 2): exponent and mantissa straight from the bits.
                     power = np.float32(np.int32(bits[k] >> np.uint32(23)) - np.int32(127))
                     bits[k] = (bits[k] & np.uint32(0x7FFFFF)) | np.uint32(0x3F800000)
                     m = y[k]
+                    # m in [sqrt(1/2), sqrt 2], where the polynomial in m - 1 is accurate.
                     high = m > ROOT2
                     z = (m / two if high else m) - one
                     power = power + one if high else power
+                    # Cephes logf; ln 2 is split into 0.693359375 and -2.12194440e-4 to keep digits.
                     s = np.float32(7.0376836292e-2)
                     s = s * z - np.float32(1.1514610310e-1)
                     s = s * z + np.float32(1.1676998740e-1)
@@ -235,7 +249,7 @@ def asinh(image: Any, offset: Any, scale: Any, gain: float, out: Any) -> None:
                     s = s * z - np.float32(2.4999993993e-1)
                     s = s * z + np.float32(3.3333331174e-1)
                     s = s * z * z * z - np.float32(2.12194440e-4) * power - np.float32(0.5) * z * z
-                    value = times * (z + s + np.float32(0.693359375) * power + rest[k])
+                    value = times * (z + s + np.float32(0.693359375) * power + rest[k])  # log y + rest
                     done[k] = value if line[k] >= zero else -value
 
 
@@ -268,9 +282,11 @@ def correlate(a: Any, b: Any, beam: Any, width: int, white: float, cross: Any, s
                 kx = 2 * np.pi * x / width
                 p, q, w = a[m, y, x], b[m, y, x], beam[y, x]
                 cross[m, y, x] = np.conj(p) * q * w
+                # The half plane of rfft2 stands for two modes, but for its first and last column.
                 times = 1.0 if x == 0 or 2 * x == width else 2.0
                 first = p.real * p.real + p.imag * p.imag
                 second = q.real * q.real + q.imag * q.imag
+                # Signal power of a, of b, and variance of the product, see `check_registration`.
                 parts = (
                     (first - white) * w * times,
                     (second - white) * w * times,
@@ -286,6 +302,7 @@ def correlate(a: Any, b: Any, beam: Any, width: int, white: float, cross: Any, s
 @_compile
 def copy_boxes(plane: Any, x: Any, y: Any, out: Any, band: int) -> None:
     """Boxes of `plane` that start at `(x, y)` into `out[:, band]`, `(N, B, S, S)` of the same type."""
+    # Without the interpreter lock, which the thread that hashes and writes needs meanwhile.
     size = out.shape[3]
     for i in range(out.shape[0]):
         for row in range(size):

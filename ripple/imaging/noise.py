@@ -1,4 +1,4 @@
-"""Correlated noise: how neighbouring pixels of a coadd vary together, and what a kernel makes of it.
+"""Correlated noise: how neighbouring pixels of a coadd vary together, and how a kernel changes that.
 
 Resampling correlates pixels, and the variance plane does not say so. After convolution with K the variance of
 a pixel is `sum_ab K(a) K(b) rho(a - b) sigma²`: the usual `K² * variance` times
@@ -57,7 +57,7 @@ class Correlation:
             if pairs[LAG, LAG] < MIN_PIXELS:
                 continue
             r = products / np.maximum(pairs, 1)
-            # What still varies together at the largest lags is no noise: wings of sources, or the mean taken
+            # What still varies together at the largest lags is not noise: wings of sources, or the mean taken
             # off each plane. It does so at all lags alike.
             far = np.concatenate([r[0], r[-1], r[:, 0], r[:, -1]])
             r = r - far.mean()

@@ -1,11 +1,11 @@
-"""Fluxes to what a network likes, and back.
+"""Normalise fluxes for a network, and convert them back.
 
 Every method is `y = f((x - offset) / scale)`, with f one of identity, asinh, signed log, signed square root,
 or the Lupton colour mapping. Offsets and scales are kept (columns `norm_offset`, `norm_scale` of the catalog,
 or the batch's `normalization`), nothing is clipped, so every tensor can be turned back into nJy.
 
 `scope` says what shares constants. `row`, the default: all bands of a row, so that colours survive; `band`:
-each plane for itself, which other people's networks may want and which destroys colour; `dataset`: constants
+each plane by itself, which published networks may need and which destroys colour; `dataset`: constants
 per band for all rows, from a first pass over training rows.
 
 `transform` and `invert` take numpy arrays or torch tensors.
@@ -29,16 +29,18 @@ Float = NDArray[np.float32]
 
 #: Methods whose scale is a noise level times `softening`; the others take a range of pixel values.
 SOFTENED: frozenset[str] = frozenset({"asinh", "log", "sqrt", "lupton"})
+# The softening Q of Lupton et al. 2004; `colour.lupton_rgb` uses the same.
 LUPTON_Q = 8.0
 PERCENTILES = (0.5, 99.5)
 ZSCALE_CONTRAST = 0.25
-TINY = 1e-12
-_MEANS = ("noise", "mean", "percentile_low", "percentile_high", "zscale_low", "zscale_high")
+SMALLEST_SCALE = 1e-12  # nJy; anything smaller would turn noise of the arithmetic into signal
+# Statistics of `Accumulator` that are averaged over rows; extremes are not.
+_AVERAGED = ("noise", "mean", "percentile_low", "percentile_high", "zscale_low", "zscale_high")
 
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """What the good pixels of each plane look like, all `(N, B)` float32 in nJy; NaN without good pixels.
+    """Statistics of the good pixels of each plane, all `(N, B)` float32 in nJy; NaN without good pixels.
 
     Parameters
     ----------
@@ -77,6 +79,7 @@ def statistics(image: NDArray[np.floating], good: NDArray[np.bool_], noise: Floa
     """
     n, b = image.shape[:2]
     size = image.shape[2] * image.shape[3]
+    # Bad pixels sort to the end as inf, so quantiles are positions among the first `count`.
     flat = np.where(good, image, np.inf).reshape(n, b, size).astype(np.float32)
     flat.sort(axis=-1)
     count = np.count_nonzero(good, axis=(2, 3))
@@ -87,6 +90,7 @@ def statistics(image: NDArray[np.floating], good: NDArray[np.bool_], noise: Floa
         return np.where(count > 0, value, np.nan).astype(np.float32)
 
     low, middle, high = at(0.0), at(0.5), at(1.0)
+    # Half the interquartile range times 1.4826 is sigma of a Gaussian.
     spread = 1.4826 * np.maximum(at(0.75) - at(0.25), 0) / 2
     limit = 5 * np.where(spread > 0, spread, np.inf)
     with np.errstate(invalid="ignore"):
@@ -125,7 +129,7 @@ def constants_of(
     noise
         `(N, B)` sky noise in nJy; NaN where a band is missing.
     method, scope
-        See the module; `dataset` is not for here, its constants come from `Accumulator`.
+        See the module; constants of scope `dataset` come from `Accumulator` instead.
     softening
         Noise levels per unit of the argument of asinh, log and square root.
 
@@ -137,17 +141,25 @@ def constants_of(
     if method == "none":
         return np.zeros_like(noise), np.ones_like(noise)
     if method in SOFTENED:
-        scale = _shared(noise, scope, np.nanmedian) * np.float32(softening)
-        return np.zeros_like(noise), _positive(scale)
+        # The median band: one noisy band must not set the scale of a whole row.
+        scale = _share_between_bands(noise, scope, np.nanmedian) * np.float32(softening)
+        return np.zeros_like(noise), _usable_scale(scale)
     if stats is None:
-        raise DataError(f"normalisation {method!r} needs statistics of the pixels")
+        raise DataError(f"normalisation {method!r} needs the statistics of the pixels")
     if method == "zscore":
-        offset, scale = _shared(stats.mean, scope, np.nanmean), _shared(stats.std, scope, np.nanmean)
+        offset, scale = (
+            _share_between_bands(stats.mean, scope, np.nanmean),
+            _share_between_bands(stats.std, scope, np.nanmean),
+        )
     else:
+        # Lowest and highest over all bands, so that no band leaves the range.
         low, high = _range(stats, method)
-        offset, top = _shared(low, scope, np.nanmin), _shared(high, scope, np.nanmax)
+        offset, top = (
+            _share_between_bands(low, scope, np.nanmin),
+            _share_between_bands(high, scope, np.nanmax),
+        )
         scale = top - offset
-    return np.nan_to_num(offset).astype(np.float32), _positive(scale)
+    return np.nan_to_num(offset).astype(np.float32), _usable_scale(scale)
 
 
 def _range(stats: Statistics, method: str) -> tuple[Float, Float]:
@@ -158,8 +170,8 @@ def _range(stats: Statistics, method: str) -> tuple[Float, Float]:
     return stats.zscale_low, stats.zscale_high
 
 
-def _shared(values: Float, scope: Scope, combine: Any) -> Float:
-    """One value per row for all its bands, unless each band is for itself."""
+def _share_between_bands(values: Float, scope: Scope, combine: Any) -> Float:
+    """One value per row for all its bands, unless each band has its own."""
     if scope == "band":
         return values
     some = np.isfinite(values).any(axis=1)
@@ -168,9 +180,9 @@ def _shared(values: Float, scope: Scope, combine: Any) -> Float:
     return np.broadcast_to(out[:, None], values.shape).copy()
 
 
-def _positive(scale: Float) -> Float:
+def _usable_scale(scale: Float) -> Float:
     with np.errstate(invalid="ignore"):
-        return np.where(np.isfinite(scale) & (scale > TINY), scale, 1.0).astype(np.float32)
+        return np.where(np.isfinite(scale) & (scale > SMALLEST_SCALE), scale, 1.0).astype(np.float32)
 
 
 @dataclass(slots=True)
@@ -191,14 +203,16 @@ class Accumulator:
         b = len(self.bands)
         if self.totals is None or self.counts is None:
             zero = np.zeros(b)
-            self.totals = {k: zero.copy() for k in (*_MEANS, "square")}
+            self.totals = {k: zero.copy() for k in (*_AVERAGED, "square")}
             self.totals |= {"low": np.full(b, np.inf), "high": np.full(b, -np.inf)}
             self.counts = np.zeros(b)
+        # Row by row in order: sums in another order differ in the last bit.
         for row in range(len(stats.noise)):
             ok = np.isfinite(stats.noise[row]) & np.isfinite(stats.mean[row])
             self.counts += ok
-            for name in _MEANS:
+            for name in _AVERAGED:
                 self.totals[name] += np.where(ok, getattr(stats, name)[row].astype(np.float64), 0)
+            # Mean square of the row, from which the spread over all rows follows.
             second = stats.std[row].astype(np.float64) ** 2 + stats.mean[row].astype(np.float64) ** 2
             self.totals["square"] += np.where(ok, second, 0)
             self.totals["low"] = np.where(
@@ -218,7 +232,7 @@ class Accumulator:
             No training row has a usable plane in some band.
         """
         if self.totals is None or self.counts is None or (self.counts == 0).any():
-            raise DataError("no training row with good pixels in every band", hint="use --scope row")
+            raise DataError("no training row with good pixels in every band", hint="choose --scope row")
         t = {k: v / self.counts for k, v in self.totals.items() if k not in ("low", "high")}
         b = len(self.bands)
         offset, scale = np.zeros(b), np.ones(b)
@@ -230,7 +244,8 @@ class Accumulator:
             offset, scale = self.totals["low"], self.totals["high"] - self.totals["low"]
         elif method in ("percentile", "zscale"):
             offset, scale = t[f"{method}_low"], t[f"{method}_high"] - t[f"{method}_low"]
-        safe = _positive(scale.astype(np.float32))
+        # Constants are kept as float32 values: what is stored is what is used.
+        safe = _usable_scale(scale.astype(np.float32))
         return {
             "offset": {band: float(np.float32(v)) for band, v in zip(self.bands, offset, strict=True)},
             "scale": {band: float(v) for band, v in zip(self.bands, safe, strict=True)},
@@ -256,6 +271,7 @@ def transform(image: Any, offset: Any, scale: Any, method: Method) -> Any:
         `(N, B, H, W)`.
     """
     xp = namespace(image)
+    # A compiled loop, the same to 3e-7: numpy's arcsinh costs more than all else here.
     if method == "asinh" and xp is np and image.dtype == np.float32:
         from ripple.imaging import loops
 
@@ -263,7 +279,7 @@ def transform(image: Any, offset: Any, scale: Any, method: Method) -> Any:
         planes = (np.ascontiguousarray(a, np.float32) for a in (image, offset, scale))
         loops.asinh(*planes, 1.0, out)
         return out
-    x = image - offset[..., None, None]
+    x = image - offset[..., None, None]  # (N, B, H, W)
     x = x / scale[..., None, None]
     if method == "asinh":
         return xp.arcsinh(x)
@@ -272,8 +288,9 @@ def transform(image: Any, offset: Any, scale: Any, method: Method) -> Any:
     if method == "sqrt":
         return xp.sign(x) * xp.sqrt(abs(x))
     if method == "lupton":
+        # One factor per pixel for all bands: ratios of bands, the colours, stay.
         intensity = LUPTON_Q * x.mean(axis=1)[:, None]
-        return x * _ratio(xp.arcsinh(intensity), intensity)
+        return x * _safe_ratio(xp.arcsinh(intensity), intensity)
     return x
 
 
@@ -290,11 +307,11 @@ def invert(image: Any, offset: Any, scale: Any, method: Method) -> Any:
     elif method == "lupton":
         # mean(y) = asinh(Q I) / Q, so Q I = sinh(Q mean(y)).
         argument = LUPTON_Q * y.mean(axis=1)[:, None]
-        y = y * _ratio(xp.sinh(argument), argument)
+        y = y * _safe_ratio(xp.sinh(argument), argument)
     return y * scale[..., None, None] + offset[..., None, None]
 
 
-def _ratio(top: Any, bottom: Any) -> Any:
+def _safe_ratio(top: Any, bottom: Any) -> Any:
     """`top / bottom`, 1 where both vanish."""
     xp = namespace(bottom)
     small = abs(bottom) < 1e-6
@@ -322,10 +339,10 @@ def plane_constants(batch: TensorBatch) -> tuple[Float, Float]:
     DataError
         Neither has them.
     """
-    return _constant(batch, "offset"), _constant(batch, "scale")
+    return _plane_constant(batch, "offset"), _plane_constant(batch, "scale")
 
 
-def _constant(batch: TensorBatch, name: str) -> Float:
+def _plane_constant(batch: TensorBatch, name: str) -> Float:
     shape, columns = (len(batch), len(batch.bands)), batch.catalog
     if f"norm_{name}" in columns:
         return np.broadcast_to(np.asarray(columns[f"norm_{name}"], np.float32)[:, None], shape)
@@ -333,7 +350,9 @@ def _constant(batch: TensorBatch, name: str) -> Float:
         return np.stack([columns[f"norm_{name}_{band}"] for band in batch.bands], axis=1).astype(np.float32)
     table = batch.normalization.get(name)
     if not isinstance(table, dict) or any(band not in table for band in batch.bands):
-        raise DataError(f"tensors carry no normalisation {name}", hint="they were not made by preprocess")
+        raise DataError(
+            f"the tensors have no normalisation {name}", hint="give tensors that `ripple preprocess` wrote"
+        )
     return np.broadcast_to(np.array([table[band] for band in batch.bands], np.float32), shape)
 
 
@@ -353,23 +372,24 @@ def denormalize(batch: TensorBatch) -> Float:
     Raises
     ------
     DataError
-        The batch does not say how it was normalised.
+        The batch does not state how it was normalised.
     """
     method: Any = batch.normalization.get("method")
     if method not in SOFTENED | {"minmax", "zscore", "percentile", "zscale", "none"}:
-        raise DataError(f"unknown normalisation {method!r}")
+        raise DataError(f"the tensors have an unknown normalisation, {method!r}")
     offset, scale = plane_constants(batch)
     out = np.empty(batch.image.shape, np.float32)
-    present = _present(batch)
+    present = _bands_present(batch)
     for start in range(0, len(batch), 64):
         rows = slice(start, start + 64)
+        # 64 rows at a time: float64 copies of a whole batch would be large.
         wide = batch.image[rows].astype(np.float64)
         flux = invert(wide, offset[rows].astype(np.float64), scale[rows].astype(np.float64), method)
         out[rows] = np.where(present[rows, :, None, None], flux, 0)
     return out
 
 
-def _present(batch: TensorBatch) -> NDArray[np.bool_]:
+def _bands_present(batch: TensorBatch) -> NDArray[np.bool_]:
     shape = (len(batch), len(batch.bands))
     if "band_mask" not in batch.catalog:
         return np.ones(shape, bool)

@@ -26,7 +26,7 @@ class Sources:
     Parameters
     ----------
     x, y
-        `(H, W)` pixels on the other grid; NaN where there is none.
+        `(H, W)` pixels on the other grid; NaN where it has none.
     area
         `(H, W)` solid angle of a pixel of this grid over that of the other.
     """
@@ -37,6 +37,7 @@ class Sources:
 
     def box(self, wanted: NDArray[np.bool_]) -> Box:
         """Pixels of the other grid that the wanted pixels are interpolated from."""
+        # Taps run from floor - REACH + 1 to floor + REACH, and the end of a box is exclusive.
         x, y = self.x[wanted], self.y[wanted]
         return Box(
             int(np.floor(np.nanmin(x))) - REACH + 1,
@@ -46,9 +47,9 @@ class Sources:
         )
 
 
-def locate(stamp: Box, own: Tan, other: Tan) -> Sources:
-    """Positions of the pixels of `stamp`, a box of grid `own`, on grid `other`."""
-    y, x = np.mgrid[stamp.y0 : stamp.y1, stamp.x0 : stamp.x1].astype(np.float64)
+def locate(cutout: Box, own: Tan, other: Tan) -> Sources:
+    """Positions of the pixels of `cutout`, a box of grid `own`, on grid `other`."""
+    y, x = np.mgrid[cutout.y0 : cutout.y1, cutout.x0 : cutout.x1].astype(np.float64)
     ra, dec = own.pixel_to_sky(x, y)
     ox, oy = other.sky_to_pixel(ra, dec)
     return Sources(ox, oy, _pixel_area(own, x, y) / _pixel_area(other, ox, oy))
@@ -75,8 +76,9 @@ def lanczos(offset: Float) -> Float:
     weights
         `(P, 2 * REACH)`; tap k is the pixel `floor + k - REACH + 1`.
     """
-    d = offset[:, None] - np.arange(1 - REACH, REACH + 1)
+    d = offset[:, None] - np.arange(1 - REACH, REACH + 1)  # (P, 2 REACH)
     w = np.sinc(d) * np.sinc(d / REACH)
+    # Unnormalised Lanczos weights do not quite sum to one: a flat sky would ripple.
     return np.asarray(w / w.sum(axis=1, keepdims=True))
 
 
@@ -92,7 +94,7 @@ def resample(
     box
         Pixels that `planes` cover.
     sources
-        Where the pixels of the stamp lie on the other grid.
+        Where the pixels of the cutout lie on the other grid.
     wanted
         `(H, W)` bool.
 
@@ -111,9 +113,9 @@ def resample(
     left, low = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
     taps = np.arange(1 - REACH, REACH + 1)
     columns, rows = left[:, None] + taps - box.x0, low[:, None] + taps - box.y0
-    weights = lanczos(y - low)[:, :, None] * lanczos(x - left)[:, None, :]
+    weights = lanczos(y - low)[:, :, None] * lanczos(x - left)[:, None, :]  # (P, 2 REACH, 2 REACH)
     at = (rows[:, :, None], columns[:, None, :])
-    two = slice(REACH - 1, REACH + 1)
+    two = slice(REACH - 1, REACH + 1)  # the two taps next to the position
     bits = planes["mask"][rows[:, two, None], columns[:, None, two]]
     return done, {
         "image": ((planes["image"][at] * weights).sum(axis=(1, 2)) * area).astype(np.float32),

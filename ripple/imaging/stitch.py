@@ -1,4 +1,4 @@
-"""Boxes cut out of planes: the gather for boxes inside a patch, the stitch for boxes that leave it.
+"""Boxes cut out of planes: one copy for boxes inside a patch, stitching for boxes that leave it.
 
 All patches of a tract share one pixel grid, so completing a box from a neighbour is an exact copy. A pixel
 that several patches hold comes from the target's own patch, else from the patch with the lowest id.
@@ -17,7 +17,7 @@ from ripple.sky.geometry import Box
 Ints = NDArray[np.int64]
 
 #: Up to so many boxes numpy is done before numba is loaded.
-_FEW = 32
+_FEW_BOXES = 32
 
 
 def inside(box: Box, x0: Ints, y0: Ints, size: int) -> NDArray[np.bool_]:
@@ -36,6 +36,7 @@ def is_sparse(rows: int, size: int, box: Box, tile: int = 150) -> bool:
     A box of `size` pixels touches about `(1 + size / tile)**2` tiles. Reading by tile costs a seek and a call
     per box, which the factor 4 covers.
     """
+    # Boxes that share a tile are counted twice, which only errs towards reading whole.
     touched = rows * (1 + size / tile) ** 2
     return 4 * touched < (box.width / tile) * (box.height / tile)
 
@@ -55,14 +56,16 @@ def cut(plane: NDArray[Any], x: Ints, y: Ints, out: NDArray[Any], band: int) -> 
         Which of the B.
     """
     size = out.shape[-1]
-    if len(x) <= _FEW:
+    if len(x) <= _FEW_BOXES:
         for i, (a, b) in enumerate(zip(x.tolist(), y.tolist(), strict=True)):
             out[i, band] = plane[b : b + size, a : a + size]
         return
     from ripple.imaging.loops import copy_boxes
 
+    # The compiled loop checks no bounds.
     if not inside(Box(0, 0, plane.shape[1], plane.shape[0]), x, y, size).all():
-        raise ValueError(f"boxes of {size} pixels outside a plane of shape {plane.shape}")
+        raise ValueError(f"boxes of {size} pixels lie outside a plane of shape {plane.shape}")
+    # As uint32, whatever the type: one compiled loop for image, variance and mask.
     copy_boxes(np.ascontiguousarray(plane).view(np.uint32), x, y, out.view(np.uint32), band)
 
 
@@ -97,7 +100,7 @@ class Seams:
 def stitch_row(
     seams: Seams,
     row: int,
-    stamp: Box,
+    cutout: Box,
     planes: dict[str, NDArray[Any]],
     plane_box: Box,
     out: dict[str, NDArray[Any]],
@@ -113,7 +116,7 @@ def stitch_row(
         Updated in place at `row`.
     row
         Number of the box among those of `seams`.
-    stamp
+    cutout
         Pixels of the box.
     planes
         `(h, w)` arrays by name (`image` among them).
@@ -126,16 +129,17 @@ def stitch_row(
     own
         Whether it is the target's own patch: then its pixels win.
     """
-    common = stamp & plane_box
+    common = cutout & plane_box
     if common.empty:
         return
-    here, there = stamp.slices(common), plane_box.slices(common)
-    before = seams.filled[row][here]
+    here, there = cutout.slices(common), plane_box.slices(common)
+    before = seams.filled[row][here]  # pixels that another patch has given
     if before.any():
         gap = _disagreement(
             {n: out[n][here][before] for n in out}, {n: planes[n][there][before] for n in out}
         )
         seams.disagreement[row] = max(float(seams.disagreement[row]), gap)
+    # Neighbours come in the order of their ids, so the lowest id wins among them.
     take = np.ones_like(before) if own else ~before
     for name, plane in planes.items():
         out[name][here][take] = plane[there][take]
@@ -146,18 +150,19 @@ def stitch_row(
 def _disagreement(old: dict[str, NDArray[Any]], new: dict[str, NDArray[Any]]) -> float:
     """Largest difference of the same pixels in two patches over their noise; 0 where nothing can be said."""
     with np.errstate(invalid="ignore", divide="ignore"):
+        # That of the noisier patch, so that a shallow neighbour raises no alarm.
         noise = np.sqrt(np.maximum(old["variance"], new["variance"]).astype(np.float64))
         gap = np.abs(old["image"].astype(np.float64) - new["image"]) / noise
     gap = gap[np.isfinite(gap)]
     return float(gap.max()) if gap.size else 0.0
 
 
-def seam_map(stamp: Box, own: int, boxes: dict[int, Box]) -> NDArray[np.int32]:
+def seam_map(cutout: Box, own: int, boxes: dict[int, Box]) -> NDArray[np.int32]:
     """Patch that each pixel of a cutout came from.
 
     Parameters
     ----------
-    stamp
+    cutout
         Pixels of the cutout, PARENT frame.
     own
         Patch of the target.
@@ -169,9 +174,10 @@ def seam_map(stamp: Box, own: int, boxes: dict[int, Box]) -> NDArray[np.int32]:
     seams
         `(H, W)` int32 patch ids, -1 where no patch holds the pixel.
     """
-    out = np.full(stamp.shape, -1, np.int32)
+    out = np.full(cutout.shape, -1, np.int32)
+    # From the highest id down and the own patch last: whoever wins writes last.
     for patch in [*sorted((p for p in boxes if p != own), reverse=True), own]:
-        common = stamp & boxes[patch] if patch in boxes else Box(0, 0, 0, 0)
+        common = cutout & boxes[patch] if patch in boxes else Box(0, 0, 0, 0)
         if not common.empty:
-            out[stamp.slices(common)] = patch
+            out[cutout.slices(common)] = patch
     return out

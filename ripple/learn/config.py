@@ -1,4 +1,4 @@
-"""Options of the verbs of the finder: train, score, explain, import-model, export-model; no torch here."""
+"""Options of train, score, explain, import-model and export-model; this module does not import torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class ImportModelConfig(Config):
     verb: ClassVar[str] = "import-model"
 
     source: Path = Field(description="Checkpoint: .safetensors, .pt/.pth (state_dict or TorchScript), .onnx.")
-    sidecar: Path = Field(description="YAML or JSON with the fields of the contract (see model.json).")
+    sidecar: Path = Field(description="YAML or JSON file with the fields of the contract (see model.json).")
     output: Path = Field(description="Model directory to write.")
 
 
@@ -26,7 +26,7 @@ class ExportModelConfig(Config):
     verb: ClassVar[str] = "export-model"
 
     model: Path = Field(description="Model directory.")
-    output: Path = Field(description="File to write; a contract is written beside it.")
+    output: Path = Field(description="File to write; the contract is written beside it.")
     format: Literal["onnx", "torchscript"] = Field("onnx", description="onnx or torchscript.")
 
 
@@ -35,28 +35,38 @@ class ExplainConfig(Config):
 
     verb: ClassVar[str] = "explain"
 
-    # The digests of model and tensors are in the identity of the pages.
+    # Neutral, because the pages record the digests of model and tensors: paths do not matter.
     model: Path = neutral(description="Model directory.")
     tensors: tuple[Path, ...] = neutral(
-        min_length=1, description="Tensor artefacts with the rows to explain."
+        min_length=1, description="Tensor artefacts with the candidates to explain."
     )
-    output: Path = neutral(description="Directory of the pages.")
+    output: Path = neutral(description="Directory for the pages.")
 
-    ids: tuple[str, ...] = Field((), description="Rows to explain by id; default: the best-scored ones.")
-    top: Annotated[int, Field(ge=0, le=500)] = Field(10, description="Best-scored rows to explain.")
+    ids: tuple[str, ...] = Field(
+        (), description="Ids of the candidates to explain; default: the best-scored ones."
+    )
+    top: Annotated[int, Field(ge=0, le=500)] = Field(
+        10, description="Number of best-scored candidates to explain."
+    )
     training: tuple[Path, ...] = Field(
-        (), description="Tensors the model was trained on, for stamps of neighbours; default: as recorded."
+        (), description="Tensors the model was trained on, for pictures of neighbours; default: as recorded."
     )
-    before: Path | None = Field(None, description="Another model, for its latent space beside this one.")
+    before: Path | None = Field(
+        None, description="Another model, whose latent space is shown beside that of this one."
+    )
     neighbours: Annotated[int, Field(ge=1, le=50)] = Field(6, description="Nearest training rows to show.")
-    steps: Annotated[int, Field(ge=2)] = Field(64, description="Steps of the integrated gradients.")
-    points: Annotated[int, Field(ge=10)] = Field(800, description="Rows of the latent space to draw.")
-    embedding: Literal["pca", "umap"] = Field(
-        "pca", description="Map of the latent space; umap needs the extra `explain`."
+    steps: Annotated[int, Field(ge=2)] = Field(
+        64, description="Integration steps of the integrated gradients."
     )
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="Of the choice of rows and of UMAP.")
+    points: Annotated[int, Field(ge=10)] = Field(
+        800, description="Rows to draw in the plots of the latent space."
+    )
+    embedding: Literal["pca", "umap"] = Field(
+        "pca", description="Projection of the latent space; umap needs the extra `explain`."
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="Seed of the choice of rows and of UMAP.")
 
-    device: str = neutral("auto", description="cpu, cuda, cuda:1; auto takes CUDA when there is some.")
+    device: str = neutral("auto", description="cpu, cuda or cuda:1; auto uses a GPU if there is one.")
 
 
 OpenFraction = Annotated[float, Field(gt=0, lt=1)]
@@ -67,44 +77,54 @@ class ScoreConfig(Config):
 
     verb: ClassVar[str] = "score"
 
-    model: Path = neutral(description="Model directory.")  # its digest is among the inputs
+    model: Path = neutral(description="Model directory.")  # its digest is recorded, not its path
     tensors: tuple[Path, ...] = Field(min_length=1, description="Tensor artefacts to score.")
     output: Path = neutral(description="Directory for the scores.")
 
-    crop: bool = Field(False, description="Cut larger images to the size of the model.")
-    reorder_bands: bool = Field(False, description="Pick the bands of the model by name.")
-    resample: bool = Field(False, description="Interpolate images of another pixel scale.")
+    crop: bool = Field(False, description="Crop larger images to the size the model takes.")
+    reorder_bands: bool = Field(False, description="Select and order the bands of the model by name.")
+    resample: bool = Field(
+        False, description="Interpolate images of another pixel scale to that of the model."
+    )
     tta: bool = Field(
-        True, description="Mean over the 8 quarter turns and flips, unless the network has them."
+        True, description="Average over the 8 quarter turns and flips, unless the network is invariant."
     )
     mc_dropout: Annotated[int, Field(ge=0, le=1000)] = Field(
-        0,
-        description="Passes with dropout per member, for `spread`; the model must have been trained with it.",
+        0, description="Passes with dropout per member, for `spread`; needs a model trained with dropout."
     )
     prevalence: OpenFraction | None = Field(
-        None,
-        description="OpenFraction of lenses among the sources, for `probability`; default: as in training.",
+        None, description="Fraction of lenses among the sources, for `probability`; default: as in training."
     )
-    top: Annotated[int, Field(ge=0)] = Field(100, description="Rows of top.csv; 0 for none.")
+    top: Annotated[int, Field(ge=0)] = Field(
+        100, description="Number of best rows to write to top.csv; 0 for none."
+    )
 
-    evaluate: bool = Field(False, description="Judge the scores of labelled rows on sky not trained on.")
-    stress: bool = Field(
-        False, description="Also disturb labelled rows of sky not trained on: the robustness card."
+    evaluate: bool = Field(
+        False, description="Evaluate the scores of labelled rows on sky the model was not trained on."
     )
-    stress_rows: Annotated[int, Field(ge=1)] = Field(500, description="Rows that are disturbed.")
-    attacked_rows: Annotated[int, Field(ge=1)] = Field(50, description="Rows of the one-pixel attack.")
+    stress: bool = Field(
+        False, description="Also measure robustness: disturb labelled rows on sky not trained on."
+    )
+    stress_rows: Annotated[int, Field(ge=1)] = Field(500, description="Number of rows to disturb.")
+    attacked_rows: Annotated[int, Field(ge=1)] = Field(
+        50, description="Number of rows for the one-pixel attack."
+    )
+    # Five times the noise of a pixel in the benchmark, docs/benchmark.md; stated before any training.
     visible_sb: float = Field(
         26.0, description="Arcs brighter than this surface brightness (mag/arcsec^2) count as visible."
     )
-    lenses_per_deg2: Annotated[float, Field(gt=0)] = Field(6.0, description="Lenses per deg^2 of real sky.")
+    # About 10^5 lenses on the 18,000 deg^2 of LSST.
+    lenses_per_deg2: Annotated[float, Field(gt=0)] = Field(6.0, description="True lenses per deg^2 of sky.")
     sources_per_deg2: Annotated[float, Field(gt=0)] = Field(
-        1e4, description="Scored extended sources per deg^2 of real sky."
+        1e4, description="Extended sources per deg^2 of sky that would be scored."
     )
-    draws: Annotated[int, Field(ge=10)] = Field(500, description="Bootstrap replicates of the intervals.")
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="Of the bootstrap.")
+    draws: Annotated[int, Field(ge=10)] = Field(
+        500, description="Bootstrap replicates for the confidence intervals."
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="Seed of the bootstrap.")
 
     batch_size: Annotated[int, Field(ge=1)] = neutral(256, description="Rows per batch.")
-    device: str = neutral("auto", description="cpu, cuda, cuda:1; auto takes CUDA when there is some.")
+    device: str = neutral("auto", description="cpu, cuda or cuda:1; auto uses a GPU if there is one.")
     threads: Annotated[int, Field(ge=0)] = neutral(0, description="CPU threads; 0 for all cores.")
 
 
@@ -126,110 +146,127 @@ class TrainConfig(Config):
 
     task: Literal["lens", "classes", "regression"] = Field(
         "lens",
-        description="lens: is it one; classes: which of class_map; regression: the columns of --targets.",
+        description="lens: lens or not; classes: one of class_map; regression: the columns of --targets.",
     )
     targets: tuple[str, ...] = Field((), description="Catalogue columns to regress, for example theta_E.")
     network: str = Field("d4cnn", description="Network by name: d4cnn, resnet18, convnextv2_atto, ...")
     stem: Literal["small", "standard"] = Field(
-        "small", description="First layers for stamps of about 64 px, or as published for 224 px."
+        "small", description="First layers suited to cutouts of about 64 px, or as published for 224 px."
     )
-    width: Count = Field(8, description="Fields of the first layer of d4cnn.")
+    width: Count = Field(8, description="Fields of the first layer of d4cnn, eight channels each.")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="Share of features dropped before the head, for training and --mc-dropout."
+        0.0, description="Fraction of features dropped before the head, in training and for --mc-dropout."
     )
-    pretrained: bool = Field(False, description="Start timm networks from ImageNet weights (a download).")
+    pretrained: bool = Field(False, description="Start timm networks from ImageNet weights (downloads them).")
     init: Path | None = Field(None, description="Fine-tune from this model directory, member by member.")
-    freeze: Literal["none", "stem", "backbone"] = Field("none", description="Layers that stay as they are.")
+    freeze: Literal["none", "stem", "backbone"] = Field("none", description="Layers that are not trained.")
     layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
-        1.0, description="Factor on the learning rate per layer towards the input."
+        1.0, description="Factor on the learning rate from each layer to the one before it."
     )
 
     adapt: Adapt = Field(
         "none", description="Domain adaptation to the rows of --target, which need no labels."
     )
     target: tuple[Path, ...] = Field((), description="Tensor artefacts of the data set to adapt to.")
-    adapt_weight: Positive = Field(1.0, description="Weight of the adaptation loss at the end.")
+    adapt_weight: Positive = Field(1.0, description="Weight of the adaptation loss at the end of training.")
     adapt_start: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.3, description="Share of the epochs that learn from the source only."
+        0.3, description="Fraction of the epochs, at the start, that learn from the source only."
     )
     target_prevalence: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        None, description="Share of lenses assumed for the target; default: that of the training rows."
+        None, description="Fraction of lenses assumed for the target; default: that of the training rows."
     )
     target_labels: Annotated[int, Field(ge=0)] = Field(
-        0, description="Labelled target rows that --adapt supervised may learn from."
+        0, description="Number of labelled target rows that --adapt supervised may use."
     )
     labelled_rows: Annotated[int, Field(ge=0)] = Field(
-        0, description="Use so many rows of training and validation sky together; 0 for all."
+        0, description="Number of training and validation rows to use, both together; 0 for all."
     )
 
-    epochs: Count = Field(30, description="Epochs at most.")
+    epochs: Count = Field(30, description="Largest number of epochs.")
     batch_size: Annotated[int, Field(ge=2)] = Field(64, description="Rows per batch and process.")
-    lr: Positive = Field(3e-3, description="Largest learning rate of the head.")
+    lr: Positive = Field(3e-3, description="Peak learning rate of the head.")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.05, description="Weight decay of AdamW.")
     warmup: Annotated[float, Field(ge=0)] = Field(1.0, description="Epochs of linear warm-up.")
     clip: Annotated[float, Field(ge=0)] = Field(1.0, description="Largest gradient norm; 0 for no limit.")
+    # 0.98 averages over about 50 steps, a fraction of an epoch of the benchmark.
     ema: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.98, description="Decay of the moving average of the weights; 0 for none."
+        0.98, description="Decay of the moving average of the weights per step; 0 for no average."
     )
-    patience: Count = Field(10, description="Epochs without a better validation metric before it stops.")
+    # Long beside the warm-up; with --adapt the last epoch is kept and patience never ends a run.
+    patience: Count = Field(10, description="Stop after this many epochs without a better validation metric.")
+    # PR-AUC by default: lenses are rare, and it weighs purity where AUROC hardly sees false positives.
     select: Literal["pr_auc", "tpr_at_fpr", "auroc"] = Field(
-        "pr_auc", description="Validation metric that chooses the best epoch."
+        "pr_auc", description="Validation metric that selects the best epoch."
     )
-    loss: Literal["bce", "focal"] = Field("bce", description="Cross-entropy, or focal loss.")
+    loss: Literal["bce", "focal"] = Field("bce", description="Cross-entropy or focal loss.")
     focal_gamma: Annotated[float, Field(ge=0)] = Field(2.0, description="Exponent of the focal loss.")
     balance: Literal["sampler", "weights", "none"] = Field(
-        "sampler", description="Against imbalance: draw classes evenly, weight the loss, or neither."
+        "sampler", description="Against class imbalance: draw classes evenly, weight the loss, or neither."
     )
     augment: bool = Field(True, description="Random quarter turns and flips.")
-    shift: Annotated[int, Field(ge=0, le=16)] = Field(2, description="Random shifts up to so many pixels.")
-    noise: Annotated[float, Field(ge=0)] = Field(0.0, description="Added noise up to this, tensor units.")
-    blur: Annotated[float, Field(ge=0)] = Field(0.0, description="Added blur up to this sigma, pixels.")
-    sky: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="Scatter of a level added to each band, tensor units, as sky subtraction leaves it."
+    shift: Annotated[int, Field(ge=0, le=16)] = Field(
+        2, description="Random shifts of up to this many pixels."
     )
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="Of weights, order and augmentation.")
-    seeds: Annotated[int, Field(ge=1, le=100)] = Field(1, description="Members of the ensemble.")
+    noise: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="Sigma of added noise at most, in tensor units."
+    )
+    blur: Annotated[float, Field(ge=0)] = Field(0.0, description="Sigma of added blur at most, in pixels.")
+    sky: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="Scatter of a level added to each band (a sky residual), in tensor units."
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="Seed of weights, order and augmentation.")
+    seeds: Annotated[int, Field(ge=1, le=100)] = Field(1, description="Number of networks in the ensemble.")
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto: bf16 where a CUDA device has it, else fp32."
+        "auto", description="auto uses bf16 on GPUs that have it, and fp32 otherwise."
     )
 
     fractions: tuple[Fraction, Fraction, Fraction] = Field(
-        (0.7, 0.15, 0.15), description="Shares of the sky for training, validation, test."
+        (0.7, 0.15, 0.15), description="Fractions of the sky for training, validation and test."
     )
-    nside: Count = Field(2048, description="HEALPix side of the blocks of sky that stay together.")
-    split_seed: Annotated[int, Field(ge=0)] = Field(0, description="Of the choice of blocks.")
+    # 2048: cells of 1.7 arcmin, many cutouts wide and small enough for even fractions.
+    nside: Count = Field(2048, description="HEALPix nside of the blocks of sky that stay together.")
+    split_seed: Annotated[int, Field(ge=0)] = Field(
+        0, description="Seed of the assignment of blocks to splits."
+    )
     split_column: str | None = Field(
         None,
-        description="Column with train, validation or test, for sets with a published split; without "
-        "validation rows, a share of the training rows is taken.",
+        description="Column with train, validation or test, for data with a published split; if it has no "
+        "validation rows, some of the training rows are used.",
     )
     guard: Annotated[float, Field(ge=0)] | None = Field(
-        None, description="Arcsec between rows of different splits; default: side of a stamp."
+        None, description="Least distance of rows of different splits, arcsec; default: side of a cutout."
     )
-    operating_fpr: Fraction = Field(0.01, description="FPR of the operating point, on validation sky.")
+    operating_fpr: Fraction = Field(
+        0.01, description="False positive rate of the operating point, on validation sky."
+    )
     calibration: Literal["none", "temperature", "isotonic"] = Field(
-        "temperature", description="Score to probability, fitted on validation sky."
+        "temperature", description="Map from score to probability, fitted on validation sky."
     )
+    # docs/benchmark.md: the closest gate of the benchmark, the radial profile, has 0.642.
     gate_limit: Fraction = Field(0.65, description="AUROC that no shortcut may reach.")
-    gate_distance: Fraction = Field(0.1, description="A shortcut must stay so far below the network.")
-    gate_rows: Count = Field(20000, description="Rows at most that the gates look at.")
-    draws: Count = Field(500, description="Bootstrap replicates of the intervals.")
+    gate_distance: Fraction = Field(
+        0.1, description="How far a shortcut's AUROC must stay below that of the network."
+    )
+    gate_rows: Count = Field(20000, description="Largest number of rows for the shortcut gates.")
+    draws: Count = Field(500, description="Bootstrap replicates for the confidence intervals.")
     licence: str = Field("", description="Licence of the weights, written into the contract.")
 
-    strict: bool = neutral(False, description="Fail when a shortcut comes too near.")
-    device: str = neutral("auto", description="cpu, cuda, cuda:1; auto takes CUDA when there is some.")
+    # Neutral: rounding apart, none of these changes the model.
+    strict: bool = neutral(False, description="Fail when a shortcut comes too close to the network.")
+    device: str = neutral("auto", description="cpu, cuda or cuda:1; auto uses a GPU if there is one.")
     threads: Annotated[int, Field(ge=0)] = neutral(0, description="CPU threads; 0 for all cores.")
-    compile: bool = neutral(False, description="torch.compile the network (pays on GPUs and long runs).")
+    compile: bool = neutral(False, description="Use torch.compile (worth it on GPUs and in long runs).")
     tensorboard: bool = neutral(False, description="Also write TensorBoard events (extra `tensorboard`).")
 
+    # Contradictions are refused when options are read, long before any tensor is opened.
     @model_validator(mode="after")
     def _together(self) -> Self:
         if abs(sum(self.fractions) - 1) > 1e-6:
             raise ValueError(f"fractions {self.fractions} do not sum to 1")
         if (self.task == "regression") != bool(self.targets):
-            raise ValueError("targets belong to --task regression, and that needs them")
+            raise ValueError("--targets and --task regression belong together")
         if self.freeze != "none" and self.init is None and not self.pretrained:
-            raise ValueError("freeze needs weights to start from: --init or --pretrained")
+            raise ValueError("freeze needs weights to start from: give --init or --pretrained")
         return self
 
     @model_validator(mode="after")
@@ -237,13 +274,13 @@ class TrainConfig(Config):
         if (self.adapt != "none") != bool(self.target):
             raise ValueError("--adapt METHOD and --target TENSORS belong together")
         if self.task == "regression" and self.adapt in ("kmeans", "teacher", "universal", "supervised"):
-            raise ValueError(f"--adapt {self.adapt} needs classes, this task is regression")
+            raise ValueError(f"--adapt {self.adapt} needs classes, but the task is regression")
         if (self.adapt == "supervised") != bool(self.target_labels):
-            raise ValueError("--target-labels belongs to --adapt supervised, and that needs it")
+            raise ValueError("--target-labels belongs to --adapt supervised, which needs it")
         if self.target_prevalence is not None and (self.adapt == "none" or self.task != "lens"):
-            raise ValueError("--target-prevalence belongs to --adapt in the lens task")
+            raise ValueError("--target-prevalence can only be used with --adapt and --task lens")
         if self.adapt == "teacher" and not self.ema:
-            raise ValueError("--adapt teacher needs the moving average: --ema above 0")
+            raise ValueError("--adapt teacher needs the moving average: set --ema above 0")
         if self.adapt != "none" and self.compile:
-            raise ValueError("--compile does not go with --adapt")
+            raise ValueError("--compile cannot be combined with --adapt")
         return self

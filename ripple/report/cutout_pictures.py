@@ -65,7 +65,7 @@ def _cutouts_of(artefact: Artefact) -> Artefact | None:
 
     A manifest knows its input by digest, not by path: directories move.
     """
-    digest = artefact.manifest["inputs"].get("cutouts")
+    digest = artefact.inputs.get("cutouts")
     if digest is None:
         return None
     for path in sorted(artefact.directory.absolute().parent.glob("*/manifest.json"))[:100]:
@@ -83,7 +83,7 @@ def _from_cutouts(
 ) -> tuple[NDArray[np.float32], tuple[str, ...]]:
     mapped: Any = np.memmap(artefact.verified_path(k), np.uint8, mode="r")
     batch = agreeing(artefact, k, unpack_cutouts(mapped))  # views: only these rows are read
-    margin = artefact.manifest["attributes"].get("margin", 0)
+    margin = artefact.attributes.get("margin", 0)
     image = np.asarray(batch.image[rows], np.float32)
     inner = slice(margin, -margin or None)
     return image[:, :, inner, inner], batch.bands

@@ -1,4 +1,4 @@
-"""Decoded planes kept in memory: least recently used go first when the budget of bytes is spent."""
+"""Decoded planes kept in memory; when the budget of bytes is spent, the least recently used ones go."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class CacheCounts:
     Parameters
     ----------
     hits, misses
-        Planes that were there, and planes that had to be decoded.
+        Planes found in the cache, and planes that had to be decoded.
     evictions
         Planes dropped to make room.
     planes, bytes
@@ -63,6 +63,8 @@ class CacheCounts:
 
 
 class _Planes(LRUCache[PlaneKey, Array]):
+    """`cachetools` evicts through `popitem` and does not count."""
+
     evictions = 0
 
     def popitem(self) -> tuple[PlaneKey, Array]:
@@ -82,12 +84,13 @@ class PlaneCache:
     """
 
     def __init__(self, budget: int) -> None:
-        self._planes = _Planes(budget, getsizeof=_held)
+        self._planes = _Planes(budget, getsizeof=_bytes_kept)
         self._hits = self._misses = 0
+        # Reentrant: a `decode` may itself read another plane through the cache.
         self._lock = threading.RLock()
 
     def get(self, key: PlaneKey, decode: Callable[[], Array]) -> Array:
-        """The plane, read-only; `decode` makes it when it is not there."""
+        """The plane, read-only; `decode` reads it when the cache does not have it."""
         with self._lock:
             if (known := self._planes.get(key)) is not None:
                 self._hits += 1
@@ -95,19 +98,21 @@ class PlaneCache:
             self._misses += 1
             plane = np.asarray(decode()).view()
             plane.flags.writeable = False
-            if _held(plane) <= self._planes.maxsize:
+            # cachetools raises for an item larger than the whole cache.
+            if _bytes_kept(plane) <= self._planes.maxsize:
                 self._planes[key] = plane
             return plane
 
     def counts(self) -> CacheCounts:
-        """What the cache did so far."""
+        """What the cache has done so far."""
         with self._lock:
             held = int(self._planes.currsize)
             return CacheCounts(self._hits, self._misses, self._planes.evictions, len(self._planes), held)
 
 
-def _held(plane: Array) -> int:
+def _bytes_kept(plane: Array) -> int:
     """Bytes that stay in memory with an array: those of the array that it is a view of."""
+    # A slice keeps the whole array it was cut from alive.
     base = plane.base
     return base.nbytes if isinstance(base, np.ndarray) else plane.nbytes
 
@@ -129,7 +134,7 @@ class CachedFiles:
 
     def open(self, dataset: Dataset, *, sparse: bool) -> Coadd:
         """The open file; errors as for `open_dataset`."""
-        del sparse  # a file is opened for its ranges, and a plane that is asked for is kept whole
+        del sparse  # a file is opened for its ranges, and a requested plane is kept whole
         coadd = self._open.get(dataset.uuid)
         if coadd is None:
             coadd = self._cached(open_dataset(dataset, True, repo=self._repo), dataset.uuid)
@@ -141,6 +146,7 @@ class CachedFiles:
             key = PlaneKey(self._repo, uuid, name)
 
             def piece(box: Box) -> Array:
+                # The whole plane is decoded once; boxes are views of it.
                 plane = self._cache.get(key, lambda: read(coadd.box))
                 return plane[coadd.box.slices(box)]
 

@@ -26,7 +26,7 @@ class PsfCells:
     ----------
     kernels
         `(cy, cx, K, K)` float32, K odd, centre pixel `K // 2`, sum 1; NaN in cells without a PSF (and in
-        cells that were not asked for when only some were read).
+        cells that were not requested when only some were read).
     x0, y0
         First pixel of the first cell, PARENT frame.
     cell_width, cell_height
@@ -58,8 +58,10 @@ class PsfCells:
         i = (py - self.y0) // self.cell_height
         j = (px - self.x0) // self.cell_width
         inside = (i >= 0) & (i < rows) & (j >= 0) & (j < columns)  # False for NaN
+        # -1, -1 indexes the last cell below, harmlessly: such rows keep -1 whatever its kernel.
         cells = np.full((len(px), 2), -1, np.int32)
         cells[inside, 0], cells[inside, 1] = i[inside], j[inside]
+        # A cell without PSF is NaN throughout, so its centre pixel tells.
         centre = self.kernels[..., self.kernels.shape[2] // 2, self.kernels.shape[3] // 2]
         cells[inside & ~np.isfinite(centre[cells[:, 0], cells[:, 1]])] = -1
         return cells
@@ -67,7 +69,7 @@ class PsfCells:
 
 @dataclass(frozen=True, slots=True)
 class NoPsf:
-    """No PSF, and why: `CoaddPsf needs lsst.afw`."""
+    """No PSF, and why, e.g. `CoaddPsf needs lsst.afw`."""
 
     reason: str
 
@@ -135,12 +137,12 @@ class Coadd:
             When `box` is not inside `self.box`.
         """
         with naming(self.name):
-            return self.read_image(self._inside(box))
+            return self.read_image(self._checked_box(box))
 
     def variance(self, box: Box | None = None) -> NDArray[np.float32]:
         """Variance of `box` (all by default), `(H, W)` float32 nJy²; errors as for `image`."""
         with naming(self.name):
-            return self.read_variance(self._inside(box))
+            return self.read_variance(self._checked_box(box))
 
     def mask(self, box: Box | None = None, planes: tuple[str, ...] | None = None) -> NDArray[np.uint32]:
         """Mask of `box` (all by default) in canonical bits.
@@ -160,7 +162,7 @@ class Coadd:
         """
         names = canonical_planes(self.mask_planes) if planes is None else planes
         with naming(self.name):
-            return renumber(self.read_mask(self._inside(box)), self.mask_planes, names)
+            return renumber(self.read_mask(self._checked_box(box)), self.mask_planes, names)
 
     @property
     def psf(self) -> PsfCells | NoPsf:
@@ -178,11 +180,11 @@ class Coadd:
         """sha256 (hex) of the file, or `ranges:` and that of the bytes read."""
         return self.read_digest()
 
-    def _inside(self, box: Box | None) -> Box:
+    def _checked_box(self, box: Box | None) -> Box:
         if box is None:
             return self.box
         if box.empty or not self.box.contains(box):
-            raise DataError(f"{self.name}: {box} is not inside {self.box}")
+            raise DataError(f"{self.name}: {box} is not inside its pixels, {self.box}")
         return box
 
 
@@ -194,6 +196,7 @@ def canonical_planes(*schemas: Iterable[str]) -> tuple[str, ...]:
     DataError
         When more than 32 planes are needed.
     """
+    # The same planes give the same numbers whatever file came first.
     others = sorted({name for schema in schemas for name in schema} - set(MASK_PLANES))
     names = (*MASK_PLANES, *others)
     if len(names) > 32:
@@ -218,12 +221,15 @@ def renumber(mask: Plane, schema: dict[str, int], planes: tuple[str, ...]) -> ND
     mask
         uint32, same shape.
     """
+    # Planes that move by the same distance move together: one pass over the mask per distance.
     target = {name: bit for bit, name in enumerate(planes)}
     moved: dict[int, int] = {}  # distance to the left -> bits of the file that move so far
     for name, bit in schema.items():
         if name in target:
             moved[target[name] - bit] = moved.get(target[name] - bit, 0) | 1 << bit
+    # CellCoadd masks can have up to 62 planes, and a shift needs the room of its type.
     word = np.uint64 if mask.dtype.itemsize == 8 else np.uint32
+    # Unsigned, so that >> brings in zeros.
     flat = np.ascontiguousarray(mask).reshape(-1).view(f"u{mask.dtype.itemsize}")
     bits: NDArray[np.unsignedinteger] = flat.astype(word, copy=False)
     out = np.zeros(mask.size, np.uint32)
@@ -240,7 +246,7 @@ def renumber(mask: Plane, schema: dict[str, int], planes: tuple[str, ...]) -> ND
 
 @contextmanager
 def naming(name: str) -> Iterator[None]:
-    """Errors of reading get the file's name, for helpers that know only an HDU."""
+    """Put the file's name before errors of helpers that know only an HDU."""
     try:
         yield
     except UnreadableError as error:

@@ -9,7 +9,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from ripple.errors import UnreadableError
 from ripple.rubin.afw import afw_active, open_with_afw
@@ -18,7 +18,7 @@ from ripple.rubin.formats.cell_coadd import HEAD_BYTES, open_cell_coadd, read_ce
 from ripple.rubin.formats.exposure import open_exposure
 from ripple.rubin.formats.fits import Ranges, check_signature, read_hdu, walk
 from ripple.rubin.remote import open_remote, read_remote
-from ripple.rubin.repository import Dataset, label
+from ripple.rubin.repository import Dataset, label, local_path
 from ripple.runtime.profile import Profile
 
 
@@ -32,14 +32,14 @@ class CoaddFiles(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RepositoryFiles:
-    """Files opened afresh; those that are read whole are hashed by another thread meanwhile.
+    """Opens each file anew; those that are read whole are hashed by another thread meanwhile.
 
     Parameters
     ----------
     repo
         Butler repository, as in `open_dataset`.
     beside
-        Where to hash; None hashes when the digest is asked for.
+        Where to hash; None hashes when the digest is first needed.
     profile
         Gets what hashing costs.
     """
@@ -58,8 +58,10 @@ class RepositoryFiles:
             self.profile.count("digest", bytes=coadd.bytes_read())
             return found
 
+        # Ranges are still being fetched while boxes are read, so their digest is known only at the end.
         if sparse or self.beside is None:
             return replace(coadd, read_digest=digest)
+        # SHA-256 releases the interpreter: it runs beside the decoding (docs/engine.md).
         return replace(coadd, read_digest=self.beside.submit(digest).result)
 
 
@@ -79,48 +81,45 @@ def open_dataset(dataset: Dataset, sparse: bool, *, repo: str) -> Coadd:
     Raises
     ------
     UnreadableError
-        Missing, cut short, damaged, not a coadd, or not what its recorded digest says; names the file.
+        Missing, cut short, damaged, not a coadd, or not the file of its recorded digest; names the file.
     SourceError
         A remote repository refuses access or does not answer.
     """
+    # With the stack, its own formatter reads ExposureF: only afw evaluates every kind of PSF.
     if dataset.storage_class.startswith("Exposure") and afw_active():
         coadd = open_with_afw(dataset, repo=repo)
         _check_sha256(coadd.name, dataset, coadd.digest)
         return coadd
     name = label(dataset)
-    path = local_path(dataset)
+    path = local_path(dataset.uri)
+    # A digest covers the whole file: bytes that were never fetched cannot be checked.
     if sparse and not dataset.sha256:
         size, read = _local_ranges(path, name) if path else _remote_ranges(dataset, repo)
         _check_size(name, size, dataset.size)
         return open_coadd_sparse(read, name=name, size=size)
-    data = _read_local(path, name) if path else _read_remote(dataset, repo)
+    data = _read_local(path, name) if path else read_remote(dataset, repo=repo)
     _check_size(name, len(data), dataset.size)
+    # These very bytes are decoded below, so what is checked cannot change in between.
     _check_digests(name, dataset, data)
     return open_coadd(data, name=name)
-
-
-def local_path(dataset: Dataset) -> Path | None:
-    """Path of a dataset on this file system, None when it is remote or must be resolved again."""
-    parts = urlsplit(dataset.uri)
-    return Path(unquote(parts.path)) if parts.scheme in ("", "file") and parts.path else None
 
 
 def _check_size(name: str, found: int, recorded: int) -> None:
     if recorded >= 0 and found != recorded:
         raise UnreadableError(
-            f"{name}: {found} bytes, the Butler recorded {recorded}",
+            f"{name}: it has {found} bytes, the Butler recorded {recorded}",
             hint="the file was cut short or replaced; restore it",
         )
 
 
 def _check_digests(name: str, dataset: Dataset, data: bytes) -> None:
-    """The bytes that will be decoded against the operator's list and the Butler's own checksum."""
+    """Compare the bytes that will be decoded with the list of --digests and the Butler's checksum."""
     if dataset.sha256:
         _check_sha256(name, dataset, hashlib.sha256(data).hexdigest())
     # Only BLAKE2b is recorded by the Butler; another length would be another algorithm.
     if len(dataset.checksum) == 128 and hashlib.blake2b(data).hexdigest() != dataset.checksum:
         raise UnreadableError(
-            f"{name}: dataset {dataset.uuid}: BLAKE2b is not {dataset.checksum}, as the Butler recorded",
+            f"{name}: dataset {dataset.uuid}: BLAKE2b is not {dataset.checksum}, which the Butler recorded",
             hint="the file is damaged or was replaced; restore it",
         )
 
@@ -137,7 +136,7 @@ def _read_local(path: Path, name: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as err:
-        raise UnreadableError(f"{name}: {err.strerror}", hint=f"is {path} readable?") from None
+        raise UnreadableError(f"{name}: {err.strerror}", hint=f"check that {path} can be read") from None
 
 
 def _local_ranges(path: Path, name: str) -> tuple[int, Callable[[int, int], bytes]]:
@@ -145,19 +144,16 @@ def _local_ranges(path: Path, name: str) -> tuple[int, Callable[[int, int], byte
     try:
         file = path.open("rb", buffering=0)
     except OSError as err:
-        raise UnreadableError(f"{name}: {err.strerror}", hint=f"is {path} readable?") from None
+        raise UnreadableError(f"{name}: {err.strerror}", hint=f"check that {path} can be read") from None
 
     def read(offset: int, length: int) -> bytes:
         try:
+            # pread has no position, so that threads can share the file.
             return os.pread(file.fileno(), length, offset)
         except (OSError, ValueError, OverflowError) as err:
-            raise UnreadableError(f"{name}: {length} bytes at {offset} cannot be read: {err}") from None
+            raise UnreadableError(f"{name}: cannot read {length} bytes at offset {offset}: {err}") from None
 
     return os.fstat(file.fileno()).st_size, read
-
-
-def _read_remote(dataset: Dataset, repo: str) -> bytes:
-    return read_remote(dataset, repo=repo)
 
 
 def _remote_ranges(dataset: Dataset, repo: str) -> tuple[int, Callable[[int, int], bytes]]:
@@ -167,12 +163,12 @@ def _remote_ranges(dataset: Dataset, repo: str) -> tuple[int, Callable[[int, int
         if file.size < 0:
             file.read_range(0, 1)  # a remote Butler records no size: the answer tells it
         return file.size, file.read_range
-    data = _read_remote(dataset, repo)
+    data = read_remote(dataset, repo=repo)
     return len(data), lambda offset, length: data[offset : offset + length]
 
 
 def open_coadd_sparse(reader: Callable[[int, int], bytes], *, name: str, size: int) -> Coadd:
-    """Open a coadd of which only what is asked for is fetched: headers, the tree, and tiles under boxes.
+    """Open a coadd of which only what is needed is fetched: headers, the tree, and tiles under boxes.
 
     Parameters
     ----------
@@ -189,15 +185,17 @@ def open_coadd_sparse(reader: Callable[[int, int], bytes], *, name: str, size: i
         Its digest is that of the ranges fetched so far.
     """
     ranges = Ranges(reader, name)
+    # One fetch that later serves the primary header, the first header and its tile table.
     check_signature(ranges(0, min(size, HEAD_BYTES)), name)
     with naming(name):
+        # Only `lsst.images` writes the address of an INDEX, which tells where every HDU is.
         if "INDXADDR" in read_hdu(ranges, 0, name=name).header:
             return read_cell_coadd(ranges, name)
     return open_coadd(ranges(0, size), name=name)
 
 
 def open_coadd(data: bytes | memoryview, *, name: str) -> Coadd:
-    """Open a coadd file that lies in memory, choosing the reader by content: the dense path.
+    """Open a coadd file that lies in memory, choosing the reader by its content.
 
     Parameters
     ----------
@@ -212,18 +210,14 @@ def open_coadd(data: bytes | memoryview, *, name: str) -> Coadd:
         When the bytes are not FITS, are damaged, or are neither CellCoadd nor ExposureF.
     """
     with naming(name):
-        return _open_coadd(data, name)
-
-
-def _open_coadd(data: bytes | memoryview, name: str) -> Coadd:
-    hdus = walk(data, name=name)
-    if "INDXADDR" in hdus[0].header:
-        return open_cell_coadd(data, name=name)
-    names = {hdu.extname for hdu in hdus}
-    if "ARCHIVE_INDEX" in names or {"IMAGE", "MASK", "VARIANCE"} <= names:
-        return open_exposure(data, name=name)
+        hdus = walk(data, name=name)
+        if "INDXADDR" in hdus[0].header:
+            return open_cell_coadd(data, name=name)
+        names = {hdu.extname for hdu in hdus}
+        if "ARCHIVE_INDEX" in names or {"IMAGE", "MASK", "VARIANCE"} <= names:
+            return open_exposure(data, name=name)
     found = ", ".join(sorted(n for n in names if n)) or "none"
     raise UnreadableError(
-        f"{name}: FITS with extensions {found} is neither a CellCoadd nor an ExposureF",
+        f"{name}: a FITS file with extensions {found} is neither a CellCoadd nor an ExposureF",
         hint="give the dataset type of coadds, e.g. deep_coadd",
     )

@@ -1,4 +1,4 @@
-"""Pieces of sky: IVOA POS strings, and grids of blind windows over them."""
+"""Regions of the sky as IVOA POS strings, and grids of windows over them."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from ripple.sky.skymap import Float, Int, SkyMap
 if TYPE_CHECKING:
     import lsst.sphgeom
 
+# Five columns of 8 bytes: 800 MB, beyond which a mistyped step would fill the memory.
 MAX_WINDOWS = 20_000_000
 
 
 @dataclass(frozen=True)
 class Region:
-    """A piece of sky.
+    """A region of the sky.
 
     Parameters
     ----------
     text
-        As it was given.
+        As the user wrote it.
     shape
         Its `lsst.sphgeom` region.
     """
@@ -38,7 +39,7 @@ class Region:
         return np.asarray(self.shape.contains(np.ascontiguousarray(r), np.ascontiguousarray(d)), bool)
 
     def circle(self) -> tuple[float, float, float]:
-        """A circle `(ra, dec, radius)` deg that holds the region."""
+        """A circle `(ra, dec, radius)` deg around the whole region."""
         from lsst.sphgeom import LonLat
 
         bound = self.shape.getBoundingCircle()
@@ -59,7 +60,7 @@ def parse_region(text: str) -> Region:
     Raises
     ------
     RegionError
-        Not such a string, or a region without area.
+        The string is not of this form, or the region is empty.
     """
     from lsst.sphgeom import Region as Shape
 
@@ -68,12 +69,13 @@ def parse_region(text: str) -> Region:
     needed = {"CIRCLE": "ra dec radius", "RANGE": "ra0 ra1 dec0 dec1", "POLYGON": "ra dec ra dec ra dec ..."}
     if kind not in needed:
         raise RegionError(
-            f"region {text!r}", hint="CIRCLE ra dec r, POLYGON ra dec ..., or RANGE ra0 ra1 dec0 dec1"
+            f"region {text!r} cannot be read",
+            hint="write CIRCLE ra dec r, POLYGON ra dec ..., or RANGE ra0 ra1 dec0 dec1",
         )
-    numbers = _numbers(text, words[1:])
+    numbers = _parse_numbers(text, words[1:])
     count = len(numbers)
     if {"CIRCLE": count != 3, "RANGE": count != 4, "POLYGON": count < 6 or count % 2 != 0}[kind]:
-        raise RegionError(f"region {text!r}: {count} numbers", hint=f"{kind} {needed[kind]}")
+        raise RegionError(f"region {text!r} has {count} numbers", hint=f"write {kind} {needed[kind]}")
     _check_numbers(text, kind, numbers)
     try:
         shape = Shape.from_ivoa_pos(" ".join([kind, *words[1:]]))
@@ -84,17 +86,19 @@ def parse_region(text: str) -> Region:
     return Region(text, shape)
 
 
-def _numbers(text: str, words: list[str]) -> list[float]:
+def _parse_numbers(text: str, words: list[str]) -> list[float]:
     try:
         return [float(w) for w in words]
     except ValueError as err:
-        raise RegionError(f"region {text!r}: {err}", hint="numbers in degrees, separated by blanks") from None
+        raise RegionError(
+            f"region {text!r}: {err}", hint="give numbers in degrees, separated by blanks"
+        ) from None
 
 
 def _check_numbers(text: str, kind: str, numbers: list[float]) -> None:
     """Refuse what sphgeom would accept in silence: NaN, positions off the sphere, empty shapes."""
     if any(np.isnan(v) or (np.isinf(v) and kind != "RANGE") for v in numbers):
-        raise RegionError(f"region {text!r}: not a number")
+        raise RegionError(f"region {text!r} has a value that is not a finite number")
     ras = {"CIRCLE": numbers[:1], "RANGE": numbers[:2], "POLYGON": numbers[::2]}[kind]
     decs = {"CIRCLE": numbers[1:2], "RANGE": numbers[2:], "POLYGON": numbers[1::2]}[kind]
     if any(np.isfinite(v) and not -360 <= v <= 360 for v in ras):
@@ -103,18 +107,19 @@ def _check_numbers(text: str, kind: str, numbers: list[float]) -> None:
         raise RegionError(f"region {text!r}: declination outside -90 to 90 deg")
     if kind == "CIRCLE" and not 0 < numbers[2] <= 180:
         raise RegionError(f"region {text!r}: the radius must be between 0 and 180 deg")
+    # Equal RAs would mean a meridian; ra0 > ra1 is allowed, it crosses RA 0.
     if kind == "RANGE" and (numbers[0] == numbers[1] or numbers[2] >= numbers[3]):
-        raise RegionError(f"region {text!r} is empty", hint="RANGE ra0 ra1 dec0 dec1 with dec0 < dec1")
+        raise RegionError(f"region {text!r} is empty", hint="write RANGE ra0 ra1 dec0 dec1 with dec0 < dec1")
 
 
 def _check_convex(text: str, shape: lsst.sphgeom.Region, vertices: int) -> None:
-    """Refuse what is not convex: sphgeom takes the hull, which then has fewer vertices."""
+    """Refuse polygons that are not convex: sphgeom takes the hull, which then has fewer vertices."""
     from lsst.sphgeom import ConvexPolygon
 
     if not isinstance(shape, ConvexPolygon) or len(shape.getVertices()) != vertices:
         raise RegionError(
-            f"region {text!r}: the polygon is not convex, or has a vertex too many",
-            hint="divide it into convex ones",
+            f"region {text!r}: the polygon is not convex, or has a vertex on one of its sides",
+            hint="divide it into convex polygons",
         )
 
 
@@ -122,11 +127,13 @@ def tracts_near(skymap: SkyMap, region: Region) -> Int:
     """Ids of the tracts that may hold part of a region (a few more than needed), ascending."""
     ra, dec, radius = region.circle()
     table = skymap.table
-    there = [np.radians(table.ra - ra), np.radians(table.dec), np.radians(dec)]
-    cosine = np.sin(there[1]) * np.sin(there[2]) + np.cos(there[1]) * np.cos(there[2]) * np.cos(there[0])
-    apart = np.degrees(np.arccos(np.clip(cosine, -1, 1)))
+    turn, tract_dec, region_dec = np.radians(table.ra - ra), np.radians(table.dec), np.radians(dec)
+    cosine = np.sin(tract_dec) * np.sin(region_dec)
+    cosine += np.cos(tract_dec) * np.cos(region_dec) * np.cos(turn)
+    apart = np.degrees(np.arccos(np.clip(cosine, -1, 1)))  # (T,) deg
     sides = [table.nx * skymap.patches.width, table.ny * skymap.patches.height]
     scale = np.sqrt(np.abs(table.cd[:, 0] * table.cd[:, 3] - table.cd[:, 1] * table.cd[:, 2]))
+    # Half the diagonal; 1 % more, as pixels of a TAN projection grow towards the corners.
     reach = 1.01 * np.hypot(*sides) / 2 * scale
     near: Int = table.ids[apart <= radius + reach]
     return near
@@ -140,7 +147,7 @@ def grid(
     tracts: Int | None = None,
     patches: Int | None = None,
 ) -> tuple[Int, Int, Int, Float, Float]:
-    """Centres of blind windows on the pixel grids of tracts.
+    """Centres of the windows of a regular grid on the pixels of tracts.
 
     A window belongs to a tract by the inner region of its centre, so that each piece of sky is covered by the
     windows of one tract although tracts overlap; within a tract the grid runs through all patches.
@@ -173,25 +180,27 @@ def grid(
     """
     if tracts is None:
         if region is None:
-            raise RegionError("a grid needs a region or tracts", hint="--region or --tract")
+            raise RegionError("a grid needs a region or tracts", hint="give --region or --tract")
         tracts = tracts_near(skymap, region)
     parts = []
     count = 0
     for tract in np.unique(tracts):
-        part = _tract_grid(skymap, int(tract), step, region, patches)
+        part = _windows_of_tract(skymap, int(tract), step, region, patches)
         parts.append(part)
         count += len(part[0])
         if count > MAX_WINDOWS:
-            raise RegionError(f"more than {MAX_WINDOWS} windows", hint="a larger --grid or a smaller region")
+            raise RegionError(
+                f"more than {MAX_WINDOWS} windows", hint="choose a larger --grid or a smaller region"
+            )
     if not count:
         raise RegionError(
-            "no window of the grid lies in the selection", hint="a larger region or a smaller --grid"
+            "no window of the grid lies in the selection", hint="choose a larger region or a smaller --grid"
         )
     columns = [np.concatenate(c) for c in zip(*parts, strict=True)]
     return columns[0], columns[1], columns[2], columns[3], columns[4]
 
 
-def _tract_grid(
+def _windows_of_tract(
     skymap: SkyMap, tract: int, step: float, region: Region | None, patches: Int | None
 ) -> tuple[Int, Int, Int, Float, Float]:
     """The windows of one tract."""
@@ -199,10 +208,15 @@ def _tract_grid(
     x_range, y_range = (0.0, box.x1 - 1.0), (0.0, box.y1 - 1.0)
     if region is not None:
         x_range, y_range = _pixel_bounds(skymap, tract, region, x_range, y_range)
+    # One column more on each side: the exact test with `region.contains` follows.
     i, j = (np.arange(max(0.0, low // step - 1), high // step + 2) for low, high in (x_range, y_range))
+    # Before the arrays are made: this is where the memory would go.
     if len(i) * len(j) > MAX_WINDOWS:
-        raise RegionError(f"more than {MAX_WINDOWS} windows", hint="a larger --grid or a smaller region")
+        raise RegionError(
+            f"more than {MAX_WINDOWS} windows", hint="choose a larger --grid or a smaller region"
+        )
     row, column = (v.ravel() for v in np.meshgrid(j, i, indexing="ij"))
+    # Pixel centres, so that sky and back cannot fall into the neighbouring pixel.
     x, y = np.floor((column + 0.5) * step), np.floor((row + 0.5) * step)
     ra, dec = tan.pixel_to_sky(x, y)
     keep = (x < box.x1) & (y < box.y1) & (skymap.find_tract(ra, dec) == tract)
@@ -210,7 +224,7 @@ def _tract_grid(
         keep &= region.contains(ra, dec)
     if patches is not None:
         keep &= np.isin(skymap.find_patch(tract, x, y), patches)
-    cells = column[keep].astype(np.int64), row[keep].astype(np.int64)
+    cells = column[keep].astype(np.int64), row[keep].astype(np.int64)  # (N,) each
     return np.full(len(cells[0]), tract, np.int64), *cells, ra[keep], dec[keep]
 
 
@@ -225,11 +239,13 @@ def _pixel_bounds(
     ra, dec, radius = region.circle()
     tan = skymap.tan(tract)
     cx, cy = (float(v) for v in tan.sky_to_pixel(ra, dec))
+    # The centre is behind the tangent plane: no bound can be given.
     if not np.isfinite(cx):
         return x, y
     scale = np.radians(tan.pixel_scale / 3600.0)
     angle = np.arctan(np.hypot(cx - tan.x0, cy - tan.y0) * scale)
+    # Near 90 deg the tangent runs away and the bound with it; 80 leaves it finite.
     if angle + np.radians(radius) > np.radians(80):
         return x, y
-    reach = (np.tan(angle + np.radians(radius)) - np.tan(angle)) / scale + 2
+    reach = (np.tan(angle + np.radians(radius)) - np.tan(angle)) / scale + 2  # px; 2 for rounding
     return (max(x[0], cx - reach), min(x[1], cx + reach)), (max(y[0], cy - reach), min(y[1], cy + reach))

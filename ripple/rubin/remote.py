@@ -1,4 +1,4 @@
-"""Bytes of files behind http or in object stores: retried when that can help, never half, tokens kept in.
+"""Bytes of files behind http or in object stores: retried when that can help, complete, tokens kept secret.
 
 Transient faults (no connection, 408, 425, 429, 5xx, a body cut short) are tried again at most three times,
 later each time and not before the server's Retry-After. A body counts only when it has the length that was
@@ -32,9 +32,10 @@ if TYPE_CHECKING:
 #: Where tokens are looked for, as `lsst.daf.butler` does; the second is sent to Rubin hosts only.
 TOKEN_VARIABLES = ("BUTLER_RUBIN_ACCESS_TOKEN", "ACCESS_TOKEN")
 _RUBIN_HOSTS = (".lsst.cloud", ".slac.stanford.edu")
-_TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
-_CHUNK = 1 << 20
-_REDIRECTS = 5
+# Timeout, too early, too many requests, and what gateways and overloaded servers answer.
+_TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+_CHUNK_BYTES = 1 << 20  # the deadline is looked at once per chunk
+_MOST_REDIRECTS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,7 @@ class RemoteFile:
     ) -> None:
         self._url, self._token, self._policy = url, token, policy
         self.name, self.size = name, size
+        # ETag of the first range: all later ones must come from the same version of the file.
         self._version: str | None = None
 
     def __repr__(self) -> str:
@@ -109,7 +111,7 @@ class RemoteFile:
         Raises
         ------
         UnreadableError
-            When it is not there, has another length than it must have, or is a web page.
+            When it is missing, has the wrong length, or is a web page.
         SourceError
             When access is refused, or the server does not answer after all retries.
         """
@@ -121,32 +123,35 @@ class RemoteFile:
         The file must stay the same between calls: another ETag is an error.
         """
         if offset < 0 or length <= 0:
-            raise UnreadableError(f"{self.name}: damaged, it points to {length} bytes at {offset}")
+            raise UnreadableError(f"{self.name}: damaged, it points to {length} bytes at offset {offset}")
         return _retried(lambda: self._get((offset, length)), self.name, self._policy)
 
     def _get(self, span: tuple[int, int] | None) -> bytes:
-        """One attempt."""
+        """One attempt at a range `(offset, length)`, or at the whole file."""
+        # Lengths and ranges count the bytes of the file, so it must not be compressed on the way.
         headers = {"Accept-Encoding": "identity"}
         if span is not None:
             headers["Range"] = f"bytes={span[0]}-{span[0] + span[1] - 1}"
         with _network_faults(self.name):
-            response = self._follow(headers)
+            response = self._open_response(headers)
             with response:
                 if span is not None and response.status_code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
                     return b""  # begins beyond the end
                 self._check_status(response)
                 self._check_version(response, span)
                 body = self._body(response)
+        # A 206 has just the range; a 200 has the whole file, ranges ignored.
         if span is None or response.status_code == http.client.PARTIAL_CONTENT:
             return body
-        return body[span[0] : span[0] + span[1]]  # the server ignores ranges and sent everything
+        return body[span[0] : span[0] + span[1]]
 
-    def _follow(self, headers: dict[str, str]) -> requests.Response:
+    def _open_response(self, headers: dict[str, str]) -> requests.Response:
         """The response after redirects; the token stays with the first host."""
         url = self._url
-        for _ in range(_REDIRECTS + 1):
+        for _ in range(_MOST_REDIRECTS + 1):
             sent = dict(headers)
-            if self._token and _origin(url) == _origin(self._url) and _private(url):
+            # Redirects go to object stores, which must not see the token of the repository.
+            if self._token and _origin(url) == _origin(self._url) and _is_private(url):
                 sent["Authorization"] = f"Bearer {self._token}"
             response = _session().get(
                 url,
@@ -165,19 +170,20 @@ class RemoteFile:
             if urlsplit(url).scheme == "https" and urlsplit(following).scheme == "http":
                 raise SourceError(f"{self.name}: redirected from https to http, which is not safe")
             url = following
-        raise SourceError(f"{self.name}: more than {_REDIRECTS} redirects")
+        raise SourceError(f"{self.name}: more than {_MOST_REDIRECTS} redirects")
 
     def _check_status(self, response: requests.Response) -> None:
         status = response.status_code
         if status in (http.client.OK, http.client.PARTIAL_CONTENT):
+            # Expired tokens lead to a sign-in page with status 200.
             kind = response.headers.get("Content-Type", "").split(";")[0].strip().lower()
             if kind == "text/html":
                 raise UnreadableError(
                     f"{self.name}: the server sent a web page instead of the file",
-                    hint=f"a sign-in page? set {TOKEN_VARIABLES[0]} to a valid access token",
+                    hint=f"if it is a sign-in page, set {TOKEN_VARIABLES[0]} to a valid access token",
                 )
             return
-        if status in _TRANSIENT:
+        if status in _TRANSIENT_STATUS:
             raise _TransientError(f"the server answers {status}", wait=_retry_after(response))
         if status in (401, 403):
             raise SourceError(
@@ -189,7 +195,7 @@ class RemoteFile:
         raise UnreadableError(f"{self.name}: the server answers {status}")
 
     def _check_version(self, response: requests.Response, span: tuple[int, int] | None) -> None:
-        """Ranges must be the ones asked for and all of one version of the file."""
+        """Ranges must be the requested ones, and all of one version of the file."""
         version = response.headers.get("ETag")
         if span is None:
             return
@@ -200,33 +206,38 @@ class RemoteFile:
         if response.status_code == http.client.PARTIAL_CONTENT:
             found = re.match(r"bytes (\d+)-(\d+)/(\d+|\*)$", response.headers.get("Content-Range", ""))
             if found is None or int(found[1]) != span[0] or int(found[2]) > span[0] + span[1] - 1:
-                raise UnreadableError(f"{self.name}: the server sent another byte range than asked for")
+                raise UnreadableError(
+                    f"{self.name}: the server sent another byte range than the requested one"
+                )
             if found[3] != "*":
                 if self.size not in (-1, int(found[3])):
                     raise _other_size(self.name, int(found[3]), self.size)
                 self.size = int(found[3])
+            # Only at the end of the file may a range be shorter.
             at_end = found[3] == "*" or int(found[2]) == int(found[3]) - 1
             if int(found[2]) < span[0] + span[1] - 1 and not at_end:
-                raise _TransientError("the server sent a shorter range than asked for", cut=True)
+                raise _TransientError("the server sent a shorter range than the requested one", cut=True)
 
     def _body(self, response: requests.Response) -> bytes:
         """The body, whole or not at all."""
         if response.headers.get("Content-Encoding", "identity").lower() not in ("", "identity"):
-            raise UnreadableError(f"{self.name}: the server sent encoded bytes that were not asked for")
+            raise UnreadableError(f"{self.name}: the server sent compressed bytes, which were not requested")
         announced = response.headers.get("Content-Length", "")
         length = int(announced) if announced.isascii() and announced.isdigit() else -1
         whole = response.status_code == http.client.OK
         if whole and self.size >= 0 and length >= 0 and length != self.size:
             raise _other_size(self.name, length, self.size)
+        # With no length at all, 16 GiB: no coadd is as large, and memory ends somewhere.
         limit = length if length >= 0 else self.size if self.size >= 0 else 1 << 34
         out = bytearray()
         end = time.monotonic() + self._policy.deadline
-        for piece in response.raw.stream(_CHUNK, decode_content=False):
+        # The raw stream: what came over the wire is counted, and nothing is decoded.
+        for piece in response.raw.stream(_CHUNK_BYTES, decode_content=False):
             out += piece
             if len(out) > limit:
                 raise _TransientError(f"the server sent more than {limit} bytes", cut=True)
             if time.monotonic() > end:
-                raise _TransientError(f"{len(out)} bytes in {self._policy.deadline:.0f} s")
+                raise _TransientError(f"only {len(out)} bytes came in {self._policy.deadline:.0f} s")
         expected = length if length >= 0 else self.size if whole else -1
         if expected >= 0 and len(out) != expected:
             raise _TransientError(f"the body was cut at {len(out)} of {expected} bytes", cut=True)
@@ -241,19 +252,21 @@ def _other_size(name: str, found: int, recorded: int) -> UnreadableError:
 
 
 def _retried(attempt: Callable[[], bytes], name: str, policy: Policy) -> bytes:
-    """Try, and try again what may pass."""
+    """The bytes of the first attempt that succeeds; only transient faults are tried again."""
     for k in itertools.count():
         try:
             return attempt()
         except _TransientError as problem:
+            # A server that asks for an hour is not waited for: the run can be resumed.
             if problem.wait > policy.longest_wait:
                 message = f"{name}: {problem}, and asks to wait {problem.wait:.0f} s"
                 raise SourceError(message, hint="run the same command again later to resume") from None
             if k == policy.retries:
+                # A body that is always cut is the fault of this file; no answer is that of the server.
                 kind = UnreadableError if problem.cut else SourceError
                 message = f"{name}: {problem}; gave up after {k} retries"
                 raise kind(message, hint="run the same command again later to resume") from None
-            time.sleep(max(problem.wait, policy.backoff * 2**k))
+            time.sleep(max(problem.wait, policy.backoff * 2**k))  # 0.5, 1, 2 s by default
     raise AssertionError
 
 
@@ -272,19 +285,19 @@ def read_remote(dataset: Dataset, *, repo: str, policy: Policy = PATIENT) -> byt
     Raises
     ------
     UnreadableError
-        This file cannot be read; others may.
+        This file cannot be read; others may be readable.
     SourceError
         Access is refused, or the server does not answer.
     """
     name = label(dataset)
-    url = dataset.uri or _resolve(dataset, repo, name)
+    url = dataset.uri or _current_address(dataset, repo, name)
     if urlsplit(url).scheme in ("http", "https"):
         return _remote_file(url, dataset, repo, policy).read_all()
     return _read_store(url, dataset, policy)
 
 
 def open_remote(dataset: Dataset, *, repo: str, policy: Policy = PATIENT) -> RemoteFile:
-    """A remote dataset of which ranges can be read: `fitsfile.Ranges(open_remote(...).read_range, name)`.
+    """A remote dataset of which ranges can be read: `Ranges(open_remote(...).read_range, name)`.
 
     Raises
     ------
@@ -292,9 +305,9 @@ def open_remote(dataset: Dataset, *, repo: str, policy: Policy = PATIENT) -> Rem
         When the Butler cannot tell the address, or it is not http.
     """
     name = label(dataset)
-    url = dataset.uri or _resolve(dataset, repo, name)
+    url = dataset.uri or _current_address(dataset, repo, name)
     if urlsplit(url).scheme not in ("http", "https"):
-        raise SourceError(f"{name}: {urlsplit(url).scheme or 'no'} address, byte ranges need http")
+        raise SourceError(f"{name}: byte ranges need http, its address is of type {urlsplit(url).scheme!r}")
     return _remote_file(url, dataset, repo, policy)
 
 
@@ -316,11 +329,13 @@ def token_for(url: str, repo: str) -> str | None:
     repo
         The repository that the user named.
     """
+    # An origin is scheme, host and port: another port may be another service.
     if urlsplit(repo).scheme not in ("http", "https") or _origin(url) != _origin(repo):
         return None
-    if urlsplit(url).query or not _private(url):
+    if urlsplit(url).query or not _is_private(url):
         return None
     host = urlsplit(url).hostname or ""
+    # ACCESS_TOKEN is set by the Rubin notebooks, but is a name that others use too.
     explicit, notebook = (os.environ.get(variable) for variable in TOKEN_VARIABLES)
     return explicit or (notebook if host.endswith(_RUBIN_HOSTS) else None) or None
 
@@ -330,7 +345,7 @@ def _origin(url: str) -> tuple[str, str, int | None]:
     return parts.scheme, (parts.hostname or "").lower(), parts.port
 
 
-def _private(url: str) -> bool:
+def _is_private(url: str) -> bool:
     """Whether nobody on the way can read a header: https, or this machine."""
     parts = urlsplit(url)
     if parts.scheme == "https" or parts.hostname == "localhost":
@@ -344,6 +359,7 @@ def _private(url: str) -> bool:
 def _retry_after(response: requests.Response) -> float:
     """Seconds of a Retry-After header, a number or a date (RFC 9110, section 10.2.3); 0 without."""
     value = response.headers.get("Retry-After", "").strip()
+    # Nine digits are 30 years; isascii, since int() reads other digits as well.
     if value.isascii() and value.isdigit() and len(value) < 10:
         return float(value)
     try:
@@ -360,18 +376,19 @@ def _session() -> requests.Session:
     # Debug lines of urllib3 show signed addresses.
     logging.getLogger("urllib3").setLevel(logging.WARNING)
     session = requests.Session()
+    # Without an auth of its own a session looks into ~/.netrc.
     session.auth = _no_netrc
     return session
 
 
 def _no_netrc(request: Any) -> Any:
-    """Credentials of ~/.netrc are not ours to send."""
+    """In place of requests' own lookup: it would send what ~/.netrc has for the host."""
     return request
 
 
 @contextmanager
 def _network_faults(name: str) -> Iterator[None]:
-    """What can go wrong on the wire as transient errors, without the request that they carry."""
+    """Faults of the network as transient errors, without the request (and its token) that they carry."""
     import requests
     import urllib3
 
@@ -403,19 +420,21 @@ def _read_store(url: str, dataset: Dataset, policy: Policy) -> bytes:
         except FileNotFoundError:
             raise UnreadableError(f"{name}: the file is not there") from None
         except PermissionError:
-            raise SourceError(f"{name}: access refused", hint="are the keys of the store set?") from None
+            raise SourceError(
+                f"{name}: access refused", hint="set the access keys of the object store"
+            ) from None
         except (ImportError, ValueError, RuntimeError, NotImplementedError) as error:
-            raise SourceError(f"{name}: cannot be reached: {_plain(error)}") from None
+            raise SourceError(f"{name}: cannot be reached: {_without_secrets(error)}") from None
         except OSError as error:
             raise _TransientError(f"no connection ({type(error).__name__})") from None
         if 0 <= dataset.size != len(data):
-            raise _TransientError(f"{len(data)} of {dataset.size} bytes", cut=True)
+            raise _TransientError(f"only {len(data)} of {dataset.size} bytes came", cut=True)
         return data
 
     return _retried(attempt, name, policy)
 
 
-def _resolve(dataset: Dataset, repo: str, name: str) -> str:
+def _current_address(dataset: Dataset, repo: str, name: str) -> str:
     """The present address of a dataset; signed ones hold for about an hour."""
     from uuid import UUID
 
@@ -425,13 +444,17 @@ def _resolve(dataset: Dataset, repo: str, name: str) -> str:
         butler = client(repo)
         ref = butler.get_dataset(UUID(dataset.uuid))
     except (ButlerUserError, OSError, RuntimeError, LookupError, ValueError) as error:
-        raise SourceError(f"{name}: {repo} does not tell its address: {_plain(error)}") from None
+        raise SourceError(
+            f"{name}: the Butler {repo} does not tell its address: {_without_secrets(error)}"
+        ) from None
     try:
         address = None if ref is None else str(butler.getURI(ref).geturl())
     except (FileNotFoundError, LookupError):
         address = None
     except (ButlerUserError, OSError, RuntimeError, ValueError) as error:
-        raise SourceError(f"{name}: {repo} does not tell its address: {_plain(error)}") from None
+        raise SourceError(
+            f"{name}: the Butler {repo} does not tell its address: {_without_secrets(error)}"
+        ) from None
     if address is None:
         raise UnreadableError(f"{name}: the repository no longer has this dataset")
     return address
@@ -445,8 +468,9 @@ def client(repo: str) -> Any:
     return Butler.from_config(repo, writeable=False)
 
 
-def _plain(error: Exception) -> str:
-    """An error of other libraries without query strings and tokens."""
+def _without_secrets(error: Exception) -> str:
+    """The first line of another library's error, without query strings and tokens."""
+    # Signatures stand in queries; a token may stand anywhere in an error of another library.
     text = re.sub(r"\?\S*", "", str(error).splitlines()[0] if str(error) else type(error).__name__)
     for variable in TOKEN_VARIABLES:
         token = os.environ.get(variable)

@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 COADD_TYPES = ("deep_coadd", "deepCoadd_calexp", "deepCoadd")
 #: Object tables by release, newest first.
 OBJECT_TYPES = ("object", "objectTable_tract", "objectTable")
-#: Tracts asked for in one query.
-CHUNK = 200
+#: Tracts in one query: their numbers stand in its text.
+TRACTS_PER_QUERY = 200
 #: Probes of a locked registry before giving up; each waits `LOCK_SECONDS`.
 LOCK_TRIES, LOCK_SECONDS = 15, 2.0
-#: The first probe gives up sooner: whoever waits hears of it at once.
-FIRST_SECONDS = 0.2
+#: The first probe gives up sooner, so that the user hears at once that the registry is locked.
+FIRST_LOCK_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,33 +123,34 @@ class Repository:
         InputError
             Not registered, without datasets in the collections, or not one per tract, patch and band.
         """
-        found = self._type(name, COADD_TYPES, "coadds", "dataset_type")
+        found = self._find_type(name, COADD_TYPES, "coadds", "dataset_type")
+        # Warps, for example, also have a visit; a plan needs one coadd per tract, patch and band.
         dimensions = set(self.butler.get_dataset_type(found).dimensions.required)
         if dimensions != {"skymap", "tract", "patch", "band"}:
             raise InputError(
-                f"dataset type {found!r} has dimensions {', '.join(sorted(dimensions))}",
+                f"dataset type {found!r} has the dimensions {', '.join(sorted(dimensions))}",
                 hint="coadds have skymap, tract, patch and band",
             )
         return found
 
     def object_type(self, name: str | None) -> str:
         """The dataset type of the object table: `name`, or the first of `OBJECT_TYPES` that has datasets."""
-        return self._type(name, OBJECT_TYPES, "object table", "object_type")
+        return self._find_type(name, OBJECT_TYPES, "object table", "object_type")
 
-    def _type(self, name: str | None, candidates: tuple[str, ...], what: str, key: str) -> str:
+    def _find_type(self, name: str | None, candidates: tuple[str, ...], what: str, key: str) -> str:
         for candidate in (name,) if name else candidates:
-            if self._has(candidate):
+            if self._has_datasets(candidate):
                 return candidate
-        held = sorted(t.name for t in self.butler.registry.queryDatasetTypes() if self._has(t.name))
+        held = sorted(t.name for t in self.butler.registry.queryDatasetTypes() if self._has_datasets(t.name))
         option = "--" + key.replace("_", "-")
-        asked = repr(name) if name else f"{what} ({', '.join(candidates)})"
+        wanted = f"datasets of {name!r}" if name else f"{what} ({', '.join(candidates)})"
         raise InputError(
-            f"{self.name}: no datasets of {asked} in {', '.join(self.collections)}"
+            f"{self.name}: no {wanted} in {', '.join(self.collections)}"
             + (suggest(name, held) if name else ""),
-            hint=f"there are {', '.join(held) or 'no datasets'}; name one with {option}",
+            hint=f"these collections have {', '.join(held) or 'no datasets'}; name one with {option}",
         )
 
-    def _has(self, dataset_type: str) -> bool:
+    def _has_datasets(self, dataset_type: str) -> bool:
         from lsst.daf.butler import MissingDatasetTypeError
 
         try:
@@ -161,6 +162,7 @@ class Repository:
     def skymaps(self) -> dict[str, tuple[bytes, int]]:
         """Registered sky maps: SHA-1 of their configuration, and number of tracts."""
         records = self.butler.query_dimension_records("skymap", explain=False, limit=None)
+        # The registry promises no order, and plans must be reproducible.
         records.sort(key=lambda r: str(r.name))
         return {str(r.name): (bytes(r.hash or b""), int(r.tract_max or 0)) for r in records}
 
@@ -177,7 +179,7 @@ class Repository:
             names = sorted({str(d["skymap"]) for d in joined.data_ids(["skymap"])})
         if name is not None and name not in names:
             registered = list(self.skymaps())
-            why = f"has no {dataset_type}" if name in registered else "is not registered"
+            why = f"has no {dataset_type} in these collections" if name in registered else "is not registered"
             raise SkyMapError(
                 f"{self.name}: sky map {name!r} {why}{suggest(name, names)}",
                 hint=f"{dataset_type} exists for {', '.join(names)}",
@@ -202,6 +204,7 @@ class Repository:
             joined = query.join_dataset_search(dataset_type, self.collections)
             found = joined.where("skymap = wanted", bind={"wanted": skymap}).data_ids(["band"])
             names = {str(d["band"]) for d in found}
+        # `find` gives -1 for other names; modulo 99 that is 98, behind all of ugrizy.
         return tuple(sorted(names, key=lambda b: ("ugrizy".find(b) % 99, b)))
 
     def datasets(
@@ -215,11 +218,12 @@ class Repository:
             `where` is not a query expression of the Butler.
         """
         wanted, refs = set(bands), []
-        for chunk in _chunks(sorted(set(tracts)), CHUNK):
+        for chunk in _chunks(sorted(set(tracts)), TRACTS_PER_QUERY):
             refs += self._query(dataset_type, skymap, chunk, where)
+        # Bands are chosen here and not in the query: their names would have to be quoted there.
         refs = [r for r in refs if str(r.dataId["band"]) in wanted]
         refs.sort(key=lambda r: (r.dataId["tract"], r.dataId["patch"], str(r.dataId["band"])))
-        return list(self._located(refs))
+        return list(self._with_addresses(refs))
 
     def _query(
         self, dataset_type: str, skymap: str, tracts: list[int], where: str | None = None
@@ -227,12 +231,13 @@ class Repository:
         from lsst.daf.butler import ButlerUserError
         from sqlalchemy.exc import SQLAlchemyError
 
-        ours = f"skymap = wanted AND tract IN ({', '.join(map(str, tracts))})"
+        selected = f"skymap = wanted AND tract IN ({', '.join(map(str, tracts))})"
         try:
             with self.butler.query() as query:
+                # find_first: the first collection that has a dataset wins, as in `Butler.get`.
                 found = query.datasets(dataset_type, self.collections, find_first=True)
-                found = found.where(ours, bind={"wanted": skymap})
-                # A condition of its own, which cannot undo ours whatever it contains.
+                found = found.where(selected, bind={"wanted": skymap})
+                # A condition of its own, which cannot undo the one above, whatever it contains.
                 return list(found.where(where) if where else found)
         except (ButlerUserError, ValueError) as err:
             text = " ".join(str(err).split())[:300]
@@ -242,7 +247,7 @@ class Repository:
                 f"{self.name}: the registry failed: {' '.join(str(err).split())[:300]}"
             ) from None
 
-    def _located(self, refs: list[DatasetRef]) -> Iterator[Dataset]:
+    def _with_addresses(self, refs: list[DatasetRef]) -> Iterator[Dataset]:
         """Datasets with address and size, from the datastore's own records where it has them."""
         from lsst.daf.butler.direct_butler import DirectButler
 
@@ -258,6 +263,7 @@ class Repository:
                 for data in store.export_records(chunk).values():
                     facts.update(_file_facts(data.records))
         for ref in refs:
+            # A remote Butler tells neither address nor size before the file is read.
             size, checksum = facts.get(ref.id, (-1, ""))
             yield Dataset(
                 str(ref.id),
@@ -284,19 +290,19 @@ class Repository:
 
         try:
             if dataset.uri:
+                # lsst.resources reads local files, object stores and http alike.
                 return bytes(ResourcePath(dataset.uri).read(size))
             ref = self.butler.get_dataset(uuid.UUID(dataset.uuid))
             if ref is None:
                 raise UnreadableError(f"{dataset.dataset_type} {dataset.uuid} is no longer in {self.name}")
             return bytes(self.butler.getURI(ref).read(size))
         except OSError as err:
-            where = f"{dataset.dataset_type} {dataset.tract}/{dataset.patch}/{dataset.band}"
-            raise UnreadableError(f"{where}: {err.strerror or type(err).__name__}") from None
+            raise UnreadableError(f"{label(dataset)}: {err.strerror or type(err).__name__}") from None
 
     def registered_patches(self, skymap: str, tracts: Iterable[int]) -> set[tuple[int, int]]:
         """(tract, patch) of all registered patches of tracts."""
         found: set[tuple[int, int]] = set()
-        for chunk in _chunks(sorted(set(tracts)), CHUNK):
+        for chunk in _chunks(sorted(set(tracts)), TRACTS_PER_QUERY):
             with self.butler.query() as query:
                 ids = query.data_ids(["patch"]).where(
                     f"skymap = wanted AND tract IN ({', '.join(map(str, chunk))})", bind={"wanted": skymap}
@@ -347,13 +353,14 @@ class Repository:
             A table that cannot be read.
         """
         refs: list[DatasetRef] = []
-        for chunk in _chunks(sorted(set(tracts)), CHUNK):
+        for chunk in _chunks(sorted(set(tracts)), TRACTS_PER_QUERY):
             refs += self._query(dataset_type, skymap, chunk)
         if not refs:
             raise InputError(
                 f"{self.name}: no {dataset_type} for the tracts of this selection",
-                hint="give --targets, or --grid for blind windows",
+                hint="give --targets, or --grid for cutouts on a regular grid",
             )
+        # Older object tables are per patch, newer ones per tract.
         refs.sort(key=lambda r: tuple(int(r.dataId[k]) for k in ("tract", "patch") if k in r.dataId))
         for ref in refs:
             yield str(ref.id), self._object_table(ref, wanted)
@@ -363,6 +370,7 @@ class Repository:
 
         try:
             with _quiet_converters():
+                # The names first, from the footer of the Parquet file; then only the columns that are used.
                 names = list(self.butler.get(ref.makeComponentRef("columns")))
                 parameters = {"columns": wanted([str(n) for n in names])}
                 return self.butler.get(ref, storageClass="ArrowTable", parameters=parameters)
@@ -391,9 +399,12 @@ def open_repository(repo: str, collections: Iterable[str]) -> Iterator[Repositor
     """
     root = _root(repo)
     parts = urlsplit(root)
+    # The Butler client sends the token with every request.
     if parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
-        raise SourceError(f"{repo}: not https, a token would travel in the clear", hint="use https://")
-    # Before the Butler is imported, which takes seconds: whoever waits hears of it early.
+        raise SourceError(
+            f"{repo}: without https an access token could be read on the way", hint="use https://"
+        )
+    # Before the Butler is imported, which takes seconds: a locked registry is named within the first.
     if (usual := Path(root) / "gen3.sqlite3").is_file():
         _wait_until_free(repo, usual)
     from lsst.daf.butler import Butler, ButlerConfig
@@ -406,21 +417,22 @@ def open_repository(repo: str, collections: Iterable[str]) -> Iterator[Repositor
     registry = _registry_file(repo, config)
     if registry is not None:
         _wait_until_free(repo, registry)
-    with nullcontext() if registry is None else _watched(repo, registry):
+    # From here on the Butler itself waits for the lock; the watch only tells the user.
+    with nullcontext() if registry is None else _lock_watch(repo, registry):
         try:
             butler = Butler.from_config(config, writeable=False)
         except (OSError, ValueError, RuntimeError, LookupError) as err:
             raise SourceError(f"{repo}: cannot be opened: {' '.join(str(err).split())[:300]}") from None
         try:
             with butler:
-                yield Repository(repo, butler, _expand(butler, repo, tuple(collections)))
+                yield Repository(repo, butler, _expand_collections(butler, repo, tuple(collections)))
         except SQLAlchemyError as err:
-            raise SourceError(f"{repo}: the registry: {' '.join(str(err).split())[:300]}") from None
+            raise SourceError(f"{repo}: the registry failed: {' '.join(str(err).split())[:300]}") from None
 
 
 @contextmanager
 def _quiet_converters() -> Iterator[None]:
-    """Silence the Butler about converters to pandas, which is not needed for what we read."""
+    """Silence the Butler's warnings about pandas, which is not needed for what we read."""
 
     def useful(record: logging.LogRecord) -> bool:
         return not record.getMessage().startswith("Unable to import type pandas")
@@ -436,7 +448,7 @@ def _quiet_converters() -> Iterator[None]:
 def _root(repo: str) -> str:
     """The address behind a path, label or URL."""
     if not repo:
-        raise InputError("no repository given", hint="--repo PATH, LABEL or URL")
+        raise InputError("no repository given", hint="give --repo a path, a label or a URL")
     if urlsplit(repo).scheme in ("http", "https", "s3", "gs", "file") or Path(repo).exists():
         return repo
     from lsst.daf.butler import Butler
@@ -445,7 +457,7 @@ def _root(repo: str) -> str:
     if repo in labels:
         return str(Butler.get_repo_uri(repo))
     raise SourceError(
-        f"{repo}: no such directory, and no label of the repository index{suggest(repo, labels)}",
+        f"{repo}: neither a directory nor a label of the repository index{suggest(repo, labels)}",
         hint=f"labels: {', '.join(labels) or 'none, DAF_BUTLER_REPOSITORY_INDEX is not set'}",
     )
 
@@ -458,6 +470,7 @@ def _registry_file(repo: str, config: Any) -> Path | None:
         return None
     from lsst.daf.butler.registry import RegistryConfig
 
+    # As the Butler does it: `<butlerRoot>` in the address stands for the directory of the repository.
     registry = RegistryConfig(config)
     registry.replaceRoot(config.get("root", config.configDir))
     text = str(registry.connectionString.database or "")
@@ -470,13 +483,13 @@ def _registry_file(repo: str, config: Any) -> Path | None:
 
 
 def _wait_until_free(repo: str, path: Path) -> None:
-    """Wait, audibly and not for ever, while another process holds a SQLite file.
+    """Wait for a bounded time, and say so, while another process holds a SQLite file.
 
-    The Butler itself waits five minutes without a word.
+    The Butler itself waits five minutes and says nothing.
     """
     for attempt in range(LOCK_TRIES):
         start = time.monotonic()
-        problem = _probe(path, LOCK_SECONDS if attempt else FIRST_SECONDS)
+        problem = _probe(path, LOCK_SECONDS if attempt else FIRST_LOCK_SECONDS)
         if problem is None:
             return
         if "locked" not in problem and "busy" not in problem:
@@ -485,22 +498,24 @@ def _wait_until_free(repo: str, path: Path) -> None:
         time.sleep(max(0.0, LOCK_SECONDS - (time.monotonic() - start)))
     raise SourceError(
         f"{repo}: the registry has been locked for {LOCK_TRIES * LOCK_SECONDS:.0f} s",
-        hint="another process writes to the repository; try again when it is done",
+        hint="another process is writing to the repository; try again when it is done",
     )
 
 
 @contextmanager
-def _watched(repo: str, path: Path) -> Iterator[None]:
-    """Say so when another process locks the file while the body may be waiting for it in the Butler."""
+def _lock_watch(repo: str, path: Path) -> Iterator[None]:
+    """Tell the user when another process locks the file, for which the Butler may be waiting in the body."""
     over = threading.Event()
 
     def watch() -> None:
         found = 0
         while not over.wait(LOCK_SECONDS / 2):
-            found = found + 1 if "locked" in (_probe(path, FIRST_SECONDS) or "") else 0
+            # One line per LOCK_TRIES probes in a row: enough to know, not enough to scroll.
+            found = found + 1 if "locked" in (_probe(path, FIRST_LOCK_SECONDS) or "") else 0
             if found % LOCK_TRIES == 1:
                 sys.stderr.write(f"ripple: {repo}: the registry is locked, waiting\n")
 
+    # A daemon: it must not keep the program alive when the Butler never returns.
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
@@ -513,6 +528,7 @@ def _watched(repo: str, path: Path) -> Iterator[None]:
 def _probe(path: Path, patience: float) -> str | None:
     """What is wrong with reading a SQLite file, None when nothing is."""
     try:
+        # Read-only, so that probing never creates a journal or takes a write lock.
         connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=patience)
         try:
             connection.execute("SELECT name FROM sqlite_master LIMIT 1").fetchall()
@@ -523,20 +539,23 @@ def _probe(path: Path, patience: float) -> str | None:
     return None
 
 
-def _expand(butler: Butler, repo: str, names: tuple[str, ...]) -> tuple[str, ...]:
+def _expand_collections(butler: Butler, repo: str, names: tuple[str, ...]) -> tuple[str, ...]:
     """Collections with globs expanded (in name order), all of them existing."""
     there = sorted(butler.collections.query("*", flatten_chains=False))
-    asked = names or tuple(butler.collections.defaults)
-    if not asked:
-        raise InputError(f"{repo}: no collection given", hint=f"--collections, one of: {', '.join(there)}")
+    wanted = names or tuple(butler.collections.defaults)
+    if not wanted:
+        raise InputError(
+            f"{repo}: no collection given", hint=f"--collections takes one of: {', '.join(there)}"
+        )
     found: list[str] = []
-    for name in asked:
+    for name in wanted:
+        # A name without wildcards must exist; a glob must match something.
         matches = [name]
         if any(c in name for c in "*?["):
             matches = sorted(butler.collections.query(name, flatten_chains=False))
         if not matches or any(m not in there for m in matches):
             raise InputError(
-                f"{repo}: no collection {name!r}{suggest(name, there)}", hint=f"there are {', '.join(there)}"
+                f"{repo}: no collection {name!r}{suggest(name, there)}", hint=f"it has {', '.join(there)}"
             )
         found += [m for m in matches if m not in found]
     return tuple(found)
@@ -553,8 +572,9 @@ def corners(region: Region) -> tuple[tuple[float, float], ...]:
 
 
 def without_query(uri: str) -> str:
-    """An address without query string and fragment: signed ones carry secrets there."""
+    """An address without user, query string and fragment, where secrets stand."""
     parts = urlsplit(uri)
+    # `user:password@` in front of the host is a secret as well.
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
@@ -569,6 +589,7 @@ def _file_facts(records: Any) -> dict[Any, tuple[int, str]]:
     facts: dict[Any, tuple[int, str]] = {}
     for dataset, tables in records.items():
         rows = [row for table in tables.values() for row in table]
+        # A dataset stored as several files has no one size to check.
         if len(rows) == 1 and hasattr(rows[0], "file_size"):
             facts[dataset] = (int(rows[0].file_size), str(rows[0].checksum or ""))
     return facts

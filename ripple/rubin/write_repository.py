@@ -1,4 +1,4 @@
-"""Writing a small but real Butler repository: dimension records, `CellCoadd` datasets, an object table."""
+"""Write a small but real Butler repository: dimension records, `CellCoadd` datasets, an object table."""
 
 from __future__ import annotations
 
@@ -77,15 +77,16 @@ class MiniRepo:
         from lsst.daf.butler import Butler, DatasetType
 
         self.root, self.skymap, self.tract = root, skymap, tract
+        # A SQLite registry and a file datastore, the defaults of `makeRepo`.
         self._butler = Butler.from_config(Butler.makeRepo(str(root)), writeable=True, run=RUN)
-        self._insert(patches, bands)
+        self._register_dimensions(patches, bands)
         universe = self._butler.dimensions
         self._coadd = DatasetType(COADD, ("band", "skymap", "tract", "patch"), "CellCoadd", universe=universe)
         self._object = DatasetType(OBJECT, ("skymap", "tract"), "ArrowAstropy", universe=universe)
         for kind in (self._coadd, self._object):
             self._butler.registry.registerDatasetType(kind)
 
-    def _insert(self, patches: Sequence[int], bands: Sequence[str]) -> None:
+    def _register_dimensions(self, patches: Sequence[int], bands: Sequence[str]) -> None:
         """Dimension records, as `RingsSkyMap.register` and an instrument would insert them."""
         name, tan, table = self.skymap.name, self.skymap.tan(self.tract), self.skymap.table
         records: dict[str, list[dict[str, Any]]] = {
@@ -101,7 +102,9 @@ class MiniRepo:
             "tract": [
                 {"skymap": name, "id": self.tract, "region": polygon(tan, self.skymap.tract_box(self.tract))}
             ],
+            # Filled below, each with the polygon of its outer box.
             "patch": [],
+            # Bands exist only through physical filters, and those only through an instrument.
             "instrument": [
                 {
                     "name": INSTRUMENT,
@@ -134,6 +137,7 @@ class MiniRepo:
         from lsst.daf.butler import DatasetIdGenEnum, DatasetRef
 
         expanded = self._butler.registry.expandDataId(data_id, dimensions=kind.dimensions)
+        # Random UUIDs would make two runs of the same simulation differ.
         return DatasetRef(kind, expanded, run=RUN, id_generation_mode=DatasetIdGenEnum.DATAID_TYPE_RUN)
 
     def put_coadds(
@@ -169,8 +173,9 @@ class MiniRepo:
         which writes files and no registry; this process then registers all of them at once.
         """
         refs = tuple(self._ref(self._coadd, self._data_id(*key)) for key in keys)
-        tasks = _Puts(str(self.root), self.skymap, self.tract, tuple(keys), refs, planes)
-        with closing(ordered_map(_put, tasks, workers=workers)) as written:
+        tasks = _WriteTasks(str(self.root), self.skymap, self.tract, tuple(keys), refs, planes)
+        # closing: when one coadd fails, the workers of the others end at once.
+        with closing(ordered_map(_write_coadd, tasks, workers=workers)) as written:
             for k, failure in written:
                 if isinstance(failure, WorkerFailure):
                     patch, band = keys[k]
@@ -179,6 +184,7 @@ class MiniRepo:
         from lsst.daf.butler import FileDataset
 
         files = [FileDataset(self._butler.getURI(ref, predict=True), ref) for ref in refs]
+        # transfer=None: the files are where the datastore expects them already.
         self._butler.ingest(*files, transfer=None)  # records their sizes
 
     def _data_id(self, patch: int, band: str) -> dict[str, Any]:
@@ -193,8 +199,8 @@ class MiniRepo:
 
 
 @dataclass(frozen=True)
-class _Puts(Sequence[Any]):
-    """The tasks of `_put`; pixels are asked for when a worker is ready for them."""
+class _WriteTasks(Sequence[Any]):
+    """The tasks of `_write_coadd`; pixels are painted when a worker is ready for them."""
 
     root: str
     skymap: RingsSkyMap
@@ -210,22 +216,22 @@ class _Puts(Sequence[Any]):
         return self.root, self.skymap, self.tract, self.refs[k].to_json(), self.planes(*self.keys[k])
 
 
-def _put(task: tuple[str, RingsSkyMap, int, str, CoaddPlanes]) -> None:
+def _write_coadd(task: tuple[str, RingsSkyMap, int, str, CoaddPlanes]) -> None:
     """Write the file of one coadd (in a worker)."""
     from lsst.daf.butler import DatasetRef, DimensionUniverse
 
     root, skymap, tract, text, planes = task
     ref = DatasetRef.from_json(text, universe=DimensionUniverse())
     try:
-        _writer(root, (ref,)).put(cell_coadd(planes, skymap, tract), ref)
+        _file_butler(root, (ref,)).put(cell_coadd(planes, skymap, tract), ref)
     except Exception as err:
-        if is_full(err):  # the Butler's own message does not say so, and no more than that leaves a worker
+        if is_full(err):  # a worker returns only a message, and the Butler's own does not say so
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
         raise
 
 
-def _writer(root: str, refs: Sequence[Any]) -> Any:
-    """A butler that writes, or knows, the files of some references and does not touch the registry."""
+def _file_butler(root: str, refs: Sequence[Any]) -> Any:
+    """A butler that writes the files of some references and does not touch the registry."""
     from lsst.daf.butler import QuantumBackedButler
 
     kinds = {ref.datasetType.name: ref.datasetType for ref in refs}
@@ -238,6 +244,7 @@ def polygon(tan: Tan, box: Box) -> Any:
     """The `lsst.sphgeom.ConvexPolygon` of a box of pixels, outer edges included."""
     from lsst.sphgeom import ConvexPolygon, LonLat, UnitVector3d
 
+    # Outer edges: a pixel reaches half a pixel beyond its centre.
     x = np.array([box.x0, box.x1, box.x1, box.x0]) - 0.5
     y = np.array([box.y0, box.y0, box.y1, box.y1]) - 0.5
     ra, dec = tan.pixel_to_sky(x, y)
@@ -251,6 +258,7 @@ def cell_coadd(planes: CoaddPlanes, skymap: RingsSkyMap, tract: int) -> Any:
     from lsst.images.cells import CellCoadd, CellPointSpreadFunction
 
     box = _box(skymap.patch_outer(tract, planes.patch))
+    # The descriptions of the planes, which files carry beside their names, are those of DP2.
     known = {plane.name: plane for plane in get_legacy_deep_coadd_mask_planes().values()}
     schema = MaskSchema([known[name] for name in planes.planes])
     patch, bounds = _grid(planes, skymap, tract)
@@ -273,15 +281,16 @@ def _grid(planes: CoaddPlanes, skymap: RingsSkyMap, tract: int) -> tuple[Any, An
     from lsst.images.cells import CellGrid, CellGridBounds, CellIJ, PatchDefinition
 
     box = _box(skymap.patch_outer(tract, planes.patch))
-    size = box.x.size // planes.kernels.shape[1]
+    size = box.x.size // planes.kernels.shape[1]  # px per cell
     grid = CellGrid(bbox=box, cell_shape=YX(y=size, x=size))
     column, row = skymap.patch_xy(tract, planes.patch)
     inner = _box(skymap.patch_inner(tract, planes.patch))
     patch = PatchDefinition(
         id=planes.patch, index=YX(y=int(row), x=int(column)), inner_bbox=inner, cells=grid
     )
-    gone = np.argwhere(np.isnan(planes.kernels[:, :, 0, 0]))
-    missing = frozenset(CellIJ(i=int(i), j=int(j)) for i, j in gone)
+    # A cell without PSF is a missing cell, as in real coadds.
+    missing_cells = np.argwhere(np.isnan(planes.kernels[:, :, 0, 0]))
+    missing = frozenset(CellIJ(i=int(i), j=int(j)) for i, j in missing_cells)
     return patch, CellGridBounds(grid=grid, bbox=box, missing=missing)
 
 
@@ -291,6 +300,7 @@ def _projection(skymap: RingsSkyMap, tract: int) -> Any:
     from lsst.images import SkyProjection, TractFrame
 
     whole = _box(skymap.tract_box(tract))
+    # Through FITS cards: the form in which `lsst.images` takes a projection.
     wcs = astropy.wcs.WCS(Header(skymap.tan(tract).cards()))
     return SkyProjection.from_fits_wcs(
         wcs, TractFrame(skymap=skymap.name, tract=tract, bbox=whole), pixel_bounds=whole
@@ -306,5 +316,6 @@ def _box(box: Box) -> Any:
 
 def _mask_bytes(mask: NDArray[np.unsignedinteger[Any]], size: int) -> NDArray[np.uint8]:
     """`(H, W, size)` bytes of a mask, least significant first, as `lsst.images.Mask` holds it."""
+    # lsst.images keeps masks as bytes, eight planes in each.
     shifts = np.arange(size, dtype=mask.dtype) * 8
     return np.asarray((mask[:, :, None] >> shifts) & 0xFF, np.uint8)

@@ -22,13 +22,13 @@ def dask_executor(target: str, settings: Mapping[str, Any] | None = None) -> Ite
     target
         `tcp://host:port` of a scheduler, or `slurm`: then `dask-jobqueue` submits the jobs.
     settings
-        For `slurm`: `jobs` (how many to ask for) and the arguments of `dask_jobqueue.SLURMCluster`
+        For `slurm`: `jobs` (how many to submit) and the arguments of `dask_jobqueue.SLURMCluster`
         (`cores`, `memory`, `processes`, `queue`, `account`, `walltime`, `job_extra_directives`, ...).
 
     Raises
     ------
     ConfigError
-        Dask is not installed, or the settings are not those of the cluster.
+        Dask is not installed, or the cluster does not accept the settings.
     WorkerError
         The scheduler cannot be reached.
     """
@@ -41,8 +41,11 @@ def dask_executor(target: str, settings: Mapping[str, Any] | None = None) -> Ite
         try:
             client = stack.enter_context(Client(cluster, timeout="30s", set_as_default=False))
         except (OSError, TimeoutError) as err:
-            raise WorkerError(f"no Dask scheduler at {target}: {err}", hint="is it running?") from None
-        # A unit is a pure function of its task: Dask may run it again elsewhere when a worker is lost.
+            raise WorkerError(
+                f"no Dask scheduler at {target}: {err}", hint="check that it is running"
+            ) from None
+        # A unit may run twice without harm, so Dask may retry it elsewhere when a worker is lost.
+        # pure=False: its arguments are not hashed into a key.
         executor = stack.enter_context(client.get_executor(pure=False, retries=2))
         yield cast(Executor, executor)
 
@@ -50,7 +53,8 @@ def dask_executor(target: str, settings: Mapping[str, Any] | None = None) -> Ite
 def _cluster(kind: str, settings: dict[str, Any], stack: ExitStack) -> Any:
     if kind != "slurm":
         raise ConfigError(
-            f"--dask {kind!r}", hint="give tcp://HOST:PORT, or slurm with dask_settings in the YAML"
+            f"--dask {kind!r} is not a cluster",
+            hint="give tcp://HOST:PORT, or slurm with dask_settings in the YAML",
         )
     try:
         from dask_jobqueue import SLURMCluster
@@ -62,6 +66,6 @@ def _cluster(kind: str, settings: dict[str, Any], stack: ExitStack) -> Any:
     try:
         cluster = stack.enter_context(SLURMCluster(**settings))
     except (TypeError, ValueError) as err:
-        raise ConfigError(f"dask_settings: {err}") from None
+        raise ConfigError(f"dask_settings cannot be used: {err}") from None
     cluster.scale(jobs=jobs)
     return cluster

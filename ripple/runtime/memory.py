@@ -23,7 +23,7 @@ _UNITS = {
 }
 #: A worker before it has read anything: interpreter and libraries.
 IDLE_WORKER = 250 << 20
-_SECONDS = 0.2
+_SAMPLE_SECONDS = 0.2
 
 
 def parse_bytes(text: str) -> int:
@@ -32,12 +32,13 @@ def parse_bytes(text: str) -> int:
     Raises
     ------
     ConfigError
-        Not a size, or not positive.
+        The text is not a size, or not positive.
     """
+    # 15 digits are all that a float can hold.
     match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([kmgt]i?|)b?\s*", text.lower())
     value = int(float(match[1]) * _UNITS[match[2]]) if match else 0
     if not 0 < value < 1 << 60:
-        raise ConfigError(f"memory {text!r} is no size", hint="as in 4GiB or 500MB")
+        raise ConfigError(f"memory {text!r} cannot be read as a size", hint="write it like 4GiB or 500MB")
     return value
 
 
@@ -76,18 +77,19 @@ class MemoryWatch:
 
     def allowed(self) -> int:
         """Workers that fit into the budget beside this process; at least one."""
+        # One worker always: a run that is slow and large is better than none.
         return max(1, (self.budget - self.own) // self.per_worker)
 
     def most(self) -> int:
-        """Bytes beyond which a worker is out of hand: the budget, and twice what it was thought to need."""
+        """Hard limit of a worker in bytes: the larger of the budget and twice what it is expected to need."""
         return max(self.budget, 2 * self.per_worker)
 
     def learn(self, worker_peak: int) -> None:
-        """Take account of the peak that a worker reported."""
+        """Raise the estimate to the peak that a worker reported."""
         self.per_worker = max(self.per_worker, worker_peak)
 
     def _run(self) -> None:
-        while not self._stop.wait(_SECONDS):
+        while not self._stop.wait(_SAMPLE_SECONDS):
             self._sample()
 
     def _sample(self) -> None:
@@ -95,6 +97,7 @@ class MemoryWatch:
 
         me = psutil.Process()
         self.own = me.memory_info().rss
+        # RSS counts shared pages in every process, so the sum is an upper bound.
         total = self.own
         for child in me.children(recursive=True):
             try:

@@ -45,8 +45,11 @@ PINNED = dict.fromkeys(
     ),
     "1",
 )
-_TICK = 0.2
+# How often the parent looks for stuck workers and signals while it waits.
+_TICK_SECONDS = 0.2
+# Generous: imports of a first start on a network file system are slow.
 _STARTUP_SECONDS = 120.0
+# A worker that is stopped (SIGSTOP) never answers: it is killed after this, deadline or not.
 _STOPPED_SECONDS = 30.0
 #: How often in a row a worker may end itself while it starts, and how often something may kill it then.
 _STARTUP_TRIES = 3
@@ -55,7 +58,7 @@ _STARTUP_KILLS = 10
 
 @dataclass(frozen=True, slots=True)
 class WorkerFailure:
-    """A task that could not be done: its workers died, hung or ran out of memory, or its function has a bug.
+    """A task that failed: its workers died, hung or ran out of memory, or its function has a bug.
 
     Parameters
     ----------
@@ -106,8 +109,8 @@ def ordered_map[T, R](
     retries
         Further workers a task may try after its first one died.
     allowed
-        How many of the workers may have a task now, asked before each task; those beyond are ended, so that
-        their memory is free. At least one always works.
+        How many of the workers may have a task now, called before each task; workers beyond that number are
+        ended, which frees their memory. At least one always works.
     started
         Workers of `starting` for the same function, to be used first.
 
@@ -127,6 +130,7 @@ def ordered_map[T, R](
             pool = _Pool(
                 function,
                 tasks,
+                # More workers than tasks would start for nothing.
                 min(workers, len(tasks)),
                 memory_bytes,
                 deadline,
@@ -145,7 +149,7 @@ def ordered_map[T, R](
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """Workers that have no task yet, and what the later ones do first as well.
+    """Workers that have no task yet, and what each worker calls first.
 
     Parameters
     ----------
@@ -159,7 +163,7 @@ class Started:
     workers: deque[tuple[subprocess.Popen[bytes], Connection]]
 
     def keep(self, count: int) -> None:
-        """End all but `count` of them: there is no work, or no memory, for more."""
+        """End all workers but `count`: there is no work, or no memory, for more."""
         while len(self.workers) > count:
             process, connection = self.workers.pop()
             process.kill()
@@ -171,7 +175,7 @@ class Started:
 def starting(
     function: Callable[[Any], Any], count: int, *, prepare: Callable[[], None] | None = None
 ) -> Iterator[Started]:
-    """Start workers while their tasks are still being made: interpreter and libraries take a second.
+    """Start workers while their tasks are still being prepared: interpreter and libraries take a second.
 
     Parameters
     ----------
@@ -204,8 +208,8 @@ class _Slot:
     connection: Connection | None = None
     since: float = 0.0  # monotonic start of the task, or of the process while it starts
     stopped_since: float = 0.0
-    task: int | None = None  # from when it is taken, before its worker has started
-    verdict: str = ""  # why the parent killed it
+    task: int | None = None  # set when the slot takes it, before its worker has started
+    why_killed: str = ""  # by the parent, for the message
 
 
 @dataclass(slots=True)
@@ -234,30 +238,32 @@ class _Pool:
         _check_function(self.function)
         self.todo.extend(range(len(self.tasks)))
         self.slots = [_Slot(k) for k in range(self.size)]
-        threads = [threading.Thread(target=self._serve, args=(slot,), daemon=True) for slot in self.slots]
+        # Daemons: a thread that waits in C must not keep the program alive after its end.
+        threads = [threading.Thread(target=self._run_slot, args=(slot,), daemon=True) for slot in self.slots]
         try:
             for thread in threads:
                 thread.start()
             for k in range(len(self.tasks)):
-                yield k, self._await(k, stop)
+                yield k, self._wait_for_result(k, stop)
         finally:
-            self._close(threads)
+            self._end_workers(threads)
 
-    def _await(self, k: int, stop: Stop) -> Any:
+    def _wait_for_result(self, k: int, stop: Stop) -> Any:
         while True:
             with self.changed:
                 self.turn = k
                 self.changed.notify_all()
                 if k not in self.finished and self.fatal is None:
-                    self.changed.wait(_TICK)
+                    # Woken by each result; the timeout is for `_kill_stuck_workers` below, and for signals.
+                    self.changed.wait(_TICK_SECONDS)
                 stop.check()
                 if self.fatal is not None:
                     raise self.fatal
                 if k in self.finished:
                     return self.finished.pop(k)
-            self._watch()
+            self._kill_stuck_workers()
 
-    def _watch(self) -> None:
+    def _kill_stuck_workers(self) -> None:
         """Kill workers that are past the deadline, stopped, or do not come up."""
         now = time.monotonic()
         for slot in self.slots:
@@ -265,6 +271,7 @@ class _Pool:
                 process, ready, since = slot.process, slot.connection is not None, slot.since
             if process is None:
                 continue
+            # A connection means that the worker has said it is ready; before that it is starting.
             limit = self.deadline if ready else _STARTUP_SECONDS
             if limit is not None and since and now - since > limit:
                 self._kill(slot, process, f"gave no answer within {limit:g} s and was killed")
@@ -277,13 +284,14 @@ class _Pool:
             ):
                 self._kill(slot, process, f"was stopped for {patience:g} s and was killed")
 
-    def _kill(self, slot: _Slot, process: subprocess.Popen[bytes], verdict: str) -> None:
+    def _kill(self, slot: _Slot, process: subprocess.Popen[bytes], why: str) -> None:
         with self.changed:
+            # Under the lock again: the answer may have come, or another worker may sit in the slot by now.
             if slot.process is process and slot.since:
-                slot.verdict, slot.since = verdict, 0.0
+                slot.why_killed, slot.since = why, 0.0
                 process.kill()
 
-    def _close(self, threads: list[threading.Thread]) -> None:
+    def _end_workers(self, threads: list[threading.Thread]) -> None:
         with self.changed:
             self.closing = True
             for slot in self.slots:
@@ -292,34 +300,38 @@ class _Pool:
             self.changed.notify_all()
         for thread in threads:
             if thread.ident is not None:
+                # 5 s at most: a worker that hangs in the kernel on a dead disk cannot be reaped.
                 thread.join(5.0)
 
-    def _serve(self, slot: _Slot) -> None:
+    def _run_slot(self, slot: _Slot) -> None:
         """The thread of one slot: take a task, hand it to the worker, store what comes back."""
         failures = kills = 0
         try:
-            while (task := self._take(slot)) is not None:
-                if slot.connection is None and (end := self._start(slot)) is not None:
+            while (task := self._next_task(slot)) is not None:
+                if slot.connection is None and (end := self._start_worker(slot)) is not None:
                     self._give_back(slot, task)
+                    # A negative code is a signal, e.g. of the OOM killer: more of those are allowed.
                     failures, kills = (failures, kills + 1) if end < 0 else (failures + 1, kills)
                     if failures >= _STARTUP_TRIES or kills >= _STARTUP_KILLS:
-                        message = f"workers cannot be started: the last one {slot.verdict or _obituary(end)}"
-                        self._fail(WorkerError(message, hint="see the messages above"))
+                        how = slot.why_killed or _how_it_ended(end)
+                        message = f"workers cannot be started: the last one {how}"
+                        self._fail(WorkerError(message, hint="their own messages are above"))
                     continue
                 failures = kills = 0
-                self._run(slot, task)
+                self._run_task(slot, task)
         except Exception as err:  # noqa: BLE001 - a dead thread would be a hang: the parent must hear of it
             self._fail(WorkerError(f"worker slot {slot.number}: {type(err).__name__}: {err}"))
         finally:
-            self._discard(slot)
+            self._end_worker(slot)
 
-    def _take(self, slot: _Slot) -> int | None:
+    def _next_task(self, slot: _Slot) -> int | None:
         """The next task inside the window of in-flight results, or None when there is nothing left to do."""
+        # Bounds the results that wait in memory for a slow task before them.
         window = 4 * self.size
         with self.changed:
             while not self.closing and self.fatal is None:
                 if slot.number >= max(1, self.allowed()):
-                    self._discard(slot)
+                    self._end_worker(slot)
                 elif self.todo and self.todo[0] < self.turn + window:
                     slot.task = self.todo.popleft()
                     return slot.task
@@ -327,13 +339,14 @@ class _Pool:
                     if not any(other.task is not None for other in self.slots):
                         return None
                     # A task whose worker dies comes back, perhaps when its own slot is not allowed any more.
-                    self._discard(slot)
+                    self._end_worker(slot)
                 self.changed.wait(1.0)
         return None
 
     def _give_back(self, slot: _Slot, task: int) -> None:
         with self.changed:
             slot.task = None
+            # Sorted, so that the oldest task goes first: all results wait for it.
             self.todo.appendleft(task)
             self.todo = deque(sorted(self.todo))
             self.changed.notify_all()
@@ -343,15 +356,15 @@ class _Pool:
             self.fatal = self.fatal or error
             self.changed.notify_all()
 
-    def _start(self, slot: _Slot) -> int | None:
+    def _start_worker(self, slot: _Slot) -> int | None:
         """Start a worker and wait until it says that it is ready; its exit code when it never does."""
         try:
             process, connection = self.started.workers.popleft()
         except IndexError:
             process, connection = _launch(self.function, self.started.prepare)
         with self.changed:
-            slot.process, slot.since, slot.verdict = process, time.monotonic(), ""
-            if self.closing:
+            slot.process, slot.since, slot.why_killed = process, time.monotonic(), ""
+            if self.closing:  # `_end_workers` has passed this slot already
                 process.kill()
         try:
             receive(connection)
@@ -359,33 +372,35 @@ class _Pool:
             connection.close()
             with suppress(subprocess.TimeoutExpired):
                 process.wait(1.0)
-            self._discard(slot)
+            self._end_worker(slot)
             return process.returncode
         if self.memory_bytes is not None:
+            # Only from the first task on: a start must not fail for the limit of a task.
             limit_memory(process.pid, self.memory_bytes)
         with self.changed:
             slot.since, slot.connection = 0.0, connection
         return None
 
-    def _run(self, slot: _Slot, task: int) -> None:
+    def _run_task(self, slot: _Slot, task: int) -> None:
         connection, process = slot.connection, slot.process
         if connection is None or process is None:
-            raise RuntimeError("slot without a worker")
+            raise RuntimeError("a slot without a worker was given a task")
         with self.changed:
-            slot.since, slot.verdict = time.monotonic(), ""
+            slot.since, slot.why_killed = time.monotonic(), ""
         try:
             connection.send(self.tasks[task])
             result = receive(connection)
         except (EOFError, OSError):
             with suppress(subprocess.TimeoutExpired):
-                process.wait(1.0)  # its own end tells more than our kill
-            self._discard(slot)
-            self._died(slot, task, slot.verdict or _obituary(process.returncode))
+                process.wait(1.0)  # how it ended by itself tells more than our kill
+            self._end_worker(slot)
+            self._blame_task(slot, task, slot.why_killed or _how_it_ended(process.returncode))
             return
         except UnpicklingError as err:
-            self._discard(slot)
-            self._died(slot, task, f"sent something else than a result ({err}) and was killed")
+            self._end_worker(slot)
+            self._blame_task(slot, task, f"sent data that are not a result ({err}) and was killed")
             return
+        # The worker lives on: an exception in its function is the fault of this task alone.
         if isinstance(result, Failed):
             result = WorkerFailure(task, result.message, result.detail)
         self._store(slot, task, result)
@@ -395,7 +410,7 @@ class _Pool:
             self.finished[task], slot.task, slot.since = result, None, 0.0
             self.changed.notify_all()
 
-    def _died(self, slot: _Slot, task: int, message: str) -> None:
+    def _blame_task(self, slot: _Slot, task: int, message: str) -> None:
         """Blame the death on the task held: again elsewhere, or failed."""
         self.attempts[task] = self.attempts.get(task, 0) + 1
         if self.attempts[task] <= self.retries and not self.closing:
@@ -404,7 +419,7 @@ class _Pool:
         times = f", {self.attempts[task]} times" if self.attempts[task] > 1 else ""
         self._store(slot, task, WorkerFailure(task, f"worker {message}{times}"))
 
-    def _discard(self, slot: _Slot) -> None:
+    def _end_worker(self, slot: _Slot) -> None:
         """Close and reap the worker of a slot."""
         with self.changed:
             process, connection = slot.process, slot.connection
@@ -418,8 +433,9 @@ class _Pool:
 
 def _check_function(function: Any) -> None:
     inner = getattr(function, "func", function)
+    # A worker imports the function by name; lambdas and local functions have none that it could find.
     if getattr(inner, "__module__", "__main__") == "__main__" or "<" in getattr(inner, "__qualname__", ""):
-        raise WorkerError(f"{inner!r} cannot be run in a worker", hint="define it at the top of a module")
+        raise WorkerError(f"{inner!r} cannot run in a worker", hint="define it at the top of a module")
 
 
 def _launch(function: Any, prepare: Callable[[], None] | None) -> tuple[subprocess.Popen[bytes], Connection]:
@@ -428,7 +444,7 @@ def _launch(function: Any, prepare: Callable[[], None] | None) -> tuple[subproce
     with theirs:
         process = _spawn(theirs.fileno())
     connection = Connection(ours.detach())
-    with suppress(OSError):  # it has died already: whoever waits for it finds out
+    with suppress(OSError):  # it has died already: `_start_worker` finds out when it waits for it
         connection.send((function, prepare))
     return process, connection
 
@@ -439,6 +455,7 @@ def _spawn(handle: int) -> subprocess.Popen[bytes]:
         "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); import json, sys; "
         "sys.path[:] = json.loads(sys.argv[3]); from ripple.runtime.worker import serve; serve()"
     )
+    # -P: the current directory must not shadow our modules; sys.path is handed over instead.
     argv = [sys.executable, "-P", "-c", code, str(handle), str(os.getpid()), json.dumps(sys.path)]
     # Standard output belongs to the parent's data: what a library prints in a worker goes to standard error.
     return subprocess.Popen(  # noqa: S603 - our own interpreter and arguments
@@ -450,44 +467,45 @@ def _is_stopped(pid: int) -> bool:
     """Whether Linux says that the process is stopped (`T`); elsewhere unknown, so False."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123
+            # After the last bracket: the command name before it may contain anything.
             return file.read(512).rpartition(b")")[2].split()[:1] == [b"T"]
     except OSError:
         return False
 
 
-def _obituary(code: int | None) -> str:
+def _how_it_ended(code: int | None) -> str:
     if code is not None and code < 0:
         name = signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"
         return f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
     return f"exited with code {code}"
 
 
-# Somebody else's executor -------------------------------------------
+# An executor of another library -------------------------------------
 
 
 def _on_executor(
     function: Any, tasks: Sequence[Any], executor: Executor, stop: Stop, window: int, deadline: float | None
 ) -> Generator[tuple[int, Any]]:
-    """Submit a window ahead; lost workers are the executor's to retry, what it gives up on is a failure."""
+    """Submit a window of tasks ahead; the executor retries lost workers, and what it gives up on fails."""
     waiting: deque[Future[Any]] = deque()
     source = iter(tasks)
     try:
         for k in range(len(tasks)):
             for task in itertools.islice(source, window - len(waiting)):
                 waiting.append(executor.submit(function, task))
-            yield k, _outcome(k, waiting.popleft(), stop, deadline)
+            yield k, _result_of(k, waiting.popleft(), stop, deadline)
     finally:
         for future in waiting:
             future.cancel()
 
 
-def _outcome(k: int, future: Future[Any], stop: Stop, deadline: float | None) -> Any:
+def _result_of(k: int, future: Future[Any], stop: Stop, deadline: float | None) -> Any:
     start = time.monotonic()
-    while not wait_for([future], timeout=_TICK).done:
+    while not wait_for([future], timeout=_TICK_SECONDS).done:
         stop.check()
         if deadline is not None and time.monotonic() - start > deadline:
             future.cancel()
-            return WorkerFailure(k, f"no answer within {deadline:g} s")
+            return WorkerFailure(k, f"gave no answer within {deadline:g} s")
     try:
         return future.result()
     except RippleError as err:

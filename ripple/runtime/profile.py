@@ -1,4 +1,4 @@
-"""What a run costs and how far it is: timings per operation, progress, the closing summary."""
+"""What a run costs: time, calls and bytes per operation, and progress over time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Profile:
         start = time.perf_counter()
         try:
             yield
-        finally:
+        finally:  # failures cost time too
             self.count(name, calls=1, seconds=time.perf_counter() - start, bytes=bytes)
 
     def count(self, name: str, **amounts: float) -> None:
@@ -51,13 +51,14 @@ class Timeline:
     _bytes: list[int] = field(default_factory=list)
 
     def add(self, rows: int, bytes: int) -> None:
-        """Note that a unit is done."""
-        self._seconds.append(time.perf_counter() - self.start)
+        """Record that a unit is done."""
+        self._seconds.append(time.perf_counter() - self.start)  # when the unit was done
         self._rows.append(rows + (self._rows[-1] if self._rows else 0))
         self._bytes.append(bytes + (self._bytes[-1] if self._bytes else 0))
 
     def points(self, most: int = 1000) -> dict[str, list[float]]:
         """`seconds`, and `rows` and `bytes` done by then, at no more than about `most` times."""
+        # Every step-th point and always the last, so that the totals are right.
         step = max(1, len(self._seconds) // most)
         chosen = [*range(step - 1, len(self._seconds) - 1, step), len(self._seconds) - 1]
         chosen = chosen if self._seconds else []
@@ -71,4 +72,4 @@ class Timeline:
 
 def peak_rss() -> int:
     """Peak resident memory of this process so far, bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # ru_maxrss is in KiB on Linux

@@ -1,10 +1,10 @@
-"""SIGINT and SIGTERM: answered where nothing is half done, and never lost.
+"""SIGINT and SIGTERM: handled at safe places, where nothing is half written, and never lost.
 
 Python may raise the exception of a signal in a destructor or a callback of a C library and drop it there, so
-that the command goes on as if nobody had asked. Long verbs therefore only note a signal and look at safe
-places; one that is not answered soon is raised wherever the program is, which is as safe as a kill: what is
-committed stays. Where nothing can be raised because the main thread waits in C (SQLite for a lock, a file
-system that hangs), another thread ends the command line.
+that the command goes on as if nothing had happened. Long verbs therefore only note a signal and check for it
+at safe places; one that is not handled soon is raised wherever the program is, which is as safe as a kill:
+what is committed stays. Where nothing can be raised because the main thread waits in C (SQLite for a
+lock, a file system that hangs), another thread ends the command line.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from ripple.errors import Interrupted
 #: Seconds a noted signal waits for the next safe place.
 GRACE = 5.0
 #: Seconds until an exception that Python dropped is raised again.
-AGAIN = 0.05
+RAISE_AGAIN = 0.05
 #: Seconds after which a command line that was signalled ends, and seconds after a second signal.
 LAST = 9.0
 LAST_AGAIN = 0.5
 
 
 class Late(KeyboardInterrupt):
-    """A signal whose time for a safe place is over.
+    """A signal for which no safe place came in time.
 
     Parameters
     ----------
@@ -55,14 +55,15 @@ class Stop:
     def note(self, signum: int, _frame: FrameType | None) -> None:
         """Handler of SIGINT and SIGTERM."""
         if self.signum:
+            # The default action ends the process at once, and its exit status says by which signal.
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
         self.signum = signum
-        # The alarm may be somebody else's: it is borrowed when it is needed.
+        # Other code may use the alarm: it is borrowed only now, and restored by `give_back`.
         self._alarm = signal.signal(signal.SIGALRM, self.late), signal.setitimer(signal.ITIMER_REAL, GRACE)
 
     def give_back(self) -> None:
-        """Restore the alarm of before the signal."""
+        """Restore the alarm as it was before the signal."""
         if self._alarm is not None:
             handler, timer = self._alarm
             signal.setitimer(signal.ITIMER_REAL, 0)
@@ -92,7 +93,7 @@ def stoppable() -> Iterator[Stop]:
         yield stop
         return
     both = (signal.SIGINT, signal.SIGTERM)
-    # What is ignored stays so: SIGINT in what a shell starts with `&`, SIGTERM below some schedulers.
+    # An ignored signal stays ignored: SIGINT in what a shell starts with `&`, SIGTERM below some schedulers.
     heard = [signum for signum in both if signal.getsignal(signum) is not signal.SIG_IGN]
     before = {signum: signal.signal(signum, stop.note) for signum in heard}
     try:
@@ -112,14 +113,16 @@ def guard() -> None:
     """
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
+    # The C handler writes to this socket at once, even while the main thread is inside a C call.
     signal.set_wakeup_fd(theirs.detach(), warn_on_full_buffer=False)
+    # A forked child would write its signals into the parent's socket.
     os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1) and None)
     threading.Thread(target=_end_in_time, args=(ours,), daemon=True).start()
     kept = sys.unraisablehook
 
     def hook(what: sys.UnraisableHookArgs) -> None:
         if issubclass(what.exc_type, KeyboardInterrupt):
-            signal.setitimer(signal.ITIMER_REAL, AGAIN)
+            signal.setitimer(signal.ITIMER_REAL, RAISE_AGAIN)
         else:
             kept(what)
 
@@ -129,16 +132,18 @@ def guard() -> None:
 
 def _end_in_time(signals: socket.socket) -> None:
     """End the process in time; C code writes the number of each signal to the other end as it comes."""
-    first = _next(signals, None)
-    if _next(signals, time.monotonic() + LAST):
+    first = _next_signal(signals, None)
+    if _next_signal(signals, time.monotonic() + LAST):
         time.sleep(LAST_AGAIN)
     with suppress(OSError):  # it may be closed, or a pipe that nobody reads
         os.set_blocking(2, False)
-        os.write(2, f"ripple: {Interrupted(first)}; it was not answered in time\n".encode())
+        os.write(
+            2, f"ripple: {Interrupted(first)}; the command did not stop in time and was ended\n".encode()
+        )
     os._exit(128 + first)
 
 
-def _next(signals: socket.socket, end: float | None) -> int:
+def _next_signal(signals: socket.socket, end: float | None) -> int:
     """The next SIGINT or SIGTERM; 0 when there is none until `end`, of the monotonic clock."""
     while True:
         signals.settimeout(None if end is None else max(end - time.monotonic(), 1e-3))

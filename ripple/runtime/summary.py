@@ -1,4 +1,4 @@
-"""What a person sees of a run: progress while it lasts, one screen at its end."""
+"""What the user sees of a run: progress while it lasts, one screen at its end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ripple.errors import TooManyRejected
 
 
 def plain(text: str) -> str:
-    """`text` with control characters escaped, so that catalogue strings cannot forge log lines."""
+    """`text` with control characters escaped, so that catalogue strings cannot forge lines of the log."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -55,6 +55,7 @@ class Summary:
             record = {k: getattr(self, k) for k in self.__slots__}
             sys.stdout.write(json.dumps(record, default=str) + "\n")
             return
+        # rich is imported late: `--json`, `--help` and workers do without it.
         from rich.console import Console
         from rich.table import Table
         from rich.text import Text
@@ -66,21 +67,24 @@ class Summary:
             table.add_row("status", "already finished, nothing to do")
         for key, value in self.facts.items():
             table.add_row(
-                Text(plain(key)), Text(plain(f"{value:,}" if isinstance(value, int) else str(value)))
+                # `Text`: rich would read square brackets in a catalogue string as markup.
+                Text(plain(key)),
+                Text(plain(f"{value:,}" if isinstance(value, int) else str(value))),
             )
+        # Most frequent first.
         for reason, count in sorted(self.rejections.items(), key=lambda item: -item[1]):
             table.add_row(Text("  " + plain(reason)), f"{count:,}")
         if not self.done_before:
             table.add_row("seconds", f"{self.seconds:.1f}")
         table.add_row("output", Text(plain(self.output)))
-        console = Console(stderr=True)
+        console = Console(stderr=True)  # stdout is for data
         console.print(table)
         for note in self.notes:
             console.print(Text(plain(note)))
 
 
 def tally(index: Any, output: str, max_rejected: float) -> tuple[dict[str, Any], dict[str, int]]:
-    """Count the verdicts of an index, for the closing screen.
+    """Count the rows of an index by status and reason, for the closing screen.
 
     Parameters
     ----------
@@ -99,15 +103,16 @@ def tally(index: Any, output: str, max_rejected: float) -> tuple[dict[str, Any],
     Raises
     ------
     TooManyRejected
-        The limit is passed; the message counts the reasons.
+        More rows are rejected than allowed; the message counts the reasons.
     """
     status = Counter(index["status"].to_pylist())
     reasons = Counter(r for r in index["reason"].to_pylist() if r)
     n, rejected = index.num_rows, status["rejected"]
     if n and rejected / n > max_rejected:
         raise TooManyRejected(
-            f"{rejected} of {n} targets rejected: " + ", ".join(f"{k} {v}" for k, v in reasons.most_common()),
-            hint=f"the output {output} is complete; see its index.parquet",
+            f"{rejected} of {n} targets were rejected: "
+            + ", ".join(f"{k} {v}" for k, v in reasons.most_common()),
+            hint=f"the output {output} is complete; its index.parquet has the reason of each",
         )
     facts = {"targets": n, "ok": status["ok"], "partial": status["partial"], "rejected": rejected}
     return facts, dict(reasons)
@@ -130,8 +135,9 @@ def progress(total: int | None, label: str, unit: str = "rows") -> Iterator[Any]
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=Console(stderr=True),
+        # The line disappears at the end: the summary takes its place.
         transient=True,
-        disable=not sys.stderr.isatty(),
+        disable=not sys.stderr.isatty(),  # no bar in the log of a batch job
     )
     with bar:
         task = bar.add_task(label, total=total or 0, rate="")

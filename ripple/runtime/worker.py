@@ -35,14 +35,17 @@ _NUMPY = {
 
 
 class _Results(pickle.Unpickler):
+    """Values, arrays, and objects of classes in ripple; anything else could run code in the parent."""
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _NUMPY:
             return super().find_class(module, name)
         if module.startswith("ripple.") and "." not in name:
             found = super().find_class(module, name)
+            # A function, or a class that a module of ours merely imported, is refused.
             if isinstance(found, type) and found.__module__.startswith("ripple."):
                 return found
-        raise pickle.UnpicklingError(f"{module}.{name} is not expected")
+        raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a result")
 
 
 def receive(connection: Connection) -> Any:
@@ -51,9 +54,9 @@ def receive(connection: Connection) -> Any:
     Raises
     ------
     EOFError, OSError
-        It is gone.
+        The worker is gone.
     UnpicklingError
-        The message is no pickle, or wants something called that is no class of ours.
+        The message is not a pickle, or calls something that is not a class of RIPPLe.
     """
     data = connection.recv_bytes()
     try:
@@ -65,7 +68,7 @@ def receive(connection: Connection) -> Any:
 
 
 def limit_memory(pid: int, most: int) -> None:
-    """Bound the private memory of a running worker; elsewhere than on Linux nothing can."""
+    """Bound the private memory of a running worker; only Linux can do this."""
     if sys.platform == "linux":
         with suppress(ProcessLookupError):
             hard = resource.prlimit(pid, resource.RLIMIT_DATA)[1]
@@ -97,7 +100,7 @@ def serve() -> None:
     handle, parent = int(sys.argv[1]), int(sys.argv[2])
     _die_with_parent(parent)
     connection = Connection(handle)
-    with suppress(EOFError, ConnectionError):  # the parent needs this worker no more
+    with suppress(EOFError, ConnectionError):  # the parent has ended this worker
         function, prepare = connection.recv()
         if prepare is not None:
             prepare()
@@ -114,7 +117,7 @@ def _attempt(function: Callable[[Any], Any], task: Any) -> Any:
     except MemoryError:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         most = resource.getrlimit(resource.RLIMIT_DATA)[0]
-        limit = f", limit {most}" if most != resource.RLIM_INFINITY else ""
+        limit = f", limit {most} bytes" if most != resource.RLIM_INFINITY else ""
         return Failed(f"out of memory: peak resident {peak} bytes{limit}", traceback.format_exc())
     except Exception as err:  # noqa: BLE001 - one odd unit must not end a run of days; the parent reports it
         text = " ".join(str(err).split())[:300]
@@ -125,5 +128,6 @@ def _die_with_parent(parent: int) -> None:
     if sys.platform == "linux":
         set_death_signal = 1  # PR_SET_PDEATHSIG, see prctl(2)
         ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it died before we asked
+    # It may have died between our start and the call above, which then waits for a death gone by.
+    if os.getppid() != parent:
         os._exit(1)

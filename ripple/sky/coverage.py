@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ripple.sky.skymap import Float, Int, SkyMap, whole
 
 #: Rows whose coverage is worked out at a time.
-SLICE = 50_000
+SLICE = 50_000  # bounds the (row, patch) pairs in memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +38,10 @@ def boxes_around(x: Float, y: Float, size: NDArray[np.int32]) -> Int:
 def touched(skymap: SkyMap, tract: Int, boxes: Int) -> tuple[Int, Int]:
     """Pairs (row, patch) of the patches whose outer boxes overlap boxes, `(M,)` int64 each, row by row."""
     i0, j0, i1, j1 = skymap.patches_touching(tract, boxes)
-    columns, rows = np.maximum(i1 - i0, 0), np.maximum(j1 - j0, 0)
+    columns, rows = np.maximum(i1 - i0, 0), np.maximum(j1 - j0, 0)  # patches under each box
     count = columns * rows
     row = np.repeat(np.arange(len(boxes)), count)
-    k = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
+    k = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)  # 0, 1, ... within each box
     nx = skymap.table.nx[skymap.table.rows(tract, skymap.name)] * np.ones(len(boxes), np.int64)
     wide = np.maximum(columns[row], 1)
     return row, (j0[row] + k // wide) * nx[row] + i0[row] + k % wide
@@ -83,11 +83,13 @@ def _cover(
     points = np.stack([whole(x), whole(y)], axis=1)
     centre = np.zeros(len(boxes), np.uint64)
     outer = outer_boxes(skymap, tract[row], patch)
-    np.bitwise_or.at(centre, row, np.where(_holds(outer, points[row]), bits, np.uint64(0)))
+    np.bitwise_or.at(centre, row, np.where(_contains(outer, points[row]), bits, np.uint64(0)))
+    # Bands that every touching patch has.
     everything = np.full(len(boxes), full, np.uint64)
     np.bitwise_and.at(everything, row, bits)
+    # Cell patches reach beyond the tract by their border, clipped ones end with it.
     grown = 0 if skymap.patches.clip else skymap.patches.border
-    area = _areas(skymap, tract, grown)
+    area = _tract_areas(skymap, tract, grown)
     inside = (boxes[:, :2] >= area[:, :2]).all(axis=1) & (boxes[:, 2:] <= area[:, 2:]).all(axis=1)
     # Patches tile their tract: a box inside it that touches only complete patches is covered.
     easy = inside & (everything == full)
@@ -97,18 +99,19 @@ def _cover(
         at = np.full(len(boxes), -1)
         at[hard] = np.arange(len(hard))
         mine = at[row] >= 0
-        complete[hard] = _pieces(boxes[hard], at[row[mine]], outer[mine], bits[mine], full)
+        complete[hard] = _bands_covering(boxes[hard], at[row[mine]], outer[mine], bits[mine], full)
     return centre, complete
 
 
 def _bits(tract: Int, patch: Int, have: dict[tuple[int, int], int]) -> NDArray[np.uint64]:
     """Bands of each (tract, patch)."""
+    # One number per (tract, patch), so that each distinct pair is looked up once.
     keys, where = np.unique(tract * (1 << 32) + patch, return_inverse=True)
     values = [have.get((int(k) >> 32, int(k) & 0xFFFFFFFF), 0) for k in keys]
     return np.array(values, np.uint64)[where.ravel()] if len(keys) else np.zeros(0, np.uint64)
 
 
-def _areas(skymap: SkyMap, tract: Int, grown: int) -> Int:
+def _tract_areas(skymap: SkyMap, tract: Int, grown: int) -> Int:
     """Boxes `(N, 4)` that the outer boxes of all patches of a tract cover together."""
     t, p = skymap.table, skymap.patches
     k = t.rows(tract, skymap.name) + np.zeros(np.shape(tract), np.int64)
@@ -124,15 +127,17 @@ def outer_boxes(skymap: SkyMap, tract: Int, patch: Int) -> Int:
     box = np.asarray(box + p.border * np.array([-1, -1, 1, 1]), np.int64)
     if not p.clip:
         return box
-    area = _areas(skymap, tract, 0)
+    area = _tract_areas(skymap, tract, 0)
     return np.concatenate([np.maximum(box[:, :2], area[:, :2]), np.minimum(box[:, 2:], area[:, 2:])], axis=1)
 
 
-def _holds(box: Int, point: Int) -> NDArray[np.bool_]:
+def _contains(box: Int, point: Int) -> NDArray[np.bool_]:
     return np.asarray((point >= box[:, :2]).all(axis=1) & (point < box[:, 2:]).all(axis=1))
 
 
-def _pieces(boxes: Int, row: Int, outer: Int, bits: NDArray[np.uint64], full: int) -> NDArray[np.uint64]:
+def _bands_covering(
+    boxes: Int, row: Int, outer: Int, bits: NDArray[np.uint64], full: int
+) -> NDArray[np.uint64]:
     """Bands that cover boxes wholly, when patches are missing or end: exact, rectangle by rectangle.
 
     The edges of the touching patches divide a box into rectangles within which nothing changes; one pixel of
@@ -142,6 +147,7 @@ def _pieces(boxes: Int, row: Int, outer: Int, bits: NDArray[np.uint64], full: in
     most = int(k.max()) + 1 if len(k) else 0
     n = len(boxes)
     edges = np.tile(boxes[:, None, :2], (1, 2 * most + 1, 1))  # (n, edges, xy); the box's own corner pads
+    # Edges outside the box move to its rim, where they divide nothing.
     clipped = np.clip(outer, np.tile(boxes[row, :2], 2), np.tile(boxes[row, 2:] - 1, 2))
     edges[row, 2 * k + 1], edges[row, 2 * k + 2] = clipped[:, :2], clipped[:, 2:]
     result = np.full(n, full, np.uint64)
@@ -149,6 +155,6 @@ def _pieces(boxes: Int, row: Int, outer: Int, bits: NDArray[np.uint64], full: in
         for b in range(edges.shape[1]):
             point = np.stack([edges[:, a, 0], edges[:, b, 1]], axis=1)
             seen = np.zeros(n, np.uint64)
-            np.bitwise_or.at(seen, row, np.where(_holds(outer, point[row]), bits, np.uint64(0)))
+            np.bitwise_or.at(seen, row, np.where(_contains(outer, point[row]), bits, np.uint64(0)))
             result &= seen
     return result

@@ -66,7 +66,7 @@ class Box:
     def around(cls, x: float, y: float, width: int, height: int | None = None) -> Self:
         """The box of a cutout: `x0 = floor(x + 0.5) - width // 2`, so (x, y) falls in pixel `width // 2`."""
         h = width if height is None else height
-        x0 = int(np.floor(x + 0.5)) - width // 2
+        x0 = int(np.floor(x + 0.5)) - width // 2  # pixel that holds x
         y0 = int(np.floor(y + 0.5)) - h // 2
         return cls(x0, y0, x0 + width, y0 + h)
 
@@ -103,7 +103,7 @@ class Tan:
         return float(np.sqrt(abs(a * d - b * c)) * 3600.0)
 
     @property
-    def _turn(self) -> float:
+    def _pole_sign(self) -> float:
         """-1 at the north pole: there FITS puts LONPOLE at 0 instead of 180 deg (op. cit. paper II, 2.2)."""
         return -1.0 if self.dec0 >= 90.0 else 1.0
 
@@ -126,12 +126,14 @@ class Tan:
         da = r - np.radians(self.ra0)
         c0, s0 = np.cos(np.radians(self.dec0)), np.sin(np.radians(self.dec0))
         cos_a = np.cos(da)
+        # Cosine of the angle from the tangent point: zero or less is behind the plane.
         w = s0 * sin_d + c0 * cos_d * cos_a
         with np.errstate(divide="ignore", invalid="ignore"):
-            xi = self._turn * np.degrees(cos_d * np.sin(da) / w)
-            eta = self._turn * np.degrees((c0 * sin_d - s0 * cos_d * cos_a) / w)
+            xi = self._pole_sign * np.degrees(cos_d * np.sin(da) / w)
+            eta = self._pole_sign * np.degrees((c0 * sin_d - s0 * cos_d * cos_a) / w)
         behind = ~(w > 0)
         a, b, c, e = self.cd
+        # Cramer's rule on the 2 x 2 CD matrix.
         det = a * e - b * c
         x = np.where(behind, np.nan, self.x0 + (e * xi - b * eta) / det)
         y = np.where(behind, np.nan, self.y0 + (a * eta - c * xi) / det)
@@ -142,12 +144,15 @@ class Tan:
         px = np.asarray(x, float) - self.x0
         py = np.asarray(y, float) - self.y0
         a, b, c, e = self.cd
-        xi, eta = self._turn * np.radians(a * px + b * py), self._turn * np.radians(c * px + e * py)
+        # Tangent plane in radians: xi to the east, eta to the north.
+        xi, eta = self._pole_sign * np.radians(a * px + b * py), self._pole_sign * np.radians(c * px + e * py)
         c0, s0 = np.cos(np.radians(self.dec0)), np.sin(np.radians(self.dec0))
+        # The direction along the meridian of the tangent point; arctan2 and hypot stay exact at the poles.
         up = c0 - eta * s0
         ra = np.degrees(np.arctan2(xi, up)) + self.ra0
         dec = np.degrees(np.arctan2(s0 + eta * c0, np.hypot(xi, up)))
         ra = np.mod(ra, 360.0)
+        # np.mod of a tiny negative number rounds to 360.
         return np.where(ra >= 360.0, 0.0, ra), dec
 
     def cards(self) -> dict[str, float | str]:
@@ -169,20 +174,9 @@ class Tan:
             "CD2_2": e,
         }
 
-    @classmethod
-    def from_cards(cls, cards: dict[str, float | str]) -> Self:
-        """The inverse of `cards`."""
-        f = {k: float(v) for k, v in cards.items() if k[:2] in ("CR", "CD")}
-        return cls(
-            f["CRVAL1"],
-            f["CRVAL2"],
-            f["CRPIX1"] - 1.0,
-            f["CRPIX2"] - 1.0,
-            (f["CD1_1"], f["CD1_2"], f["CD2_1"], f["CD2_2"]),
-        )
-
     def separation(self, other: Tan, box: Box) -> float:
         """Largest distance in pixels between two projections over the corners and centre of `box`."""
+        # Two gnomonic projections differ most at corners, or, by an offset, everywhere.
         x = np.array([box.x0, box.x1, box.x0, box.x1, (box.x0 + box.x1) / 2], float)
         y = np.array([box.y0, box.y0, box.y1, box.y1, (box.y0 + box.y1) / 2], float)
         ox, oy = other.sky_to_pixel(*self.pixel_to_sky(x, y))

@@ -52,6 +52,7 @@ class LegacyPatches:
 
     def packed(self, overlap: float, scale: float, rotation: float) -> bytes:
         """The bytes that `lsst.skymap` hashes."""
+        # As `getPackedConfig` of the legacy tract builder.
         return struct.pack(
             "<iiidd3sd", self.width, self.height, self.border, overlap, scale, b"TAN", rotation
         )
@@ -98,6 +99,7 @@ class CellPatches:
 
     def packed(self, overlap: float, scale: float, rotation: float) -> bytes:
         """The bytes that `lsst.skymap` hashes."""
+        # As `getPackedConfig` of the cell tract builder; width and height of a cell are equal here.
         return struct.pack(
             "<iiiiidd3sd",
             self.cell,
@@ -168,15 +170,17 @@ class TractTable:
             An id that the sky map does not have.
         """
         wanted = np.asarray(tract, np.int64)
+        # Ring maps: ids are positions, which saves a search for each of millions of rows.
         if self.ids[0] == 0 and self.ids[-1] == len(self.ids) - 1 and self._all_there(wanted):
-            return wanted  # ids are positions
+            return wanted
+        # searchsorted may point behind the last id.
         at = np.minimum(np.searchsorted(self.ids, wanted), len(self.ids) - 1)
         wrong = np.atleast_1d(self.ids[at] != wanted)
         if wrong.any():
             bad = np.atleast_1d(wanted)[wrong][0]
             raise SkyMapError(
                 f"sky map {name} has no tract {bad}",
-                hint=f"tracts are {self.ids[0]} to {self.ids[-1]}, {len(self.ids)} in number",
+                hint=f"its {len(self.ids)} tracts are numbered {self.ids[0]} to {self.ids[-1]}",
             )
         return at
 
@@ -209,8 +213,8 @@ class SkyMap(ABC):
         """The one tract whose inner region holds each position: `(N,)` int64."""
 
     @abstractmethod
-    def _near(self, ra: Float, dec: Float) -> Int:
-        """Tract ids `(N, K)` among which are all those that hold each position; -1 pads."""
+    def _candidate_tracts(self, ra: Float, dec: Float) -> Int:
+        """Tract ids `(N, K)` that include all those that hold each position; -1 pads."""
 
     def tan(self, tract: int) -> Tan:
         """Projection of a tract."""
@@ -230,6 +234,7 @@ class SkyMap(ABC):
         """
         t, k = self.table, self.table.rows(tract, self.name)
         d, d0 = np.radians(np.asarray(dec, float)), np.radians(t.dec)
+        # Angles per tract are computed once per table and gathered, not per row.
         da = np.radians(np.asarray(ra, float)) - np.radians(t.ra)[k]
         cos_d, sin_d, c0, s0 = np.cos(d), np.sin(d), np.cos(d0)[k], np.sin(d0)[k]
         near = cos_d * np.cos(da)
@@ -238,15 +243,16 @@ class SkyMap(ABC):
         with np.errstate(divide="ignore", invalid="ignore"):
             scale = np.where(w > 0, turn / w, np.nan) * (180.0 / np.pi)
             xi, eta = cos_d * np.sin(da) * scale, (c0 * sin_d - s0 * near) * scale
-        x0, y0, m = self._inverse(k)
+        x0, y0, m = self._pixels_per_degree(k)
         return x0 + (m[0] * xi + m[1] * eta), y0 + (m[2] * xi + m[3] * eta)
 
-    def _inverse(self, k: Int) -> tuple[Any, Any, Any]:
+    def _pixels_per_degree(self, k: Int) -> tuple[Any, Any, Any]:
         """Pixel of the tangent point, and pixels per deg (2 x 2 by rows), of table rows `k`."""
         t = self.table
+        # Ring maps have one CD matrix for all tracts: its inverse is then a single 2 x 2.
         a, b, c, d = t.cd[:1].T if (t.cd == t.cd[0]).all() else t.cd.T
         inverse = np.stack([d, -b, -c, a]) / (a * d - b * c)
-        if inverse.shape[1] == 1:  # as in all ring maps: nothing to look up
+        if inverse.shape[1] == 1:
             return t.x0[k], t.y0[k], inverse[:, 0]
         return t.x0[k], t.y0[k], inverse[:, k]
 
@@ -329,11 +335,12 @@ class SkyMap(ABC):
         t, k, p = self.table, self.table.rows(tract, self.name), self.patches
         nx, ny = t.nx[k], t.ny[k]
         x0, y0, x1, y1 = np.moveaxis(np.asarray(boxes, np.int64), -1, 0)
+        # Clipped patches end with the tract, so only what lies in the tract counts.
         if p.clip:
             x0, y0 = np.maximum(x0, 0), np.maximum(y0, 0)
             x1, y1 = np.minimum(x1, nx * p.width), np.minimum(y1, ny * p.height)
-        i0, i1 = _span(x0, x1, p.width, p.border, nx)
-        j0, j1 = _span(y0, y1, p.height, p.border, ny)
+        i0, i1 = _overlapping_range(x0, x1, p.width, p.border, nx)
+        j0, j1 = _overlapping_range(y0, y1, p.height, p.border, ny)
         return i0, j0, i1, j1
 
     def all_tracts(self, ra: ArrayLike, dec: ArrayLike) -> tuple[Int, Int]:
@@ -345,7 +352,7 @@ class SkyMap(ABC):
             Pairs, int64, sorted by row and then tract.
         """
         r, d = np.atleast_1d(np.asarray(ra, float)), np.atleast_1d(np.asarray(dec, float))
-        near = self._near(r, d)
+        near = self._candidate_tracts(r, d)
         row = np.repeat(np.arange(len(r)), near.shape[1])[near.ravel() >= 0]
         tract = near.ravel()[near.ravel() >= 0]
         x, y = self.sky_to_pixel(tract, r[row], d[row])
@@ -354,7 +361,7 @@ class SkyMap(ABC):
         return pairs[:, 0], pairs[:, 1]
 
 
-def _span(start: Int, stop: Int, size: int, border: int, count: Int) -> tuple[Int, Int]:
+def _overlapping_range(start: Int, stop: Int, size: int, border: int, count: Int) -> tuple[Int, Int]:
     """Indices of intervals `[i * size - border, (i + 1) * size + border)` that overlap `[start, stop)`."""
     first = np.maximum((start - border) // size, 0)
     last = np.minimum((stop - 1 + border) // size, count - 1)
@@ -363,6 +370,7 @@ def _span(start: Int, stop: Int, size: int, border: int, count: Int) -> tuple[In
 
 def whole(x: ArrayLike) -> Int:
     """The pixel that holds a coordinate, `floor(x + 0.5)`; far outside any tract for NaN."""
+    # Centres are at integers; 1e9 px is farther than any tract and safe in int64 sums.
     pixel = np.floor(np.asarray(x, float) + 0.5)
     return np.clip(np.nan_to_num(pixel, nan=-1e9), -1e9, 1e9).astype(np.int64)
 
@@ -382,16 +390,20 @@ def _square_tracts(
     point, and the box is grown to whole patches, half of the excess on the lower side.
     """
     turn = np.radians(rotation)
+    # Half-size in pixels on the tangent plane, where an angle t is at tan(t).
     half = np.degrees(np.tan(np.radians(radius + overlap))) / (scale / 3600.0)
+    # The box around the four compass points, turned.
     half = half * max(abs(np.cos(turn)), abs(np.sin(turn)))
     low, high = np.floor(-half + 0.5).astype(np.int64), np.ceil(half - 0.5).astype(np.int64)
     counts, origins = [], []
     for size in (patches.width, patches.height):
         pixels = high - low + 1
+        # Rounded up to whole patches.
         count = -(-pixels // size)
         counts.append(count)
         origins.append(-(low - (count * size - pixels) // 2).astype(float))
     s = scale / 3600.0
+    # cd11 < 0: RA grows to the left.
     cd = np.tile([-np.cos(turn) * s, np.sin(turn) * s, np.sin(turn) * s, np.cos(turn) * s], (len(ra), 1))
     return TractTable(np.arange(len(ra)), ra, dec, origins[0], origins[1], cd, counts[0], counts[1])
 
@@ -433,6 +445,11 @@ class RingsSkyMap(SkyMap):
         widest = np.minimum(np.abs(start), np.abs(start + self._height))
         return (2 * np.pi * np.cos(widest) / self._height).astype(np.int64) + 1
 
+    @property
+    def tract_count(self) -> int:
+        """Number of tracts, with the two caps."""
+        return int(self._counts.sum()) + 2
+
     @cached_property
     def _first(self) -> Int:
         """Id of the first tract of each ring."""
@@ -443,6 +460,7 @@ class RingsSkyMap(SkyMap):
         """Geometry of all tracts."""
         ring = np.repeat(np.arange(self.rings), self._counts)
         turn = (np.arange(len(ring)) + 1 - self._first[ring]) / self._counts[ring]
+        # Tract 0 and the last one are the caps, centred on the poles.
         ra = np.concatenate([[0.0], np.mod(360.0 * turn + self.ra_start, 360.0), [0.0]])
         dec = np.concatenate([[-90.0], np.degrees(self._height * (ring + 1)) - 90.0, [90.0]])
         radius = np.full(len(ra), np.degrees(0.5 * self._height))
@@ -459,6 +477,7 @@ class RingsSkyMap(SkyMap):
     def _ring(self, dec: Float) -> Int:
         """Ring of declinations in rad; -1 and `rings` are the caps."""
         edge = self._height * 0.5 - 0.5 * np.pi
+        # edge: half a ring above the south pole, where the southern cap ends.
         ring = np.floor((dec - edge) / self._height).astype(np.int64)
         ring = np.clip(ring, 0, self.rings)
         return np.where(dec < edge, -1, np.where(dec > -edge, self.rings, ring))
@@ -467,6 +486,7 @@ class RingsSkyMap(SkyMap):
         """Tract number within (real) rings for right ascensions in rad."""
         count = self._counts[ring]
         turn = np.mod(ra - np.radians(self.ra_start), 2 * np.pi)
+        # + 0.5: tract 0 of a ring is centred on ra_start, not starting there.
         slot = (turn / (2 * np.pi / count) + 0.5).astype(np.int64)
         return np.where(slot >= count, 0, slot)
 
@@ -485,9 +505,10 @@ class RingsSkyMap(SkyMap):
         last = len(self.table.ids) - 1
         return np.where(ring < 0, 0, np.where(ring >= self.rings, last, inside))
 
-    def _near(self, ra: Float, dec: Float) -> Int:
+    def _candidate_tracts(self, ra: Float, dec: Float) -> Int:
         ring = self._ring(np.radians(dec))
         found = []
+        # Tracts overlap by less than their size: only neighbours in both directions can hold a position.
         for shift in (-1, 0, 1):
             r = ring + shift
             real = np.clip(r, 0, self.rings - 1)
@@ -495,15 +516,31 @@ class RingsSkyMap(SkyMap):
             for step in (-1, 0, 1):
                 near = self._first[real] + np.mod(slot + step, self._counts[real])
                 found.append(np.where(r == real, near, -1))
+        # The caps always: near a pole they touch every slot.
         caps = [np.zeros_like(ring), np.full_like(ring, len(self.table.ids) - 1)]
         return np.stack(found + caps, axis=1)
 
 
 @dataclass(frozen=True)
-class _ByCentre(SkyMap):
-    """Sky maps whose tracts may lie anywhere: a position belongs to the nearest tangent point."""
+class ObservedSkyMap(SkyMap):
+    """A sky map inferred from a repository: projections of its coadds and boxes of its patches.
 
-    def _angles(self, ra: ArrayLike, dec: ArrayLike) -> Float:
+    Its tracts may lie anywhere: a position belongs to the tract with the nearest tangent point.
+
+    Parameters
+    ----------
+    tracts
+        Geometry of the observed tracts.
+    """
+
+    tracts: TractTable
+
+    @property
+    def table(self) -> TractTable:
+        """Geometry of the observed tracts."""
+        return self.tracts
+
+    def _cosines(self, ra: ArrayLike, dec: ArrayLike) -> Float:
         """Cosines `(N, T)` of the angles to all tangent points."""
         here = _unit(np.atleast_1d(np.asarray(ra, float)), np.atleast_1d(np.asarray(dec, float)))
         there: Float = _unit(self.table.ra, self.table.dec)
@@ -511,70 +548,18 @@ class _ByCentre(SkyMap):
 
     def find_tract(self, ra: ArrayLike, dec: ArrayLike) -> Int:
         """The tract with the nearest centre, `(N,)` int64; it need not hold the position."""
-        found = self.table.ids[np.argmax(self._angles(ra, dec), axis=1)]
+        found = self.table.ids[np.argmax(self._cosines(ra, dec), axis=1)]
         return found.reshape(np.shape(ra))
 
-    def _near(self, ra: Float, dec: Float) -> Int:
-        return np.where(self._angles(ra, dec) > 0, self.table.ids[None, :], -1)
+    def _candidate_tracts(self, ra: Float, dec: Float) -> Int:
+        # Only tracts within 90 deg have the position in front of their tangent plane.
+        return np.where(self._cosines(ra, dec) > 0, self.table.ids[None, :], -1)
 
 
 def _unit(ra: Float, dec: Float) -> Float:
     """Unit vectors `(N, 3)`."""
     r, d = np.radians(ra), np.radians(dec)
     return np.stack([np.cos(d) * np.cos(r), np.cos(d) * np.sin(r), np.sin(d)], axis=1)
-
-
-@dataclass(frozen=True)
-class DiscreteSkyMap(_ByCentre):
-    """Square tracts at given places.
-
-    Parameters
-    ----------
-    ra, dec, radius
-        Deg; centre and half-size of each tract.
-    pixel_scale
-        Arcsec per pixel.
-    tract_overlap
-        Deg, added to each radius.
-    rotation
-        Deg, position angle of +y.
-    """
-
-    patches: LegacyPatches | CellPatches
-    ra: tuple[float, ...] = ()
-    dec: tuple[float, ...] = ()
-    radius: tuple[float, ...] = ()
-    pixel_scale: float = 0.2
-    tract_overlap: float = 0.0
-    rotation: float = 0.0
-
-    @cached_property
-    def table(self) -> TractTable:
-        """Geometry of all tracts."""
-        if not len(self.ra) == len(self.dec) == len(self.radius) > 0:
-            raise SkyMapError(f"sky map {self.name}: ra, dec and radius must be equally many, at least one")
-        ra, dec, radius = (np.array(v, float) for v in (self.ra, self.dec, self.radius))
-        return _square_tracts(
-            ra, dec, radius, self.tract_overlap, self.pixel_scale, self.rotation, self.patches
-        )
-
-
-@dataclass(frozen=True)
-class ObservedSkyMap(_ByCentre):
-    """A sky map inferred from what a repository holds: projections of coadds and boxes of patches.
-
-    Parameters
-    ----------
-    tracts
-        Geometry of the tracts that were looked at.
-    """
-
-    tracts: TractTable
-
-    @property
-    def table(self) -> TractTable:
-        """Geometry of the tracts that were looked at."""
-        return self.tracts
 
 
 def _rings(name: str, patches: LegacyPatches | CellPatches, scale: float = 0.2) -> RingsSkyMap:
@@ -606,4 +591,6 @@ def known(name: str) -> RingsSkyMap:
         if skymap.name == name:
             return skymap
     names = [s.name for s in KNOWN]
-    raise SkyMapError(f"unknown sky map {name!r}{suggest(name, names)}", hint=f"known are {', '.join(names)}")
+    raise SkyMapError(
+        f"unknown sky map {name!r}{suggest(name, names)}", hint=f"known sky maps are {', '.join(names)}"
+    )

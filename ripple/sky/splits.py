@@ -21,7 +21,7 @@ TRAIN, VALIDATION, TEST = 0, 1, 2
 SPLITS: tuple[str, ...] = ("train", "validation", "test")
 
 Float = NDArray[np.float64]
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio, the step of SplitMix64
 
 
 def sky_cells(ra: ArrayLike, dec: ArrayLike, nside: int) -> NDArray[np.int64]:
@@ -44,12 +44,13 @@ def sky_cells(ra: ArrayLike, dec: ArrayLike, nside: int) -> NDArray[np.int64]:
         `nside` is not a power of two.
     """
     if nside < 1 or nside & (nside - 1) or nside > 1 << 29:
-        raise ConfigError(f"nside {nside}", hint="give a power of two, for example 256 or 2048")
+        raise ConfigError(f"nside {nside} is not a power of two", hint="for example 256 or 2048")
     import astropy.units as u
     from astropy_healpix import lonlat_to_healpix
 
     lon, lat = np.asarray(ra, np.float64), np.asarray(dec, np.float64)
     good = np.isfinite(lon) & np.isfinite(lat)
+    # -1 is not a HEALPix cell: callers see which rows have no position.
     cells = np.full(lon.shape, -1, np.int64)
     cells[good] = lonlat_to_healpix(lon[good] * u.deg, lat[good] * u.deg, nside, order="nested")
     return cells
@@ -115,15 +116,20 @@ def split_keys(
     """
     parts = np.asarray(fractions, np.float64)
     if parts.shape != (3,) or (parts < 0).any() or abs(parts.sum() - 1) > 1e-9:
-        raise ConfigError(f"split fractions {tuple(fractions)}", hint="three non-negative numbers with sum 1")
+        raise ConfigError(
+            f"split fractions {tuple(fractions)} cannot be used",
+            hint="give three non-negative numbers with sum 1",
+        )
     values = np.asarray(keys)
-    words = values.astype(np.int64).view(np.uint64) if values.dtype.kind in "iu" else _text_words(values)
+    words = values.astype(np.int64).view(np.uint64) if values.dtype.kind in "iu" else _hash_texts(values)
+    # uint64 to [0, 1): the cumulative fractions divide that interval.
     uniform = mix64(words, seed).astype(np.float64) / 2.0**64
     return np.searchsorted(np.cumsum(parts)[:2], uniform, side="right").astype(np.int8)
 
 
-def _text_words(values: NDArray[np.generic]) -> NDArray[np.uint64]:
+def _hash_texts(values: NDArray[np.generic]) -> NDArray[np.uint64]:
     unique, inverse = np.unique(values.astype(str), return_inverse=True)
+    # Python's own hash of a string differs from run to run.
     digests = [hashlib.blake2b(str(v).encode(), digest_size=8).digest() for v in unique]
     return np.frombuffer(b"".join(digests), "<u8")[inverse].astype(np.uint64)
 
@@ -141,6 +147,7 @@ def mix64(words: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:
         Any integer; its low 64 bits count.
     """
     x = words ^ np.uint64((seed * int(_GOLDEN)) & (2**64 - 1))
+    # The constants are those of SplitMix64; products wrap around at 2^64, as intended.
     for _ in range(2):
         x = x + _GOLDEN
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -152,7 +159,7 @@ def mix64(words: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:
 def drop_neighbours(
     ra: ArrayLike, dec: ArrayLike, split: NDArray[np.int8], *, radius: float
 ) -> NDArray[np.int8]:
-    """Take out rows that lie too near to a row of a later split.
+    """Take rows out of their split that lie too near to a row of a later one.
 
     Training rows within `radius` of a validation or test row, and validation rows within `radius` of a test
     row, get -1. The test set stays whole.
@@ -171,7 +178,8 @@ def drop_neighbours(
     `(N,)` int8, a copy.
     """
     out = split.copy()
-    first, second = _pairs(ra, dec, split, radius)
+    first, second = _near_pairs(ra, dec, split, radius)
+    # The row of the earlier split goes: training rows are many, test rows few.
     out[np.where(split[first] < split[second], first, second)] = -1
     return out
 
@@ -200,15 +208,17 @@ def check_leakage(
     Raises
     ------
     DataError
-        Two rows of different splits are the same thing; names how many and the first pair.
+        Rows of different splits are the same object or image; names how many and the first pair.
     """
-    first, second = _pairs(ra, dec, split, radius)
-    _refuse(first, second, split, f"lie within {radius:g} arcsec of each other")
+    first, second = _near_pairs(ra, dec, split, radius)
+    _raise_if_pairs(first, second, split, f"lie within {radius:g} arcsec of each other")
     if image is not None:
-        _refuse(*twin_images(image, split), split, "show the same pixels")
+        _raise_if_pairs(*twin_images(image, split), split, "show the same pixels")
 
 
-def _refuse(first: NDArray[np.int64], second: NDArray[np.int64], split: NDArray[np.int8], what: str) -> None:
+def _raise_if_pairs(
+    first: NDArray[np.int64], second: NDArray[np.int64], split: NDArray[np.int8], what: str
+) -> None:
     if len(first) == 0:
         return
     a, b = int(first[0]), int(second[0])
@@ -219,7 +229,7 @@ def _refuse(first: NDArray[np.int64], second: NDArray[np.int64], split: NDArray[
     )
 
 
-def _pairs(
+def _near_pairs(
     ra: ArrayLike, dec: ArrayLike, split: NDArray[np.int8], radius: float
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows `(first, second)` of different splits nearer than `radius` arcsec, ordered."""
@@ -231,8 +241,9 @@ def _pairs(
     xyz = np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=1)
     trees = [cKDTree(xyz[split[rows] == s]) for s in range(3)]
     members = [rows[split[rows] == s] for s in range(3)]
+    # On the unit sphere, which has no edge at RA 0 or the poles; angles become chords.
     chord = 2.0 * np.sin(np.radians(radius / 3600.0) / 2.0)
-    return _cross(trees, members, chord)
+    return _pairs_between(trees, members, chord)
 
 
 def twin_images(
@@ -240,7 +251,7 @@ def twin_images(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows of different splits with (nearly) the same image.
 
-    Every band is binned to 8x8, its mean taken off, and the row scaled to unit length; rows nearer than
+    Every band is binned to 8x8, its mean subtracted, and the row scaled to unit length; rows nearer than
     `tolerance` in that space are the same picture, also after a change of scale or level. Rows without
     structure (all pixels equal) are left out.
 
@@ -262,26 +273,30 @@ def twin_images(
 
     n, b, h, w = image.shape
     if h < 8 or w < 8:
-        raise DataError(f"images of {h}x{w} pixels", hint="the comparison needs at least 8x8")
+        raise DataError(
+            f"images of {h}x{w} pixels are too small to compare", hint="at least 8x8 pixels are needed"
+        )
     high, wide = h // 8, w // 8
     small = np.zeros((n, b, 8, 8))
     for k, row in enumerate(image):  # an image set need not fit in memory as float64
         trimmed = row[:, : 8 * high, : 8 * wide].reshape(b, 8, high, 8, wide)
         small[k] = trimmed.mean(axis=(2, 4), dtype=np.float64)
     flat = (small - small.mean(axis=(2, 3), keepdims=True)).reshape(n, -1)
+    # All bands as one vector: equal colours count as well as equal shapes.
     norm = np.linalg.norm(flat, axis=1)
     good = (norm > 0) & (split >= 0)
     flat[good] /= norm[good, None]
     members = [np.flatnonzero(good & (split == s)) for s in range(3)]
     trees = [cKDTree(flat[m]) for m in members]
-    return _cross(trees, members, tolerance)
+    return _pairs_between(trees, members, tolerance)
 
 
-def _cross(
+def _pairs_between(
     trees: list[Any], members: list[NDArray[np.int64]], radius: float
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Pairs between different trees within `radius`, as sorted row numbers."""
     pairs: list[tuple[int, int]] = []
+    # One tree per split: pairs within a split are many and do not matter.
     for s, t in ((0, 1), (0, 2), (1, 2)):
         if len(members[s]) == 0 or len(members[t]) == 0:
             continue

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from ripple.config import Config, load_yaml, suggest
-from ripple.errors import ConfigError, InputError, IntegrityError, OtherInputsError
+from ripple.errors import ConfigError, IntegrityError, OtherInputsError
 from ripple.learn.config import ScoreConfig, TrainConfig
 from ripple.runtime.summary import Summary, plain
 from ripple.stages.fetch.config import FetchConfig
@@ -30,9 +30,8 @@ from ripple.stages.report.config import ReportConfig
 from ripple.stages.report.report import report
 from ripple.stages.simulate.config import SimulateConfig
 from ripple.stages.simulate.simulate import simulate
-from ripple.storage.artefact import open_artefact
-from ripple.storage.checksums import read_listing
 from ripple.storage.files import make_directory, read_whole, write_error, write_single
+from ripple.storage.manifest import is_finished
 from ripple.storage.writer import is_begun
 
 #: Stage -> directory in the output, in the order of the chain.
@@ -194,7 +193,7 @@ def _made(name: str, options: dict[str, Any], usual: Path) -> Summary:
 
 def _clear(directory: Path) -> bool:
     """Remove what a stage made; False where no record of ours vouches for it, or a link leads elsewhere."""
-    ours = _is_finished(directory) or is_begun(directory) or (directory / ".train" / "run.json").is_file()
+    ours = is_finished(directory) or is_begun(directory) or (directory / ".train" / "run.json").is_file()
     if directory.is_symlink() or not ours:
         return False
     try:
@@ -202,18 +201,6 @@ def _clear(directory: Path) -> bool:
     except OSError as err:
         raise write_error(directory, err) from None
     return True
-
-
-def _is_finished(directory: Path) -> bool:
-    """Whether it is a finished artefact, model or page."""
-    try:
-        if (directory / "manifest.json").is_file():
-            open_artefact(directory)
-            return True
-        names = [name for name in ("model.json", "ripple.json") if (directory / name).is_file()]
-        return bool(names and read_listing(directory / names[0]))
-    except (InputError, IntegrityError):
-        return False
 
 
 def _remembered(out: Path) -> dict[str, dict[str, Any]]:

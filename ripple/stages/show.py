@@ -14,6 +14,8 @@ from ripple.imaging.colour import lupton_rgb, png, sky_noise
 from ripple.runtime.summary import Summary
 from ripple.storage.artefact import Artefact, open_artefact
 from ripple.storage.files import write_atomic
+from ripple.storage.manifest import files_of, read_manifest
+from ripple.storage.schema import KINDS
 from ripple.storage.shards import images_of
 
 _SHOWN_ATTRIBUTES = 12
@@ -24,30 +26,31 @@ _PALETTE = np.array(
 
 
 def describe(directory: Path) -> Summary:
-    """Facts of a finished artefact, for one screen or as JSON.
+    """Facts of a finished directory of any kind, for one screen or as JSON.
 
     Raises
     ------
     InputError
-        No artefact, or not finished.
+        RIPPLe did not write it, or it is not finished.
     IntegrityError
         The manifest or the index is damaged.
     """
-    artefact = open_artefact(directory)
-    manifest = artefact.manifest
-    size = sum(shard.bytes for shard in artefact.shards)
-    facts: dict[str, Any] = {
-        "kind": manifest["kind"],
-        **manifest["counts"],
-        "rows": artefact.rows,
-        "shards": len(artefact.shards),
-        "on disk": human_bytes(size),
-    }
-    attributes = manifest["attributes"]
-    shown = {k: v for k, v in attributes.items() if not isinstance(v, dict)}
-    facts |= {k: _plain(v) for k, v in list(shown.items())[:_SHOWN_ATTRIBUTES]}
-    facts |= {"made by": f"ripple {manifest['software'].get('ripple', '?')}", "digest": artefact.digest}
-    return Summary("show", str(directory), facts, rejections(artefact), done_before=False)
+    manifest = read_manifest(directory)
+    files = files_of(directory, manifest)
+    on_disk = human_bytes(sum(size for size, _ in files.values()))
+    facts: dict[str, Any] = {"kind": manifest["kind"]}
+    counts: dict[str, int] = {}
+    if manifest["kind"] in KINDS:
+        artefact = open_artefact(directory)
+        facts |= {**manifest["counts"], "rows": artefact.rows, "shards": len(artefact.shards)}
+        attributes = {k: v for k, v in artefact.attributes.items() if not isinstance(v, dict)}
+        facts |= {k: _plain(v) for k, v in list(attributes.items())[:_SHOWN_ATTRIBUTES]}
+        counts = rejections(artefact)
+    else:
+        facts["files"] = len(files)
+    written = f"ripple {manifest['verb']} {manifest['software'].get('ripple', '?')}"
+    facts |= {"on disk": on_disk, "written by": written, "digest": manifest["digest"]}
+    return Summary("show", str(directory), facts, counts)
 
 
 def rejections(artefact: Artefact) -> dict[str, int]:
@@ -150,7 +153,7 @@ def picture(directory: Path, output: Path, *, seed: int = 0) -> int:
         The artefact holds no images.
     """
     artefact = open_artefact(directory)
-    if artefact.manifest["kind"] not in ("cutouts", "tensors") or artefact.rows == 0:
+    if artefact.kind not in ("cutouts", "tensors") or artefact.rows == 0:
         raise InputError(f"{directory}: no images to draw")
     image, bands = _sample(artefact, _GRID * _GRID, seed)
     stamps = _mosaic(_colours(image, bands))

@@ -1,4 +1,4 @@
-"""An artefact directory: one writer, units committed atomically, the manifest last.
+"""A finished artefact, read: cutouts, tensors or scores.
 
     DIR/.lock             flock of the writer; its text names the holder
     DIR/.journal          one line per committed unit while the artefact is unfinished
@@ -16,21 +16,30 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ripple.errors import InputError, IntegrityError
-from ripple.storage.checksums import FileList, check_size, compare, differing, parse_listing, read_verified
-from ripple.storage.files import hash_file, opened, parse_parquet, read_whole
+from ripple.errors import IntegrityError
+from ripple.storage.checksums import FileList, compare, differing, parse_listing, read_verified
+from ripple.storage.files import REDO, hash_file, opened, parse_parquet, read_whole
 from ripple.storage.law import check_law
-from ripple.storage.lock import is_locked
-from ripple.storage.manifest import REDO, ShardRecord, parse_manifest, unseal
 
 if TYPE_CHECKING:
     import pyarrow as pa
-from ripple.storage.manifest import INDEX, JOURNAL, MANIFEST, METRICS
+from ripple.storage.manifest import (
+    INDEX,
+    MANIFEST,
+    MARK,
+    METRICS,
+    ShardRecord,
+    check_files,
+    files_of,
+    read_manifest,
+    unseal,
+)
+from ripple.storage.schema import KINDS
 
 # Reading ------------------------------------------------------------
 
@@ -54,6 +63,26 @@ class Artefact:
     directory: Path
     manifest: dict[str, Any]
     shards: tuple[ShardRecord, ...]
+
+    @property
+    def kind(self) -> str:
+        """`cutouts`, `tensors` or `scores`."""
+        return str(self.manifest["kind"])
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """Facts of the whole, of the layout of `ripple.storage.schema`."""
+        return dict(self.manifest["attributes"])
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """Names of the bands, in the order of axis 1 of the shards."""
+        return tuple(self.manifest["attributes"]["bands"])
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What the content depends on besides the options."""
+        return dict(self.manifest["inputs"])
 
     @property
     def digest(self) -> str:
@@ -153,8 +182,8 @@ class Artefact:
         return value if isinstance(value, dict) else {}
 
     def files(self) -> FileList:
-        """Further files that belong to the content, with size and SHA-256: the attribute `files`."""
-        return parse_listing(self.directory / MANIFEST, self.manifest["attributes"].get("files", {}))
+        """Further files that belong to the content, with size and SHA-256."""
+        return parse_listing(self.directory / MANIFEST, self.manifest.get("files", {}))
 
     def read_file(self, name: str) -> bytes:
         """The bytes of one of `files`, verified.
@@ -180,73 +209,63 @@ def open_artefact(directory: Path, kind: str | None = None) -> Artefact:
     IntegrityError
         The manifest is damaged, or a shard is missing or of another size.
     """
-    path = directory / MANIFEST
-    if not path.exists() and not path.is_symlink():
-        raise _unfinished(directory)
-    manifest = parse_manifest(path, read_whole(path))
-    if kind is not None and manifest["kind"] != kind:
-        raise InputError(f"{directory} holds {manifest['kind']}, not {kind}")
-    artefact = Artefact(directory, manifest, tuple(ShardRecord(**shard) for shard in manifest["shards"]))
-    for name, (size, _) in artefact.files().items():
-        check_size(directory / name, size)
-    if manifest["kind"] == "scores":
-        with opened(directory / manifest["attributes"]["sorted"]["name"]):
-            pass  # its size is not written down
-    for k, shard in enumerate(artefact.shards):
-        check_size(artefact.shard_path(k), shard.bytes)
-    return artefact
-
-
-def _unfinished(directory: Path) -> InputError:
-    if not directory.is_dir():
-        return InputError(f"{directory}: no such directory")
-    if not (directory / JOURNAL).exists():
-        return InputError(f"{directory}: no artefact, {MANIFEST} is missing")
-    if is_locked(directory):
-        return InputError(f"{directory} is not finished: it is being written", hint="wait for its writer")
-    return InputError(f"{directory} is not finished", hint="run the command that began it again to resume")
+    manifest = read_manifest(directory, *([kind] if kind else KINDS))
+    check_files(directory, manifest)
+    return Artefact(directory, manifest, tuple(ShardRecord(**shard) for shard in manifest["shards"]))
 
 
 def verify(directory: Path, advance: Callable[[int], None] | None = None) -> list[str]:
-    """Read every byte and compare; what is wrong, in order, empty when all is whole.
+    """Read every byte of a finished directory and compare checksums.
 
     Parameters
     ----------
     directory
-        A finished artefact.
+        An artefact, model, page, export or simulated survey.
     advance
         Called with the number of bytes just read.
+
+    Returns
+    -------
+    problems
+        What is wrong, in order; empty when nothing is.
 
     Raises
     ------
     InputError
-        No artefact, or not finished.
+        RIPPLe did not write it, or it is not finished.
     """
     try:
-        artefact = open_artefact(directory)
+        manifest = read_manifest(directory)
+        files = files_of(directory, manifest)
     except IntegrityError as err:
         return [err.message]
-    files = {shard.name: (shard.bytes, shard.sha256) for shard in artefact.shards}
     problems = differing(directory, files, advance)
-    if artefact.manifest["kind"] == "scores":
-        table = artefact.manifest["attributes"]["sorted"]
-        path = directory / table["name"]
-        try:
-            if hash_file(path, advance)[1] != table["sha256"]:
-                problems.append(f"{path}: SHA-256 is not that of the manifest")
-        except IntegrityError as err:
-            problems.append(err.message)
-    try:
-        problems += differing(directory, artefact.files(), advance)
-        artefact.metrics()
-    except IntegrityError as err:
-        problems.append(err.message)
-    try:
-        check_law(artefact.index(), [shard.rows for shard in artefact.shards])
-    except IntegrityError as err:
-        named = str(directory / INDEX) in err.message
-        problems.append(err.message if named else f"{directory / INDEX}: {err.message}")
-    strays = sorted(
-        e.name for e in os.scandir(directory) if e.name.startswith("shard-") and e.name not in files
+    if manifest["kind"] in KINDS:
+        problems += _check_artefact(directory, manifest)
+    present = {
+        p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_symlink() or p.is_file()
+    }
+    foreign = sorted(name for name in present - files.keys() if _is_stray(name, manifest["kind"]))
+    return problems + [f"{directory / name}: not in the manifest" for name in foreign]
+
+
+def _check_artefact(directory: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """What is wrong beyond the checksums: costs and the conservation law."""
+    artefact = Artefact(
+        directory, dict(manifest), tuple(ShardRecord(**shard) for shard in manifest["shards"])
     )
-    return problems + [f"{directory / name}: not in the manifest" for name in strays]
+    problems = []
+    for check in (artefact.metrics, lambda: check_law(artefact.index(), [s.rows for s in artefact.shards])):
+        try:
+            check()
+        except IntegrityError as err:
+            named = str(directory) in err.message
+            problems.append(err.message if named else f"{directory / INDEX}: {err.message}")
+    return problems
+
+
+def _is_stray(name: str, kind: str) -> bool:
+    """Whether a file that is in no list should be in one: anything in a page, shards in an artefact."""
+    if name in (MANIFEST, MARK):
+        return False
+    return name.startswith("shard-") if kind in KINDS else kind in ("page", "export")

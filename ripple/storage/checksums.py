@@ -1,7 +1,4 @@
-"""Files by name with size and SHA-256: what a sealed record says of the files beside it.
-
-Trees (`ripple.json`), models (`model.json`) and scores (`manifest.json`, attribute `files`) carry such lists.
-"""
+"""Files by name with size and SHA-256: what a manifest says of the files beside it."""
 
 from __future__ import annotations
 
@@ -12,8 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ripple.errors import IntegrityError
-from ripple.storage.files import hash_file, opened, read_whole
-from ripple.storage.manifest import REDO, unseal
+from ripple.storage.files import REDO, hash_file, opened, read_whole
 
 #: Name -> size and SHA-256.
 FileList = dict[str, tuple[int, str]]
@@ -49,24 +45,6 @@ def _well_formed(name: str, entry: Any) -> bool:
     inside = str(pure) == name and not pure.is_absolute() and ".." not in pure.parts and "\0" not in name
     pair = isinstance(entry, list) and [type(part) for part in entry] == [int, str]
     return inside and name != "." and pair
-
-
-def read_listing(path: Path) -> tuple[dict[str, Any], FileList]:
-    """A sealed record with its list `files`: the note of a tree, or the contract of a model.
-
-    Raises
-    ------
-    IntegrityError
-        Missing, damaged, or made before there were lists.
-    """
-    data = read_whole(path)
-    if b'"seal"' not in data:
-        raise IntegrityError(
-            f"{path}: no list of files with a seal, an older version made it or it is damaged",
-            hint="remove the directory and run again",
-        )
-    record = unseal(path, data)
-    return record, parse_listing(path, record.get("files"))
 
 
 def compare(path: Path, found: tuple[int, str], expected: tuple[int, str]) -> None:

@@ -26,6 +26,8 @@ from ripple.errors import IntegrityError, WriteError
 if TYPE_CHECKING:
     import pyarrow as pa
 
+#: What to do about a damaged file.
+REDO = "restore it from a copy, or remove the directory and run again"
 TEMPORARY = ".tmp-"
 _BLOCK = 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT)

@@ -1,4 +1,9 @@
-"""The manifest of an artefact: its identity, its checksums, and the names of the files beside it."""
+"""The manifest: the last file of every directory that RIPPLe writes. No manifest, not finished.
+
+Cutouts, tensors and scores have one, and so have models, pages, exports and simulated surveys. It says what
+the content depends on (`verb`, `config`, `inputs`), lists the files with size and SHA-256, and is sealed: any
+other bytes are damage.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +15,22 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ripple.config import Config, canonical_json
-from ripple.errors import ConfigError, InputError, IntegrityError, OtherInputsError
+from ripple.config import canonical_json
+from ripple.errors import ConfigError, InputError, IntegrityError, OtherInputsError, WriteError
+from ripple.storage.checksums import FileList, check_size, parse_listing
+from ripple.storage.files import REDO, read_whole, write_atomic
+from ripple.storage.lock import is_locked
 from ripple.storage.schema import check_layout
 
-if TYPE_CHECKING:
-    pass
-from typing import TYPE_CHECKING
-
 SCHEMA = 1
+MANIFEST, INDEX, METRICS, JOURNAL = "manifest.json", "index.parquet", "metrics.json", ".journal"
+#: Mark of a directory that is being written as a whole (`directory.py`).
+MARK = ".tree"
+#: One of these is there as long as a directory is not finished: of an artefact, a model, a survey.
+BEGUN = (JOURNAL, ".train/run.json", "simulate.json")
 MAX_MANIFEST_BYTES = 1 << 28
-REDO = "restore it from a copy, or remove the directory and run again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,35 +66,42 @@ def software() -> dict[str, str]:
     return found
 
 
-def identity_of(kind: str, config: Config, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes two runs the same artefact, as JSON values."""
-    core = {
-        "kind": kind,
-        "schema": SCHEMA,
-        "verb": config.verb,
-        "config": config.canonical(),
-        "config_digest": config.digest(),
-        "inputs": dict(inputs),
-    }
-    plain: dict[str, Any] = json.loads(canonical_json(core))
-    return plain
+def identity_of(kind: str, verb: str, config: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes two directories the same, as JSON values.
+
+    Parameters
+    ----------
+    kind
+        `cutouts`, `tensors`, `scores`, `model`, `page`, `export` or `survey`.
+    verb
+        The command.
+    config
+        Its options that change bytes, as `Config.canonical` gives them.
+    inputs
+        What the bytes depend on besides, with digests.
+    """
+    plain: dict[str, Any] = json.loads(canonical_json({"config": dict(config), "inputs": dict(inputs)}))
+    digest = hashlib.sha256(canonical_json(plain["config"])).hexdigest()
+    return {"kind": kind, "schema": SCHEMA, "verb": verb, "config_digest": digest, **plain}
 
 
 def refuse_other(directory: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Raise when the directory was begun with another kind, config or inputs; names the first difference."""
     verb = str(new["verb"])
-    for key, label in (
-        ("kind", "kind"),
-        ("schema", "schema"),
-        ("config", verb),
-        ("inputs", "inputs"),
-        ("units", "units"),
-    ):
-        difference = first_difference(old.get(key), new[key], label)
+    labels = {
+        "kind": "kind",
+        "verb": "verb",
+        "schema": "schema",
+        "config": verb,
+        "inputs": "inputs",
+        "units": "units",
+    }
+    for key, label in labels.items():
+        difference = first_difference(old.get(key), new.get(key), label)
         if difference is not None:
-            kind = ConfigError if label in ("kind", verb) else OtherInputsError
+            kind = ConfigError if label in ("kind", "verb", verb) else OtherInputsError
             raise kind(
-                f"{directory} was made with another configuration or other inputs: {difference}",
+                f"{directory} was written with different options or inputs: {difference}",
                 hint="give another output directory, or remove this one",
             )
 
@@ -168,4 +183,86 @@ def parse_manifest(path: Path, data: bytes) -> dict[str, Any]:
     return manifest
 
 
-JOURNAL, INDEX, METRICS, MANIFEST = ".journal", "index.parquet", "metrics.json", "manifest.json"
+def read_manifest(directory: Path, *kinds: str) -> dict[str, Any]:
+    """The manifest of a finished directory, of one of `kinds` when any are named.
+
+    Raises
+    ------
+    InputError
+        No such directory, not finished, of another kind, or written by a newer version.
+    IntegrityError
+        Damaged.
+    """
+    path = directory / MANIFEST
+    if not path.exists() and not path.is_symlink():
+        raise _unfinished(directory)
+    manifest = parse_manifest(path, read_whole(path))
+    if kinds and manifest["kind"] not in kinds:
+        raise InputError(f"{directory} contains {manifest['kind']}, not {' or '.join(kinds)}")
+    return manifest
+
+
+def _unfinished(directory: Path) -> InputError:
+    if not directory.is_dir():
+        return InputError(f"{directory}: no such directory")
+    if not any((directory / name).is_file() for name in BEGUN):
+        return InputError(f"{directory}: RIPPLe has not written here, there is no {MANIFEST}")
+    if is_locked(directory):
+        return InputError(f"{directory} is not finished: it is being written", hint="wait for its writer")
+    return InputError(f"{directory} is not finished", hint="run the command that began it again to resume")
+
+
+def is_finished(directory: Path) -> bool:
+    """Whether RIPPLe finished writing here, and every file has its size."""
+    try:
+        check_files(directory, read_manifest(directory))
+    except (InputError, IntegrityError):
+        return False
+    return True
+
+
+def files_of(directory: Path, manifest: Mapping[str, Any]) -> FileList:
+    """Every file that a manifest lists, with size and SHA-256."""
+    listed = parse_listing(directory / MANIFEST, manifest.get("files", {}))
+    shards = {shard["name"]: (shard["bytes"], shard["sha256"]) for shard in manifest.get("shards", ())}
+    if entry := manifest.get("index"):
+        listed[INDEX] = (entry["bytes"], entry["sha256"])
+    return shards | listed
+
+
+def check_files(directory: Path, manifest: Mapping[str, Any]) -> None:
+    """Raise `IntegrityError` when a file that a manifest lists is missing or has another size."""
+    for name, (size, _) in files_of(directory, manifest).items():
+        check_size(directory / name, size)
+
+
+def write_manifest(directory: Path, identity: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Finish a directory: everything else in it is on disk.
+
+    Parameters
+    ----------
+    directory
+        Where the files are.
+    identity
+        From `identity_of`.
+    facts
+        `files` (name -> size and SHA-256) and, for artefacts, what `ripple.storage.schema` asks for.
+
+    Raises
+    ------
+    WriteError
+        The manifest is not known to be on disk, and there is none.
+    IntegrityError
+        Facts that no reader would accept.
+    """
+    manifest: dict[str, Any] = {**identity, **facts, "software": software()}
+    manifest = json.loads(canonical_json(manifest))
+    manifest["digest"] = content_digest(manifest)
+    check_layout(directory / MANIFEST, manifest)
+    try:
+        write_atomic(directory / MANIFEST, render(manifest))
+    except WriteError:
+        # Renamed, perhaps, but a failed fsync must not pass for a commit later.
+        with suppress(OSError):
+            (directory / MANIFEST).unlink()
+        raise

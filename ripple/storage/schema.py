@@ -82,17 +82,23 @@ class _Counts(_Part):
     rejected: Count
 
 
-class _Manifest(_Part):
+class _Record(_Part):
+    """What every manifest has: of models, pages, exports and surveys too."""
+
     kind: str
     verb: str
     config: dict[str, Any]
     inputs: dict[str, Any]
+    software: dict[str, str]
+    files: dict[str, Annotated[list[Any], Field(min_length=2, max_length=2)]] = {}
+
+
+class _Manifest(_Record):
     suffix: Annotated[str, Field(pattern=r"^\.[a-z0-9]{1,10}$")]
     shards: list[_Shard]
     index: _Index
     counts: _Counts
     attributes: dict[str, Any]
-    software: dict[str, str]
 
     @model_validator(mode="after")
     def _named(self) -> _Manifest:
@@ -172,7 +178,7 @@ class _TensorInputs(_Part):
     cutouts: str | None = None
 
 
-#: Kind -> key of the manifest -> what it must hold. Other kinds are opened, and their readers know them.
+#: Kind of artefact -> key of the manifest -> what it must contain.
 KINDS: dict[str, dict[str, type[BaseModel]]] = {
     "cutouts": {"attributes": _Images},
     "tensors": {"attributes": _Images, "inputs": _TensorInputs},
@@ -188,7 +194,9 @@ def check_layout(path: Path, manifest: Mapping[str, Any]) -> None:
     IntegrityError
         Names the file and the first such key.
     """
-    _check(path, "", _Manifest, manifest)
+    _check(path, "", _Record, manifest)
+    if manifest["kind"] in KINDS:
+        _check(path, "", _Manifest, manifest)
     for key, model in KINDS.get(manifest["kind"], {}).items():
         _check(path, key, model, manifest[key])
     if manifest["kind"] == "scores":

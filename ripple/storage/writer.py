@@ -29,21 +29,14 @@ from ripple.storage.files import (
 )
 from ripple.storage.law import Law
 from ripple.storage.lock import LOCK, lock, unlock
-from ripple.storage.manifest import (
-    ShardRecord,
-    content_digest,
-    first_difference,
-    identity_of,
-    refuse_other,
-    render,
-    software,
-)
-from ripple.storage.schema import check_layout, is_record
+from ripple.storage.manifest import ShardRecord, first_difference, identity_of, refuse_other, render, software
+from ripple.storage.schema import is_record
 
 if TYPE_CHECKING:
     import pyarrow as pa
 from ripple.storage.artefact import Artefact, open_artefact
-from ripple.storage.manifest import INDEX, JOURNAL, MANIFEST, METRICS
+from ripple.storage.checksums import FileList
+from ripple.storage.manifest import INDEX, JOURNAL, MANIFEST, METRICS, write_manifest
 
 #: Keys of a unit's `extra` that differ from run to run: kept in the journal, never in the manifest.
 VOLATILE = ("profile",)
@@ -198,6 +191,7 @@ class ArtefactWriter:
         attributes: Mapping[str, Any],
         *,
         asked: int | None = None,
+        files: FileList | None = None,
     ) -> None:
         """Check the conservation law, then write index, metrics and manifest.
 
@@ -211,7 +205,9 @@ class ArtefactWriter:
         attributes
             Facts of the whole, as JSON values; part of the digest.
         asked
-            Number of targets asked for, when known independently of `index`.
+            Number of targets that were requested, when known independently of `index`.
+        files
+            Further files of the content, with size and SHA-256.
 
         Raises
         ------
@@ -230,8 +226,7 @@ class ArtefactWriter:
         counts = law.counts(asked)
         write_atomic(self.directory / INDEX, data)
         write_atomic(self.directory / METRICS, render(_plain(metrics)))
-        manifest: dict[str, Any] = {
-            **self._identity,
+        facts = {
             "suffix": self._suffix,
             "shards": [_stable(shard) for shard in shards],
             "index": {
@@ -240,22 +235,11 @@ class ArtefactWriter:
                 "sha256": hashlib.sha256(data).hexdigest(),
             },
             "counts": counts,
-            "attributes": json.loads(canonical_json(attributes)),
-            "software": software(),
+            "attributes": dict(attributes),
+            "files": dict(files or {}),
         }
-        manifest["digest"] = content_digest(manifest)
-        check_layout(self.directory / MANIFEST, manifest)
-        self._publish_manifest(render(manifest))
+        write_manifest(self.directory, self._identity, facts)
         _tidy(self.directory)
-
-    def _publish_manifest(self, data: bytes) -> None:
-        try:
-            write_atomic(self.directory / MANIFEST, data)
-        except WriteError:
-            # Renamed, perhaps, but not known to be on disk: a failed fsync must not pass for a commit later.
-            with suppress(OSError):
-                (self.directory / MANIFEST).unlink()
-            raise
 
 
 def _tidy(directory: Path) -> None:
@@ -331,7 +315,7 @@ def create(
     WriteError
         The directory cannot be made or written, or holds something else.
     """
-    identity = {**identity_of(kind, config, inputs), "units": units}
+    identity = {**identity_of(kind, config.verb, config.canonical(), inputs), "units": units}
     _make_directory(directory)
     handle = lock(directory)
     writer: ArtefactWriter | None = None

@@ -52,16 +52,16 @@ def begin(config: Any) -> None:
     from ripple.learn.training import loop
     from ripple.learn.training.train import train
 
-    original = loop._say
+    original = loop._print_epoch
 
     def say(progress: Any, options: Any, seed: int) -> None:
         if seed != options.seed and progress.epoch == 2:
             raise Interrupted(15)
 
-    loop._say = say
+    loop._print_epoch = say
     try:
         train(config)
     except Interrupted:
         pass
     finally:
-        loop._say = original
+        loop._print_epoch = original

@@ -53,10 +53,10 @@ def damaged_trees(tally: Tally, rng: random.Random, trials: int, directory: Path
         else:
             path.write_bytes(data)
         # Without its note the directory is none that we know.
-        if code not in ((4,) if path.name != "ripple.json" else (3, 4)):
+        if code not in ((4,) if path.name != "manifest.json" else (3, 4)):
             tally.silent += 1
             tally.note(f"{path} {how}: exit {code} {said[-200:]}")
-        named(tally, said, path.name if path.name != "ripple.json" else str(here))
+        named(tally, said, path.name if path.name != "manifest.json" else str(here))
     for here in outputs:
         code, said = _verify(here)
         if code != 0:

@@ -85,7 +85,7 @@ def test_cut_inside_and_touches_agree_with_boxes(corners: list[tuple[int, int]])
     inner = [b for b, w in zip(boxes, whole, strict=True) if w]
     for few in (0, 1000):  # the compiled loop, then that of numpy
         stamps = np.full((len(inner), 2, size, size), -1, np.float32)
-        with mock.patch.object(stitch, "_FEW", few):
+        with mock.patch.object(stitch, "_FEW_BOXES", few):
             cut(plane, x[whole] - patch.x0, y[whole] - patch.y0, stamps, 1)
         for stamp, box in zip(stamps, inner, strict=True):
             np.testing.assert_array_equal(stamp[1], plane[patch.slices(box)])

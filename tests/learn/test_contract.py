@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models import make_contract
+from models import list_again, make_contract
 from toys import BANDS, NORMALIZATION, toy_batch
 
 from ripple.cli import run
@@ -113,7 +113,7 @@ def test_contradictions_are_refused(tmp_path: Path, change: dict[str, Any], fiel
 
 
 def test_no_contract_no_model(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="not there"):
+    with pytest.raises(InputError, match="there is no manifest"):
         load_model(tmp_path)
 
 
@@ -146,6 +146,9 @@ def test_edited_contract_is_refused(model: Path) -> None:
     record = json.loads((model / "model.json").read_text())
     record["contract"]["class_map"] = {"0": "lens", "1": "nonlens"}
     (model / "model.json").write_text(json.dumps(record))
+    with pytest.raises(IntegrityError, match="were written"):
+        load_model(model)
+    list_again(model)
     with pytest.raises(IntegrityError, match="digest"):
         load_model(model)
 

@@ -59,7 +59,7 @@ def test_names_are_refused_by_name() -> None:
     assert len(NAMES) == 12
     with pytest.raises(ContractError, match=r"architecture.name: 'alexnet'"):
         ArchitectureRecord(name="alexnet", bands=3, size=64, outputs=1).architecture()
-    with pytest.raises(ConfigError, match="60 px is no multiple of 8"):
+    with pytest.raises(ConfigError, match="60 px, which is not a multiple of 8"):
         build(Architecture("vit_small", 3, 60, 1))
 
 

@@ -45,7 +45,7 @@ def config(model: Path, toys: Path, output: Path, **changes: Any) -> ScoreConfig
 def test_scores_are_those_of_the_network_and_ranked(model: Path, toys: Path, tmp_path: Path) -> None:
     score(config(model, toys, tmp_path / "s", top=7))
     table = pq.read_table(tmp_path / "s" / "scores.parquet")
-    assert table.column_names[:11] == list(ranking.OWN)
+    assert table.column_names[:11] == list(ranking.SCORE_COLUMNS)
     assert table["rank"].to_pylist() == list(range(1, 201))
     assert (np.diff(table["score"].to_numpy()) <= 0).all()
     from ripple.storage.shard_reader import map_tensors

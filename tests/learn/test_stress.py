@@ -36,26 +36,26 @@ def model(toys: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def stamps(model: Path) -> perturb.Stamps:
+def cutouts(model: Path) -> perturb.FluxCutouts:
     contract = load_model(model).contract
     batch = toy_batch(40, 3)
     catalog = batch.catalog | {f"norm_offset_{b}": np.zeros(40) for b in BANDS}
     catalog |= {f"norm_scale_{b}": np.full(40, 2.0) for b in BANDS}
     batch = type(batch)(**{**{n: getattr(batch, n) for n in batch.__slots__}, "catalog": catalog})
-    return perturb.stamps_of(batch, np.arange(40), contract, torch.device("cpu"))
+    return perturb.flux_cutouts(batch, np.arange(40), contract, torch.device("cpu"))
 
 
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def test_fluxes_come_back_as_the_tensors_they_were(stamps: perturb.Stamps) -> None:
+def test_fluxes_come_back_as_the_tensors_they_were(cutouts: perturb.FluxCutouts) -> None:
     image = torch.from_numpy(toy_batch(40, 3).image)
-    assert torch.allclose(stamps.tensor(stamps.flux), image, atol=1e-5)
+    assert torch.allclose(cutouts.tensor(cutouts.flux), image, atol=1e-5)
 
 
-def test_noise_is_measured_and_doubled(stamps: perturb.Stamps) -> None:
-    flat = perturb.Stamps(
+def test_noise_is_measured_and_doubled(cutouts: perturb.FluxCutouts) -> None:
+    flat = perturb.FluxCutouts(
         100 + 5 * torch.randn(50, 3, 32, 32, generator=torch.Generator().manual_seed(7)).double(),
         torch.full((50, 3, 1, 1), 5.0, dtype=torch.float64), *[torch.zeros(50, 3)] * 2, "none", 0.2,
     )  # fmt: skip
@@ -68,7 +68,7 @@ def test_noise_is_measured_and_doubled(stamps: perturb.Stamps) -> None:
     assert torch.allclose(perturb.gain(flat, generator()) / flat.flux, torch.tensor(1.1).double())
 
 
-def test_geometry_of_disturbances(stamps: perturb.Stamps) -> None:
+def test_geometry_of_disturbances(cutouts: perturb.FluxCutouts) -> None:
     y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
     spot = torch.exp(-((x - 15) ** 2 + (y - 12) ** 2) / 8)[None, None].double()
     moved = perturb.shifted(spot, 0.5, -0.25)
@@ -77,32 +77,32 @@ def test_geometry_of_disturbances(stamps: perturb.Stamps) -> None:
     assert torch.allclose(perturb.turned(spot, 0.0), spot, atol=1e-9)
     quarter = perturb.turned(spot, 90.0)
     assert min(float((quarter - torch.rot90(spot, k, (-2, -1))).abs().max()) for k in (1, 3)) < 1e-6
-    blurred = perturb.worse_seeing(stamps, generator())
-    assert float(blurred.sum()) == pytest.approx(float(stamps.flux.sum()), rel=0.05)
-    assert float(blurred.var()) < float(stamps.flux.var())
+    blurred = perturb.worse_seeing(cutouts, generator())
+    assert float(blurred.sum()) == pytest.approx(float(cutouts.flux.sum()), rel=0.05)
+    assert float(blurred.var()) < float(cutouts.flux.var())
 
 
-def test_tracks_lie_in_one_band(stamps: perturb.Stamps) -> None:
+def test_tracks_lie_in_one_band(cutouts: perturb.FluxCutouts) -> None:
     for track in (perturb.cosmic_ray, perturb.satellite):
-        hit = (track(stamps, generator()) - stamps.flux).abs().amax((2, 3)) > 0
+        hit = (track(cutouts, generator()) - cutouts.flux).abs().amax((2, 3)) > 0
         assert (hit.sum(1) <= 1).all()
         assert hit.any(1).float().mean() > 0.9
 
 
-def test_every_disturbance_changes_only_what_it_says(stamps: perturb.Stamps) -> None:
-    before = stamps.flux.clone()
+def test_every_disturbance_changes_only_what_it_says(cutouts: perturb.FluxCutouts) -> None:
+    before = cutouts.flux.clone()
     names = perturb.disturbances(BANDS)
     assert {"g missing", "r missing", "i missing", "r shifted by a pixel"} <= set(names)
     for name, change in names.items():
-        out = change(stamps, generator())
+        out = change(cutouts, generator())
         assert out.shape == before.shape, name
         assert torch.isfinite(out).all(), name
         assert not torch.equal(out, before), name
-        assert torch.equal(stamps.flux, before), name
+        assert torch.equal(cutouts.flux, before), name
 
 
-def test_the_attack_finds_the_pixel_that_matters(stamps: perturb.Stamps) -> None:
-    few = stamps.take(torch.arange(4))
+def test_the_attack_finds_the_pixel_that_matters(cutouts: perturb.FluxCutouts) -> None:
+    few = cutouts.take(torch.arange(4))
     target = few.tensor(few.flux.amax((2, 3), keepdim=True))[:, 1, 0, 0]
 
     def probability(image: torch.Tensor) -> torch.Tensor:
@@ -118,16 +118,18 @@ def test_the_attack_finds_the_pixel_that_matters(stamps: perturb.Stamps) -> None
     assert float((before - after).max()) > 0.1
 
 
-def test_a_turned_image_does_not_change_an_invariant_network(model: Path, stamps: perturb.Stamps) -> None:
+def test_a_turned_image_does_not_change_an_invariant_network(
+    model: Path, cutouts: perturb.FluxCutouts
+) -> None:
     label = np.asarray(toy_batch(40, 3).catalog["label"])
     loaded: Model = load_model(model)
-    found = robustness.card(loaded, stamps, label, seed=0, attacked=2, device=torch.device("cpu"))
+    found = robustness.card(loaded, cutouts, label, seed=0, attacked=2, device=torch.device("cpu"))
     lines = {line["disturbance"]: line for line in found["card"]}
     assert lines["turn by 90 deg"]["flip_rate"]["value"] == 0
     assert lines["mirror"]["mean_change"] < 1e-4
     assert lines["noise x 2"]["mean_change"] > 1e-3
     assert found["undisturbed"]["wrong_class_distance"] > 0
-    again = robustness.card(loaded, stamps, label, seed=0, attacked=2, device=torch.device("cpu"))
+    again = robustness.card(loaded, cutouts, label, seed=0, attacked=2, device=torch.device("cpu"))
     assert json.dumps(again) == json.dumps(found)
 
 

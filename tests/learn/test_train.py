@@ -56,7 +56,7 @@ def test_it_learns_and_writes_a_model(toys: Path, model: Path) -> None:
     names = {p.name for p in model.iterdir()}
     assert names == {
         ".lock", "latent.safetensors", "model.json", "model.safetensors", "history.csv", "evaluation.json",
-        "curves.png",
+        "curves.png", "manifest.json",
     }  # fmt: skip
     contract = load_contract(model)
     assert contract.metrics["auroc"]["value"] > 0.9
@@ -140,7 +140,7 @@ def test_damaged_state_is_not_resumed(
         raise Interrupted(signal.SIGINT)
 
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "_say", stop)
+        patched.setattr(loop, "_print_epoch", stop)
         with pytest.raises(Interrupted):
             train(config(toys, tmp_path / "m"))
     (path,) = (tmp_path / "m" / ".train").glob(part)
@@ -288,7 +288,7 @@ def test_the_average_follows_the_network() -> None:
         build(Architecture("d4cnn", 1, 16, 1, width=1)),
     )
     start = average.head.weight.clone()
-    loop.follow(average, net, 0.9, 1000)
+    loop.update_average(average, net, 0.9, 1000)
     torch.testing.assert_close(average.head.weight, 0.9 * start + 0.1 * net.head.weight)
 
 

@@ -87,7 +87,7 @@ def test_exposure_becomes_a_coadd():
     assert (coadd.variance() == 16).all()
     assert (coadd.mask(planes=("EDGE", "SAT")) == 2).all()
     np.testing.assert_allclose(coadd.projection.pixel_to_sky(150, 250), (53.0, -28.0))
-    assert coadd.psf == NoPsf("the file holds no PSF")
+    assert coadd.psf == NoPsf("the file has no PSF")
 
 
 def test_unit_and_projection_are_checked():

@@ -27,9 +27,9 @@ QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCh
 @pytest.fixture(scope="module", autouse=True, params=["numpy", "numba"])
 def loops(request: pytest.FixtureRequest) -> Iterator[None]:
     """Everything once with the loops for few tiles and once with those for many."""
-    before, decode._FEW = decode._FEW, 1 << 40 if request.param == "numpy" else -1
+    before, decode._FEW_TILES = decode._FEW_TILES, 1 << 40 if request.param == "numpy" else -1
     yield
-    decode._FEW = before
+    decode._FEW_TILES = before
 
 
 def ours(data: bytes, hdu: int = 1) -> Image:

@@ -1,4 +1,4 @@
-"""Pieces of sky and blind windows."""
+"""Regions of the sky and grids of windows."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from skymaps import square_tracts
 
 from ripple.errors import RegionError
 from ripple.rubin.regions import grid, parse_region, tracts_near
-from ripple.sky.skymap import DiscreteSkyMap, LegacyPatches, RingsSkyMap, known
+from ripple.sky.skymap import LegacyPatches, RingsSkyMap, known
 
 
 def separation(ra: np.ndarray, dec: np.ndarray, ra0: float, dec0: float) -> np.ndarray:
@@ -109,7 +110,7 @@ def test_windows_cover_each_position_once() -> None:
 
 
 def test_grid_of_tracts_and_patches() -> None:
-    skymap = DiscreteSkyMap("one", LegacyPatches(100, 100, 10), ra=(0.0,), dec=(0.0,), radius=(0.02,))
+    skymap = square_tracts(LegacyPatches(100, 100, 10), (0.0,), (0.0,), 0.02)
     tract, column, row, _, _ = grid(skymap, 50.0, tracts=np.array([0]), patches=np.array([0]))
     assert tract.tolist() == [0] * 4
     assert sorted(zip(column.tolist(), row.tolist(), strict=True)) == [(0, 0), (0, 1), (1, 0), (1, 1)]

@@ -139,7 +139,7 @@ def test_names_with_signs_of_addresses_are_names(tmp_path: Path) -> None:
 
 def test_a_token_does_not_travel_in_the_clear() -> None:
     with (
-        pytest.raises(SourceError, match="not https"),
+        pytest.raises(SourceError, match="without https"),
         open_repository("http://data.example.org/api/butler/repo/dp2", ()),
     ):
         pass

@@ -165,7 +165,7 @@ def test_results_cannot_name_a_function(how: str, tmp_path: Path) -> None:
     found = dict(ordered_map(tasks.hostile, work, workers=1))
     assert (found[0], found[2]) == (0, 2)
     assert isinstance(found[1], WorkerFailure)
-    assert "is not expected" in found[1].message
+    assert "is not allowed in a result" in found[1].message
     assert not canary.exists()
 
 

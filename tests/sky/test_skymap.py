@@ -11,11 +11,12 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from skymaps import square_tracts
 
 from ripple.errors import SkyMapError
 from ripple.sky.coverage import boxes_around, cover, touched
 from ripple.sky.geometry import Box
-from ripple.sky.skymap import KNOWN, CellPatches, DiscreteSkyMap, LegacyPatches, RingsSkyMap, known
+from ripple.sky.skymap import KNOWN, CellPatches, LegacyPatches, RingsSkyMap, known
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "skymap"
 needs_data = pytest.mark.skipif(
@@ -168,18 +169,14 @@ def test_unknown_names_and_ids_are_refused_with_help() -> None:
         known("DC2").patch_outer(5, 49)
 
 
-def test_a_discrete_map_takes_the_nearest_centre() -> None:
-    skymap = DiscreteSkyMap(
-        "two", LegacyPatches(100, 100, 10), ra=(359.9, 0.1), dec=(10.0, 10.0), radius=(0.2, 0.2)
-    )
+def test_an_observed_map_takes_the_nearest_centre() -> None:
+    skymap = square_tracts(LegacyPatches(100, 100, 10), (359.9, 0.1), (10.0, 10.0), 0.2)
     tract = skymap.find_tract([359.95, 0.05], [10.0, 10.0])
     np.testing.assert_array_equal(tract, [0, 1])
     row, held = skymap.all_tracts([0.0, 200.0], [10.0, 10.0])
     np.testing.assert_array_equal(row, [0, 0])
     np.testing.assert_array_equal(held, [0, 1])
     assert skymap.tract_box(0).width >= 2 * 0.2 * 3600 / 0.2
-    with pytest.raises(SkyMapError, match="equally many"):
-        _ = DiscreteSkyMap("bad", LegacyPatches(), ra=(1.0,), dec=(), radius=(1.0,)).table
 
 
 @given(
@@ -191,7 +188,7 @@ def test_coverage_agrees_with_painting_pixels(
     x0: int, y0: int, size: int, clip: bool, data: st.DataObject
 ) -> None:
     layout = LegacyPatches(600, 500, 70) if clip else CellPatches(100, 20, 6, 1)
-    skymap = DiscreteSkyMap("one", layout, ra=(10.0,), dec=(0.0,), radius=(0.08,))
+    skymap = square_tracts(layout, (10.0,), (0.0,), 0.08)
     nx, ny = int(skymap.table.nx[0]), int(skymap.table.ny[0])
     have = {
         (0, p): data.draw(st.integers(0, 3), label=f"patch {p}")

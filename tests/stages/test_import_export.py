@@ -26,7 +26,6 @@ from ripple.stages.formats.foreign import class_order, folder_meaning
 from ripple.stages.formats.import_cutouts import import_stamps
 from ripple.storage import artefact, shard_reader
 from ripple.storage.artefact import open_artefact
-from ripple.storage.tree import verify_tree
 
 
 def run_import(source: Path, output: Path, **options: Any) -> Any:
@@ -43,7 +42,7 @@ def run_import(source: Path, output: Path, **options: Any) -> Any:
 
 def run_export(source: Path, output: Path, **options: Any) -> Path:
     export(ExportConfig.make({"source": source, "output": output, **options}))
-    assert verify_tree(output) == []
+    assert artefact.verify(output) == []
     return output
 
 

@@ -125,7 +125,7 @@ def test_again_is_done_and_other_options_are_refused(made: dict[str, Path], tmp_
     with pytest.raises(ConfigError, match="top: 80 -> 41"):
         report(ReportConfig.make({**base, "top": 41}))
     (tmp_path / "mine.txt").write_text("x")
-    with pytest.raises(WriteError, match="not ours"):
+    with pytest.raises(WriteError, match="did not write"):
         report(ReportConfig.make({**base, "output": tmp_path}))
 
 

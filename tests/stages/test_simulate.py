@@ -13,7 +13,7 @@ import pytest
 import scipy.fft
 
 from ripple.cli import run
-from ripple.errors import ConfigError, LockedError, WriteError
+from ripple.errors import ConfigError, IntegrityError, LockedError, WriteError
 from ripple.imaging.simulation.defects import draw_defects
 from ripple.imaging.simulation.lensing import Deflector, comoving_distance, deflect, einstein_radius
 from ripple.imaging.simulation.observing import (
@@ -32,6 +32,7 @@ from ripple.sky.geometry import Box
 from ripple.stages.simulate.config import SimulateConfig
 from ripple.stages.simulate.simulate import choose_block, missing_band, simulate
 from ripple.storage.lock import lock, unlock
+from ripple.storage.manifest import identity_of, render
 
 OPTIONS: dict[str, Any] = {"patches": 2, "bands": ("g", "i"), "targets": 16, "lens_fraction": 0.5, "seed": 3}
 
@@ -397,13 +398,13 @@ def test_running_again_does_nothing(survey: tuple[Path, SimulateConfig]) -> None
     before = (directory / "truth.parquet").stat().st_mtime_ns
     assert simulate(config).done_before
     assert (directory / "truth.parquet").stat().st_mtime_ns == before
-    with pytest.raises(ConfigError, match="seed = 3, not 4"):
+    with pytest.raises(ConfigError, match=r"simulate\.seed: 3 -> 4"):
         simulate(config.model_copy(update={"seed": 4}))
 
 
 def test_foreign_directory_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(WriteError, match="not empty"):
+    with pytest.raises(WriteError, match="did not write"):
         simulate(SimulateConfig(output=str(tmp_path)))
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
@@ -416,14 +417,17 @@ def test_one_writer_and_a_damaged_marker(tmp_path: Path) -> None:
         simulate(config)
     unlock(handle)
     (tmp_path / "s" / "simulate.json").write_bytes(b"")
-    with pytest.raises(WriteError, match=r"simulate\.json: damaged"):
+    with pytest.raises(IntegrityError, match=r"simulate\.json: damaged"):
         simulate(config)
 
 
 def test_interrupted_survey_starts_again(tmp_path: Path) -> None:
     config = SimulateConfig(output=str(tmp_path / "s"), patches=1, bands=("r",), targets=4, workers=0)
     simulate(config)
-    (tmp_path / "s" / "truth.parquet").unlink()
+    for name in ("manifest.json", "truth.parquet"):  # as after a kill before the end
+        (tmp_path / "s" / name).unlink()
+    wanted = identity_of("survey", "simulate", config.canonical(), {})
+    (tmp_path / "s" / "simulate.json").write_bytes(render(wanted))
     assert not simulate(config).done_before
     assert (tmp_path / "s" / "truth.parquet").exists()
 

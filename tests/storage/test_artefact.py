@@ -254,10 +254,10 @@ def test_uncommitted_unit_is_named(tmp_path: Path) -> None:
 def test_unfinished_and_foreign_directories_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such directory"):
         open_artefact(tmp_path / "none")
-    with pytest.raises(InputError, match="no artefact"):
+    with pytest.raises(InputError, match="there is no manifest"):
         open_artefact(tmp_path)
     build(tmp_path / "a")
-    with pytest.raises(InputError, match="holds cutouts, not tensors"):
+    with pytest.raises(InputError, match="contains cutouts, not tensors"):
         open_artefact(tmp_path / "a", "tensors")
 
 

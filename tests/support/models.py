@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from toys import BANDS, NORMALIZATION
 from ripple.learn.model.contract import ArchitectureRecord, Contract, Member
 from ripple.learn.model.network import build
 from ripple.learn.model.weights import save_model
+from ripple.storage.checksums import listed
+from ripple.storage.manifest import MANIFEST, content_digest, render
 
 
 def make_model(directory: Path, *, name: str = "d4cnn", members: int = 1, **changes: Any) -> Path:
@@ -45,3 +48,10 @@ def make_contract(**changes: Any) -> Contract:
 SMALL: dict[str, Any] = {
     "width": 2, "epochs": 3, "batch_size": 32, "nside": 512, "draws": 20, "threads": 1, "lr": 0.01,
 }  # fmt: skip
+
+
+def list_again(model: Path) -> None:
+    """Another manifest for the files as they are: what somebody who means harm would write."""
+    manifest = json.loads((model / MANIFEST).read_bytes())
+    manifest["files"] = {name: list(entry) for name, entry in listed(model, manifest["files"]).items()}
+    (model / MANIFEST).write_bytes(render({**manifest, "digest": content_digest(manifest)}))

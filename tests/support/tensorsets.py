@@ -155,9 +155,8 @@ def make_scores(
             y, s = np.concatenate(labels), np.concatenate(scores)
             found = metrics.evaluate(y, s, s, threshold=0.5, draws=50)
             files.write_atomic(directory / "evaluation.json", json.dumps({"evaluation": found}).encode())
-            attributes |= {
-                "evaluation": found["metrics"], "files": listed(directory, ["evaluation.json"])
-            }  # fmt: skip
+            attributes["evaluation"] = found["metrics"]
         names = ["index", "id", "ra", "dec", "status", "reason", "shard", "row"]
-        writer.finish(source.index().select(names), {}, attributes)
+        beside = listed(directory, ("scores.parquet", "evaluation.json"))
+        writer.finish(source.index().select(names), {}, attributes, files=beside)
     return directory

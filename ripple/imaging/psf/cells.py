@@ -1,7 +1,7 @@
-"""Cell coadds: pixels in other cells brought to the PSF of the cell of the stamp's centre.
+"""Cell coadds: pixels in other cells brought to the PSF of the cell of the cutout's centre.
 
 Each cell has a PSF of its own, so the two halves of a star on the border of two cells do not fit
-together, and no kernel for the whole stamp can mend that. A pixel of another cell becomes that of `D * I`,
+together, and no kernel for the whole cutout can mend that. A pixel of another cell becomes that of `D * I`,
 where D turns the PSF of its cell into that of the centre's. D reaches over the border to pixels that have
 the other PSF already; as D is close to a delta function, what that leaves is of second order in the
 difference of the PSFs.
@@ -34,7 +34,7 @@ REGULARISATION = 1e-4  # amplitudes of PSFs of sum 1, squared
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Parts of the stamps of a batch that need a kernel of their own.
+    """Parts of the cutouts of a batch that need a kernel of their own.
 
     Parameters
     ----------
@@ -43,9 +43,9 @@ class Parts:
     kernel
         `(M, 2 HALF + 1, 2 HALF + 1)` float32: D, from the PSF of a cell to that of a centre; numpy, or torch.
     backward
-        E, the other way; zeros where the second step is not taken.
+        E, the other way; zeros where no second step is needed.
     twice
-        `(M,)` bool, whether the second step is taken.
+        `(M,)` bool, whether there is a second step.
     residual
         `(M,)` float32 sum |P * D - Q|, of PSFs P of the cell and Q of the centre, sum 1.
     """
@@ -58,6 +58,7 @@ class Parts:
 
     def of(self, rows: slice) -> Parts:
         """Those of some rows of the batch, the row counted from the first of them."""
+        # Parts are sorted by row.
         first, last = np.searchsorted(self.part[:, 0], (rows.start, rows.stop))
         found = self.part[first:last].copy()
         found[:, 0] -= rows.start
@@ -73,18 +74,18 @@ class Parts:
 def plan_parts(
     batch: CutoutBatch, use: NDArray[np.bool_], sound: NDArray[np.bool_], tolerance: float
 ) -> Parts:
-    """Kernels for the parts of stamps in other cells, one per distinct pair of PSFs.
+    """Kernels for the parts of cutouts in other cells, one per distinct pair of PSFs.
 
     Parameters
     ----------
     batch
         PSFs, and where which holds.
     use
-        `(N, B)` planes to be made even.
+        `(N, B)` planes whose parts are brought to the PSF of the centre.
     sound
         `(M,)` PSFs that can be trusted.
     tolerance
-        PSFs whose sum |difference| is at most this are one; where its square is more, two steps are taken.
+        PSFs whose sum |difference| is at most this count as equal; two steps where its square is more.
     """
     part = batch.psf_cells
     part = part[use[part[:, 0], part[:, 1]] & sound[part[:, 6]]]
@@ -95,10 +96,12 @@ def plan_parts(
     pairs, one, number = np.unique(
         np.stack([part[:, 6], centre], axis=1), axis=0, return_index=True, return_inverse=True
     )
+    # The error of one step is of second order in the difference of the PSFs.
     twice = gap[one] ** 2 > tolerance
     cell, central = batch.psf[pairs[:, 0]], batch.psf[pairs[:, 1]]
     kernel, residual = cell_kernels(cell, central)
     backward = np.zeros_like(kernel)
+    # PSFs swapped: from the centre's back to the cell's.
     backward[twice], _ = cell_kernels(central[twice], cell[twice])
     numbered = np.column_stack([part[:, :6], number.reshape(-1)]).astype(np.int32)
     return Parts(numbered, kernel, backward, twice, residual)
@@ -135,15 +138,16 @@ def cell_kernels(cell: Float, centre: Float) -> tuple[Float, Float]:
         p, q = (psf_kernels.spectra(stamps[rows], size) for stamps in (cell, centre))
         change = np.conj(p) * (q - p) / (p.real**2 + p.imag**2 + np.float32(REGULARISATION))
         x = psf_kernels.centred(scipy.fft.irfft2(change, s=(size, size)), HALF)
+        # The change of a kernel of sum 1 must have sum and first moments 0.
         x -= np.einsum("mab,km->kab", steps, np.einsum("mij,kij->km", moments, x))
-        x[:, HALF, HALF] += 1
+        x[:, HALF, HALF] += 1  # the delta function
         kernel[rows] = x
         missed = p * convolve.kernel_spectra(x, (size, size)) - q
         residual[rows] = np.abs(scipy.fft.irfft2(missed, s=(size, size))).sum(axis=(1, 2))
     return kernel, residual
 
 
-def even_out(image: Any, parts: Parts) -> Any:
+def apply_parts(image: Any, parts: Parts) -> Any:
     """A copy of some rows in which each part has gone through its kernel.
 
     Parameters
@@ -161,6 +165,7 @@ def even_out(image: Any, parts: Parts) -> Any:
     again = part[parts.twice[part[:, 6]]]
     if not len(again):
         return out
+    # I - E * J inside the cell, 0 outside: one plane for each part.
     missing = convolve.namespace(image).zeros_like(image[again[:, 0], again[:, 1]])[:, None]
     seen = convolve.convolve_parts(out, again[:, :6], parts.backward, again[:, 6])
     for k, (piece, (row, band, y0, y1, x0, x1, _)) in enumerate(zip(seen, again.tolist(), strict=True)):
@@ -180,14 +185,15 @@ def variance_ratio(
     Parameters
     ----------
     parts
-        What is made even.
+        Parts that are brought to the PSF of the centre.
     number, kernels
-        `(N, B)` kernel of each plane, -1 for none, as in `matching.Matching`.
+        `(N, B)` kernel of each plane, -1 for none, as in `match.Matching`.
     rho
         `(B, L, L)` noise correlation; white when None.
     """
     part = parts.part
     plane = number[part[:, 0], part[:, 1]]
+    # Noise depends on plane kernel, part kernel and band alone: few cases for many parts.
     cases, place = np.unique(np.stack([plane, part[:, 6], part[:, 1]], axis=1), axis=0, return_inverse=True)
     size = scipy.fft.next_fast_len(kernels.kernel.shape[-1] + 2 * HALF + 1 + noise.LAG, real=True)
     ratio = np.empty(len(cases))

@@ -22,7 +22,7 @@ from ripple.imaging.psf.shape import centroid
 
 Float = NDArray[np.float64]
 
-#: mu, for PSFs of sum 1: amplitudes below sqrt(mu) are noise in every stamp we have seen.
+#: mu, for PSFs of sum 1: Fourier amplitudes below sqrt(mu) = 7e-4 are taken as noise of the stamp.
 REGULARISATION = 5e-7
 #: Regularisations tried in turn when a tolerance is given.
 LADDER = (1e-4, 1e-5, 1e-6)
@@ -32,7 +32,7 @@ TINY = np.float32(1e-30)
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """Matching kernels and what they do.
+    """Matching kernels and their properties.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ def match_kernels(
         Half width of the kernels. By default the sum of the half widths of PSF and target: pixels further
         out never meet both.
     tolerance
-        The smoothest kernel of `LADDER` whose residual is at most this is taken: smooth kernels are short and
+        The smoothest kernel of `LADDER` with at most this residual is chosen: smooth kernels are short and
         amplify less. With 0 the residual is made as small as the stamps allow.
     max_gain
         A kernel that amplifies white noise by more than this is solved again with three times as much
@@ -105,7 +105,8 @@ def match_kernels(
     h = max(psf.shape[1:]) // 2 + max(target.shape[1:]) // 2 if half is None else half
     starts = range(0, len(psf), convolve.CHUNK)
     parts = [
-        _Solver(psf[s : s + convolve.CHUNK], _part(target, slice(s, s + convolve.CHUNK)), h) for s in starts
+        _Solver(psf[s : s + convolve.CHUNK], _rows_of(target, slice(s, s + convolve.CHUNK)), h)
+        for s in starts
     ]
     solved = [part.solve(tolerance, max_gain) for part in parts]
     if not solved:
@@ -119,12 +120,12 @@ def match_kernels(
 _FIELDS = ("kernel", "residual", "spill", "gain", "sharpening", "reach", "auto")
 
 
-def _part(target: NDArray[np.floating], rows: Any) -> NDArray[np.floating]:
+def _rows_of(target: NDArray[np.floating], rows: Any) -> NDArray[np.floating]:
     return target if len(target) == 1 else target[rows]
 
 
 class _Solver:
-    """Kernels of support `h` for some pairs, with what does not depend on the regularisation."""
+    """Kernels of support `h` for some pairs of PSF and target; holds what no regularisation changes."""
 
     def __init__(self, psf: NDArray[np.floating], target: NDArray[np.floating], h: int) -> None:
         self.h = h
@@ -134,13 +135,15 @@ class _Solver:
         self.shape = (size, size)
         self.psf = spectra(psf, size)
         self.target = np.broadcast_to(spectra(target, size), self.psf.shape)
-        self.power, self.cross = _square(self.psf), np.conj(self.psf) * self.target
-        self.inside, self.near = _inside(size, h), _inside(size, half_target)
+        self.power, self.cross = _squared(self.psf), np.conj(self.psf) * self.target  # |P|² and conj(P) T
+        self.inside, self.near = _square_mask(size, h), _square_mask(size, half_target)
+        # Pixel offsets from the origin in the wrapped order: 0, 1, ..., -2, -1.
         line = scipy.fft.fftfreq(size, 1 / size).astype(np.float32)
         moments = np.stack([self.inside, self.inside * line[:, None], self.inside * line[None, :]])
         self.moments = moments.astype(np.float64)
         # A constant and two slopes over the support put sum and centroid right: they are the cheapest
         # corrections in the sum of squares, as PSFs pass such long waves unchanged.
+        # (3, S, S): each changes its own moment by one and leaves the others.
         self.steps = (moments / (self.moments**2).sum(axis=(1, 2))[:, None, None]).astype(np.float32)
 
     def within(self, spectrum: Any) -> Float:
@@ -151,14 +154,15 @@ class _Solver:
         """See `match_kernels`."""
         every = np.arange(len(self.psf))
         mu = self.smoothest(tolerance)
-        out = self.judged(every, self.wiener(every, mu))
+        out = self.finished(every, self.wiener(every, mu))
         todo = np.flatnonzero(~(out.residual <= tolerance))
         if len(todo):
-            self._take(out, todo, self.judged(todo, self.fit(todo, REGULARISATION)))
+            self._take(out, todo, self.finished(todo, self.fit(todo, REGULARISATION)))
         more = REGULARISATION
-        while len(loud := np.flatnonzero(out.gain > max_gain)) and more < 1e-2:
+        # Bounded: a target far sharper than the PSF is never reached, and the residual tells by how much.
+        while len(noisy := np.flatnonzero(out.gain > max_gain)) and more < 1e-2:
             more *= 3
-            self._take(out, loud, self.judged(loud, self.fit(loud, more)))
+            self._take(out, noisy, self.finished(noisy, self.fit(noisy, more)))
         return out
 
     @staticmethod
@@ -173,6 +177,7 @@ class _Solver:
         for rung in LADDER[:-1]:
             if not len(todo):
                 break
+            # What the Wiener filter misses is T mu / (|P|² + mu), known without computing the filter.
             lost = self.target[todo] * (np.float32(rung) / (self.power[todo] + np.float32(rung)))
             miss = np.abs(scipy.fft.irfft2(lost, s=self.shape))
             fits = np.einsum("kij,ij->k", miss, self.near) <= tolerance
@@ -191,26 +196,29 @@ class _Solver:
         x = self.within(cross * wiener)
         r = self.within(cross) - self.within(power * scipy.fft.rfft2(x)) - mu * x
         z = self.within(wiener * scipy.fft.rfft2(r))
-        p, rz = z, _dot(r, z)
+        p, rz = z, _inner(r, z)
+        # Preconditioned conjugate gradients on all kernels at once, with the Wiener filter as preconditioner.
         for _ in range(STEPS):
             ap = self.within(power * scipy.fft.rfft2(p)) + mu * p
-            step = rz / np.maximum(_dot(p, ap), TINY)
+            step = rz / np.maximum(_inner(p, ap), TINY)
             x, r = x + step * p, r - step * ap
             z = self.within(wiener * scipy.fft.rfft2(r))
-            rz, old = _dot(r, z), rz
+            rz, old = _inner(r, z), rz
             p = z + rz / np.maximum(old, TINY) * p
         return x
 
-    def judged(self, rows: NDArray[np.intp], x: Float) -> Kernels:
+    def finished(self, rows: NDArray[np.intp], x: Float) -> Kernels:
         """Give kernels sum 1 and first moments 0, and measure what they do."""
         for _ in range(2):  # once more for what single precision left
             error = np.array([1.0, 0.0, 0.0]) - np.einsum("aij,kij->ka", self.moments, x)
             x = x + np.einsum("ka,aij->kij", error.astype(np.float32), self.steps)
         spectrum = scipy.fft.rfft2(x)
+        # P * K - T in pixels: inside the target's stamp it is error, outside it is spill.
         miss = np.abs(scipy.fft.irfft2(spectrum * self.psf[rows] - self.target[rows], s=self.shape))
         residual = np.einsum("kij,ij->k", miss, self.near, dtype=np.float64)
-        power = _square(spectrum)
+        power = _squared(spectrum)
         auto = autocorrelation(power)
+        # Up to here the centre was pixel 0, 0.
         kernel = centred(x, self.h)
         return Kernels(
             kernel=kernel,
@@ -232,15 +240,15 @@ def centred(wrapped: NDArray[np.floating], h: int) -> NDArray[np.float32]:
     return out
 
 
-def _square(spectrum: NDArray[np.complexfloating]) -> Any:
+def _squared(spectrum: NDArray[np.complexfloating]) -> Any:
     return spectrum.real**2 + spectrum.imag**2
 
 
-def _dot(a: Float, b: Float) -> Float:
+def _inner(a: Float, b: Float) -> Float:
     return np.asarray(np.einsum("kij,kij->k", a, b)[:, None, None])
 
 
-def _inside(size: int, h: int) -> NDArray[np.float32]:
+def _square_mask(size: int, h: int) -> NDArray[np.float32]:
     """1 within `h` pixels of the origin of a wrapped `(size, size)` array, else 0."""
     line = (np.abs(scipy.fft.fftfreq(size, 1 / size)) <= h).astype(np.float32)
     return np.asarray(line[:, None] * line[None, :])
@@ -252,6 +260,7 @@ def spectra(psf: NDArray[np.floating], size: int) -> NDArray[np.complex64]:
     total = p.sum(axis=(1, 2), keepdims=True)
     y, x = centroid(p)
     fy, fx = scipy.fft.fftfreq(size), scipy.fft.rfftfreq(size)
+    # A phase moves the first moment to the origin to a fraction of a pixel.
     shift_y = np.exp(2j * np.pi * y[:, None] * fy).astype(np.complex64)
     shift_x = np.exp(2j * np.pi * x[:, None] * fx).astype(np.complex64)
     out: NDArray[np.complex64] = scipy.fft.rfft2((p / total).astype(np.float32), s=(size, size))

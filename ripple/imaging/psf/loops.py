@@ -8,13 +8,14 @@ from typing import Any
 import numba
 import numpy as np
 
+# numpy's rules for 0 / 0: NaN, which callers test for, and no exception out of compiled code.
 _compile: Callable[[Callable[..., Any]], Callable[..., Any]] = numba.njit(
     cache=True, nogil=True, error_model="numpy"
 )
 
 
 @_compile
-def _weights(t: float, out: Any) -> None:
+def _spline_weights(t: float, out: Any) -> None:
     """Cubic B-spline weights of the four coefficients around a point at fraction `t`."""
     s = 1.0 - t
     out[0] = s**3 / 6.0
@@ -24,16 +25,17 @@ def _weights(t: float, out: Any) -> None:
 
 
 @_compile
-def _value(spline: Any, y: float, x: float, wy: Any, wx: Any) -> float:
+def _spline_value(spline: Any, y: float, x: float, wy: Any, wx: Any) -> float:
     """Spline value at `y, x`; coefficients outside of the stamp are 0."""
     height, width = spline.shape
     iy, ix = int(np.floor(y)), int(np.floor(x))
-    _weights(y - iy, wy)
-    _weights(x - ix, wx)
+    _spline_weights(y - iy, wy)
+    _spline_weights(x - ix, wx)
     total = 0.0
     for j in range(4):
         for i in range(4):
             yy, xx = iy + j - 1, ix + i - 1
+            # Checked, since a negative index would take the opposite edge.
             if 0 <= yy < height and 0 <= xx < width:
                 total += wy[j] * wx[i] * spline[yy, xx]
     return total
@@ -59,18 +61,20 @@ def half_radii(spline: Any, y0: Any, x0: Any, angles: Any, step: float, steps: i
     """
     wy, wx = np.empty(4), np.empty(4)
     for m in range(len(spline)):
-        half = 0.5 * _value(spline[m], y0[m], x0[m], wy, wx)
+        half = 0.5 * _spline_value(spline[m], y0[m], x0[m], wy, wx)
         for a in range(len(angles)):
             sin, cos = angles[a, 0], angles[a, 1]
             out[m, a] = np.nan
+            # `inner`, `outer`: value minus half the peak, at the last and at this sample.
             inner = half
             for k in range(1, steps):
                 r = k * step
-                outer = _value(spline[m], y0[m] + sin * r, x0[m] + cos * r, wy, wx) - half
+                outer = _spline_value(spline[m], y0[m] + sin * r, x0[m] + cos * r, wy, wx) - half
                 if outer <= 0 and half > 0:
                     fall = inner - outer if inner > outer else 1.0
+                    # Linear between the samples, then one secant step from there.
                     r += step * (inner / fall - 1)
-                    left = _value(spline[m], y0[m] + sin * r, x0[m] + cos * r, wy, wx) - half
+                    left = _spline_value(spline[m], y0[m] + sin * r, x0[m] + cos * r, wy, wx) - half
                     out[m, a] = r + left * step / fall
                     break
                 inner = outer
@@ -91,7 +95,7 @@ def rings(kernel: Any, out: Any) -> None:
 def convolve_parts(
     image: Any, part: Any, kernel: Any, number: Any, at_y: Any, at_x: Any, start: Any, out: Any
 ) -> None:
-    """Convolve rectangles of planes, see `convolution.convolve_parts`.
+    """Convolve rectangles of planes, see `convolve.convolve_parts`.
 
     Parameters
     ----------
@@ -109,6 +113,7 @@ def convolve_parts(
         row, band, y0, y1, x0, x1 = part[k]
         height, width = y1 - y0, x1 - x0
         weights = kernel[number[k]]
+        # The rectangle with its surroundings, reflected at the edges once instead of per tap.
         source = np.empty((height + side - 1, width + side - 1), np.float32)
         for y in range(height + side - 1):
             for x in range(width + side - 1):
@@ -118,6 +123,7 @@ def convolve_parts(
             for dy in range(side):
                 above = source[y + dy]
                 for dx in range(side):
+                    # Turned by 180 degrees: a convolution, not a correlation.
                     weight = weights[side - 1 - dy, side - 1 - dx]
                     for x in range(width):
                         line[x] += weight * above[x + dx]

@@ -19,8 +19,8 @@ from ripple.imaging.psf.shape import Fault, Profile
 
 Float = NDArray[np.float32]
 
-GROW = 0.05  # a pixel is no measurement when filled pixels carry more than this share of its |K|
-REACH = 12  # px; margin plus reflection at most: beyond lie tails of kernels, which may wrap around
+MAX_FILLED = 0.05  # a pixel is not valid when filled pixels carry more than this share of its |K|
+REACH = 12  # px of margin and reflection at most; beyond lie tails of kernels, which may wrap around
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +34,13 @@ class Matching:
     kernels
         Distinct kernels.
     fault
-        `(N, B)` uint8, `psf.Fault` of each plane's PSF.
+        `(N, B)` uint8, `shape.Fault` of each plane's PSF.
     fwhm
         `(N, B)` float32 px of each plane's PSF before matching; NaN without one.
     target
         `(N, B)` float32 px FWHM after matching; NaN where nothing is matched.
     parts
-        What lies in other cells than the centre, and is first brought to the centre's PSF.
+        Parts in other cells than the centre, which are first brought to the centre's PSF.
     """
 
     number: NDArray[np.int32]
@@ -64,7 +64,7 @@ def plan_matching(
     beta: float = 3.5,
     tolerance: float = 0.003,
 ) -> Matching:
-    """Choose targets and make the kernels, one per distinct pair of PSF and target.
+    """Choose target PSFs and compute the kernels, one per distinct pair of PSF and target.
 
     Parameters
     ----------
@@ -79,12 +79,12 @@ def plan_matching(
     """
     index = batch.psf_index
     has = index >= 0
-    # The width of a PSF that is at no centre is not needed: the shape of such a one is not judged.
+    # PSFs of other cells than those of a centre need no width, which is costly: 1 stands for it.
     central = np.unique(index[has])
     width_of = np.ones(len(batch.psf), np.float32)
     width_of[central] = psf.fwhm(batch.psf[central])
     fault_of = psf.faults(batch.psf, width_of)
-    safe = np.maximum(index, 0)
+    safe = np.maximum(index, 0)  # -1 would take the last PSF
     fault = np.full(index.shape, Fault.MISSING, np.uint8)
     width = np.full(index.shape, np.nan, np.float32)
     if len(batch.psf):
@@ -106,10 +106,12 @@ def plan_matching(
 def _to_width(
     batch: CutoutBatch, matching: Matching, pixels: float, profile: Profile, beta: float, tolerance: float
 ) -> Matching:
+    # | 1: the target has an odd size, with its centre in a pixel.
     stamp = psf.target_stamp(pixels, batch.psf.shape[-1] | 1, profile, beta)[None]
     use = matching.fault == Fault.NONE
     wanted, number = np.unique(batch.psf_index[use], return_inverse=True)
     matching.number[use] = number
+    # Measured like all other widths: integration over pixels widens the profile.
     matching.target[use] = psf.fwhm(stamp)[0]
     return replace(matching, kernels=_kernels(batch.psf[wanted], stamp, tolerance))
 
@@ -117,7 +119,7 @@ def _to_width(
 def half_width(size: int) -> int:
     """Half width of kernels for PSF stamps of `size` px.
 
-    Half as far again as the stamps, so that their rims are matched too; wider kernels gain hardly anything.
+    Half as wide again as the stamps, so that their rims are matched too; wider kernels gain hardly anything.
     """
     return max(3 * (size // 2) // 2, 1)
 
@@ -131,8 +133,10 @@ def _to_broadest(batch: CutoutBatch, matching: Matching, tolerance: float) -> Ma
     rows = np.arange(len(batch))
     broadest = np.where(np.isfinite(matching.fwhm), matching.fwhm, -1).argmax(axis=1)
     best = batch.psf_index[rows, broadest]
+    # The broadest band itself has no kernel: its pixels stay as they are.
     use = (matching.fault == Fault.NONE) & (batch.psf_index != best[:, None])
     i, _ = np.nonzero(use)
+    # (P, 2) PSF and target; `number` is the pair of each plane.
     pairs, number = np.unique(np.stack([batch.psf_index[use], best[i]], axis=1), axis=0, return_inverse=True)
     matching.number[use] = number.reshape(-1)
     width = matching.fwhm[rows, broadest]
@@ -144,7 +148,7 @@ def _to_broadest(batch: CutoutBatch, matching: Matching, tolerance: float) -> Ma
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """Transforms of a batch's kernels for one stamp size.
+    """Transforms of a batch's kernels for one cutout size.
 
     Parameters
     ----------
@@ -183,7 +187,7 @@ def make_frame(kernels: Kernels, shape: tuple[int, int], margin: int, *, varianc
 def apply(
     image: Any, good: Any, number: NDArray[np.int32], parts: Parts, frame: Frame, variance: Any = None
 ) -> tuple[Any, Any, Any]:
-    """Fill, make the cells even, convolve and trim some rows.
+    """Fill bad pixels, bring all cells to the centre's PSF, convolve and trim some rows.
 
     Parameters
     ----------
@@ -212,7 +216,7 @@ def apply(
     whole = bool(good.all())
     filled = image if whole else _filled(image, good)
     if len(parts.part):
-        filled = cells.even_out(filled, parts)
+        filled = cells.apply_parts(filled, parts)
     valid = convolve.contiguous(good[inner])
     spread: Any = None if variance is None else _filled(variance, good)
     after: Any = None if spread is None else convolve.contiguous(spread[inner])
@@ -224,6 +228,7 @@ def apply(
     out = convolve.contiguous(filled[inner])
     if not len(k):
         return out, valid, after
+    # Planes without any good pixel are not convolved: `fill` left zeros there.
     holes = ~good[where].reshape(len(k), -1).all(axis=-1)
     alive = good[where].reshape(len(k), -1).any(axis=-1)
     holes, alive = convolve.to_numpy(holes), convolve.to_numpy(alive)
@@ -233,18 +238,19 @@ def apply(
         at = (where[0][holes], where[1][holes])
         bad = convolve.as_float(~good[at], image)
         used, place = np.unique(k[holes], return_inverse=True)
+        # How much of the result comes from filled pixels: the bad ones seen through |K|.
         weight = np.abs(frame.kernel[used])
         weight /= weight.sum(axis=(1, 2), keepdims=True)
-        spectra = convolve.beside(convolve.kernel_spectra(weight, frame.shape), image)
+        spectra = convolve.to_library_of(convolve.kernel_spectra(weight, frame.shape), image)
         share = convolve.convolve(bad, spectra, place.reshape(-1), frame.shape, m)
-        valid[at] = valid[at] & (share <= GROW)
+        valid[at] = valid[at] & (share <= MAX_FILLED)
     if variance is not None:
         after[where] = convolve.convolve(spread[where], frame.variance, k, frame.shape, m)
     return out, valid, after
 
 
 def _filled(planes: Any, good: Any) -> Any:
-    """`convolution.fill` of the planes that need it."""
+    """`convolve.fill` for the planes with bad pixels; the others are only copied."""
     holes = ~good.reshape(*good.shape[:2], -1).all(-1)
     out = convolve.contiguous(planes)
     out[holes] = convolve.fill(planes[holes], good[holes])
@@ -274,6 +280,7 @@ def homogenise(
     """
     frame = make_frame(matching.kernels, batch.image.shape[-2:], margin, variance=True)
     spread = _variance_of_parts(batch, matching, rho)
+    # In chunks: transforms of a whole batch would need several times its memory.
     chunks = [slice(s, s + convolve.CHUNK) for s in range(0, len(batch), convolve.CHUNK)]
     done = [
         apply(batch.image[c], good[c], matching.number[c], matching.parts.of(c), frame, spread[c])
@@ -281,12 +288,13 @@ def homogenise(
     ]
     image, valid, variance = (np.concatenate([part[i] for part in done]) for i in range(3))
     if rho is not None:
+        # The planes hold K² * variance, which is right for white noise.
         variance *= gains(matching, rho)[1][..., None, None]
     return image, variance, valid
 
 
 def _variance_of_parts(batch: CutoutBatch, matching: Matching, rho: Any) -> Float:
-    """The variance plane, scaled where cells are made even."""
+    """The variance plane, scaled where parts were brought to the centre's PSF."""
     ratio = cells.variance_ratio(matching.parts, matching.number, matching.kernels, rho)
     if not len(ratio):
         return batch.variance

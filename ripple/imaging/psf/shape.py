@@ -1,4 +1,4 @@
-"""PSF stamps: are they usable, how wide are they, and targets of a given width."""
+"""PSF stamps: whether they are usable, how wide they are, and targets of a given width."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 Float = NDArray[np.float64]
 Profile = Literal["moffat", "gaussian"]
 
-MAX_OFFSET = 0.6  # px; a PSF further off its centre pixel has been cut out wrongly
+MAX_OFFSET = 0.6  # px; a PSF further off its centre pixel was not cut out around its centre
+# Rays every 30 degrees, sampled every half pixel.
 FWHM_ANGLES, FWHM_STEP = 12, 0.5
 
 
@@ -22,7 +23,7 @@ class Fault(IntEnum):
     NONE = 0
     MISSING = 1
     NOT_FINITE = 2
-    SUM = 3  # not positive, or so small that normalising amplifies rubbish
+    SUM = 3  # not positive, or so small that normalising amplifies its noise
     OFF_CENTRE = 4  # even sizes among them: the centre is not pixel K // 2
     NEGATIVE = 5  # more than a fifth of its light is negative
     SHAPE = 6  # no peak, or its half maximum lies outside the stamp
@@ -50,12 +51,15 @@ def faults(psf: NDArray[np.floating], width: NDArray[np.floating] | None = None)
     finite = np.isfinite(p).all(axis=(1, 2))
     p = np.where(finite[:, None, None], p, 0.0)
     total, light = p.sum(axis=(1, 2)), np.abs(p).sum(axis=(1, 2))
+    # Half of the light may cancel: noise of real PSFs is far below, damage above.
     positive = total > 0.5 * np.maximum(light, 1e-30)
+    # A delta function in place of unusable stamps, which get their fault below in any case.
     safe = np.where((positive & finite)[:, None, None], p, _delta(p.shape[1:]))
     y, x = centroid(safe)
     off = np.maximum(np.abs(y - p.shape[1] // 2), np.abs(x - p.shape[2] // 2)) > MAX_OFFSET
     off |= (p.shape[1] % 2 == 0) | (p.shape[2] % 2 == 0)
     negative = np.minimum(safe, 0).sum(axis=(1, 2)) < -0.1 * light
+    # From mild to severe: later faults overwrite earlier ones.
     out[~np.isfinite(fwhm(p) if width is None else width)] = Fault.SHAPE
     out[negative] = Fault.NEGATIVE
     out[off] = Fault.OFF_CENTRE
@@ -103,7 +107,7 @@ def fwhm(psf: NDArray[np.floating]) -> Float:
     spline = scipy.ndimage.spline_filter1d(scipy.ndimage.spline_filter1d(p, axis=1), axis=2)
     y0, x0 = _peak(p)
     angle = np.arange(FWHM_ANGLES) * (2 * np.pi / FWHM_ANGLES)
-    radius = np.empty((m, FWHM_ANGLES))
+    radius = np.empty((m, FWHM_ANGLES))  # px, filled by the loop
     steps = int(np.ceil(min(h, w) / 2 / FWHM_STEP))
     loops.half_radii(
         spline, y0, x0, np.stack([np.sin(angle), np.cos(angle)], axis=1), FWHM_STEP, steps, radius
@@ -115,6 +119,7 @@ def _peak(p: Float) -> tuple[Float, Float]:
     """Position `y, x` of the peak, from the quadratic at the highest pixel."""
     m, h, w = p.shape
     y, x = np.divmod(p.reshape(m, -1).argmax(axis=1), w)
+    # No neighbours for a quadratic.
     if h < 3 or w < 3:
         return y.astype(float), x.astype(float)
     row, y, x = np.arange(m), np.clip(y, 1, h - 2), np.clip(x, 1, w - 2)
@@ -144,6 +149,7 @@ def target_stamp(width: float, size: int, profile: Profile = "moffat", beta: flo
         `(size, size)` float64, integrated over pixels, sum 1, centre pixel `size // 2`; zero beyond the
         largest circle in the stamp, as PSF stamps carry no light there either.
     """
+    # 25 samples per pixel integrate the profile over it.
     fine = 5
     t = (np.arange(size * fine) + 0.5) / fine - size / 2
     r2 = t[:, None] ** 2 + t[None, :] ** 2

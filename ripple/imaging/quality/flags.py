@@ -41,7 +41,9 @@ class Flag(IntEnum):
         return self.name.lower()
 
 
+# By bit, as in `qc`.
 LABELS: tuple[str, ...] = tuple(flag.label for flag in Flag)
+# What makes a row useless for a network; the other flags, e.g. a missing band, only mark.
 DEFAULT_REJECT: tuple[str, ...] = (
     "bad_pixels", "no_data", "saturated", "missing_cell", "centre_bad", "centre_saturated",
     "centre_cosmic_ray", "blank", "background", "dip", "variance", "psf_invalid", "psf_width", "psf_residual",

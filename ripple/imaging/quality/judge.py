@@ -1,4 +1,4 @@
-"""Is a row fit for use: thresholds on what was measured, and a verdict with named reasons.
+"""Whether a row is fit for use: thresholds on what was measured, and a verdict with named reasons.
 
 A flag says what is wrong, `reject` which flags make a row unfit; nothing is dropped.
 """
@@ -21,7 +21,7 @@ Float = NDArray[np.float32]
 Bool = NDArray[np.bool_]
 
 
-def _share(default: float, what: str) -> Any:
+def _max_share(default: float, what: str) -> Any:
     return Field(default, ge=0, le=1, description=f"Flag when a larger share of a band's pixels {what}.")
 
 
@@ -33,55 +33,61 @@ class Thresholds(Config):
     reject: tuple[str, ...] = Field(
         DEFAULT_REJECT, description="Flags that reject a row; the others only mark it."
     )
-    max_bad: float = _share(0.10, "is unusable (no data, bad, saturated, not finite, variance not positive)")
-    max_no_data: float = _share(0.05, "has no data")
-    max_saturated: float = _share(0.05, "is saturated")
-    max_cosmic_ray: float = _share(0.02, "is a cosmic ray")
-    max_interpolated: float = _share(0.25, "is interpolated")
-    max_missing_cell: float = _share(0.0, "lies in missing cells")
-    max_edge: float = _share(0.25, "lies at an edge")
-    max_suspect: float = _share(0.25, "is suspect, vignetted, crosstalk or a streak")
-    max_inexact_psf: float = _share(0.5, "has an inexact PSF")
-    max_centre_bad: float = _share(0.02, "of the central half is unusable")
-    max_centre_saturated: float = _share(0.0, "of the central half is saturated")
-    max_centre_cosmic_ray: float = _share(0.01, "of the central half is a cosmic ray")
-    max_centre_interpolated: float = _share(0.25, "of the central half is interpolated")
+    max_bad: float = _max_share(
+        0.10, "is unusable (no data, bad, saturated, not finite, variance not positive)"
+    )
+    max_no_data: float = _max_share(0.05, "has no data")
+    max_saturated: float = _max_share(0.05, "is saturated")
+    max_cosmic_ray: float = _max_share(0.02, "is a cosmic ray")
+    max_interpolated: float = _max_share(0.25, "is interpolated")
+    max_missing_cell: float = _max_share(0.0, "lies in missing cells")
+    max_edge: float = _max_share(0.25, "lies at an edge")
+    max_suspect: float = _max_share(0.25, "is suspect, vignetted, crosstalk or a streak")
+    max_inexact_psf: float = _max_share(0.5, "has an inexact PSF")
+    max_centre_bad: float = _max_share(0.02, "of the central half is unusable")
+    max_centre_saturated: float = _max_share(0.0, "of the central half is saturated")
+    max_centre_cosmic_ray: float = _max_share(0.01, "of the central half is a cosmic ray")
+    max_centre_interpolated: float = _max_share(0.25, "of the central half is interpolated")
     max_spikes: int = Field(0, ge=0, description="Unmasked single-pixel spikes allowed in a band.")
     min_signal: float = Field(
         5.0,
         ge=0,
-        description="Blank when no band has a 4 x 4 px block of the central half this many sigma up.",
+        description="Blank when no band has a 4 x 4 px block in the central half this many sigma high.",
     )
     max_background: float = Field(
         1.3,
         ge=0,
-        description="Offset of a band that the light does not explain, in units of pixel noise; "
+        description="Largest offset of a band that the light does not explain, in units of pixel noise; "
         "twice that with two bands.",
     )
     max_dip: float = Field(
-        0.8, ge=0, description="How far the darkest 8 x 8 px lie below zero, in units of pixel noise."
+        0.8, ge=0, description="How far the darkest 8 x 8 px may lie below zero, in units of pixel noise."
     )
     min_noise_ratio: float = Field(
-        0.6, ge=0, description="Measured noise over that of the variance plane, least."
+        0.6, ge=0, description="Least ratio of measured noise to that of the variance plane."
     )
     max_noise_ratio: float = Field(
-        1.5, ge=0, description="Measured noise over that of the variance plane, most."
+        1.5, ge=0, description="Largest ratio of measured noise to that of the variance plane."
     )
     min_psf: float = Field(0.3, ge=0, description="Least PSF FWHM, arcsec.")
     max_psf: float = Field(2.5, gt=0, description="Largest PSF FWHM, arcsec.")
     max_psf_residual: float = Field(
-        0.03, ge=0, description="Misfit allowed after matching, share of the light."
+        0.03, ge=0, description="Largest misfit after PSF matching, as a share of the light."
     )
-    max_sharpening: float = Field(1.02, gt=0, description="PSF FWHM over that of its target, at most.")
-    max_gain: float = Field(1.0, gt=0, description="Noise after matching over noise before, at most.")
+    max_sharpening: float = Field(
+        1.02, gt=0, description="Largest ratio of the PSF FWHM to that of its target."
+    )
+    max_gain: float = Field(
+        1.0, gt=0, description="Largest ratio of the noise after PSF matching to that before."
+    )
     max_psf_edge: float = Field(
-        0.08, ge=0, description="Share of the matching kernel that may lie beyond the margin of the stamp."
+        0.08, ge=0, description="Share of the matching kernel that may lie beyond the margin of the cutout."
     )
     max_psf_jump: float = Field(
-        0.25, ge=0, description="Change of the PSF across a cell border in the stamp."
+        0.25, ge=0, description="Largest change of the PSF across a cell border in the cutout."
     )
     min_separation: float = Field(
-        1.0, ge=0, description="Near-duplicate: closer than this to an earlier row, arcsec."
+        1.0, ge=0, description="A row closer than this to an earlier one is a duplicate, arcsec."
     )
 
     @field_validator("reject")
@@ -122,7 +128,7 @@ def judge(quality: Quality, extra: dict[str, Float], limits: Thresholds) -> NDAr
     quality
         From `measure`.
     extra
-        Measures made elsewhere, each `(N, B)`: `psf_fault`, `psf_fwhm` (arcsec), and where PSFs were matched
+        Measures from elsewhere, each `(N, B)`: `psf_fault`, `psf_fwhm` (arcsec), and where PSFs were matched
         `psf_residual`, `psf_gain`, `psf_edge`; `psf_jump`, `registration` when known.
     limits
         Thresholds.
@@ -136,6 +142,7 @@ def judge(quality: Quality, extra: dict[str, Float], limits: Thresholds) -> NDAr
     qc = np.zeros(quality.present.shape, np.uint64)
 
     def mark(flag: Flag, where: Bool) -> None:
+        # A missing band has no measures: only its absence is a flag.
         qc[where & quality.present] |= np.uint64(1 << flag)
 
     with np.errstate(invalid="ignore"):
@@ -148,6 +155,7 @@ def judge(quality: Quality, extra: dict[str, Float], limits: Thresholds) -> NDAr
         # Against one other band, the colour of the light explains less.
         allowed = limits.max_background * np.where(quality.present.sum(axis=1, keepdims=True) == 2, 2, 1)
         mark(Flag.BACKGROUND, np.abs(values["background"]) > allowed)
+        # One band with signal is enough: lensed arcs may be seen in the bluest alone.
         best = np.where(quality.present, values["signal"], -np.inf).max(axis=1, initial=-np.inf)
     mark(Flag.BLANK, np.broadcast_to((best < limits.min_signal)[:, None], qc.shape))
     # A flat plane has no noise to compare: its variance plane cannot be right.
@@ -166,7 +174,7 @@ def judge(quality: Quality, extra: dict[str, Float], limits: Thresholds) -> NDAr
 
 
 def explain(flag: str, row: Mapping[str, float], limits: Thresholds) -> str:
-    """What was measured behind a flag of one row, for people.
+    """The measures behind a flag of one row, as text for the user.
 
     Parameters
     ----------
@@ -175,7 +183,7 @@ def explain(flag: str, row: Mapping[str, float], limits: Thresholds) -> str:
     row
         Columns of the row, as in an index of tensors: `qc_bad_g`, `psf_fwhm_g`, ...
     limits
-        Thresholds that it was judged by.
+        Thresholds that were applied to it.
 
     Returns
     -------
@@ -190,6 +198,7 @@ def explain(flag: str, row: Mapping[str, float], limits: Thresholds) -> str:
                 bands = _bands_beyond(row, name, limit, over=over)
                 if bands:
                     found.append(f"{name} {', '.join(bands)} ({word} {limit:g})")
+    # These rules look at several bands: the values are shown, whichever band was decisive.
     if not found and flag in _MEASURED_BY:
         name, word, field = _MEASURED_BY[flag]
         bands = _bands_beyond(row, name, -math.inf, over=True)
@@ -226,8 +235,10 @@ def duplicates(ra: NDArray[np.floating], dec: NDArray[np.floating], separation: 
     if separation <= 0 or len(known) < 2:
         return out
     a, d = np.radians(np.asarray(ra, float)[known]), np.radians(np.asarray(dec, float)[known])
+    # On the unit sphere, which has no edge at RA 0 or the poles; angles become chords.
     xyz = np.stack([np.cos(d) * np.cos(a), np.cos(d) * np.sin(a), np.sin(d)], axis=1)
     pairs = cKDTree(xyz).query_pairs(2 * np.sin(np.radians(separation / 3600) / 2), output_type="ndarray")
+    # The later row of each pair: the first of a group stays.
     out[known[pairs.max(axis=1)]] = True
     return out
 

@@ -1,6 +1,6 @@
 """What is measured on each row and band before anything is changed: bad pixels, noise, background, dips.
 
-Stamps of a crowded sky may show no sky at all: wings of bright galaxies fill them. So the noise comes from
+Cutouts of a crowded sky may show no sky at all: wings of bright galaxies fill them. So the noise comes from
 second differences of pixels, not from a scatter about a level, and the background from a comparison of the
 bands: light has colours, a constant added to one band has none.
 """
@@ -19,7 +19,7 @@ Float = NDArray[np.float32]
 Bool = NDArray[np.bool_]
 
 #: Measure -> mask planes that count into it.
-VOCABULARY: dict[str, tuple[str, ...]] = {
+MASK_MEASURES: dict[str, tuple[str, ...]] = {
     "no_data": ("NO_DATA",),
     "saturated": ("SATURATED", "SAT"),
     "cosmic_ray": ("COSMIC_RAY", "CR"),
@@ -28,13 +28,15 @@ VOCABULARY: dict[str, tuple[str, ...]] = {
     "suspect": ("SUSPECT", "VIGNETTED", "CROSSTALK", "STREAK", "ITL_DIP", "BRIGHT_OBJECT"),
     "inexact_psf": ("INEXACT_PSF",),
 }
-#: Planes whose pixels are no measurement: filled before anything is computed, `valid` 0.
+#: Planes whose pixels are not a measurement: they are filled before anything else, and `valid` is 0.
 UNUSABLE: tuple[str, ...] = ("NO_DATA", "BAD", "SATURATED", "SAT", "UNMASKEDNAN")
 DETECTED: tuple[str, ...] = ("DETECTED", "DETECTED_NEGATIVE")
 BLOCK = 4  # px; block means for signal, background and dips
-QUIET = 0.1  # the blocks of least variance, which sources hardly reach, fix the noise of the sky
+QUIET_SHARE = (
+    0.1  # share of blocks, those of least variance, which sources hardly reach: they fix the noise of the sky
+)
 COLOUR_ERROR = 0.2  # share of the light by which one band is not a mix of the others
-MIN_BLOCKS = 24  # fewer do not fix a background
+MIN_BLOCKS = 24  # with fewer blocks no background is given
 BLOCK_NOISE = 1.2  # noise of a block of correlated pixels over that of white ones
 TINY = np.float32(1e-30)
 MAX_FLUX = np.float32(1e15)  # nJy, magnitude -6: what is more is damage, and would overflow
@@ -66,7 +68,7 @@ class Quality:
 def usable(batch: CutoutBatch) -> Bool:
     """`(N, B, H, W)` measurements: |flux| < `MAX_FLUX`, 0 < variance < `MAX_FLUX`², no `UNUSABLE` bit.
 
-    A plane whose variance is NaN throughout has none (stamps from elsewhere): only its image is looked at.
+    A plane whose variance is NaN throughout has none (cutouts from elsewhere): only its image counts.
     """
     from ripple.imaging import loops
 
@@ -77,12 +79,12 @@ def usable(batch: CutoutBatch) -> Bool:
 
 
 def measure(batch: CutoutBatch, good: Bool, damping: Float | None = None) -> Quality:
-    """Measure every band of every row; thresholds play no part yet.
+    """Measure every band of every row; thresholds are applied later, by `judge`.
 
     Parameters
     ----------
     batch
-        Stamps without margin.
+        Cutouts without margin.
     good
         From `usable`.
     damping
@@ -96,36 +98,40 @@ def measure(batch: CutoutBatch, good: Bool, damping: Float | None = None) -> Qua
     """
     from ripple.imaging import loops
 
-    # Trimmed stamps are views: the loops are twice as fast on copies, which cost little.
+    # Trimmed cutouts are views: the loops are twice as fast on copies, which cost little.
     image, variance = np.ascontiguousarray(batch.image), np.ascontiguousarray(batch.variance)
     mask, good = np.ascontiguousarray(batch.mask), np.ascontiguousarray(good)
     measures, present = _mask_shares(batch, variance, mask, good)
     n, b, h, w = image.shape
     unknown = np.zeros((n, b), bool)
     if h * w:
-        unknown = present & np.isnan(variance[:, :, 0, 0])  # the usual planes are not looked at whole
+        unknown = present & np.isnan(variance[:, :, 0, 0])  # one pixel tells for most planes
         unknown[unknown] = np.isnan(variance[unknown]).all(axis=(1, 2))
+    # Without a variance plane, 1 stands in: the ratio then is the noise itself.
     if unknown.any():
         variance = variance.copy()
         variance[unknown] = 1
-    k = BLOCK if min(h, w) >= 4 * BLOCK else 1
+    k = BLOCK if min(h, w) >= 4 * BLOCK else 1  # cutouts below 16 px: single pixels
     means, spread = (np.empty((n, b, h // k, w // k), np.float32) for _ in range(2))
     loops.block_means(image, variance, good, k, means, spread)
     ratio = np.full((n, b), np.nan, np.float32)
     loops.noise_ratios(image, variance, good, ratio)
     if damping is not None:
         ratio /= damping
-    noise = ratio * np.sqrt(_low(spread, QUIET))
+    noise = ratio * np.sqrt(_quantile(spread, QUIET_SHARE))
+    # TINY: a plane without noise must not divide by zero.
     unit = np.maximum(noise, TINY)
     blocks = np.asarray(means / unit[..., None, None], np.float32)
     measures["noise_ratio"] = np.where(unknown, np.float32(np.nan), ratio)
-    measures |= _structure(blocks, k)
+    measures |= _signal_and_dip(blocks, k)
     measures["background"] = offsets(blocks.reshape(n, b, (h // k) * (w // k)), present, BLOCK_NOISE / k)
-    level = _low(means, 0.5)
+    # Above the median block, so that a spike on a galaxy is compared with its surroundings.
+    level = _quantile(means, 0.5)
     count = np.zeros((n, b), np.float32)
     loops.spikes(image, good, np.nan_to_num(level), np.nan_to_num(noise, nan=np.inf), count)
     measures["spikes"] = count
     for name, values in measures.items():
+        # These three say why a band is missing, so they keep their values.
         if name not in ("no_data", "bad", "missing_cell"):
             values[~present] = np.nan
     return Quality(good, noise, measures["background"] * unit, measures, present)
@@ -134,16 +140,16 @@ def measure(batch: CutoutBatch, good: Bool, damping: Float | None = None) -> Qua
 def _mask_shares(
     batch: CutoutBatch, variance: Float, mask: NDArray[np.uint32], good: Bool
 ) -> tuple[dict[str, Float], Bool]:
-    """Shares of pixels per mask measure, whole stamp and centre, and which planes have a good pixel."""
+    """Shares of pixels per mask measure, whole cutout and centre, and which planes have a good pixel."""
     from ripple.imaging import loops
 
     n, b, h, w = good.shape
     seen = np.zeros((n, b), np.uint32)
     missing, bad, centre_bad = (np.zeros((n, b), np.int64) for _ in range(3))
-    loops.tally(variance, mask, good, seen, missing, bad, centre_bad)
+    loops.count_pixels(variance, mask, good, seen, missing, bad, centre_bad)
     y, x = slice(h // 4, h - h // 4), slice(w // 4, w - w // 4)
     out: dict[str, Float] = {}
-    for name, planes in VOCABULARY.items():
+    for name, planes in MASK_MEASURES.items():
         bits = batch.bits(*planes)
         whole, centre = np.zeros((n, b), np.float32), np.zeros((n, b), np.float32)
         where = np.nonzero(seen & bits)
@@ -161,7 +167,7 @@ def _mask_shares(
     return out, bad < h * w
 
 
-def _low(blocks: Float, fraction: float) -> Float:
+def _quantile(blocks: Float, fraction: float) -> Float:
     """A quantile of the finite blocks of each plane, `(N, B)`; NaN without any."""
     n, b, rows, cols = blocks.shape
     flat = np.sort(blocks.reshape(n, b, rows * cols), axis=-1)  # NaN last
@@ -170,7 +176,7 @@ def _low(blocks: Float, fraction: float) -> Float:
     return np.asarray(np.take_along_axis(flat, place[..., None], -1)[..., 0])
 
 
-def _structure(blocks: Float, k: int) -> dict[str, Float]:
+def _signal_and_dip(blocks: Float, k: int) -> dict[str, Float]:
     """Brightest block of the centre, and darkest 2 x 2 blocks, from block means in units of the noise."""
     rows, cols = blocks.shape[2:]
     y, x = slice(rows // 4, rows - rows // 4), slice(cols // 4, cols - cols // 4)
@@ -179,7 +185,7 @@ def _structure(blocks: Float, k: int) -> dict[str, Float]:
     square = tall[..., 1:] + tall[..., :-1]
     lowest = np.fmin.reduce(square, axis=(2, 3), initial=np.inf) / 4
     with np.errstate(invalid="ignore"):
-        signal = (peak - _low(blocks, 0.5)) * k / BLOCK_NOISE
+        signal = (peak - _quantile(blocks, 0.5)) * k / BLOCK_NOISE
     lowest[np.isinf(lowest)] = np.nan
     return {"signal": signal.astype(np.float32), "dip": -lowest.astype(np.float32)}
 

@@ -1,6 +1,6 @@
-"""Are the bands of a stamp the same piece of sky, the same way up? A check by image cross-correlation.
+"""Whether the bands of a cutout show the same sky, the same way up: a check by cross-correlation.
 
-A public lens-finding blind set shipped stamps whose bands were rotated against each other. Headers cannot
+A public lens-finding blind set shipped cutouts whose bands were rotated against each other. Headers cannot
 show that, pixels can: each band is compared with a reference band of the same row, as it is and in the seven
 other orientations, over all shifts. Nothing is said where the signal cannot decide: faint rows, sources that
 look the same in every orientation, bands that do not look like each other.
@@ -19,24 +19,27 @@ from ripple.imaging.registration import correlate
 
 Float = NDArray[np.float32]
 
-MIN_SHIFT = 0.25  # px, so that 0.3 is mostly found; less is what colour gradients and refraction do
+MIN_SHIFT = 0.25  # px, so that 0.3 is mostly found; colour gradients and refraction shift by less
 NOTICEABLE = 0.3  # px; a band is decided when a shift this large would be sure
 SIGMAS = 5.0  # a shift or an orientation must be this sure
-MIN_CORRELATION = 0.85  # bands that look less alike than this, once put right, say nothing
+MIN_CORRELATION = 0.85  # bands that correlate less than this at their best cannot be compared
 MAX_WORSE = 0.1  # where a shift makes bands differ more, over where it makes them differ less, at most
 TILE = 8  # px, for that comparison
 ALIKE = 0.6  # two bands that find the reference moved by vectors that differ by less than this share of them
 ALIKE_SHIFT, ALIKE_SIGMAS = 1.5, 10.0  # px and sigma of both: colours of blends hardly do that
 ALIKE_CORRELATION, ALIKE_EXPLAINED = 0.6, 0.3  # and these in place of the next two
-PART = (0.2, 0.6)  # of a shift: a band that has gone so far has the colour between, and nothing was moved
-TILE_NOISE = 4.0  # square of the noise; what noise alone changes in a tile
-MIN_EXPLAINED = (
-    0.5  # a shift must explain this much of what it leaves unexplained (colours of blended sources)
-)
+PART_WAY = (
+    0.2,
+    0.6,
+)  # of a shift: another band that moved this far has a colour in between, and no band was moved
+TILE_NOISE = 4.0  # in units of the squared noise: what noise alone changes in a tile
+# A shift must explain this much of what it leaves unexplained (colours of blended sources).
+MIN_EXPLAINED = 0.5
 MAX_LEFT = 0.7  # an orientation must leave less than this of what the given one leaves unexplained
 MIN_GAIN = 0.08  # and beat it by this plus half of what it leaves, where no third band can confirm it
-NEARLY = 0.985  # an orientation is looked at when blocks of pixels agree in it by this much of the given one
-DOUBT = 0.03  # correlations corrected for noise may come out above 1
+# Another orientation is tried when sums of 4 x 4 pixels correlate in it nearly as well as upright.
+NEARLY_AS_GOOD = 0.985
+CORRELATION_ERROR = 0.03  # correlations corrected for noise may come out above 1
 KNEE = 10.0  # S/N above which pixels are compressed, so that one bright source does not decide alone
 CHUNK = 64  # rows at a time
 
@@ -58,7 +61,7 @@ class Registration:
     peak
         `(N, B)` float32 correlation in the best orientation at its best shift, corrected for noise.
     transform
-        `(N, B)` int8 best orientation, index into `correlation.TRANSFORMS`; 0 unless another one is
+        `(N, B)` int8 best orientation, index into `correlate.TRANSFORMS`; 0 unless another one is
         significantly better.
     decided
         `(N, B)` bool: there was enough signal to notice a shift of `NOTICEABLE` px.
@@ -106,7 +109,7 @@ def check_registration(
     Planes are divided by their noise, compressed (asinh), tapered at the edge and smoothed by a Gaussian.
     With f = s + n of two bands, the shift error follows from C(d) = sum f1(x) f2(x + d): sigma_d =
     sqrt(Var C'(0)) / |C''(0)| with Var C' = sum |k|² (P1 N2 + P2 N1 + N1 N2) / 2 per axis, P the power of the
-    signal, N of the noise. The noise is taken as white; correlated noise of resampled images makes the error
+    signal, N of the noise. The noise is assumed white; correlated noise of resampled images makes the error
     too small by up to its variance ratio, which `SIGMAS` leaves room for. Real displacements between bands,
     such as differential chromatic refraction, count as shifts.
     """
@@ -160,13 +163,15 @@ def _compare(planes: Float, good: NDArray[np.bool_], rows: slice, out: Registrat
     """Measure all bands of these rows against their reference and write the result into `out`."""
     n, b, h, w = planes.shape
     enough = good.mean(axis=(2, 3)) > 0.7
+    # 4 x 4 sums: structure as wide as the seeing counts, noise of single pixels hardly.
     power = np.where(enough, (correlate.blocks(planes) ** 2).sum(axis=(2, 3)), -1.0)
     reference = power.argmax(axis=1)
     usable = enough.sum(axis=1) >= 2
     out.reference[rows] = np.where(usable, reference, -1)
+    # Without the taper, sources cut by the edge would correlate at zero shift.
     taper = np.outer(correlate.taper(h), correlate.taper(w)).astype(np.float32)
     index = np.arange(n)
-    found = _Found(
+    found = _Findings(
         np.zeros((n, b, 2)),
         np.zeros((n, b), bool),
         np.zeros((n, b), bool),
@@ -186,7 +191,7 @@ def _compare(planes: Float, good: NDArray[np.bool_], rows: slice, out: Registrat
             f1[more] *= good[mine[more], band]
             a[more] = scipy.fft.rfft2(f1[more])
             f2 = np.asarray(planes[mine, band] * (first_good[mine] * taper), np.float32)
-            _measure(f1, a, f2, taper, mine, band, found, rows.start, out)
+            _measure_band(f1, a, f2, taper, mine, band, found, rows.start, out)
     at = index[usable] + rows.start
     for measure, value in ((out.shift, 0.0), (out.shift_error, 0.0), (out.correlation, 1.0), (out.peak, 1.0)):
         measure[at, reference[usable]] = value
@@ -197,31 +202,31 @@ def _compare(planes: Float, good: NDArray[np.bool_], rows: slice, out: Registrat
     out.transform[rows] = np.where(turned, found.turned, 0)
     out.peak[rows] = np.where(turned, found.match, out.peak[rows])
     out.decided[rows] |= turned
-    out.flagged[rows] = turned | (found.moved & ~_between(found)) | _alike(found)
-    _blame(at, out)
+    out.flagged[rows] = turned | (found.moved & ~_moved_part_way(found)) | _agree_on_shift(found)
+    _flag_reference(at, out)
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class _Findings:
     """What some rows show: `(n, B)` each, shifts y, x `(n, B, 2)` px."""
 
     vectors: NDArray[np.float64]
     far: NDArray[np.bool_]  # clearly away from the reference, colours or not
     moved: NDArray[np.bool_]  # and colours are not the reason
-    turned: NDArray[np.int8]  # orientation that fits better, index into `correlation.TRANSFORMS`
+    turned: NDArray[np.int8]  # orientation that fits better, index into `correlate.TRANSFORMS`
     match: NDArray[np.float64]  # correlation in that orientation
     alone: NDArray[np.bool_]  # it fits so much better that no other band need confirm it
     sure: NDArray[np.bool_]  # there is signal to compare
 
 
-def _measure(
+def _measure_band(
     f1: Float,
     a: NDArray[np.complex64],
     f2: Float,
     taper: Float,
     mine: NDArray[np.intp],
     band: int,
-    found: _Found,
+    found: _Findings,
     start: int,
     out: Registration,
 ) -> None:
@@ -242,44 +247,45 @@ def _measure(
     moved &= sure & (better > MIN_EXPLAINED * (1 - upright))
     far = sure & (out.shift[at, band] >= np.maximum(ALIKE_SHIFT, ALIKE_SIGMAS * error))
     found.far[mine, band] = far & (upright >= ALIKE_CORRELATION) & (better > ALIKE_EXPLAINED * (1 - upright))
+    # The costly test last, for the few rows that all others leave.
     for row in np.flatnonzero(moved):
-        moved[row] = _worse(f1[row], f2[row], vector[row]) <= MAX_WORSE
+        moved[row] = _worsening(f1[row], f2[row], vector[row]) <= MAX_WORSE
     out.shift_error[at, band] = error
     out.peak[at, band] = upright
     found.moved[mine, band], found.sure[mine, band] = moved, sure
     best, match, turned = np.zeros(len(f1), np.int8), upright.copy(), np.zeros(len(f1), bool)
-    odd = np.flatnonzero(sure & _questionable(f1, f2))
+    odd = np.flatnonzero(sure & _may_be_turned(f1, f2))
     if len(odd):
-        table = _fits(f1[odd], f2[odd], taper)
+        table = _correlations_by_orientation(f1[odd], f2[odd], taper)
         best[odd], match[odd] = table.argmax(axis=0), table.max(axis=0)
-        turned[odd] = _turned(table[0], match[odd], pair.noise[odd] / pair.scale[odd])
+        turned[odd] = _fits_better_turned(table[0], match[odd], pair.noise[odd] / pair.scale[odd])
         found.alone[mine[odd], band] = match[odd] - table[0] > MIN_GAIN + (1 - match[odd]) / 2
     turned &= (match >= MIN_CORRELATION) & (best > 0)
     found.turned[mine, band], found.match[mine, band] = np.where(turned, best, 0), match
     out.decided[at, band] = sure & (SIGMAS * error <= NOTICEABLE) & (match >= MIN_CORRELATION)
 
 
-def _turned(upright: Any, match: Any, noise: Any) -> Any:
-    """Does another orientation fit so much better that neither noise nor colours can be the reason?
+def _fits_better_turned(upright: Any, match: Any, noise: Any) -> Any:
+    """Whether another orientation fits so much better that neither noise nor colours can be the reason.
 
     Noise changes two correlations of the same planes alike, but for the part of the light that looks
     different when turned: about `1 - upright` of it.
     """
     gain = match - upright
-    sigma = noise * np.sqrt(2 * np.clip(1 - upright + DOUBT, 0, 1))
+    sigma = noise * np.sqrt(2 * np.clip(1 - upright + CORRELATION_ERROR, 0, 1))
     return (gain > SIGMAS * sigma) & (1 - match < MAX_LEFT * (1 - upright))
 
 
-def _questionable(f1: Float, f2: Float) -> NDArray[np.bool_]:
+def _may_be_turned(f1: Float, f2: Float) -> NDArray[np.bool_]:
     """Rows whose blocks agree in some other orientation nearly as well: a quick look that spares most."""
     one, two = correlate.blocks(f1[:, None])[:, 0], correlate.blocks(f2[:, None])[:, 0]
     names = correlate.orientations(one.shape[1:])[1:]
     upright = np.einsum("kij,kij->k", one, two)
     best = np.max([np.einsum("kij,kij->k", one, correlate.undo(two, name)) for name in names], axis=0)
-    return np.asarray(best > NEARLY * upright)
+    return np.asarray(best > NEARLY_AS_GOOD * upright)
 
 
-def _fits(f1: Float, f2: Float, taper: Float) -> NDArray[np.float64]:
+def _correlations_by_orientation(f1: Float, f2: Float, taper: Float) -> NDArray[np.float64]:
     """Correlation `(8, m)` of two planes in each of `TRANSFORMS` at its best shift, at half the resolution.
 
     Minus infinity for orientations that change the shape.
@@ -299,8 +305,8 @@ def _fits(f1: Float, f2: Float, taper: Float) -> NDArray[np.float64]:
     return out
 
 
-def _confirmed(planes: Float, taper: Float, reference: int, row: int, band: int, found: _Found) -> bool:
-    """Do the other bands say too that this one is turned? Colours may make two bands fit better turned.
+def _confirmed(planes: Float, taper: Float, reference: int, row: int, band: int, found: _Findings) -> bool:
+    """Whether the other bands confirm that this one is turned: colours may make two bands fit better turned.
 
     Most of those that have signal must agree; where there are none, the fit must be better by far.
     """
@@ -309,17 +315,17 @@ def _confirmed(planes: Float, taper: Float, reference: int, row: int, band: int,
     for other in np.flatnonzero(found.sure[row]):
         if other in (band, reference):
             continue
-        fits = _fits(planes[other][None], planes[band][None], taper)[:, 0]
+        fits = _correlations_by_orientation(planes[other][None], planes[band][None], taper)[:, 0]
         # Turned alike, the two agree as they are: then it is the reference that is turned.
         alike = found.turned[row, other] == turn
         votes.append(bool(alike or 1 - fits[turn] < MAX_LEFT * (1 - fits[0])))
     return sum(votes) * 2 > len(votes) if votes else bool(found.alone[row, band])
 
 
-def _worse(f1: Float, f2: Float, shift: NDArray[np.float64]) -> float:
-    """Does a shift of `f2` make it differ more from `f1` somewhere? The sum of that over the sum of gains.
+def _worsening(f1: Float, f2: Float, shift: NDArray[np.float64]) -> float:
+    """How much a shift of `f2` makes parts of it differ more from `f1`, over how much it improves others.
 
-    A band that was moved gets better in every part of the stamp. Where two sources of different colours lie
+    A band that was moved improves in every part of the cutout. Where two sources of different colours lie
     side by side a shift makes the blend more alike, and spoils its surroundings.
     """
     a, b = (scipy.ndimage.gaussian_filter(f, correlate.SMOOTH) for f in (f1, f2))
@@ -339,19 +345,19 @@ def _misfit(a: Float, b: Float) -> NDArray[np.float64]:
     return np.asarray(bb - np.maximum(ab, 0) ** 2 / (aa + 1e-3))
 
 
-def _between(found: _Found) -> NDArray[np.bool_]:
-    """Shifts `(n, B)` of which another band has gone a part, or that are part of another's: colours do so."""
+def _moved_part_way(found: _Findings) -> NDArray[np.bool_]:
+    """Bands `(n, B)` with another one moved part of the way, or further, as colour gradients do it."""
     v = found.vectors
     length = np.linalg.norm(v, axis=2)
     dot = np.einsum("njc,nkc->njk", v, v)
     longer = np.maximum(length[:, :, None], length[:, None, :])
     part = dot / np.maximum(longer**2, 1e-12)
     both = np.minimum(length[:, :, None], length[:, None, :]) >= MIN_SHIFT
-    return np.asarray((both & (part > PART[0]) & (part < PART[1])).any(axis=2))
+    return np.asarray((both & (part > PART_WAY[0]) & (part < PART_WAY[1])).any(axis=2))
 
 
-def _alike(found: _Found) -> NDArray[np.bool_]:
-    """Bands `(n, B)` that find the reference moved, as another one does: that is not a matter of colours."""
+def _agree_on_shift(found: _Findings) -> NDArray[np.bool_]:
+    """Bands `(n, B)` that find the reference moved like another one does, which colours do not explain."""
     v = found.vectors
     length = np.linalg.norm(v, axis=2)
     apart = np.linalg.norm(v[:, :, None] - v[:, None, :], axis=3)
@@ -360,7 +366,7 @@ def _alike(found: _Found) -> NDArray[np.bool_]:
     return np.asarray(alike.any(axis=2))
 
 
-def _blame(at: NDArray[np.intp], out: Registration) -> None:
+def _flag_reference(at: NDArray[np.intp], out: Registration) -> None:
     """Flag the reference too where more than half of the bands that could be compared disagree with it."""
     decided = (out.decided[at] | out.flagged[at]).sum(axis=1)
     wrong = out.flagged[at].sum(axis=1) * 2 > decided

@@ -1,4 +1,4 @@
-"""Cross-correlation of planes, and the eight ways in which a square can be put."""
+"""Cross-correlation of planes, and the eight orientations of a square image."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TRANSFORMS: tuple[str, ...] = (
     "identity", "rot90", "rot180", "rot270", "mirror_x", "mirror_y", "transpose", "antitranspose",
 )  # fmt: skip
 
-#: Orientations that keep a stamp's width and height.
+#: Orientations that keep width and height, also of images that are not square.
 UPRIGHT: tuple[str, ...] = ("identity", "rot180", "mirror_x", "mirror_y")
 
 
@@ -28,7 +28,7 @@ def orientations(shape: tuple[int, ...]) -> tuple[str, ...]:
 
 
 def undo(plane: Float, name: str) -> Float:
-    """Put a plane `(..., H, W)` right that was turned or mirrored as `name` says.
+    """Turn a plane `(..., H, W)` back that was turned or mirrored as `name` says.
 
     Raises
     ------

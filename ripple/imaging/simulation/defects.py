@@ -1,4 +1,4 @@
-"""What goes wrong on the simulated sky, on purpose: every reader must survive it."""
+"""Defects of the simulated sky, put in on purpose: every reader must survive them."""
 
 from __future__ import annotations
 
@@ -78,9 +78,11 @@ def draw_defects(bands: int, box: Box, seed: int) -> Defects:
         inside = box.grown(-CELL)
         return float(rng.uniform(inside.x0, inside.x1)), float(rng.uniform(inside.y0, inside.y1))
 
+    # Not at the rim, where a patch ends anyway.
     cell = (int(rng.integers(1, cy - 1)), int(rng.integers(1, cx - 1)))
     hole = (int(rng.integers(bands)), (*place(), float(rng.uniform(20, 40)), float(rng.uniform(12, 25))))
     ray = Segment(*place(), float(rng.uniform(0, np.pi)), float(rng.uniform(40, 90)), 0.7)
+    # 1e5 px: across the whole block.
     trail = Segment(*place(), float(rng.uniform(0, np.pi)), 1e5, 3.5)
     edges = tuple(tuple(float(v) for v in rng.uniform(box.x0, box.x1, 2)) for _ in range(bands))
     return Defects(cell, hole, (int(rng.integers(bands)), ray), (int(rng.integers(bands)), trail), edges)
@@ -132,17 +134,19 @@ def observe(
     for edge in defects.chip_edges[band] if defects.chip_edges else ():
         x = round(edge) - c.box.x0
         near = np.s_[:, max(x - 20, 0) : max(x + 20, 0)]
+        # Fewer visits, so more noise.
         variance[near] *= 1.15
         mask[near] |= bits("REJECTED", "INEXACT_PSF")
     # Source noise below a thousandth of the sky's is left out: the plane stays flat where there is only sky.
     source = np.float32(facts.njy_per_electron) * light
     variance += np.where(source > 1e-3 * variance, source, np.float32(0.0))
+    # By the place of the band in ugrizy: a band looks the same whichever others are simulated.
     rng = np.random.default_rng([seed, 12, "ugrizy".index(c.bands[band])])
     light += np.sqrt(variance) * correlated_noise(rng, (light.shape[0], light.shape[1]))
     _saturate(light, mask, stars, c, band)
     _detect(light, mask, sky, float(np.median(c.fwhm[band])))
     planes = BandPlanes(light, variance, mask)
-    _spoil(planes, c.box, band, defects, float(np.median(sky)))
+    _add_defects(planes, c.box, band, defects, float(np.median(sky)))
     return planes
 
 
@@ -155,8 +159,9 @@ def _saturate(
     for x, y, value in stars[stars[:, 2] > full]:
         column, row = int(np.floor(x + 0.5)) - c.box.x0, int(np.floor(y + 0.5)) - c.box.y0
         i, j = min(row // CELL, c.sigma.shape[1] - 1), min(column // CELL, c.sigma.shape[2] - 1)
+        # Peak pixel of a star that just saturates.
         level = full * float(c.kernel(band, i, j).max())
-        reach = int(min(8.0 * np.sqrt(value / full), 120.0)) + 4
+        reach = int(min(8.0 * np.sqrt(value / full), 120.0)) + 4  # px of bleeding up and down
         bleed = np.s_[max(row - reach, 0) : row + reach + 1, max(column - 1, 0) : min(column + 2, width)]
         image[bleed] = level
         core = np.s_[max(row - 40, 0) : row + 41, max(column - 40, 0) : column + 41]
@@ -173,24 +178,25 @@ def _detect(
     """DETECTED where the image smoothed with a PSF-wide Gaussian exceeds 5 sigma, grown by 4 pixels."""
     from scipy.ndimage import gaussian_filter, maximum_filter
 
+    # Sigma of a Gaussian from its FWHM.
     width = fwhm / 2.3548
     # Noise left after smoothing white noise: 1 / (2 sqrt(pi) width); correlation adds a sixth.
     left = 1.17 / (2.0 * np.sqrt(np.pi) * width)
     found = gaussian_filter(image / sky, width) > 5.0 * left
-    grown = maximum_filter(found.astype(np.uint8), 9)
+    grown = maximum_filter(found.astype(np.uint8), 9)  # 9 = 2 x 4 + 1
     rim = np.ones(image.shape, bool)
     rim[RIM:-RIM, RIM:-RIM] = False
     mask |= np.where(rim, bits("DETECTION_EDGE"), np.where(grown > 0, bits("DETECTED"), np.uint16(0)))
 
 
-def _spoil(planes: BandPlanes, box: Box, band: int, defects: Defects, sigma: float) -> None:
+def _add_defects(planes: BandPlanes, box: Box, band: int, defects: Defects, sigma: float) -> None:
     """Put the defects of this band into its planes."""
     if defects.cosmic_ray is not None and defects.cosmic_ray[0] == band:
-        hit = _along(defects.cosmic_ray[1], box)
+        hit = _on_segment(defects.cosmic_ray[1], box)
         planes.image[hit] += np.float32(60.0 * sigma)
         planes.mask[hit] |= bits("COSMIC_RAY", "INTERPOLATED")
     if defects.satellite is not None and defects.satellite[0] == band:
-        planes.mask[_along(defects.satellite[1], box)] |= bits("CLIPPED", "REJECTED", "INEXACT_PSF")
+        planes.mask[_on_segment(defects.satellite[1], box)] |= bits("CLIPPED", "REJECTED", "INEXACT_PSF")
     if defects.hole is not None and defects.hole[0] == band:
         x, y, a, b = defects.hole[1]
         py, px = np.ogrid[box.y0 : box.y1, box.x0 : box.x1]
@@ -208,7 +214,7 @@ def _blank(planes: BandPlanes, where: Any, image: float, variance: float) -> Non
     planes.mask[where] = bits("NO_DATA")
 
 
-def _along(s: Segment, box: Box) -> NDArray[np.bool_]:
+def _on_segment(s: Segment, box: Box) -> NDArray[np.bool_]:
     """Pixels of a box that lie on a segment (which reaches both ways from its start)."""
     y, x = np.ogrid[box.y0 : box.y1, box.x0 : box.x1]
     dx, dy = x - s.x, y - s.y

@@ -63,10 +63,12 @@ def deflect(lens: Deflector, x: Array, y: Array) -> tuple[Array, Array]:
     equation 35; convergence `theta_e / (2 sqrt(q x² + y² / q))` as in lenstronomy's `SIE`.
     """
     cos, sin = np.cos(lens.angle), np.sin(lens.angle)
+    # Frame of the ellipse; the deflection is turned back below.
     u, v = cos * x + sin * y, -sin * x + cos * y
     # A round lens is the limit of the formulas below; stay clear of 0 / 0.
     q = min(lens.q, 1.0 - 1e-5)
     f = np.sqrt(1.0 - q * q)
+    # 1e-9: no division by zero at the very centre.
     psi = np.sqrt(q * q * u * u + v * v) + 1e-9
     scale = lens.theta_e * np.sqrt(q) / f
     au, av = scale * np.arctan(f * u / psi), scale * np.arctanh(f * v / psi)

@@ -15,6 +15,7 @@ from ripple.sky.geometry import Box
 
 Float = NDArray[np.floating[Any]]
 
+# arcsec per pixel; pixels per cell and per PSF kernel; all as in DP2-like coadds.
 PIXEL_SCALE = 0.2
 CELL = 150
 KERNEL = 41
@@ -49,6 +50,7 @@ class BandFacts:
     @property
     def njy_per_electron(self) -> float:
         """Flux in nJy of one electron over all visits; source noise is `flux * this` nJy² per pixel."""
+        # Depth grows by 1.25 log10(visits), hence 10^(0.8 difference).
         visits = 10.0 ** (0.8 * (self.depth - self.visit_depth))
         return float(flux(self.visit_zero_point) / (30.0 * visits))
 
@@ -97,6 +99,7 @@ def moffat(size: int, fwhm: float, e1: float, e2: float) -> NDArray[np.float64]:
     axis = np.arange(size, dtype=float) - half
     x, y = axis[None, :], axis[:, None]
     alpha = fwhm / (2.0 * np.sqrt(2.0 ** (1.0 / MOFFAT_BETA) - 1.0))
+    # Area is kept, so that ellipticity does not change the width.
     squared = ((1.0 - e1) * x * x - 2.0 * e2 * x * y + (1.0 + e1) * y * y) / np.sqrt(1.0 - e1 * e1 - e2 * e2)
     edge = np.clip((np.hypot(x, y) / (half + 0.5) - 0.8) / 0.2, 0.0, 1.0)
     kernel = (1.0 + squared / alpha**2) ** -MOFFAT_BETA * np.cos(0.5 * np.pi * edge) ** 2
@@ -137,6 +140,7 @@ class Conditions:
         stamp = np.zeros((len(self.bands), size, size), np.float32)
         for b in range(len(self.bands)):
             stamp[b, :kernel, :kernel] = self.kernel(b, i, j, kernel)
+        # The kernel centre goes to pixel 0, 0: then a product only blurs and does not move.
         rolled = np.roll(stamp, (-(kernel // 2), -(kernel // 2)), (1, 2))
         return np.asarray(scipy.fft.rfft2(rolled))
 
@@ -155,9 +159,10 @@ def draw_conditions(bands: tuple[str, ...], box: Box, seed: int) -> Conditions:
     planes: dict[str, list[NDArray[np.float64]]] = {"fwhm": [], "e1": [], "e2": [], "sigma": []}
     for band in bands:
         facts = BANDS[band]
+        # By the place of the band in ugrizy: a band looks the same whichever others are simulated.
         rng = np.random.default_rng([seed, 11, "ugrizy".index(band)])
         wide = facts.fwhm * (1.0 + 0.05 * _smooth(rng, cy, cx) + 0.02 * rng.standard_normal((cy, cx)))
-        planes["fwhm"].append(np.clip(wide, 0.85, 1.5) / PIXEL_SCALE)
+        planes["fwhm"].append(np.clip(wide, 0.85, 1.5) / PIXEL_SCALE)  # px
         for key in ("e1", "e2"):
             planes[key].append(0.025 * _smooth(rng, cy, cx) + 0.01 * rng.standard_normal((cy, cx)))
         level = noise_sigma(band) * np.exp(0.04 * _smooth(rng, cy, cx) + 0.03 * rng.standard_normal((cy, cx)))
@@ -194,6 +199,7 @@ def noise_sigma(band: str) -> float:
 
 def _noise_power(size: int) -> NDArray[np.float64]:
     """Power spectrum of the noise, mean 1."""
+    # Transform of (a, 1, a), squared, along one axis; the other is the same.
     f = (1.0 + 2.0 * NOISE_TAP * np.cos(2.0 * np.pi * scipy.fft.fftfreq(size))) ** 2
     f /= 1.0 + 2.0 * NOISE_TAP**2
     return np.asarray(f[:, None] * f[None, :])
@@ -206,6 +212,7 @@ def correlated_noise(rng: np.random.Generator, shape: tuple[int, int]) -> NDArra
     so does ours.
     """
     h, w = shape
+    # One pixel more on each side, so that the rim is as correlated as the rest.
     white = rng.standard_normal((h + 2, w + 2), dtype=np.float32)
     a, norm = np.float32(NOISE_TAP), np.float32(1.0 / (1.0 + 2.0 * NOISE_TAP**2))
     rows = white[1:-1] + a * (white[:-2] + white[2:])

@@ -22,7 +22,7 @@ from ripple.sky.geometry import Box
 Array = NDArray[np.floating[Any]]
 UGRIZY = ("u", "g", "r", "i", "z", "y")
 
-#: Classes of the targets that are no lenses, and how often each occurs among them.
+#: Classes of the targets that are not lenses, and their shares among those.
 LOOKALIKES: dict[str, float] = {
     "elliptical": 0.36, "chance": 0.20, "spiral": 0.17, "ring": 0.14, "merger": 0.13,
 }  # fmt: skip
@@ -35,7 +35,7 @@ FIELD_DENSITY, STAR_DENSITY = 20.0, 4.0
 # Colours of passively evolving galaxies by redshift, read off public early-type templates: u-g, g-r, r-i,
 # i-z, z-y.
 _RED_Z = np.arange(0.1, 1.01, 0.1)
-_RED = np.array(
+_RED_COLOURS = np.array(
     [
         [1.60, 1.75, 1.80, 1.70, 1.60, 1.60, 1.50, 1.40, 1.30, 1.20],
         [0.95, 1.20, 1.45, 1.67, 1.77, 1.80, 1.78, 1.75, 1.70, 1.65],
@@ -105,15 +105,18 @@ def draw_scene(
     seed
         Same seed, same sky.
     """
+    # Streams by number: 1 targets, 2 surroundings of each, 3 field; a change in one leaves the others alone.
     rng = np.random.default_rng([seed, 1])
-    x, y = _places(rng, patches, per_patch)
+    x, y = _target_positions(rng, patches, per_patch)
     targets = {"x": x, "y": y, **draw_deflectors(rng, len(x))}
+    # Independent of the deflectors drawn before: nothing about them tells the class.
     targets["kind"] = _classes(rng, len(x), lens_fraction)
     targets["source_mags"] = blue_magnitudes(rng, _source_i(rng, len(x)))
     painted = [_deflector_light(targets, k) for k in range(len(x))]
     for k in range(len(x)):
         painted += _surroundings(np.random.default_rng([seed, 2, k]), targets, k)
     lens = targets["kind"] == "lens"
+    # Drawn for all, so that lenses and others use the same random numbers; told for lenses only.
     for key in ("theta_E", "z_source", "beta", "shear"):
         targets[key] = np.where(lens, targets[key], np.nan)
     targets["source_mags"] = np.where(lens[:, None], targets["source_mags"], np.nan)
@@ -121,12 +124,15 @@ def draw_scene(
     return Scene(tuple(painted) + tuple(others), targets, field)
 
 
-def _places(rng: np.random.Generator, patches: Sequence[Box], per_patch: int) -> tuple[Array, Array]:
-    """A loose grid: as many slots per patch as needed, positions shaken, so that stamps seldom collide."""
+def _target_positions(
+    rng: np.random.Generator, patches: Sequence[Box], per_patch: int
+) -> tuple[Array, Array]:
+    """A loose grid: as many slots per patch as needed, positions shaken, so that cutouts seldom overlap."""
     side = int(np.ceil(np.sqrt(per_patch)))
     xs, ys = [], []
     for box in patches:
-        step = box.width / side
+        step = box.width / side  # px between slots
+        # side² may exceed per_patch: which slots stay empty is random.
         slot = np.sort(rng.permutation(side * side)[:per_patch])
         shake = rng.uniform(-0.16, 0.16, (2, per_patch)) * step
         xs.append(box.x0 - 0.5 + (slot % side + 0.5) * step + shake[0])
@@ -155,9 +161,10 @@ def draw_deflectors(rng: np.random.Generator, count: int) -> dict[str, NDArray[A
     keep: dict[str, list[Array]] = {"z_lens": [], "z_source": [], "sigma_v": [], "theta_E": []}
     have = 0
     while have < count:
-        n = 2 * count + 64
+        n = 2 * count + 64  # most are refused below
         z = np.clip(rng.normal(0.55, 0.17, n), 0.25, 0.95)
         sigma = np.clip(rng.normal(265.0, 45.0, n), 170.0, 420.0)
+        # Sources lie well behind the deflector.
         zs = np.clip(z + 0.3 + rng.gamma(3.0, 0.4, n), 0.6, 4.0)
         theta = einstein_radius(sigma, z, zs)
         # A lens is found in proportion to its cross-section; so is every deflector here.
@@ -169,13 +176,17 @@ def draw_deflectors(rng: np.random.Generator, count: int) -> dict[str, NDArray[A
     out: dict[str, NDArray[Any]] = {k: np.concatenate(v)[:count] for k, v in keep.items()}
     comoving = comoving_distance(out["z_lens"])
     absolute = -22.1 - 10.0 * np.log10(out["sigma_v"] / 265.0) + rng.normal(0.0, 0.35, count)
+    # Luminosity distance in units of 10 pc, from Mpc.
     modulus = 5.0 * np.log10(comoving * (1.0 + out["z_lens"]) * 1e5)
+    # 0.6 z: a crude K correction in i.
     out["lens_mags"] = red_magnitudes(rng, absolute + modulus + 0.6 * out["z_lens"], out["z_lens"])
     kpc = 10.0 ** (0.72 - 0.24 * (absolute + 22.1) + rng.normal(0.0, 0.12, count))
+    # Angular diameter distance = comoving / (1 + z); arcsec.
     out["re"] = kpc / 1000.0 * (1.0 + out["z_lens"]) / comoving * ARCSEC
     out["n"] = rng.choice([3.0, 4.0, 5.0], count, p=[0.3, 0.5, 0.2])
     out["q"] = 0.5 + 0.5 * rng.beta(2.2, 1.4, count)
     out["angle"] = rng.uniform(0.0, np.pi, count)
+    # sqrt of a uniform number: evenly over a disk of 0.85 Einstein radii in the source plane.
     out["beta"] = 0.85 * out["theta_E"] * np.sqrt(rng.uniform(0.0, 1.0, count))
     out["shear"] = np.clip(rng.rayleigh(0.04, count), 0.0, 0.15)
     return out
@@ -183,12 +194,12 @@ def draw_deflectors(rng: np.random.Generator, count: int) -> dict[str, NDArray[A
 
 def red_magnitudes(rng: np.random.Generator, i_mag: Array, z: Array) -> NDArray[np.float64]:
     """`(N, 6)` AB magnitudes of passive galaxies at redshift `z`, 0.05 mag scatter in colour."""
-    ug, gr, ri, iz, zy = (np.interp(z, _RED_Z, row) + rng.normal(0.0, 0.05, len(z)) for row in _RED)
+    ug, gr, ri, iz, zy = (np.interp(z, _RED_Z, row) + rng.normal(0.0, 0.05, len(z)) for row in _RED_COLOURS)
     return _from_colours(i_mag, ug, gr, ri, iz, zy)
 
 
 def blue_magnitudes(rng: np.random.Generator, i_mag: Array) -> NDArray[np.float64]:
-    """`(N, 6)` AB magnitudes of star-forming galaxies: one age-and-dust number plus scatter."""
+    """`(N, 6)` AB magnitudes of star-forming galaxies: one number for age and dust, and scatter."""
     count = len(i_mag)
     redder = rng.beta(2.0, 3.0, count)
     ug, gr, ri, iz, zy = (
@@ -222,7 +233,7 @@ def _surroundings(rng: np.random.Generator, t: dict[str, NDArray[Any]], k: int) 
     """What surrounds deflector k, by its class."""
     build: dict[str, Callable[[np.random.Generator, dict[str, NDArray[Any]], int], list[Painted]]] = {
         "lens": _arcs,
-        "chance": _chance,
+        "chance": _chance_alignment,
         "ring": _blue_ring,
         "spiral": _spiral,
         "merger": _merger,
@@ -235,6 +246,7 @@ def _surroundings(rng: np.random.Generator, t: dict[str, NDArray[Any]], k: int) 
 def _arcs(rng: np.random.Generator, t: dict[str, NDArray[Any]], k: int) -> list[Painted]:
     lens = Deflector(
         float(t["theta_E"][k]) / PIXEL_SCALE,
+        # Mass is rounder than light, and roughly aligned with it.
         float(np.clip(1.0 - 0.8 * (1.0 - t["q"][k]) + rng.normal(0.0, 0.03), 0.45, 0.99)),
         float(t["angle"][k] + rng.normal(0.0, 0.12)),
         *(float(t["shear"][k]) * np.array([np.cos(a := rng.uniform(0, 2 * np.pi)), np.sin(a)])),
@@ -243,17 +255,17 @@ def _arcs(rng: np.random.Generator, t: dict[str, NDArray[Any]], k: int) -> list[
     re = float(np.clip(rng.lognormal(np.log(0.24), 0.35), 0.08, 0.6)) / PIXEL_SCALE
     n, (q, angle) = float(rng.choice([0.7, 1.0, 1.5])), _tilt(rng, 0.4)
     source = Sersic(n, re, q, angle, beta * float(np.cos(around)), beta * float(np.sin(around)))
-    knot = rng.normal(0.0, 0.5 * source.re, 2)
+    knot = rng.normal(0.0, 0.5 * source.re, 2)  # a star-forming region off the centre
     shape = Lensed(lens, source, float(rng.uniform(0.0, 0.35)), float(knot[0]), float(knot[1]))
     return [Painted(float(t["x"][k]), float(t["y"][k]), ((shape, _fluxes(t["source_mags"][k])),))]
 
 
 def _companion_i(rng: np.random.Generator) -> float:
-    """Total i magnitude of blue light around a look-alike: that of a source times a typical magnification."""
+    """Total i magnitude of blue light around a look-alike: a source with a typical magnification."""
     return float(_source_i(rng, 1)[0] - 2.5 * np.log10(np.clip(rng.lognormal(np.log(4.5), 0.5), 1.5, 25.0)))
 
 
-def _blue(rng: np.random.Generator, i_mag: float) -> Array:
+def _blue_mags(rng: np.random.Generator, i_mag: float) -> Array:
     return np.asarray(blue_magnitudes(rng, np.array([i_mag]))[0])
 
 
@@ -262,7 +274,7 @@ def _tilt(rng: np.random.Generator, least: float) -> tuple[float, float]:
     return float(rng.uniform(least, 1.0)), float(rng.uniform(0.0, np.pi))
 
 
-def _chance(rng: np.random.Generator, t: dict[str, NDArray[Any]], k: int) -> list[Painted]:
+def _chance_alignment(rng: np.random.Generator, t: dict[str, NDArray[Any]], k: int) -> list[Painted]:
     """One to three unrelated blue galaxies where arcs would be."""
     count = int(rng.choice([1, 2, 3], p=[0.5, 0.3, 0.2]))
     total, share = _companion_i(rng), rng.dirichlet(np.full(count, 2.0))
@@ -275,7 +287,7 @@ def _chance(rng: np.random.Generator, t: dict[str, NDArray[Any]], k: int) -> lis
             float(rng.uniform(0.25, 1.0)),
             float(rng.uniform(0, np.pi)),
         )
-        mags = _blue(rng, total - 2.5 * float(np.log10(max(part, 0.02))))
+        mags = _blue_mags(rng, total - 2.5 * float(np.log10(max(part, 0.02))))
         x, y = t["x"][k] + distance * np.cos(around), t["y"][k] + distance * np.sin(around)
         out.append(Painted(float(x), float(y), ((shape, _fluxes(mags)),)))
     return out
@@ -287,7 +299,8 @@ def _blue_ring(rng: np.random.Generator, t: dict[str, NDArray[Any]], k: int) -> 
     shape = Ring(
         float(radius), width, q, angle, float(rng.uniform(0.0, 0.6)), float(rng.uniform(0.0, 2 * np.pi))
     )
-    mags = _blue(rng, _companion_i(rng) - 0.8)
+    # Brighter: the light is spread over the whole ring.
+    mags = _blue_mags(rng, _companion_i(rng) - 0.8)
     return [Painted(float(t["x"][k]), float(t["y"][k]), ((shape, _fluxes(mags)),))]
 
 
@@ -297,7 +310,7 @@ def _spiral(rng: np.random.Generator, t: dict[str, NDArray[Any]], k: int) -> lis
     scale, hole = (float(rng.uniform(*r)) / PIXEL_SCALE for r in ((0.8, 1.5), (0.6, 1.2)))
     pitch, contrast, phase = (float(rng.uniform(*r)) for r in ((0.2, 0.5), (0.7, 0.97), (0.0, 2 * np.pi)))
     shape = Arms(scale, count, pitch, contrast, hole, *_tilt(rng, 0.55), phase)
-    mags = _blue(rng, _companion_i(rng) - 1.5)
+    mags = _blue_mags(rng, _companion_i(rng) - 1.5)
     return [Painted(float(t["x"][k]), float(t["y"][k]), ((shape, _fluxes(mags)),))]
 
 
@@ -305,10 +318,13 @@ def _merger(rng: np.random.Generator, t: dict[str, NDArray[Any]], k: int) -> lis
     """A second galaxy, red or blue, close by, and a tidal tail."""
     distance, around = rng.uniform(1.0, 2.8) / PIXEL_SCALE, rng.uniform(0.0, 2.0 * np.pi)
     x, y = t["x"][k] + distance * np.cos(around), t["y"][k] + distance * np.sin(around)
+    # [3] is i: 0.7 to 3 mag fainter than the central galaxy.
     i_mag = float(t["lens_mags"][k][3] + rng.uniform(0.7, 3.0))
     red = rng.uniform() < 0.5
     mags = (
-        red_magnitudes(rng, np.array([i_mag]), t["z_lens"][k : k + 1])[0] if red else _blue(rng, i_mag + 0.7)
+        red_magnitudes(rng, np.array([i_mag]), t["z_lens"][k : k + 1])[0]
+        if red
+        else _blue_mags(rng, i_mag + 0.7)
     )
     second = Sersic(2.0 if red else 1.0, float(rng.uniform(0.25, 0.7)) / PIXEL_SCALE, *_tilt(rng, 0.4))
     scale, hole = (float(rng.uniform(*r)) / PIXEL_SCALE for r in ((0.8, 1.6), (1.0, 1.6)))
@@ -316,12 +332,15 @@ def _merger(rng: np.random.Generator, t: dict[str, NDArray[Any]], k: int) -> lis
     tail = Arms(scale, 1, pitch, 1.0, hole, *_tilt(rng, 0.5), phase)
     return [
         Painted(float(x), float(y), ((second, _fluxes(mags)),)),
-        Painted(float(t["x"][k]), float(t["y"][k]), ((tail, _fluxes(_blue(rng, _companion_i(rng) + 0.3))),)),
+        Painted(
+            float(t["x"][k]), float(t["y"][k]), ((tail, _fluxes(_blue_mags(rng, _companion_i(rng) + 0.3))),)
+        ),
     ]
 
 
 def _power_law(rng: np.random.Generator, count: int, bright: float, faint: float, slope: float) -> Array:
     """Magnitudes with number counts `10^(slope m)` between two limits."""
+    # Inverse of the cumulative counts.
     u = rng.uniform(0.0, 1.0, count)
     low, high = 10.0 ** (slope * bright), 10.0 ** (slope * faint)
     return np.asarray(np.log10(low + u * (high - low)) / slope)

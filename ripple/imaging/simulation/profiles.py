@@ -1,4 +1,4 @@
-"""Light profiles as Fourier transforms on a stamp, so that convolution with a PSF is one product.
+"""Light profiles as Fourier transforms on a small image, so that convolution with a PSF is one product.
 
 Lengths are native pixels. A shape has unit flux (a lensed source: unit flux before lensing). Its transform
 on a stamp of S x S pixels is the `(S, S // 2 + 1)` half plane of `scipy.fft.rfft2`, with the object's
@@ -125,7 +125,7 @@ def gaussians(n: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     weight = radius**2
     basis = np.exp(-0.5 * (radius[:, None] / sigma) ** 2) / (2.0 * np.pi * sigma**2)
     flux, _ = nnls(basis * weight[:, None], target * weight, maxiter=4000)
-    keep = flux > 0
+    keep = flux > 0  # least squares leaves many of the 20 at zero
     return flux[keep] / flux[keep].sum(), sigma[keep]
 
 
@@ -134,6 +134,7 @@ def _radial_transform(n: float) -> tuple[NDArray[np.float64], NDArray[np.float32
     """Transform of the unit Sersic profile on a grid of log(frequency * half-light radius)."""
     grid = np.linspace(np.log(1e-4), np.log(60.0), 4000)
     weights, sigmas = gaussians(n)
+    # The transform of a Gaussian is one: exp(-2 pi² sigma² f²).
     value = weights @ np.exp(-2.0 * np.pi**2 * np.outer(sigmas**2, np.exp(2.0 * grid)))
     return grid, value.astype(np.float32)
 
@@ -199,9 +200,11 @@ def _sampled(
     fine = size * OVERSAMPLING
     axis = ((np.arange(fine) - fine // 2) / OVERSAMPLING).astype(np.float32)
     image = profile(axis[None, :] - np.float32(dx), axis[:, None] - np.float32(dy)).astype(np.float32)
+    # A lensed source keeps its magnification: only the size of the fine pixels is divided out.
     image /= image.sum() if unit else OVERSAMPLING**2
     full = scipy.fft.rfft2(image)
     half = size // 2
+    # Frequencies above the native ones are dropped: the PSF leaves hardly any light there.
     return np.concatenate([full[:half, : half + 1], full[-half:, : half + 1]]).astype(np.complex64)
 
 
@@ -215,6 +218,7 @@ def _ring(ring: Ring, x: Float, y: Float) -> Float:
 def _arms(arms: Arms, x: Float, y: Float) -> Float:
     u, v = _face_on(x, y, arms.q, arms.angle)
     radius, azimuth = np.hypot(u, v) + 1e-3, np.arctan2(v, u)
+    # A logarithmic spiral: azimuth grows with ln r / tan(pitch).
     wave = arms.count * (azimuth - np.log(radius / arms.scale) / np.tan(arms.pitch)) + arms.phase
     # cos^2k narrows the arms; knots of star formation sit along them.
     ridge = (0.5 + 0.5 * np.cos(wave)) ** 3 * (1.0 + 0.5 * np.cos(9.0 * np.log(radius) + arms.phase))
@@ -225,10 +229,11 @@ def _arms(arms: Arms, x: Float, y: Float) -> Float:
 
 def _lensed(shape: Lensed, x: Float, y: Float) -> Float:
     ax, ay = deflect(shape.lens, x, y)
+    # Ray tracing: surface brightness is conserved, so the source is looked up at the deflected place.
     bx, by = x - ax - shape.source.dx, y - ay - shape.source.dy
     s = shape.source
     main = _brightness(s, bx, by)
-    small = Sersic(s.n, 0.3 * s.re, 1.0)
+    small = Sersic(s.n, 0.3 * s.re, 1.0)  # the knot: round, a third of the size
     knot = _brightness(small, bx - shape.knot_dx, by - shape.knot_dy)
     return (1.0 - shape.knot) * main + shape.knot * knot
 
@@ -253,10 +258,11 @@ def extent(shape: Shape, flux: float, threshold: float) -> float:
         case Ring():
             return shape.radius + 4.0 * shape.width
         case Arms():
-            return 6.0 * shape.scale
+            return 6.0 * shape.scale  # exp(-6) of the centre
         case Lensed():
             return 2.2 * shape.lens.theta_e + 4.0 * shape.source.re
         case Sersic():
             central = flux / sersic_flux(shape.n, shape.re, shape.q)
+            # The Sersic profile solved for the radius at which it reaches the threshold.
             depth = 1.0 + np.log(max(central / threshold, 1e-9)) / sersic_b(shape.n)
             return float(shape.re * max(depth, 0.0) ** shape.n + np.hypot(shape.dx, shape.dy))

@@ -1,4 +1,4 @@
-"""Painting a scene through the PSF of every cell."""
+"""Paint a scene through the PSF of every cell."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ripple.sky.geometry import Box
 
 #: Light fainter than this share of the noise of a pixel may be cut off at the edge of a stamp.
 FAINT = 0.1
+# Products of 2 and 3: fast transforms, and few distinct sizes to cache.
 SIZES = (64, 96, 128, 192, 256, 384)
 #: A star brighter than this (nJy) is drawn with the wings of its PSF beyond the kernel that the file holds.
 BRIGHT_STAR = 1.2e5
@@ -59,19 +60,21 @@ def stamp_size(painted: Painted) -> int:
         for shape, fluxes in painted.parts
         for band, value in zip(UGRIZY, fluxes, strict=True)
     )
+    # 10 px: room for the PSF, which `extent` leaves out.
     return next((s for s in SIZES if s >= 2.0 * (radius + 10.0)), SIZES[-1])
 
 
 def render_strip(task: StripTask) -> Strip:
     """Paint the objects of a strip; what hangs over its edges is included, clipped to the block."""
     c = task.conditions
-    margin = max((_size(p) for p in task.painted), default=0) // 2 + 2
+    margin = max((_drawn_size(p) for p in task.painted), default=0) // 2 + 2
     box = c.box & Box(c.box.x0, task.y0 - margin, c.box.x1, task.y1 + margin)
     image = np.zeros((len(c.bands), *box.shape), np.float32)
     # Neighbours share cells, whose PSF transforms are kept while they are needed.
     psf = functools.lru_cache(maxsize=48)(c.transforms)
     arcs: dict[int, NDArray[np.float64]] = {}
     columns = [UGRIZY.index(band) for band in c.bands]
+    # By cell, so that the cache above hits.
     for p in sorted(task.painted, key=lambda p: (c.cell_of(p.x, p.y), p.x)):
         tally = np.zeros((len(c.bands), 3)) if isinstance(p.parts[0][0], Lensed) else None
         _paint(image, box, p, columns, c, psf, tally)
@@ -80,7 +83,7 @@ def render_strip(task: StripTask) -> Strip:
     return Strip(box, image, arcs)
 
 
-def _size(p: Painted) -> int:
+def _drawn_size(p: Painted) -> int:
     return 256 if _bright(p) else stamp_size(p)
 
 
@@ -98,7 +101,7 @@ def _paint(
     tally: NDArray[np.float64] | None,
 ) -> None:
     """Add one object; every pixel gets the PSF of its own cell, as in a cell coadd."""
-    size = _size(p)
+    size = _drawn_size(p)
     light = object_transform(p, size, columns)
     x0, y0 = int(np.floor(p.x + 0.5)) - size // 2, int(np.floor(p.y + 0.5)) - size // 2
     stamp = Box(x0, y0, x0 + size, y0 + size)
@@ -106,7 +109,8 @@ def _paint(
         cell = Box(
             c.box.x0 + j * CELL, c.box.y0 + i * CELL, c.box.x0 + (j + 1) * CELL, c.box.y0 + (i + 1) * CELL
         )
-        kernel = size - 1 if _bright(p) else KERNEL
+        kernel = size - 1 if _bright(p) else KERNEL  # odd
+        # The whole object with this PSF, of which only the pixels in this cell are used.
         seen = scipy.fft.irfft2(light * psf(i, j, size, kernel), s=(size, size))
         part = stamp & box & cell
         values = seen[(slice(None), *stamp.slices(part))]
@@ -122,6 +126,7 @@ def _count_arcs(tally: NDArray[np.float64], values: NDArray[np.float32], sigma: 
 
 def object_transform(p: Painted, size: int, columns: list[int]) -> Complex:
     """Transform of an object in each band before the PSF: `(B, S, S // 2 + 1)`."""
+    # The whole pixels are in the position of the image, the rest is drawn.
     dx, dy = p.x - np.floor(p.x + 0.5), p.y - np.floor(p.y + 0.5)
     total = np.zeros((len(columns), size, size // 2 + 1), np.complex64)
     for shape, fluxes in p.parts:

@@ -1,4 +1,4 @@
-"""What is known of the simulated sky: the truth, and what a catalogue would say."""
+"""Tables of the simulated sky: the truth, and what a survey catalogue would say."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ Columns = dict[str, NDArray[Any]]
 
 def object_ids(tract: int, patch: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
     """Identifiers in the manner of DP2: tract, patch, running number within the patch; 18 digits at most."""
+    # Stable, so that numbers within a patch follow the order of the objects.
     order = np.argsort(patch, kind="stable")
     first = np.searchsorted(patch[order], patch[order], side="left")
     number = np.empty(len(patch), np.int64)
@@ -66,8 +67,10 @@ def truth_table(
         measures = arc_measures(tally)
         k = int(np.argmax(measures[:, 2]))
         source = flux(t["source_mags"][row, [UGRIZY.index(b) for b in bands]])
+        # Magnification is the ratio of lensed to unlensed flux, averaged over bands.
         gain[row], sb[row] = float(np.mean(tally[:, 0] / source)), measures[blue, 1]
         snr[row], best[row] = measures[k, 2], bands[k]
+    # Lensing is achromatic: one magnification for all bands.
     arc = t["source_mags"] - 2.5 * np.log10(gain)[:, None]
     return {
         "objectId": ids,
@@ -133,20 +136,21 @@ def object_table(
         "tract": np.full(len(x), tract, np.int32),
         "patch": patch.astype(np.int32),
     }
-    snr_i = np.zeros(len(x))
+    best_snr = np.zeros(len(x))
     for k, band in enumerate(UGRIZY):
         if band in c.bands:
             measured, snr = _photometry(rng, fluxes[:, k], re, band)
             out |= measured
-            snr_i = np.maximum(snr_i, snr)
+            best_snr = np.maximum(best_snr, snr)
     # Half a PSF width over the S/N: the usual centroid error.
-    blur = 0.5 / np.clip(snr_i, 5.0, None) / 3600.0
+    blur = 0.5 / np.clip(best_snr, 5.0, None) / 3600.0
     out["coord_ra"] = ra + rng.standard_normal(len(x)) * blur / np.cos(np.radians(dec))
     out["coord_dec"] = dec + rng.standard_normal(len(x)) * blur
     out["refExtendedness"] = np.where(star, 0.0, 1.0).astype(np.float32)
     out["refBand"] = np.full(len(x), "i" if "i" in c.bands else c.bands[0])
     out["detect_isPrimary"] = np.ones(len(x), bool)
-    keep = (snr_i > 5.0) & (patch >= 0)
+    # Detected in some band, and in a patch that is simulated.
+    keep = (best_snr > 5.0) & (patch >= 0)
     return {name: column[keep] for name, column in out.items()}
 
 
@@ -155,6 +159,7 @@ def _true_fluxes(scene: Scene) -> tuple[Any, Any, Any, Any, Any]:
     t, f = scene.targets, scene.field
     fluxes = flux(np.concatenate([t["lens_mags"], f["mags"]]))
     for p in scene.painted:
+        # Half: a deblender gives the other half of arcs and companions to objects of their own.
         if p.row >= 0:
             fluxes[p.row] += 0.5 * np.sum([part[1] for part in p.parts], axis=0)
     re = np.concatenate([t["re"], f["re"]])
@@ -167,10 +172,10 @@ def _photometry(
 ) -> tuple[Columns, NDArray[np.float64]]:
     """CModel and PSF fluxes of one band with errors and magnitudes, and the S/N."""
     facts = BANDS[band]
-    width = facts.fwhm / 2.3548
+    width = facts.fwhm / 2.3548  # arcsec, sigma
     # An extended object is measured in an aperture that grows with it; a PSF fit sees its core.
     spread = 1.0 + (re / 1.3 / width) ** 2
-    error = float(flux(facts.depth)) / 5.0
+    error = float(flux(facts.depth)) / 5.0  # nJy: depth is 5 sigma
     poisson = facts.njy_per_electron * np.clip(true, 0.0, None)
     out: Columns = {}
     for name, value, sigma in (
@@ -183,5 +188,6 @@ def _photometry(
             sigma.astype(np.float32),
         )
         out[f"{band}_{name}Mag"] = magnitude(noisy).astype(np.float32)
+        # 1.0857 = 2.5 / ln 10.
         out[f"{band}_{name}MagErr"] = (1.0857 * sigma / np.abs(noisy)).astype(np.float32)
     return out, np.asarray(true / np.sqrt(error**2 * spread))

@@ -1,7 +1,8 @@
 """Augmentation on the device, reproducible row by row.
 
-What happens to a row is a function of (seed, epoch, row) alone: the same on one GPU or eight, in any batch,
-with any number of reading threads. Random numbers come from an integer hash, not a generator with a state.
+The augmentation of a row is a function of (seed, epoch, row) alone: the same on one GPU or eight, in any
+batch, with any number of reading threads. Random numbers come from an integer hash and not from a generator,
+whose state would depend on the rows before.
 """
 
 from __future__ import annotations
@@ -20,20 +21,20 @@ _D4, _DX, _DY, _BLUR, _NOISE, _PIXELS, _SKY = range(7)
 
 @dataclass(frozen=True, slots=True)
 class Augment:
-    """What to do to each row, in this order: D4, shift, blur, sky, noise.
+    """Augmentation of each row, in this order: D4, shift, blur, sky, noise.
 
     Parameters
     ----------
     d4
-        One of the 8 symmetries of the square (4 when images are not square), chosen evenly.
+        One of the 8 symmetries of the square (4 when images are not square), with equal probability.
     shift
-        Largest shift in pixels along each axis, whole pixels, edges mirrored.
+        Largest shift along each axis in whole pixels; edges are mirrored.
     blur
-        Largest sigma in pixels of a round Gaussian, as a little worse seeing; drawn evenly from 0 to `blur`.
+        Largest sigma in pixels of a round Gaussian, like slightly worse seeing; uniform from 0 to `blur`.
     noise
-        Largest sigma of added Gaussian noise in the units of the tensor; drawn evenly from 0 to `noise`.
+        Largest sigma of added Gaussian noise in the units of the tensor; uniform from 0 to `noise`.
     sky
-        Sigma of a level added to each plane, in the units of the tensor: what a sky subtraction leaves.
+        Sigma of a level added to each plane, in the units of the tensor, like a residual of sky subtraction.
     """
 
     d4: bool = True
@@ -44,7 +45,7 @@ class Augment:
 
     def __post_init__(self) -> None:
         if min(self.shift, self.blur, self.noise, self.sky) < 0:
-            raise ConfigError(f"{self}: shift, blur, noise and sky are not negative")
+            raise ConfigError(f"{self} is not possible", hint="shift, blur, noise and sky are 0 or larger")
 
     def __call__(self, image: Tensor, row: Tensor, *, seed: int, epoch: int) -> Tensor:
         """Augmented copy of a batch.
@@ -64,14 +65,15 @@ class Augment:
         """
         if len(image) == 0:
             return image
-        key = _key(row, seed, epoch)
+        key = _key(row, seed, epoch)  # (n,)
         if self.d4:
-            image = orient(image, _element(key, image.shape[-2] == image.shape[-1]))
+            image = orient(image, _d4_element(key, image.shape[-2] == image.shape[-1]))
         if self.shift:
             dy, dx = (_integer(key, s, -self.shift, self.shift) for s in (_DY, _DX))
             image = roll_mirrored(image, dy, dx)
         if self.blur:
             image = blur(image, self.blur * _uniform(key, _BLUR), self.blur)
+        # Sky and noise after the blur: an instrument smooths the light, not its own noise.
         if self.sky:
             level = self.sky * _normal(key, torch.Size([image.shape[1], 1, 1]), _SKY)
             image = image + level.to(image.dtype)
@@ -92,7 +94,7 @@ def orient(image: Tensor, element: Tensor) -> Tensor:
         `(n,)` int64, 0 to 7; odd ones need H = W.
     """
     out = torch.empty_like(image)
-    for k in range(8):
+    for k in range(8):  # by element and not by row: at most eight calls, whatever the batch
         rows = torch.nonzero(element == k).squeeze(1)
         if len(rows):
             part = image[rows]
@@ -114,6 +116,7 @@ def roll_mirrored(image: Tensor, dy: Tensor, dx: Tensor) -> Tensor:
     n, b, h, w = image.shape
     y = _mirror(torch.arange(h, device=image.device)[None] - dy[:, None], h)  # (n, H)
     x = _mirror(torch.arange(w, device=image.device)[None] - dx[:, None], w)  # (n, W)
+    # Two gathers, one per axis, because every row has its own shift.
     image = image.gather(2, y[:, None, :, None].expand(n, b, h, w))
     return image.gather(3, x[:, None, None, :].expand(n, b, h, w))
 
@@ -128,10 +131,11 @@ def blur(image: Tensor, sigma: Tensor, largest: float) -> Tensor:
     sigma
         `(n,)` pixels; 0 leaves a row as it is.
     largest
-        Upper bound of `sigma`; the kernel reaches 4 of these.
+        Upper bound of `sigma`; the kernel reaches to 4 times this.
     """
     reach = min(max(1, int(4 * largest + 0.999)), image.shape[-1] - 1, image.shape[-2] - 1)
     offsets = torch.arange(-reach, reach + 1, device=image.device, dtype=image.dtype)
+    # All rows share the reach of the widest kernel, so that they can be convolved together.
     weight = torch.exp(-0.5 * (offsets / sigma.clamp_min(1e-3).to(image.dtype)[:, None]) ** 2)
     weight = weight / weight.sum(dim=1, keepdim=True)  # (n, K)
     for axis, pad in ((-1, (reach, reach, 0, 0)), (-2, (0, 0, reach, reach))):
@@ -139,25 +143,28 @@ def blur(image: Tensor, sigma: Tensor, largest: float) -> Tensor:
         size = image.shape[axis]
         taps = (weight[:, k, None, None, None] * padded.narrow(axis, k, size) for k in range(2 * reach + 1))
         total = torch.zeros_like(image)
-        for tap in taps:
+        for tap in taps:  # one tap at a time: all shifted copies at once would take K times the memory
             total += tap
         image = total
     return image
 
 
 def _mirror(index: Tensor, size: int) -> Tensor:
+    """Indices beyond the edges reflected into 0 .. size - 1, without repeating the edge pixel."""
     index = index.abs()
     return torch.where(index >= size, 2 * (size - 1) - index, index)
 
 
-def _element(key: Tensor, square: bool) -> Tensor:
+def _d4_element(key: Tensor, square: bool) -> Tensor:
     if square:
         return _integer(key, _D4, 0, 7)
+    # Half turns and flips only: a quarter turn would swap H and W.
     return torch.tensor([0, 2, 4, 6], device=key.device)[_integer(key, _D4, 0, 3)]
 
 
 def _mix(x: Tensor) -> Tensor:
-    """32-bit hash in int64 (Ellis, "lowbias32"): both factors are below 2^32, so the low half is exact."""
+    """32-bit hash in int64 (Ellis, "lowbias32")."""
+    # torch has no uint32 arithmetic; the product overflows, but its low 32 bits are exact.
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK
     x = ((x ^ (x >> 15)) * 0x846CA68B) & _MASK
     return x ^ (x >> 16)
@@ -166,6 +173,7 @@ def _mix(x: Tensor) -> Tensor:
 def _key(row: Tensor, seed: int, epoch: int) -> Tensor:
     """`(n,)` int64 below 2^32 from (seed, epoch, row)."""
     base = torch.tensor([seed & _MASK, (seed >> 32) & _MASK, epoch & _MASK], device=row.device)
+    # Seeds and rows may exceed 32 bits: both halves count.
     key = _mix(_mix(_mix(base[0]) ^ base[1]) ^ base[2])
     return _mix(_mix(key ^ (row & _MASK)) ^ ((row >> 32) & _MASK) ^ 0x5BD1E995)
 
@@ -184,6 +192,7 @@ def _normal(key: Tensor, shape: torch.Size, stream: int = _PIXELS) -> Tensor:
     """`(n, *shape)` float32 standard normal (Box-Muller)."""
     pixels = torch.arange(shape.numel(), device=key.device)
     words = _mix(_mix(key ^ ((stream + 1) * 0x9E3779B9 & _MASK))[:, None] ^ _mix(pixels)[None])
+    # Half a step above 0, because the logarithm of 0 is infinite.
     first = ((words >> 8).to(torch.float32) + 0.5) / 2**24
     second = (_mix(words ^ 0x68E31DA4) >> 8).to(torch.float32) / 2**24
     values = torch.sqrt(-2.0 * torch.log(first)) * torch.cos(2.0 * torch.pi * second)

@@ -1,4 +1,4 @@
-"""Rows of tensor shards, mapped and not loaded, as a PyTorch dataset."""
+"""Rows of tensor shards as a PyTorch dataset; shards are memory-mapped, not loaded."""
 
 from __future__ import annotations
 
@@ -23,30 +23,34 @@ from ripple.storage.artefact import Artefact, open_artefact
 Batch = dict[str, Tensor]
 Rows = NDArray[np.int64]
 
-#: Data sets whose locks a fork must find open: a thread that maps a shard does not live on in the child.
-_alive: weakref.WeakSet[TensorDataset] = weakref.WeakSet()
-_held: list[threading.Lock] = []
+#: Datasets of this process. A fork must find their locks open: a thread that holds one while it maps a
+#: shard does not exist in the child, where the lock would stay closed for ever.
+_datasets: weakref.WeakSet[TensorDataset] = weakref.WeakSet()
+_locks_for_fork: list[threading.Lock] = []
 
 
-def _hold() -> None:
-    _held[:] = [lock for dataset in _alive for lock in dataset._locks]
-    for lock in _held:
+def _lock_before_fork() -> None:
+    """Wait until no thread maps a shard, and let none begin."""
+    _locks_for_fork[:] = [lock for dataset in _datasets for lock in dataset._locks]
+    for lock in _locks_for_fork:
         lock.acquire()
 
 
-def _let_go() -> None:
-    for lock in _held:
+def _unlock_after_fork() -> None:
+    for lock in _locks_for_fork:
         lock.release()
 
 
-os.register_at_fork(before=_hold, after_in_parent=_let_go, after_in_child=_let_go)
+os.register_at_fork(
+    before=_lock_before_fork, after_in_parent=_unlock_after_fork, after_in_child=_unlock_after_fork
+)
 
 
 class TensorDataset(torch.utils.data.Dataset[Batch]):
     """Rows of tensor artefacts, as a PyTorch dataset.
 
-    Shards are mapped when first touched, in the process that touches them, after their digest was checked; a
-    copy sent to another process carries names and columns, no file handle.
+    A shard is mapped when it is first used, in the process that uses it, after its checksum was verified; a
+    copy sent to another process carries names and columns but no file handle.
 
     Parameters
     ----------
@@ -55,7 +59,7 @@ class TensorDataset(torch.utils.data.Dataset[Batch]):
     rows
         Global row numbers to keep, in this order; default all accepted rows.
     accepted
-        Leave out rows that quality control refused. Ignored when `rows` is given.
+        Leave out rows that quality control rejected. Ignored when `rows` is given.
 
     Attributes
     ----------
@@ -69,7 +73,7 @@ class TensorDataset(torch.utils.data.Dataset[Batch]):
     Raises
     ------
     DataError
-        Artefacts that do not fit together, or no row is left.
+        The artefacts do not fit together, or have no rows.
     """
 
     def __init__(
@@ -83,31 +87,35 @@ class TensorDataset(torch.utils.data.Dataset[Batch]):
         self.artefacts = [a if isinstance(a, Artefact) else open_artefact(Path(a), "tensors") for a in given]
         self._units = [(a, k) for a in self.artefacts for k in range(len(a.shards))]
         counts = [a.shards[k].rows for a, k in self._units]
+        # First global row number of each shard, and the total: (shards + 1,)
         self._offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         self.total = int(self._offsets[-1])
         if self.total == 0:
             names = ", ".join(str(a.directory) for a in self.artefacts)
-            raise DataError(f"{names or 'no artefact'}: no rows to load")
+            raise DataError(f"{names or 'no artefact'}: there are no rows to load")
         self._columns: dict[str, NDArray[Any]] = {}
         self._names: tuple[str, ...] = ()
         self._indexes = [a.index() for a in self.artefacts]
         self._reset()
+        # Bands and shape are those of the first shard with rows; every other shard is compared when mapped.
         first = self._map(int(np.argmax(np.array(counts) > 0)))
         self.bands = first.bands
         self.shape: tuple[int, int, int] = first.image.shape[1:]
         self.dtype = first.image.dtype
         self.rows: Rows = self._select(accepted) if rows is None else np.asarray(rows, np.int64)
         if len(self.rows) and (self.rows.min() < 0 or self.rows.max() >= self.total):
-            raise DataError(f"row numbers beyond the {self.total} rows of the shards")
+            raise DataError(f"there are row numbers beyond the {self.total} rows of the shards")
 
     def _reset(self) -> None:
+        """What belongs to this process alone: maps, locks and addresses, all empty."""
         self._maps: dict[int, shard_reader.TensorPlanes] = {}
         self._locks = [threading.Lock() for _ in self._units]
-        _alive.add(self)
-        # Addresses of the first pixel of each shard's image and valid; 0 while the shard is not mapped.
-        self._start = {name: np.zeros(len(self._units), np.int64) for name in ("image", "valid")}
+        _datasets.add(self)
+        # Address of the first pixel of each shard's image and valid plane; 0 until the shard is mapped.
+        self._start = {name: np.zeros(len(self._units), np.int64) for name in ("valid", "image")}
 
     def __getstate__(self) -> dict[str, Any]:
+        # Maps and addresses mean nothing in another process, and locks cannot be pickled.
         return {k: v for k, v in self.__dict__.items() if k not in ("_maps", "_locks", "_start")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -122,18 +130,12 @@ class TensorDataset(torch.utils.data.Dataset[Batch]):
         return self.__getitems__([position])[0]
 
     def __getitems__(self, positions: list[int]) -> list[Batch]:
-        """Rows of one batch, read together (PyTorch's fetcher calls this when it exists)."""
+        """Rows of one batch, read together (PyTorch's fetcher calls this if it is defined)."""
         rows = self.rows[positions]
         image = torch.from_numpy(self.read(rows, np.empty((len(rows), *self.shape), np.float32)))
         label = torch.from_numpy(self.column("label")[rows].astype(np.int64))
         numbers = torch.from_numpy(rows)
         return [{"image": image[k], "label": label[k], "row": numbers[k]} for k in range(len(rows))]
-
-    def subset(self, rows: ArrayLike) -> TensorDataset:
-        """The same shards with other rows (global row numbers)."""
-        other = object.__new__(TensorDataset)
-        other.__setstate__({**self.__getstate__(), "rows": np.asarray(rows, np.int64)})
-        return other
 
     def select(
         self,
@@ -142,7 +144,7 @@ class TensorDataset(torch.utils.data.Dataset[Batch]):
         split: NDArray[np.int8] | None = None,
         which: int | Sequence[int] = 0,
     ) -> Rows:
-        """Those of `rows` that pass every filter given.
+        """The `rows` that pass every filter given.
 
         Parameters
         ----------
@@ -162,7 +164,7 @@ class TensorDataset(torch.utils.data.Dataset[Batch]):
             keep &= np.isin(self.column("label")[self.rows], labels)
         if split is not None:
             if len(split) != self.total:
-                raise DataError(f"split of {len(split)} rows, the shards hold {self.total}")
+                raise DataError(f"split of {len(split)} rows, but the shards hold {self.total}")
             keep &= np.isin(split[self.rows], which)
         chosen: Rows = self.rows[keep]
         return chosen
@@ -176,12 +178,13 @@ class TensorDataset(torch.utils.data.Dataset[Batch]):
             Neither the index nor all shards have it.
         """
         if name not in self._columns:
+            # From the index where it can be: a column from the shards needs every one of them verified first.
             indexed = all(name in table.column_names for table in self._indexes)
             self._columns[name] = self._from_indexes(name) if indexed else self._from_shards(name)
         return self._columns[name]
 
     def column_names(self) -> tuple[str, ...]:
-        """Names that `column` takes: those of the first shard with rows, and `label`."""
+        """Names that `column` accepts: those of the first shard with rows, and `label`."""
         if not self._names:
             artefact, k = self._units[int(np.argmax(np.diff(self._offsets) > 0))]
             self._names = tuple(
@@ -190,15 +193,17 @@ class TensorDataset(torch.utils.data.Dataset[Batch]):
         return self._names
 
     def _from_indexes(self, name: str) -> NDArray[Any]:
-        """The index has targets in input order: put their values where the rows lie."""
+        """A column of the indexes, which list targets in input order, put into the order of the rows."""
         parts, first = [], 0
         for artefact, table in zip(self.artefacts, self._indexes, strict=True):
             column = table[name]
+            # Integers with gaps would become floats; -1 stands for "unknown" in labels.
             gaps = column.null_count and pa.types.is_signed_integer(column.type)
             values = column.fill_null(-1) if gaps else column
             shard, row = table["shard"].to_numpy(), table["row"].to_numpy()
-            placed = shard >= 0
+            placed = shard >= 0  # rejected targets have no row
             at = self._offsets[first + shard[placed]] - self._offsets[first] + row[placed]
+            # `at` numbers the rows of this artefact: sorting by it is the order of the shards.
             plain = np.asarray(values.to_numpy())[placed]
             parts.append(plain[np.argsort(at)])
             first += len(artefact.shards)
@@ -209,6 +214,7 @@ class TensorDataset(torch.utils.data.Dataset[Batch]):
         catalogs = [shard_reader.map_tensors(a.verified_path(k)).catalog for a, k in self._units]
         parts = [catalog.get(name) for catalog in catalogs]
         have = [p for p in parts if p is not None]
+        # Labels are optional in each shard, unlike other columns: -1 where there is none.
         if name == "label":
             counts = np.diff(self._offsets)
             filled = [
@@ -217,7 +223,7 @@ class TensorDataset(torch.utils.data.Dataset[Batch]):
             return np.concatenate(filled).astype(np.int64)
         if len(have) < len(parts):
             known = ", ".join(sorted(catalogs[0]))
-            raise DataError(f"the tensors have no column {name!r}", hint=f"there are {known}")
+            raise DataError(f"the tensors have no column {name!r}", hint=f"the columns are {known}")
         return np.concatenate(have)
 
     def _select(self, accepted: bool) -> Rows:
@@ -225,23 +231,25 @@ class TensorDataset(torch.utils.data.Dataset[Batch]):
         return everything[self._from_indexes("status") != "rejected"] if accepted else everything
 
     def _map(self, unit: int) -> shard_reader.TensorPlanes:
-        """Shard `unit`, verified and mapped."""
+        """Shard number `unit`, verified and mapped."""
         with self._locks[unit]:
             return self._mapped(unit)
 
     def _mapped(self, unit: int) -> shard_reader.TensorPlanes:
+        """As `_map`, for a caller that holds the lock of the shard."""
         if unit not in self._maps:
             artefact, k = self._units[unit]
             path = artefact.verified_path(k)
             batch = shard_reader.map_planes(path)
             self._check(batch, path)
             self._maps[unit] = batch
+            # `image` comes last: `_map_all` takes it, without the lock, as the sign of a mapped shard.
             for name, starts in self._start.items():
                 starts[unit] = getattr(batch, name).ctypes.data
         return self._maps[unit]
 
     def _map_all(self, units: NDArray[np.intp]) -> None:
-        """Map the shards that are not yet; threads that need the same ones share the verifying."""
+        """Map the shards that are not mapped yet; threads that need the same ones share the work."""
         missing = units[self._start["image"][units] == 0].tolist()
         for unit in missing:
             if self._locks[unit].acquire(blocking=False):
@@ -249,10 +257,11 @@ class TensorDataset(torch.utils.data.Dataset[Batch]):
                     self._mapped(unit)
                 finally:
                     self._locks[unit].release()
-        for unit in missing:  # those that another thread is at
+        for unit in missing:  # wait for those that another thread is mapping
             self._map(unit)
 
     def _check(self, batch: shard_reader.TensorPlanes, path: Path) -> None:
+        """Refuse a shard whose bands, shape or type differ from those of the first one."""
         if not hasattr(self, "shape") or len(batch.image) == 0:
             return
         for what, mine, theirs in (
@@ -261,7 +270,7 @@ class TensorDataset(torch.utils.data.Dataset[Batch]):
             ("dtype", self.dtype, batch.image.dtype),
         ):
             if mine != theirs:
-                raise DataError(f"{path}: {what} {theirs}, the first shard has {mine}")
+                raise DataError(f"{path}: {what} {theirs} differ from those of the first shard, {mine}")
 
     def read(self, rows: Rows, out: NDArray[Any] | None = None, *, valid: bool = False) -> NDArray[Any]:
         """Images (or validity planes) of rows; several threads may read at once.
@@ -272,40 +281,44 @@ class TensorDataset(torch.utils.data.Dataset[Batch]):
             `(n,)` global row numbers, any order, repeats allowed. Ascending is fastest.
         out
             `(n, B, H, W)` to fill, of the stored type, or float32 for float16 tensors, which are converted
-            in the same pass; made, of the stored type, when not given.
+            in the same pass; when not given, a new array of the stored type.
         valid
             Read `/valid` (uint8) instead of `/image`.
 
         Raises
         ------
         DataError
-            A row number beyond the shards; `out` of another shape, type or layout.
+            A row number lies beyond the shards; `out` has another shape, type or layout.
         """
         stored = np.dtype(np.uint8) if valid else self.dtype
         rows = np.ascontiguousarray(rows, np.int64)
         if out is None:
             out = np.empty((len(rows), *self.shape), stored)
-        # The compiled loops trust addresses: nothing unchecked may come so far.
+        # The compiled loops trust addresses, and a wrong one ends the process: all is checked here first.
         widen = stored == np.float16 and out.dtype == np.float32
         if out.shape != (len(rows), *self.shape) or not (widen or out.dtype == stored):
-            raise DataError(f"out is {out.dtype} {out.shape}, rows are {stored} {(len(rows), *self.shape)}")
+            raise DataError(
+                f"out is {out.dtype} {out.shape}, but the rows are {stored} {(len(rows), *self.shape)}"
+            )
         if not out.flags.carray:
             raise DataError("out must be C-contiguous and writable")
         if len(rows) == 0:
             return out
         if rows.min() < 0 or rows.max() >= self.total:
-            raise DataError(f"row numbers beyond the {self.total} rows of the shards")
+            raise DataError(f"there are row numbers beyond the {self.total} rows of the shards")
         loop: Callable[..., None] = loops.widen if widen else loops.copy
         flat = out.reshape(len(rows), -1)
+        # Moved as unsigned words of the same size: bits are bits, and one compiled loop serves all types.
         flat = flat if widen else flat.view(loops.WORD[stored.itemsize])
-        unit = np.searchsorted(self._offsets, rows, side="right") - 1
+        unit = np.searchsorted(self._offsets, rows, side="right") - 1  # (n,) shard of each row
         self._map_all(np.unique(unit))
         plane = "valid" if valid else "image"
         at = rows - self._offsets[unit]
         if loops.loaded(loop, flat.dtype):
+            # Pixels of a shard lie without gaps, so that row k begins k steps after the first.
             step = int(np.prod(self.shape)) * stored.itemsize
             loop(self._start[plane][unit] + at * step, flat)
-        else:
+        else:  # the first batches: numba loads meanwhile, see docs/loader.md
             for i in range(len(rows)):
                 out[i] = getattr(self._maps[unit[i]], plane)[at[i]]
             loops.load(loop, flat.dtype)

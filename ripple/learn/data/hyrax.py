@@ -1,4 +1,4 @@
-"""Tensors for Hyrax (https://github.com/lincc-frameworks/hyrax), its supervised and unsupervised verbs.
+"""Tensors as a dataset of Hyrax (https://github.com/lincc-frameworks/hyrax), with or without labels.
 
 In a Hyrax configuration::
 
@@ -30,21 +30,21 @@ class RippleTensors(HyraxDataset):  # type: ignore[misc]
     Parameters
     ----------
     config
-        Hyrax's; kept, not read.
+        That of Hyrax, passed on and not read here.
     data_location
         Directory of kind `tensors`.
 
     Raises
     ------
     ConfigError
-        No `data_location`.
+        `data_location` is missing.
     InputError, IntegrityError
         As `ripple.storage.artefact.open_artefact`.
     """
 
     def __init__(self, config: dict[str, Any], data_location: Path | str | None = None) -> None:
         if data_location is None:
-            raise ConfigError("data_location is missing", hint="name a directory of tensors")
+            raise ConfigError("data_location is missing", hint="give the directory of a tensor artefact")
         self.tensors = TensorDataset(data_location)
         super().__init__(config)
 
@@ -52,7 +52,8 @@ class RippleTensors(HyraxDataset):  # type: ignore[misc]
         return len(self.tensors)
 
     def __getattr__(self, name: str) -> Any:
-        # Hyrax asks for a field F by the method get_F.
+        # Hyrax reads a field F by the method get_F: one for every column of the catalogue.
+        # By `__dict__`: before `__init__` is through, `self.tensors` would call this method again.
         tensors = self.__dict__.get("tensors")
         column = name.removeprefix("get_")
         if tensors is None or column == name or column not in tensors.column_names():
@@ -60,7 +61,7 @@ class RippleTensors(HyraxDataset):  # type: ignore[misc]
         return lambda idx: tensors.column(column)[tensors.rows[idx]].item()
 
     def __dir__(self) -> list[str]:
-        # And finds out by dir() which fields there are.
+        # Hyrax finds out by dir() which fields there are.
         return sorted({*super().__dir__(), *(f"get_{name}" for name in self.tensors.column_names())})
 
     def get_image(self, idx: int) -> NDArray[np.float32]:

@@ -1,7 +1,7 @@
-"""Tensor shards to batches on a device.
+"""From tensor shards to batches on a device.
 
 `TensorDataset` (`ripple.learn.data.dataset`) works with any PyTorch code. `Loader` turns it into batches: the
-order is a function of (seed, epoch, rank, world), whatever the number of threads, and an epoch can be entered
+order is a function of (seed, epoch, rank, world), whatever the number of threads, and an epoch can be resumed
 at any batch.
 """
 
@@ -31,9 +31,9 @@ __all__ = ["Batch", "Loader", "Rows", "TensorDataset"]
 class Loader:
     """Batches of a dataset, on a device, in an order that depends on (seed, epoch, rank, world) only.
 
-    Without `balance`, one epoch over all ranks holds every row exactly once, and all ranks make the same
+    Without `balance`, one epoch over all ranks holds every row exactly once, and all ranks get the same
     number of batches. With `balance`, an epoch has as many rows as the dataset, the same number of each
-    class; rare classes repeat, and rows without a label (< 0) are left out.
+    class; rows of rare classes repeat, and rows without a label (< 0) are left out.
 
     Parameters
     ----------
@@ -46,23 +46,23 @@ class Loader:
     seed
         Of order and augmentation.
     shuffle
-        Another order each epoch; else as in `rows`.
+        A new order in each epoch; otherwise that of `rows`.
     balance
-        Draw classes evenly.
+        Draw classes in equal numbers.
     augment
-        What to do to each row on the device.
+        Augmentation of each row, on the device.
     device
         `cpu`, `cuda`, `cuda:1`. CUDA copies run from pinned memory on a stream of their own.
     rank, world
         This process among those that share the epoch.
     drop_last
-        Leave out the batches that are not full (batch normalisation dislikes them).
+        Leave out batches that are not full (their statistics upset batch normalisation).
     valid
-        Also give `valid` `(n, B, H, W)` uint8.
+        Also return `valid` `(n, B, H, W)` uint8.
     columns
-        Catalogue columns to give along, as float32 `(n,)`.
+        Catalogue columns to return as well, as float32 `(n,)`.
     threads
-        Reading threads.
+        Number of reading threads.
     """
 
     def __init__(
@@ -89,26 +89,31 @@ class Loader:
         self.augment, self.device, self.valid = augment, torch.device(device), valid
         self.rank, self.world, self.threads = rank, world, max(1, threads)
         if batch_size < 1 or not 0 <= rank < world:
-            raise ConfigError(f"batch size {batch_size}, rank {rank} of {world}", hint="rank counts from 0")
+            raise ConfigError(
+                f"batch size {batch_size} with rank {rank} of {world} is not possible",
+                hint="the batch size is at least 1, and ranks count from 0",
+            )
         self._buffers: _Buffers
         self._pool: tuple[int, ThreadPoolExecutor] | None = None
         self._labels = dataset.column("label")
         self._extra = {name: _numbers(name, dataset.column(name)) for name in columns}
         self._classes = self._by_class() if balance else ()
         if len(self.rows) < world:
-            raise DataError(f"{len(self.rows)} rows for {world} ranks")
+            raise DataError(f"{len(self.rows)} rows cannot be shared by {world} ranks")
+        # `batches` evens out the last step by splitting a batch, and a batch of one row cannot be split.
         if batch_size == 1 and not drop_last and len(self.rows) % world:
             raise ConfigError(
                 f"{len(self.rows)} rows in batches of one are not as many for each of {world} ranks",
-                hint="a larger batch, or drop_last",
+                hint="use a larger batch, or drop_last",
             )
 
     def _by_class(self) -> tuple[Rows, ...]:
+        """Labelled rows by class."""
         label = self._labels[self.rows]
         groups = tuple(self.rows[label == value] for value in np.unique(label) if value >= 0)
         if len(groups) < 2:
             raise DataError(
-                f"balanced batches need two classes, the rows have labels {np.unique(label).tolist()}"
+                f"balanced batches need two classes, the rows have only labels {np.unique(label).tolist()}"
             )
         return groups
 
@@ -121,16 +126,19 @@ class Loader:
 
     def order(self, epoch: int) -> Rows:
         """Global row numbers of one epoch, all ranks, in order."""
+        # An odd 64-bit constant spreads neighbouring seeds: seed 1 in epoch 0 is not seed 0 in epoch 1.
         seed = (self.seed * 0x2545F4914F6CDD1D + epoch + 1) & (2**64 - 1)
         if self._classes:
             return self._balanced(seed)
         return _shuffled(self.rows, seed) if self.shuffle else self.rows
 
     def _balanced(self, seed: int) -> Rows:
+        """As many rows as the dataset, classes in equal numbers, in random order."""
         total, kinds = len(self.rows), len(self._classes)
         drawn = []
         for c, members in enumerate(self._classes):
             quota = total // kinds + (c < total % kinds)
+            # Whole passes over the class, each in its own order: no row repeats before all others had a turn.
             repeats = -(-quota // len(members))
             passes = [_shuffled(members, seed + 0x9E3779B9 * (k + 1)) for k in range(repeats)]
             drawn.append(np.concatenate(passes)[:quota])
@@ -138,13 +146,13 @@ class Loader:
         return pooled[_shuffled(np.arange(total, dtype=np.int64), seed)]
 
     def batches(self, epoch: int) -> list[Rows]:
-        """Row numbers of each batch of this rank, chosen by `order`, sorted within the batch for reading."""
+        """Row numbers of each batch of this rank, in `order`, but sorted within a batch for reading."""
         steps, size = len(self), self.batch_size
         mine = self.order(epoch)[self.rank :: self.world]
         parts = [mine[k * size : (k + 1) * size] for k in range(steps)]
-        if (
-            parts and len(parts[-1]) == 0
-        ):  # this rank has one row less than others, and they need one more step
+        # This rank has one row less than others, which need one more step for theirs. A rank with fewer steps
+        # would leave them waiting: one row of its last batch becomes that step.
+        if parts and len(parts[-1]) == 0:
             parts[-2:] = [parts[-2][:-1], parts[-2][-1:]]
         return [np.sort(p) for p in parts if len(p)]
 
@@ -154,13 +162,13 @@ class Loader:
         Yields
         ------
         `image` `(n, B, H, W)` float32, `label` `(n,)` int64, `row` `(n,)` int64 global row numbers, on the
-        device; `valid` and the named columns when asked for.
+        device; `valid` and the named columns when requested.
         """
         host = self._host(self.batches(epoch)[start_batch:])
         return self._on_cuda(host, epoch) if self.device.type == "cuda" else self._on_cpu(host, epoch)
 
     def _host(self, batches: list[Rows]) -> Iterator[Batch]:
-        """Batches in host memory, read ahead by threads, in order; memory for `threads + 1` batches."""
+        """Batches in host memory, in order, read ahead by threads; at most `threads + 1` are held."""
         pool = self._threads()
         waiting: deque[Future[Batch]] = deque()
         try:
@@ -171,23 +179,26 @@ class Loader:
             while waiting:
                 yield waiting.popleft().result()
         finally:
-            # An epoch left unfinished may end here by garbage collection, in any thread and under any lock
-            # of `threading`: so nothing waits, and the pool lives as long as the loader.
+            # The garbage collector may end an unfinished epoch here, in any thread and under any lock of
+            # `threading`: waiting could deadlock, so nothing waits and the pool lives as long as the loader.
             for future in waiting:
                 future.cancel()
 
     def _threads(self) -> ThreadPoolExecutor:
-        """The reading threads of this process, and their buffers: a fork has none of its parent's."""
+        """The reading threads of this process, and their buffers; a forked child makes its own."""
         if self._pool is None or self._pool[0] != os.getpid():
             pool = ThreadPoolExecutor(self.threads, thread_name_prefix="ripple-loader")
             self._pool = os.getpid(), pool
+            # Enough for the batches read ahead and a few that the caller still holds.
             self._buffers = _Buffers(2 * self.threads + 4)
         return self._pool[1]
 
     def _read(self, rows: Rows) -> Batch:
+        """One batch in host memory; pinned, if it goes to a GPU."""
         pin = self.device.type == "cuda"
         shape = (len(rows), *self.dataset.shape)
         if pin:
+            # In the stored type: float16 halves what crosses the bus and is widened on the GPU.
             image = torch.empty(shape, dtype=_TORCH[self.dataset.dtype.name], pin_memory=True)
             self.dataset.read(rows, image.numpy())
         else:
@@ -210,6 +221,7 @@ class Loader:
         def send(batch: Batch) -> tuple[Batch, torch.cuda.Event]:
             with torch.cuda.stream(stream):
                 moved = {k: v.to(self.device, non_blocking=True) for k, v in batch.items()}
+                # After the copy, before the augmentation, as on the CPU: both give the same pixels.
                 moved["image"] = moved["image"].to(torch.float32)
                 moved = self._augmented(moved, epoch)
                 return moved, stream.record_event()
@@ -217,6 +229,7 @@ class Loader:
         def receive(sent: tuple[Batch, torch.cuda.Event]) -> Batch:
             current = torch.cuda.current_stream(self.device)
             current.wait_event(sent[1])
+            # The allocator must not reuse this memory while the caller's stream still works on it.
             for tensor in sent[0].values():
                 tensor.record_stream(current)
             return sent[0]
@@ -238,9 +251,9 @@ class Loader:
 
 
 class _Buffers:
-    """Arrays for batches, used again once nobody holds a tensor or view of them.
+    """Arrays for batches, reused once nobody holds a tensor or view of them.
 
-    Fresh memory for every batch costs more in page faults than the reading does. A tensor made by
+    Fresh memory for every batch costs more in page faults than the reading itself. A tensor from
     `torch.from_numpy` refers to its array as long as any view of it lives, so an array to which only this
     pool refers is free.
     """
@@ -248,23 +261,24 @@ class _Buffers:
     def __init__(self, keep: int) -> None:
         self._keep, self._lock = keep, threading.Lock()
         self._arrays: list[NDArray[Any]] = []
-        # What counting gives for an array that only a list holds differs between versions of Python.
+        # The count for an array that only a list holds differs between versions of Python: measured here.
         self._free = _references([np.empty(1)], 0)
 
     def take(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-        """An array of this shape and type; its values are anything."""
+        """An array of this shape and type with arbitrary values."""
         with self._lock:
             for k in range(len(self._arrays)):
                 fits = self._arrays[k].shape == shape and self._arrays[k].dtype == dtype
                 if fits and _references(self._arrays, k) == self._free:
                     return self._arrays[k]
             array = np.empty(shape, dtype)
+            # The oldest goes out of the pool; whoever still holds it keeps it alive.
             self._arrays = [*self._arrays[-self._keep + 1 :], array]
             return array
 
 
 def _references(arrays: list[NDArray[Any]], k: int) -> int:
-    array = arrays[k]
+    array = arrays[k]  # measured through the same names in both places, so that the counts compare
     return sys.getrefcount(array)
 
 
@@ -272,11 +286,11 @@ _TORCH = {"float16": torch.float16, "float32": torch.float32}
 
 
 def _shuffled(rows: Rows, seed: int) -> Rows:
-    """`rows` sorted by a hash of (seed, row): no generator, so the order holds across library versions."""
+    """`rows` in the order of a hash of (seed, row); unlike a generator's, it never changes with a library."""
     return rows[np.argsort(mix64(rows.view(np.uint64), seed), kind="stable")]
 
 
 def _numbers(name: str, column: NDArray[Any]) -> NDArray[np.float32]:
     if column.dtype.kind not in "iufb":
-        raise ConfigError(f"column {name!r} does not hold numbers")
+        raise ConfigError(f"column {name!r} does not hold numbers, which a batch needs")
     return column.astype(np.float32)

@@ -1,9 +1,9 @@
 """Compiled loops that gather rows from memory. Importing this module loads numba.
 
 A row is given by its address, so that one call, outside the interpreter lock, fills a batch from any number
-of mapped files. glibc's `memcpy` takes twice as long for rows of some pages: it uses `rep movsb` there.
+of mapped files. glibc's `memcpy`, which uses `rep movsb` for rows of some pages, takes twice as long.
 
-Callers check what they pass: an address that is wrong is a crash.
+Callers check what they pass: a wrong address crashes the process.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ from numba.np import numpy_support
 from numpy.typing import NDArray
 
 _Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+# `nogil`: reading threads fill batches at the same time as the network computes.
 _compile: _Decorator = numba.njit(cache=True, nogil=True)
 _emit: _Decorator = intrinsic
 carray: Callable[..., Any] = numpy_support.carray
 
-#: Bytes of a pixel -> what `copy` moves them as.
+#: Bytes of a pixel -> the unsigned type that `copy` moves them as.
 WORD: dict[int, type[np.unsignedinteger[Any]]] = {1: np.uint8, 2: np.uint16, 4: np.uint32}
 
 
 @_emit
 def _pointer(context: Any, address: Any, like: Any) -> Any:
-    """`address` as a pointer to items of the array `like`."""
+    """`address` as a pointer to items of the type of the array `like`."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
@@ -76,7 +77,7 @@ def copy(address: NDArray[np.int64], out: NDArray[Any]) -> None:
     out
         `(n, words)` uint8, uint16 or uint32, C-contiguous.
     """
-    _copy(address, np.empty(0, out.dtype), out)
+    _copy(address, np.empty(0, out.dtype), out)  # the empty array only carries the type
 
 
 def widen(address: NDArray[np.int64], out: NDArray[np.float32]) -> None:
@@ -93,34 +94,38 @@ def widen(address: NDArray[np.int64], out: NDArray[np.float32]) -> None:
 
 
 _loading = threading.Lock()
-_loads: dict[tuple[str, str], threading.Thread] = {}
+#: (loop, type of the rows) -> the thread that compiles it; alive until it is ready.
+_compilations: dict[tuple[str, str], threading.Thread] = {}
 
 
 def loaded(loop: Callable[..., None], dtype: np.dtype[Any]) -> bool:
-    """Whether a loop is ready for rows of a type."""
-    thread = _loads.get((loop.__name__, dtype.str))
+    """Whether a loop has been compiled for rows of a type."""
+    thread = _compilations.get((loop.__name__, dtype.str))
     return thread is not None and not thread.is_alive()
 
 
 def load(loop: Callable[..., None], dtype: np.dtype[Any]) -> None:
-    """Make a loop ready for rows of a type, in a thread.
+    """Compile a loop, or load it from numba's cache, for rows of a type, in a thread.
 
-    It takes numba a second of processor time, ten where it must compile: too much to wait for before a first
+    This takes numba a second of processor time, ten without a cache: too much to wait for before the first
     batch.
     """
     key = loop.__name__, dtype.str
     with _loading:
-        if key not in _loads:
+        if key not in _compilations:
+            # A call with no rows compiles the loop and does nothing else.
             nothing = np.empty(0, np.int64), np.empty((0, 0), dtype)
-            _loads[key] = threading.Thread(target=loop, args=nothing, name="ripple-row-loops")
-            _loads[key].start()
+            _compilations[key] = threading.Thread(target=loop, args=nothing, name="ripple-row-loops")
+            _compilations[key].start()
 
 
-def _settle() -> None:
-    """Before a fork: what is being compiled comes to its end, or its locks would stay closed in the child."""
+def _finish_compiling_before_fork() -> None:
+    """Wait for the compiler: a lock that it holds would stay closed in the child for ever."""
     _loading.acquire()
-    for thread in _loads.values():
+    for thread in _compilations.values():
         thread.join()
 
 
-os.register_at_fork(before=_settle, after_in_parent=_loading.release, after_in_child=_loading.release)
+os.register_at_fork(
+    before=_finish_compiling_before_fork, after_in_parent=_loading.release, after_in_child=_loading.release
+)

@@ -1,4 +1,4 @@
-"""Which rows a network learns from, is tuned on and is judged on."""
+"""Training, validation and test rows of a network."""
 
 from __future__ import annotations
 
@@ -28,12 +28,13 @@ from ripple.storage import shard_reader
 from ripple.storage.artefact import Artefact, open_artefact
 
 Rows = NDArray[np.int64]
+#: Names of the labels of a lens finder, for tensors that name none.
 LENS_MAP = {"0": "nonlens", "1": "lens"}
 
 
 @dataclass(frozen=True)
 class TargetSet:
-    """The data set to adapt to: rows whose labels, if any, serve for judging only.
+    """The data set to adapt to: its labels, if it has any, are used for evaluation only.
 
     Parameters
     ----------
@@ -56,7 +57,7 @@ class TargetSet:
         return np.asarray(self.dataset.column("label"))
 
     def labelled(self, count: int, seed: int) -> Rows:
-        """`count` labelled rows of the training sky, classes as they come but each at least once."""
+        """`count` labelled rows of the training sky: classes in their own proportion, each at least once."""
         rows = self.rows(TRAIN)
         return few_rows(rows[self.labels[rows] >= 0], self.labels, count, seed)
 
@@ -70,19 +71,19 @@ class TrainingSet:
     dataset
         All rows of all artefacts.
     facts
-        Common to all shards.
+        Those common to all shards.
     class_map
         Label value -> name.
     split
-        `(total,)` int8, 0 train, 1 validation, 2 test, -1 unused.
+        `(total,)` int8: 0 train, 1 validation, 2 test, -1 unused.
     sky
-        How the sky was divided; None when rows have no positions or the split was given.
+        How the sky was divided; None when rows have no positions or the data came with a split.
     digests
         Content digest of each artefact.
     notes
-        Lines the user should read.
+        Lines for the user to read.
     target
-        The data set to adapt to.
+        The data set to adapt to, if any.
     """
 
     dataset: TensorDataset
@@ -104,7 +105,7 @@ class TrainingSet:
         return np.asarray(self.dataset.column("label"))
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Split -> label value -> rows."""
+        """Name of the split -> label -> number of rows."""
         out = {}
         for k, name in enumerate(SPLITS):
             values, n = np.unique(self.labels[self.split == k], return_counts=True)
@@ -118,7 +119,7 @@ def common_facts(artefacts: list[Artefact]) -> Facts:
     Raises
     ------
     ContractError
-        Two artefacts disagree; names the field.
+        Two artefacts differ; the message names the field.
     """
     facts: Facts | None = None
     for artefact in artefacts:
@@ -126,57 +127,61 @@ def common_facts(artefacts: list[Artefact]) -> Facts:
             found = Facts.of(shard_reader.map_tensors(artefact.verified_path(k)))
             if facts is not None:
                 facts.agree(found, str(artefact.shard_path(k)))
+            # Unlabelled shards have no class map: the first one that has stands for all.
             facts = found if facts is None or not facts.class_map else facts
     if facts is None:
-        raise DataError("no shards to learn from", hint="give tensors made by `ripple preprocess`")
+        raise DataError("there are no shards to learn from", hint="give tensors of `ripple preprocess`")
     return facts
 
 
 def training_set(config: TrainConfig) -> TrainingSet:
-    """Open the tensors and divide their rows.
+    """Open the tensors and divide their rows into training, validation and test.
 
     Raises
     ------
     DataError
-        No labelled rows, or a split lacks a class.
+        No row has a label, or a split lacks a class.
     """
     artefacts = [open_artefact(path, "tensors") for path in config.tensors]
     facts = common_facts(artefacts)
     dataset = TensorDataset(artefacts)
-    usable = np.zeros(dataset.total, bool)
+    usable = np.zeros(dataset.total, bool)  # (total,)
     usable[dataset.rows] = True
-    usable &= _answered(dataset, config)
+    usable &= _has_truth(dataset, config)
     if not usable.any():
-        raise DataError("no row has a label", hint="give a label column when fetching (1 lens, 0 not)")
-    split, sky, notes = _divide(dataset, facts, usable, config)
+        raise DataError("no row has a label", hint="fetch with a label column: 1 lens, 0 not")
+    split, sky, notes = _split_rows(dataset, facts, usable, config)
     class_map = facts.class_map or (LENS_MAP if config.task == "lens" else {})
     if config.labelled_rows:
-        split = _few(split, np.asarray(dataset.column("label")), config)
+        split = _keep_few(split, np.asarray(dataset.column("label")), config)
     digests = tuple(a.digest for a in artefacts)
+    # Also for splits that came with the data: published ones may share objects.
     check_leakage(*positions(dataset), split)
-    made = TrainingSet(dataset, facts, class_map, split, sky, digests, notes)
-    _require_classes(made, config)
-    return with_target(made, config) if config.target else made
+    data = TrainingSet(dataset, facts, class_map, split, sky, digests, notes)
+    _require_classes(data, config)
+    return with_target(data, config) if config.target else data
 
 
 def with_target(source: TrainingSet, config: TrainConfig) -> TrainingSet:
-    """The same rows beside those of `config.target`, divided in the same way.
+    """The training set with the rows of `config.target`, divided in the same way.
 
-    Blocks of sky are the same for both, so two surveys of one sky do not leak into each other's test rows.
+    The blocks of sky are the same for both, so that two surveys of one sky do not leak into each other's test
+    rows.
 
     Raises
     ------
     ContractError, DataError
-        Bands, size or unit differ, or known classes have other names: no network can take both.
+        Bands, size or unit differ, or classes have other names: no network can take both.
     """
     artefacts = [open_artefact(path, "tensors") for path in config.target]
     facts = common_facts(artefacts)
     mine = source.facts
+    # What a network cannot take; in everything else the domains may differ, that is what is adapted.
     for name in ("bands", "size", "unit"):
         if getattr(facts, name) != getattr(mine, name):
             raise ContractError(
-                f"--target: {name} is {getattr(facts, name)}, the source has {getattr(mine, name)}",
-                hint="fetch and preprocess both alike; PSF, noise, scale and calibration may differ",
+                f"--target: {name} is {getattr(facts, name)}, but the source has {getattr(mine, name)}",
+                hint="fetch and preprocess both in the same way; PSF, noise, scale, calibration may differ",
             )
     renamed = [k for k, v in source.class_map.items() if facts.class_map.get(k, v) != v]
     if renamed:
@@ -184,12 +189,16 @@ def with_target(source: TrainingSet, config: TrainConfig) -> TrainingSet:
             f"--target: label {renamed[0]} means {facts.class_map[renamed[0]]!r}, not "
             f"{source.class_map[renamed[0]]!r}"
         )
+    # Every accepted row: labels of the target are not looked at.
     dataset = TensorDataset(artefacts)
     usable = np.zeros(dataset.total, bool)
     usable[dataset.rows] = True
-    split, sky, _ = _divide(dataset, facts, usable, config)
+    split, sky, _ = _split_rows(dataset, facts, usable, config)
     if not (split == TRAIN).any():
-        raise DataError("--target: no row on the training sky", hint="more sky, or another --split-seed")
+        raise DataError(
+            "--target has no row on the training sky", hint="give more sky, or another --split-seed"
+        )
+    # Cells that either domain was trained on count as seen when the model scores.
     both = source.sky
     if both is not None and sky is not None:
         both = both.model_copy(
@@ -203,12 +212,14 @@ def with_target(source: TrainingSet, config: TrainConfig) -> TrainingSet:
 
 
 def few_rows(rows: Rows, labels: NDArray[np.int64], count: int, seed: int) -> Rows:
-    """At most `count` of `rows` drawn at random with the class shares they have, each class at least once."""
+    """At most `count` of `rows`, drawn in the proportion of the classes, each class at least once."""
     if len(rows) <= count:
         return rows
     rng = np.random.default_rng([seed, 9])
     shuffled = rng.permutation(rows)
     label = labels[shuffled]
+    # Members of a class get ranks spread evenly over [0, 1), and its first one 0: the lowest ranks hold every
+    # class and keep the proportions.
     rank = np.empty(len(shuffled))
     for value in np.unique(label):
         members = np.flatnonzero(label == value)
@@ -216,34 +227,36 @@ def few_rows(rows: Rows, labels: NDArray[np.int64], count: int, seed: int) -> Ro
     return np.sort(shuffled[np.argsort(rank, kind="stable")[:count]])
 
 
-def _few(split: NDArray[np.int8], labels: NDArray[np.int64], config: TrainConfig) -> NDArray[np.int8]:
-    """Only `labelled_rows` rows to learn from and to tune on, in the proportion of the sky."""
+def _keep_few(split: NDArray[np.int8], labels: NDArray[np.int64], config: TrainConfig) -> NDArray[np.int8]:
+    """Keep `labelled_rows` rows for training and validation together, in the proportion of the two."""
     first, second = (int((split == k).sum()) for k in (TRAIN, VALIDATION))
+    # At least two rows on either side, one of each class of a lens finder.
     tuned = max(2, round(config.labelled_rows * second / max(first + second, 1)))
-    kept = split.copy()
+    kept = split.copy()  # the test rows stay: all numbers of labels are judged on the same rows
     for which, count in ((TRAIN, max(2, config.labelled_rows - tuned)), (VALIDATION, tuned)):
         rows = np.flatnonzero(split == which)
         kept[np.setdiff1d(rows, few_rows(rows, labels, count, config.seed))] = -1
     return kept
 
 
-def _answered(dataset: TensorDataset, config: TrainConfig) -> NDArray[np.bool_]:
+def _has_truth(dataset: TensorDataset, config: TrainConfig) -> NDArray[np.bool_]:
+    """`(total,)`: rows with a label, or with a value of every regressed quantity."""
     if config.task == "regression":
         values = [np.asarray(dataset.column(name), np.float64) for name in config.targets]
         return np.all([np.isfinite(v) for v in values], axis=0)
     label = np.asarray(dataset.column("label"))
     if config.task == "lens" and (label > 1).any():
         raise DataError(
-            f"label {int(label.max())} in a lens / non-lens task",
+            f"there is a label {int(label.max())}, but a lens finder has labels 0 and 1",
             hint="use --task classes, or labels 0 and 1",
         )
     return label >= 0
 
 
-def _divide(
+def _split_rows(
     dataset: TensorDataset, facts: Facts, usable: NDArray[np.bool_], config: TrainConfig
 ) -> tuple[NDArray[np.int8], SkySplit | None, tuple[str, ...]]:
-    """Split by the given column, by sky block, or, without positions, by id."""
+    """Split by the column given, by blocks of sky, or, without positions, by id."""
     if config.split_column is not None:
         split = named_split(np.asarray(dataset.column(config.split_column)), config.split_column)
         notes: tuple[str, ...] = ("split as given by the data",)
@@ -251,7 +264,7 @@ def _divide(
             split = with_validation(
                 split, np.asarray(dataset.column("id")), config.fractions, config.split_seed
             )
-            notes += (DRAWN,)
+            notes += (VALIDATION_DRAWN,)
         return np.where(usable, split, -1).astype(np.int8), None, notes
     ra, dec = positions(dataset)
     if not np.isfinite(ra[usable] + dec[usable]).all():
@@ -261,8 +274,10 @@ def _divide(
         return np.where(usable, split, -1).astype(np.int8), None, (note,)
     split = np.full(dataset.total, -1, np.int8)
     at = {"fractions": config.fractions, "seed": config.split_seed, "nside": config.nside}
+    # By blocks and not by rows: neighbours share pixels, PSF and noise.
     split[usable] = split_blocks(ra[usable], dec[usable], **at)  # type: ignore[arg-type]
     before = split.copy()
+    # Two cutouts on either side of a border share pixels if they are nearer than the side of one.
     guard = config.guard if config.guard is not None else max(facts.size) * facts.pixel_scale
     if guard > 0:
         split = drop_neighbours(ra, dec, split, radius=guard)
@@ -275,18 +290,18 @@ def _divide(
         train=tuple(np.unique(cells[split == TRAIN]).tolist()),
         validation=tuple(np.unique(cells[split == VALIDATION]).tolist()),
     )
-    note = f"{dropped} rows within {guard:.1f} arcsec of a later split left out"
+    note = f"{dropped} rows were left out: they lie within {guard:.1f} arcsec of a row of another split"
     return split, sky, (note,) if dropped else ()
 
 
-#: Said in the notes of a contract: `score` divides the rows in the same way.
-DRAWN = "the data have no validation rows: drawn from the training rows by id"
+#: Noted in the contract, by which `score` divides the rows in the same way: the text must not change.
+VALIDATION_DRAWN = "the data have no validation rows: drawn from the training rows by id"
 
 
 def with_validation(
     split: NDArray[np.int8], keys: NDArray[Any], fractions: Sequence[float], seed: int
 ) -> NDArray[np.int8]:
-    """A given split in which a share of the training rows becomes validation, by a hash of the id.
+    """A split of the data in which a share of the training rows becomes validation, by a hash of the id.
 
     Parameters
     ----------
@@ -295,11 +310,12 @@ def with_validation(
     keys
         `(N,)` ids.
     fractions
-        Of training, validation and test; the first two count, against each other.
+        Of training, validation and test; only the ratio of the first two counts.
     seed
-        Another seed, other rows.
+        Another seed draws other rows.
     """
     rest = fractions[0] + fractions[1]
+    # No test rows are drawn: the data have theirs. Without both fractions nothing is drawn at all.
     shares = (fractions[0] / rest, fractions[1] / rest, 0.0) if rest else (1.0, 0.0, 0.0)
     drawn = split_keys(keys, fractions=shares, seed=seed)
     return np.where((split == TRAIN) & (drawn == VALIDATION), VALIDATION, split).astype(np.int8)
@@ -309,7 +325,7 @@ def positions(dataset: TensorDataset) -> tuple[NDArray[np.float64], NDArray[np.f
     """`(total,)` ra and dec, deg ICRS; NaN when the shards have none."""
     try:
         return np.asarray(dataset.column("ra"), np.float64), np.asarray(dataset.column("dec"), np.float64)
-    except DataError:
+    except DataError:  # cutouts from elsewhere may have no positions
         nowhere = np.full(dataset.total, np.nan)
         return nowhere, nowhere
 
@@ -324,22 +340,26 @@ def named_split(values: NDArray[Any], column: str) -> NDArray[np.int8]:
     """
     if values.dtype.kind in "iu":
         if ((values < -1) | (values > 2)).any():
-            raise DataError(f"column {column!r}: splits are -1, 0, 1, 2")
+            raise DataError(
+                f"column {column!r} has other values than 0 (train), 1 (validation), 2 (test) and -1 (unused)"
+            )
         return values.astype(np.int8)
+    # Column types of published sets vary: names in several spellings, empty for "in no split".
     words = {"train": TRAIN, "val": VALIDATION, "validation": VALIDATION, "test": TEST, "": -1}
     text = [v.decode() if isinstance(v, bytes) else str(v) for v in values]
     unknown = sorted(set(text) - set(words))
     if unknown:
-        raise DataError(f"column {column!r}: {unknown[0]!r} is not train, validation or test")
+        raise DataError(f"column {column!r} has {unknown[0]!r}, which is not train, validation or test")
     return np.array([words[v] for v in text], np.int8)
 
 
-def _require_classes(made: TrainingSet, config: TrainConfig) -> None:
-    """Every split must have rows, and every class where classes matter."""
+def _require_classes(data: TrainingSet, config: TrainConfig) -> None:
+    """Refuse a split without rows or, for lens finding, without one of the classes."""
     hint = "use another --split-seed, a larger --nside (smaller blocks), or more sky"
     for k, name in enumerate(SPLITS):
-        found = set(np.unique(made.labels[made.split == k]).tolist())
+        found = set(np.unique(data.labels[data.split == k]).tolist())
+        # With several classes rare ones may be absent from a split; a lens finder needs both in each.
         wanted = set() if config.task == "regression" else {0, 1} if config.task == "lens" else found
         if not found or not wanted <= found:
             lacking = "rows" if not found else f"label {min(wanted - found)}"
-            raise DataError(f"the {name} sky has no {lacking} ({made.counts()})", hint=hint)
+            raise DataError(f"the {name} sky has no {lacking} ({data.counts()})", hint=hint)

@@ -1,4 +1,4 @@
-"""Curves as PNG: training, ROC, precision-recall, completeness, reliability."""
+"""Plots as PNG: training, ROC, precision-recall, completeness, reliability."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ def training_curves(histories: list[list[dict[str, float]]], evaluation: dict[st
     figure, axes = _figure(2 if "curves" in evaluation else 1)
     for history in histories:
         epoch = [r["epoch"] for r in history]
+        # The same colours for all members: the scatter between them is what is to be seen.
         axes[0].plot(epoch, [r["loss"] for r in history], color="C0")
         axes[0].plot(epoch, [r["val_loss"] for r in history], color="C1")
-        if "val_pr_auc" in history[0]:
+        if "val_pr_auc" in history[0]:  # regression has losses only
             axes[1].plot(epoch, [r["val_pr_auc"] for r in history], color="C2")
             axes[1].plot(epoch, [r["val_auroc"] for r in history], color="C3")
     _label(axes[0], "epoch", "loss: training (blue), validation (orange)")
@@ -36,7 +37,7 @@ def evaluation_curves(evaluation: dict[str, Any], slices: list[dict[str, Any]]) 
     figure, axes = _figure(2)
     _ranking((axes[0], axes[1]), evaluation)
     rows = evaluation["reliability"]
-    axes[2].plot([0, 1], [0, 1], color="0.7")
+    axes[2].plot([0, 1], [0, 1], color="0.7")  # perfectly calibrated
     axes[2].plot([r["probability"] for r in rows], [r["fraction"] for r in rows], "o-")
     _label(axes[2], "probability", "fraction of lenses")
     for name in dict.fromkeys(s["column"] for s in slices if "completeness" in s):
@@ -50,6 +51,7 @@ def evaluation_curves(evaluation: dict[str, Any], slices: list[dict[str, Any]]) 
 
 def _ranking(axes: Any, evaluation: dict[str, Any]) -> None:
     points = evaluation["curves"]
+    # A logarithmic axis has no 0: points without a false positive are drawn at half of one.
     floor = 0.5 / max(evaluation["nonlenses"], 1)
     axes[0].plot([max(f, floor) for f in points["fpr"]], points["tpr"])
     axes[0].set_xscale("log")
@@ -81,5 +83,5 @@ def _label(axes: Any, x: str, y: str) -> None:
 
 def _png(figure: Any) -> bytes:
     out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=100, metadata={"Software": None})
+    figure.savefig(out, format="png", dpi=100, metadata={"Software": None})  # no version: same bytes
     return out.getvalue()

@@ -1,7 +1,7 @@
-"""How good is a ranking of lens candidates: curves, the numbers of the literature, intervals, slices.
+"""How good is a ranking of lens candidates: curves, the metrics of the literature, confidence intervals.
 
 Numpy only. Everything is computed from a `Curve`, the true and false positives above every distinct score,
-so that a bootstrap resample is a re-count and never a re-sort.
+so that a bootstrap resample needs counting but no sorting.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ Metric = Callable[["Curve"], float]
 
 #: beta^2 of the Euclid lens-finding challenge: purity counts a thousand times more than completeness.
 BETA2 = 0.001
+#: False positive rates at which the true positive rate is reported; 1e-2 is that of the benchmark's goals.
 FPRS = (1e-4, 1e-3, 1e-2)
 
 
@@ -65,7 +66,9 @@ class Curve:
 
 
 def _redraw(cumulative: Float, rng: np.random.Generator) -> Float:
+    """Cumulative counts `(K,)` of as many rows drawn with replacement."""
     n = int(cumulative[-1])
+    # Row r of this class lies at the first threshold whose cumulative count exceeds r.
     drawn = np.searchsorted(cumulative, rng.integers(0, n, n), side="right")
     return np.cumsum(np.bincount(drawn, minlength=len(cumulative))).astype(np.float64)
 
@@ -87,9 +90,9 @@ def curve(label: ArrayLike, score: ArrayLike) -> Curve:
     """
     y, s = np.asarray(label), np.asarray(score, np.float64)
     if y.shape != s.shape or y.ndim != 1:
-        raise DataError(f"labels {y.shape} and scores {s.shape}", hint="give one score per label")
+        raise DataError(f"labels have shape {y.shape}, scores {s.shape}", hint="give one score per label")
     if not np.isin(y, (0, 1)).all():
-        raise DataError("labels other than 0 and 1", hint="drop unlabelled rows (label -1) first")
+        raise DataError("there are labels other than 0 and 1", hint="drop unlabelled rows (label -1) first")
     if not np.isfinite(s).all():
         raise DataError(f"{int((~np.isfinite(s)).sum())} scores are not finite")
     if len(np.unique(y)) < 2:
@@ -98,26 +101,29 @@ def curve(label: ArrayLike, score: ArrayLike) -> Curve:
         )
     order = np.argsort(-s, kind="stable")
     s, y = s[order], y[order].astype(np.float64)
-    last = np.append(np.flatnonzero(np.diff(s)), len(s) - 1)
+    # One point per distinct score: within a tie any order would be arbitrary.
+    last = np.append(np.flatnonzero(np.diff(s)), len(s) - 1)  # (K,) last row of each tie
     tp = np.cumsum(y)[last]
-    return Curve(s[last], tp, last + 1.0 - tp)
+    return Curve(s[last], tp, last + 1.0 - tp)  # last + 1 rows are at or above, those not lenses are false
 
 
 def auroc(c: Curve) -> float:
     """Area under the ROC curve; ties count one half."""
+    # The trapezium over a tie is what counts its pairs half.
     tpr, fpr = np.append(0.0, c.tpr), np.append(0.0, c.fpr)
     return float(np.sum(np.diff(fpr) * (tpr[1:] + tpr[:-1]) / 2))
 
 
 def pr_auc(c: Curve) -> float:
     """Average precision, `sum (R_k - R_{k-1}) P_k`, without interpolation."""
+    # Linear interpolation between points of a precision-recall curve would be too optimistic.
     step = np.diff(c.tpr, prepend=0.0)
     return float(np.sum(step * c.tp / np.maximum(c.tp + c.fp, 1)))
 
 
 def tpr_at_fpr(c: Curve, fpr: float) -> float:
     """Largest TPR reached at a false positive rate of at most `fpr`."""
-    return _best(c.tpr, c.fpr <= fpr * (1 + 1e-12))
+    return _best(c.tpr, c.fpr <= fpr * (1 + 1e-12))  # 3 of 300 must pass for a rate of 0.01
 
 
 def tpr0(c: Curve) -> float:
@@ -133,11 +139,12 @@ def tpr10(c: Curve) -> float:
 def f_beta(c: Curve, beta2: float = BETA2) -> float:
     """Largest `F_beta = (1 + b^2) P R / (b^2 P + R)` over thresholds (second lens-finding challenge)."""
     precision = c.tp / np.maximum(c.tp + c.fp, 1)
-    below = beta2 * precision + c.tpr
+    below = beta2 * precision + c.tpr  # 0 where no lens has been found yet: F is 0 there
     return float(np.max((1 + beta2) * precision * c.tpr / np.where(below > 0, below, 1)))
 
 
 def _best(values: Float, allowed: NDArray[np.bool_]) -> float:
+    """Largest of the allowed values, 0 when none is."""
     return float(values[allowed].max(initial=0.0))
 
 
@@ -169,9 +176,10 @@ def at_density(c: Curve, candidates: float, *, lenses: float, sources: float) ->
     purity, completeness
         Linear between the points of the curve; fewer than the first point gives a part of that point.
     """
+    # The curve starts at (0, 0): nothing is selected above the highest score.
     tpr, fpr = np.append(0.0, c.tpr), np.append(0.0, c.fpr)
     selected = lenses * tpr + sources * fpr
-    if candidates >= selected[-1]:
+    if candidates >= selected[-1]:  # more than there are sources: all of them are looked at
         return lenses / (lenses + sources), 1.0
     completeness = float(np.interp(candidates, selected, tpr))
     return lenses * completeness / candidates, completeness
@@ -209,6 +217,7 @@ def bootstrap(
     rng = np.random.default_rng(seed)
     drawn = np.empty((draws, len(metrics)))
     for k in range(draws):
+        # All metrics of one replicate: intervals of two metrics stay comparable.
         replicate = c.resample(rng)
         drawn[k] = [metric(replicate) for metric in metrics.values()]
     low, high = np.percentile(drawn, (2.5, 97.5), axis=0)
@@ -222,8 +231,9 @@ def wilson(successes: float, trials: float) -> Estimate:
     """A fraction with its 95 % Wilson score interval (Wilson 1927, JASA 22, 209)."""
     if trials == 0:
         return Estimate(0.0, 0.0, 1.0)
-    z, p = 1.959964, successes / trials
+    z, p = 1.959964, successes / trials  # z: the 97.5 % quantile of the normal distribution
     centre = (p + z * z / (2 * trials)) / (1 + z * z / trials)
+    # Unlike p +- z sigma, this interval has a width at 0 and at 1, and stays inside [0, 1].
     half = z / (1 + z * z / trials) * np.sqrt(p * (1 - p) / trials + z * z / (4 * trials**2))
     return Estimate(p, max(0.0, centre - half), min(1.0, centre + half))
 
@@ -250,7 +260,7 @@ def brier(label: ArrayLike, probability: ArrayLike) -> float:
 def reliability(label: ArrayLike, probability: ArrayLike, bins: int = 15) -> list[dict[str, float]]:
     """Rows of a reliability diagram in bins of equal width: rows, mean probability, fraction of lenses."""
     y, p = np.asarray(label, np.float64), np.asarray(probability, np.float64)
-    which = np.minimum((p * bins).astype(int), bins - 1)
+    which = np.minimum((p * bins).astype(int), bins - 1)  # a probability of 1 belongs to the last bin
     count = np.bincount(which, minlength=bins)
     mean = np.bincount(which, p, bins) / np.maximum(count, 1)
     fraction = np.bincount(which, y, bins) / np.maximum(count, 1)
@@ -265,11 +275,13 @@ def ece(label: ArrayLike, probability: ArrayLike, bins: int = 15) -> float:
     """Expected calibration error in bins of equal width (Guo et al. 2017, ICML 70, 1321)."""
     y, p = np.asarray(label, np.float64), np.asarray(probability, np.float64)
     which = np.minimum((p * bins).astype(int), bins - 1)
+    # The sum of p - y is rows times (mean probability - fraction): no division, so empty bins do no harm.
     gap = np.bincount(which, p - y, bins)
     return float(np.abs(gap).sum() / len(y))
 
 
 def _probability_metrics(label: Float, probability: Float, draws: int, seed: int) -> dict[str, Estimate]:
+    # Rows are drawn together, unlike in `Curve.resample`: calibration depends on the mix of classes.
     rng, n = np.random.default_rng(seed), len(label)
     drawn = np.empty((draws, 2))
     for k in range(draws):
@@ -286,11 +298,12 @@ def _probability_metrics(label: Float, probability: Float, draws: int, seed: int
 def ece_expected(probability: ArrayLike, bins: int = 15, *, draws: int = 500, seed: int = 0) -> Estimate:
     """The `ece` that perfectly calibrated probabilities would show on so few rows, mean and 95 % interval.
 
-    The estimate of Guo et al. never averages to zero: in every bin the lenses are counted, and their scatter
-    enters by its size (Roelofs et al. 2022, AISTATS 151, 4036). An `ece` within this interval says nothing
-    against the calibration; with 160 rows that can be 0.06.
+    The estimate of Guo et al. does not average to zero: lenses are counted in every bin, and the size of
+    their scatter adds up (Roelofs et al. 2022, AISTATS 151, 4036). An `ece` within this interval is no
+    evidence against the calibration; with 160 rows that can be 0.06.
     """
     p, rng = np.asarray(probability, np.float64), np.random.default_rng([seed, 1])
+    # Labels drawn with these very probabilities are calibrated by construction.
     drawn = [ece(rng.random(len(p)) < p, p, bins) for _ in range(draws)]
     low, high = np.percentile(drawn, (2.5, 97.5))
     return Estimate(float(np.mean(drawn)), float(low), float(high))
@@ -310,7 +323,7 @@ class Sky:
     sources
         Extended sources per deg^2 that are scored; 10^4 to 10^5 depending on the magnitude limit.
     candidates
-        How many candidates per deg^2 people look at.
+        How many candidates per deg^2 people can look at.
     """
 
     lenses: float = 6.0
@@ -328,6 +341,7 @@ def ranking_metrics(sky: Sky) -> dict[str, Metric]:
         "f_beta": f_beta,
     }
     for fpr in FPRS:
+        # "1e-04" -> "1e-4", the way people write it; f=fpr binds the value of this turn of the loop.
         metrics[f"tpr_at_fpr_{fpr:.0e}".replace("e-0", "e-")] = lambda c, f=fpr: tpr_at_fpr(c, f)  # type: ignore[misc]
     for n in sky.candidates:
         for k, name in enumerate(("purity", "completeness")):
@@ -347,7 +361,7 @@ def evaluate(
     draws: int = 500,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Every number of a binary finder, with intervals, as JSON values.
+    """All metrics of a lens finder, with intervals, as JSON values.
 
     Parameters
     ----------
@@ -369,6 +383,7 @@ def evaluate(
     c = curve(y, s)
     estimates = bootstrap(c, ranking_metrics(sky), draws=draws, seed=seed)
     estimates |= _probability_metrics(y.astype(np.float64), p, draws, seed)
+    # At a fixed threshold rates are binomial: no bootstrap is needed.
     table = confusion(y, s, threshold)
     estimates["tpr_at_threshold"] = wilson(table["tp"], table["tp"] + table["fn"])
     estimates["fpr_at_threshold"] = wilson(table["fp"], table["fp"] + table["tn"])
@@ -388,7 +403,7 @@ def evaluate(
 def thin_curves(c: Curve, points: int = 200) -> dict[str, list[float]]:
     """ROC and precision-recall points for a plot, thinned where the curve is dense."""
     k = len(c.threshold)
-    head = np.arange(min(k, points // 2))
+    head = np.arange(min(k, points // 2))  # the first thresholds, where low FPR and high purity are decided
     rest = np.unique(np.linspace(0, k - 1, points).astype(int))
     keep = np.unique(np.concatenate([head, rest]))
     precision = c.tp / np.maximum(c.tp + c.fp, 1)
@@ -416,10 +431,10 @@ def evaluate_classes(
     y, p = np.asarray(label).astype(np.int64), np.asarray(probability, np.float64)
     k = p.shape[1]
     called = p.argmax(1)
-    matrix = np.bincount(y * k + called, minlength=k * k).reshape(k, k)
+    matrix = np.bincount(y * k + called, minlength=k * k).reshape(k, k)  # true class by called class
     each = {}
     for c in range(k):
-        if 0 < (y == c).sum() < len(y):
+        if 0 < (y == c).sum() < len(y):  # an AUROC needs rows on both sides
             one = curve((y == c).astype(int), p[:, c])
             each[str(c)] = bootstrap(one, {"auroc": auroc}, draws=draws, seed=seed)["auroc"].as_dict()
     macro = float(np.mean([e["value"] for e in each.values()])) if each else 0.0
@@ -433,9 +448,10 @@ def evaluate_classes(
 
 
 def evaluate_regression(truth: ArrayLike, estimate: ArrayLike) -> dict[str, Any]:
-    """Bias, scatter (1.4826 MAD), RMS and fraction beyond three scatters of one regressed quantity."""
+    """Bias (median), scatter (1.4826 MAD), RMS, and fraction beyond three scatters of one quantity."""
     gap = np.asarray(estimate, np.float64) - np.asarray(truth, np.float64)
     bias = float(np.median(gap))
+    # 1.4826 MAD is the standard deviation of a normal distribution, but not moved by a few outliers.
     scatter = float(1.4826 * np.median(np.abs(gap - bias)))
     return {
         "rows": len(gap),

@@ -1,7 +1,7 @@
 """Small, realistic disturbances of images, and the one-pixel attack.
 
-Every disturbance is made on fluxes, in units of the noise of each image, and the fluxes are normalised
-again as the tensors were.
+Every disturbance acts on fluxes, in units of the noise of each image; the fluxes are then normalised again
+with the constants of the tensors.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from ripple.learn.data.augment import blur
 from ripple.learn.model.contract import Contract, Facts
 from ripple.learn.model.weights import convert
 
-Disturb = Callable[["Stamps", torch.Generator], Tensor]
+Disturbance = Callable[["FluxCutouts", torch.Generator], Tensor]
 
 
 @dataclass(frozen=True)
-class Stamps:
-    """Fluxes `(n, B, H, W)`, and what they were normalised with.
+class FluxCutouts:
+    """Cutouts as fluxes, with the constants of their normalisation.
 
     Parameters
     ----------
     flux
-        In nJy, or the unit of the tensors.
+        `(n, B, H, W)` in nJy, or the unit of the tensors.
     noise
-        `(n, B, 1, 1)`, of the pixels, measured by differences of neighbours.
+        `(n, B, 1, 1)` noise of the pixels, measured from differences of neighbours.
     offset, scale
         `(n, B)`, of the normalisation.
     method
@@ -51,11 +51,11 @@ class Stamps:
     pixel_scale: float
 
     def tensor(self, flux: Tensor) -> Tensor:
-        """Fluxes as the network takes them, float32."""
+        """Fluxes normalised for the network, float32."""
         out: Tensor = transform(flux, self.offset, self.scale, self.method)
         return out.float()
 
-    def take(self, rows: Tensor) -> Stamps:
+    def take(self, rows: Tensor) -> FluxCutouts:
         """Some of the rows."""
         return replace(
             self,
@@ -66,36 +66,41 @@ class Stamps:
         )
 
 
-def stamps_of(
+def flux_cutouts(
     batch: TensorBatch, rows: NDArray[np.int64], contract: Contract, device: torch.device
-) -> Stamps:
-    """Rows of a shard as fluxes, cut as the model takes them."""
+) -> FluxCutouts:
+    """Rows of a shard as fluxes, with the bands and the size of the model."""
     image = convert(torch.from_numpy(batch.image[rows].astype(np.float32)), contract, Facts.of(batch))
     method: Any = batch.normalization.get("method")
+    # Tensors that were not normalised carry no constants: offset 0, scale 1.
     if method == "none":
         constants: list[NDArray[Any]] = [np.zeros(image.shape[:2]), np.ones(image.shape[:2])]
     else:
+        # `convert` put the bands in the order of the model; the constants must follow.
         order = [batch.bands.index(band) for band in contract.bands]
         constants = [np.asarray(c[rows][:, order], np.float64) for c in plane_constants(batch)]
     put = [torch.from_numpy(np.ascontiguousarray(c)).to(device) for c in constants]
+    # In float64: inverting a stretch magnifies rounding, and undisturbed fluxes must give the tensors again.
     flux = invert(image.to(device).double(), put[0], put[1], method)
     across = (flux[..., 1:] - flux[..., :-1]).flatten(2).abs()
+    # The median ignores objects; 1.4826 makes it a sigma, and a difference has twice the variance of a pixel.
     noise = across.median(2).values.mul(1.4826 / math.sqrt(2)).clamp_min(1e-9)[..., None, None]
-    return Stamps(flux, noise, put[0], put[1], method, contract.pixel_scale)
+    return FluxCutouts(flux, noise, put[0], put[1], method, contract.pixel_scale)
 
 
-def joined(pieces: list[Stamps]) -> Stamps:
-    """The rows of several, all normalised by one method."""
+def joined(pieces: list[FluxCutouts]) -> FluxCutouts:
+    """The rows of all pieces, which were normalised by the same method."""
     flux, noise, offset, scale = (
         torch.cat([getattr(p, n) for p in pieces]) for n in ("flux", "noise", "offset", "scale")
     )
     return replace(pieces[0], flux=flux, noise=noise, offset=offset, scale=scale)
 
 
-# --- disturbances: Stamps -> fluxes -------------------------------------------------------------------------
+# --- disturbances: FluxCutouts -> fluxes --------------------------------------------------------------------
 
 
 def _normal(like: Tensor, g: torch.Generator) -> Tensor:
+    # Drawn on the CPU whatever the device: the same seed gives the same disturbance everywhere.
     return torch.randn(like.shape, generator=g, dtype=like.dtype).to(like.device)
 
 
@@ -103,51 +108,52 @@ def _uniform(shape: tuple[int, ...], like: Tensor, g: torch.Generator) -> Tensor
     return torch.rand(shape, generator=g, dtype=like.dtype).to(like.device)
 
 
-def more_noise(s: Stamps, g: torch.Generator, factor: float = 2.0) -> Tensor:
-    """White noise until the total is `factor` times what it was."""
+def more_noise(s: FluxCutouts, g: torch.Generator, factor: float = 2.0) -> Tensor:
+    """White noise that brings the total noise to `factor` times what it was."""
     return s.flux + s.noise * math.sqrt(factor**2 - 1) * _normal(s.flux, g)
 
 
-def shallower(s: Stamps, g: torch.Generator) -> Tensor:
-    """Half a magnitude less depth."""
+def shallower(s: FluxCutouts, g: torch.Generator) -> Tensor:
+    """Half a magnitude less depth: the noise grows as the flux of that difference."""
     return more_noise(s, g, 10 ** (0.4 * 0.5))
 
 
-def worse_seeing(s: Stamps, g: torch.Generator) -> Tensor:
+def worse_seeing(s: FluxCutouts, g: torch.Generator) -> Tensor:
     """A blur of 0.5 arcsec FWHM, in quadrature with the PSF."""
-    sigma = 0.5 / 2.3548 / s.pixel_scale
+    sigma = 0.5 / 2.3548 / s.pixel_scale  # 2.3548 sigma is the FWHM of a Gaussian
     return blur(s.flux, torch.full((len(s.flux),), sigma, device=s.flux.device), sigma)
 
 
-def sky_offset(s: Stamps, g: torch.Generator) -> Tensor:
-    """Sky left in each plane, scatter of one noise per pixel."""
+def sky_offset(s: FluxCutouts, g: torch.Generator) -> Tensor:
+    """A level left in each plane by sky subtraction, with a scatter of one noise per pixel."""
     return s.flux + s.noise * _normal(s.noise, g)
 
 
-def gain(s: Stamps, g: torch.Generator) -> Tensor:
-    """All fluxes 10 % high."""
+def gain(s: FluxCutouts, g: torch.Generator) -> Tensor:
+    """All fluxes too high by 10 %."""
     return s.flux * 1.1
 
 
-def zero_points(s: Stamps, g: torch.Generator) -> Tensor:
-    """Zero points of the bands off by 0.1 mag, scatter."""
+def zero_points(s: FluxCutouts, g: torch.Generator) -> Tensor:
+    """Zero points of the bands off, with a scatter of 0.1 mag."""
     return s.flux * torch.pow(10.0, 0.4 * 0.1 * _normal(s.noise, g))
 
 
-def quantised(s: Stamps, g: torch.Generator) -> Tensor:
-    """Steps of one noise."""
+def quantised(s: FluxCutouts, g: torch.Generator) -> Tensor:
+    """Fluxes rounded to steps of one noise."""
     return (s.flux / s.noise).round() * s.noise
 
 
-def lossy(s: Stamps, g: torch.Generator) -> Tensor:
-    """Steps of half a noise with subtractive dither, as tile compression makes them."""
+def lossy(s: FluxCutouts, g: torch.Generator) -> Tensor:
+    """Fluxes in steps of half a noise with subtractive dither, as in tile-compressed FITS."""
     dither = _uniform(tuple(s.flux.shape), s.flux, g) - 0.5
     step = s.noise / 2
     return ((s.flux / step + dither).round() - dither) * step
 
 
-def eight_bits(s: Stamps, g: torch.Generator) -> Tensor:
+def eight_bits(s: FluxCutouts, g: torch.Generator) -> Tensor:
     """256 levels of the tensor values, as a picture has."""
+    # On the stretched values, because that is what a JPEG or PNG of a cutout holds.
     y = transform(s.flux, s.offset, s.scale, s.method)
     low, high = y.amin((1, 2, 3), keepdim=True), y.amax((1, 2, 3), keepdim=True)
     step = (high - low).clamp_min(1e-9) / 255
@@ -155,8 +161,8 @@ def eight_bits(s: Stamps, g: torch.Generator) -> Tensor:
     return out
 
 
-def _band(b: int, change: Callable[[Tensor], Tensor]) -> Disturb:
-    def apply(s: Stamps, g: torch.Generator) -> Tensor:
+def _band(b: int, change: Callable[[Tensor], Tensor]) -> Disturbance:
+    def apply(s: FluxCutouts, g: torch.Generator) -> Tensor:
         out = s.flux.clone()
         out[:, b] = change(out[:, b : b + 1])[:, 0]
         return out
@@ -165,16 +171,17 @@ def _band(b: int, change: Callable[[Tensor], Tensor]) -> Disturb:
 
 
 def shifted(flux: Tensor, dy: float, dx: float) -> Tensor:
-    """Shift by a fraction of a pixel in Fourier space; exact for what the pixels sample."""
+    """Shift by a fraction of a pixel in Fourier space; exact for band-limited images."""
     fy = torch.fft.fftfreq(flux.shape[-2], dtype=flux.dtype, device=flux.device)[:, None]
     fx = torch.fft.rfftfreq(flux.shape[-1], dtype=flux.dtype, device=flux.device)[None]
+    # The shift theorem; unlike interpolation it does not smooth the noise.
     phase = torch.exp(-2j * math.pi * (fy * dy + fx * dx))
     out: Tensor = torch.fft.irfft2(torch.fft.rfft2(flux) * phase, s=flux.shape[-2:])
     return out
 
 
 def turned(flux: Tensor, degrees: float) -> Tensor:
-    """Rotation about the middle by cubic interpolation, edges mirrored."""
+    """Rotation about the centre by cubic interpolation, edges mirrored."""
     c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     matrix = torch.tensor([[c, -s, 0], [s, c, 0]], dtype=flux.dtype, device=flux.device)
     grid = torch.nn.functional.affine_grid(
@@ -185,18 +192,20 @@ def turned(flux: Tensor, degrees: float) -> Tensor:
     )
 
 
-def cosmic_ray(s: Stamps, g: torch.Generator) -> Tensor:
-    """A straight track of about six pixels, 30 times the noise, in one band."""
-    return s.flux + _line(s, g, height=30.0, reach=3.0, width=0.6)
+def cosmic_ray(s: FluxCutouts, g: torch.Generator) -> Tensor:
+    """A straight track about six pixels long, 30 times the noise, in one band."""
+    return s.flux + _streak(s, g, height=30.0, reach=3.0, width=0.6)
 
 
-def satellite(s: Stamps, g: torch.Generator) -> Tensor:
-    """A trail across the whole stamp, 5 times the noise and three pixels wide, in one band."""
-    return s.flux + _line(s, g, height=5.0, reach=math.inf, width=1.5)
+def satellite(s: FluxCutouts, g: torch.Generator) -> Tensor:
+    """A trail across the whole cutout, 5 times the noise and three pixels wide, in one band."""
+    return s.flux + _streak(s, g, height=5.0, reach=math.inf, width=1.5)
 
 
-def _line(s: Stamps, g: torch.Generator, *, height: float, reach: float, width: float) -> Tensor:
+def _streak(s: FluxCutouts, g: torch.Generator, *, height: float, reach: float, width: float) -> Tensor:
+    """Flux `(n, B, H, W)` of one straight streak per row, in a random band, place and direction."""
     n, bands, h, w = s.flux.shape
+    # Its middle lies in the central half, so that it does not miss the target's surroundings.
     draw = _uniform((n, 4), s.flux, g)
     y = torch.arange(h, device=s.flux.device)[None, :, None] - (0.25 + 0.5 * draw[:, 0, None, None]) * h
     x = torch.arange(w, device=s.flux.device)[None, None, :] - (0.25 + 0.5 * draw[:, 1, None, None]) * w
@@ -209,9 +218,9 @@ def _line(s: Stamps, g: torch.Generator, *, height: float, reach: float, width: 
     return height * s.noise * plane * mark[:, None]
 
 
-def disturbances(bands: tuple[str, ...]) -> dict[str, Disturb]:
-    """Name -> what it does, in the order of the card."""
-    every: dict[str, Disturb] = {
+def disturbances(bands: tuple[str, ...]) -> dict[str, Disturbance]:
+    """Name -> disturbance, in the order of the card."""
+    every: dict[str, Disturbance] = {
         "noise x 2": more_noise,
         "depth - 0.5 mag": shallower,
         "seeing + 0.5 arcsec": worse_seeing,
@@ -230,7 +239,7 @@ def disturbances(bands: tuple[str, ...]) -> dict[str, Disturb]:
     }
     for b, band in enumerate(bands):
         every[f"{band} missing"] = _band(b, torch.zeros_like)
-    middle = len(bands) // 2
+    middle = len(bands) // 2  # a single band out of register
     every[f"{bands[middle]} shifted by a pixel"] = _band(middle, lambda f: shifted(f, 1.0, 0.0))
     every[f"{bands[middle]} turned by 90 deg"] = _band(middle, lambda f: torch.rot90(f, 1, (-2, -1)))
     return every
@@ -241,37 +250,38 @@ def disturbances(bands: tuple[str, ...]) -> dict[str, Disturb]:
 
 def one_pixel(
     probability: Callable[[Tensor], Tensor],
-    s: Stamps,
+    s: FluxCutouts,
     g: torch.Generator,
     *,
     population: int = 32,
     rounds: int = 12,
 ) -> Tensor:
-    """The one pixel that changes the answer most, by differential evolution.
+    """Find by differential evolution the one pixel that changes the answer most.
 
-    Su et al. 2019 (IEEE TEC 23, 828). All rows and their populations are tried together. The
-    pixel may take any value that occurs in its plane.
+    Su et al. 2019 (IEEE TEC 23, 828). All rows and their populations are evaluated together. The pixel may
+    take any value between the lowest and the highest of its plane.
 
     Parameters
     ----------
     probability
-        Tensors `(k, B, H, W)` -> `(k,)` probability of the class that was answered; the attack lowers it.
+        Tensors `(k, B, H, W)` -> `(k,)` probability of the class first answered; the attack lowers it.
         Called with `population` images per row of `s`, in the order of rows.
     s
         `n` rows.
     g
         Of the random numbers.
     population, rounds
-        Candidates per row, generations.
+        Candidates per row, and generations.
 
     Returns
     -------
     `(n, B, H, W)` attacked fluxes.
     """
     n, bands, h, w = s.flux.shape
-    low, high = s.flux.amin((2, 3)), s.flux.amax((2, 3))
+    low, high = s.flux.amin((2, 3)), s.flux.amax((2, 3))  # (n, B)
 
-    def paint(genes: Tensor) -> Tensor:  # (n, P, 2 + B) in [0, 1] -> (n * P, B, H, W)
+    # A candidate has 2 + B genes in [0, 1]: y, x and the value in each band.
+    def paint(genes: Tensor) -> Tensor:  # (n, P, 2 + B) -> (n * P, B, H, W)
         p = genes.shape[1]
         out = s.flux[:, None].expand(n, p, bands, h, w).clone()
         y = (genes[..., 0] * h).long().clamp_max(h - 1)
@@ -286,12 +296,14 @@ def one_pixel(
         return probability(wide.tensor(paint(genes))).reshape(n, -1)
 
     genes = _uniform((n, population, 2 + bands), s.flux, g)
-    best = cost(genes)
+    best = cost(genes)  # (n, P)
     for _ in range(rounds):
+        # Three members of the population for each candidate, all different.
         draw = torch.rand(n, population, population, generator=g).argsort(2)[..., :3].to(genes.device)
         a, b, c = (
             torch.gather(genes, 1, draw[..., k, None].expand(-1, -1, genes.shape[2])) for k in range(3)
         )
+        # Mutation factor 0.5 and no crossover, as in the paper; genes beyond [0, 1] wrap around.
         trial = (a + 0.5 * (b - c)) % 1.0
         found = cost(trial)
         better = found < best

@@ -1,7 +1,7 @@
-"""`ripple score --stress`: what small, realistic disturbances do to the answers.
+"""`ripple score --stress`: how small, realistic disturbances change the answers of a model.
 
-The card says, for each of `perturb`, how many decisions flip, what becomes of the ranking, and
-how far rows lie from training rows of the wrong class.
+For each disturbance of `perturb`, the robustness card says how many decisions flip, how the ranking changes,
+and how far rows lie from training rows of the wrong class.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from ripple.errors import DataError
 from ripple.imaging.batch import TensorBatch
 from ripple.learn.evaluation import metrics
-from ripple.learn.evaluation.perturb import Stamps, disturbances, joined, one_pixel, stamps_of
+from ripple.learn.evaluation.perturb import FluxCutouts, disturbances, flux_cutouts, joined, one_pixel
 from ripple.learn.model import uncertainty
 from ripple.learn.model.weights import Bank, Model
 from ripple.storage.files import write_atomic
@@ -30,25 +30,27 @@ from ripple.storage.files import write_atomic
 
 @dataclass(frozen=True)
 class Answers:
-    """Of some rows: probabilities `(n, K)`, decisions `(n,)`, mean logits, distance to the wrong class."""
+    """Answers of a model about n rows."""
 
-    probability: NDArray[np.float64]
-    decision: NDArray[np.int64]
-    score: NDArray[np.float64]
-    wrong: NDArray[np.float64]
+    probability: NDArray[np.float64]  # (n, K)
+    decision: NDArray[np.int64]  # (n,) class
+    score: NDArray[np.float64]  # (n,) mean logit of the members, which ranks the rows
+    wrong: NDArray[np.float64]  # (n,) latent distance to the nearest training row of another class
 
 
 @torch.inference_mode()
 def answer(model: Model, image: Tensor, label: NDArray[np.int64]) -> Answers:
-    """What the model says of tensors `(n, B, size, size)`; without averaging over orientations."""
+    """Answers about tensors `(n, B, size, size)`, without averaging over orientations."""
+    # Averaging would hide how much a single orientation changes, and cost eight times as much.
     values, features = [], []
     for part in image.split(256):
         outs, latent = model.answer(part)
         values.append(outs.double().cpu().numpy())
-        features.append(latent[0].double().cpu().numpy())
-    mean = np.concatenate(values).mean(1)
+        features.append(latent[0].double().cpu().numpy())  # of the first member
+    mean = np.concatenate(values).mean(1)  # (n, outputs)
     if model.contract.output == "lens":
         p = uncertainty.class_probabilities(model.contract.calibration.probability(mean[:, 0]))
+        # The operating point is stated on the score, the sigmoid of the logit.
         limit = math.log(model.contract.threshold / (1 - model.contract.threshold))
         decision = (mean[:, 0] >= limit).astype(np.int64)
     else:
@@ -63,6 +65,7 @@ def answer(model: Model, image: Tensor, label: NDArray[np.int64]) -> Answers:
 
 def wrong_class_distance(bank: Bank, features: NDArray[Any], label: NDArray[np.int64]) -> NDArray[np.float64]:
     """Distance `(n,)` to the nearest training row of another class, as the first member sees it."""
+    # One member is enough: the card compares distances before and after, not between models.
     known, theirs = bank.features[0].numpy(), bank.label.numpy()
     out = np.full(len(features), np.nan)
     for value in np.unique(label):
@@ -73,7 +76,7 @@ def wrong_class_distance(bank: Bank, features: NDArray[Any], label: NDArray[np.i
 
 
 def card(
-    model: Model, s: Stamps, label: NDArray[np.int64], *, seed: int, attacked: int, device: torch.device
+    model: Model, s: FluxCutouts, label: NDArray[np.int64], *, seed: int, attacked: int, device: torch.device
 ) -> dict[str, Any]:
     """The robustness card as JSON values.
 
@@ -82,7 +85,7 @@ def card(
     model
         On the device.
     s
-        Rows to disturb.
+        The rows to disturb.
     label
         `(n,)` true labels.
     seed
@@ -95,24 +98,27 @@ def card(
     before = answer(model, s.tensor(s.flux), label)
     rows = []
     for k, (name, disturb) in enumerate(disturbances(model.contract.bands).items()):
+        # A generator for each: a disturbance added at the end does not change those before it.
         g = torch.Generator().manual_seed(seed * 1000 + k)
         after = answer(model, s.tensor(disturb(s, g)), label)
-        rows.append(_line_of(name, before, after, label, model))
+        rows.append(_card_row(name, before, after, label, model))
     some = torch.arange(min(attacked, len(label)), device=device)
     few, part = s.take(some), label[: len(some)]
     first = answer(model, few.tensor(few.flux), part)
 
+    # (rows * candidates, B, H, W) -> probability of the class decided for the undisturbed row
     def probability(image: Tensor) -> Tensor:
         p = answer(model, image, np.repeat(part, len(image) // len(part))).probability
         decided = np.repeat(first.decision, len(image) // len(part))
         return torch.from_numpy(p[np.arange(len(p)), decided])
 
     hit = one_pixel(probability, few, torch.Generator().manual_seed(seed))
-    rows.append(_line_of("one-pixel attack", first, answer(model, few.tensor(hit), part), part, model))
-    return {"rows": len(label), "undisturbed": _state(before, label, model), "card": rows}
+    rows.append(_card_row("one-pixel attack", first, answer(model, few.tensor(hit), part), part, model))
+    return {"rows": len(label), "undisturbed": _measures(before, label, model), "card": rows}
 
 
-def _state(a: Answers, label: NDArray[np.int64], model: Model) -> dict[str, Any]:
+def _measures(a: Answers, label: NDArray[np.int64], model: Model) -> dict[str, Any]:
+    """Accuracy and, where they are defined, AUROC and mean distance to the wrong class."""
     found: dict[str, Any] = {"accuracy": float((a.decision == label).mean())}
     if model.contract.output == "lens" and len(np.unique(label)) == 2:
         found["auroc"] = metrics.auroc(metrics.curve(label, a.score))
@@ -121,15 +127,17 @@ def _state(a: Answers, label: NDArray[np.int64], model: Model) -> dict[str, Any]
     return found
 
 
-def _line_of(
+def _card_row(
     name: str, before: Answers, after: Answers, label: NDArray[np.int64], model: Model
 ) -> dict[str, Any]:
+    """One row of the card: flips, and every measure with its change."""
     flips = before.decision != after.decision
-    old, new = _state(before, label, model), _state(after, label, model)
+    old, new = _measures(before, label, model), _measures(after, label, model)
     line: dict[str, Any] = {
         "disturbance": name,
         "rows": len(label),
         "flip_rate": metrics.wilson(flips.sum(), len(flips)).as_dict(),
+        # Of the class whose probability changes most.
         "mean_change": float(np.abs(after.probability - before.probability).max(1).mean()),
     }
     for key in new:
@@ -146,14 +154,14 @@ def stress(
     attacked: int,
     device: torch.device,
 ) -> dict[str, Any]:
-    """The card of some rows of some shards; writes `stress.json`, `stress.csv` and `stress.png`.
+    """The card for chosen rows of shards; writes `stress.json`, `stress.csv` and `stress.png`.
 
     Parameters
     ----------
     model
         On `device`, with classes.
     parts
-        Shards with the rows to take of each; all with labels.
+        Shards, each with its rows to disturb; all rows have labels.
     directory
         Where to write.
     seed, attacked, device
@@ -162,14 +170,19 @@ def stress(
     Raises
     ------
     DataError
-        No rows, or a model without classes.
+        There are no rows, or the model has no classes.
     """
     if model.contract.output == "regression":
-        raise DataError("--stress: decisions flip, quantities do not", hint="a model of classes")
+        raise DataError(
+            "--stress counts decisions that flip, and a regression decides nothing",
+            hint="give a model of the task lens or classes",
+        )
     chosen = [(b, rows) for b, rows in parts if len(rows)]
     if not chosen:
-        raise DataError("--stress: no labelled rows on sky the model has not seen")
-    pieces = [stamps_of(b, rows, model.contract, device) for b, rows in chosen]
+        raise DataError(
+            "--stress found no labelled rows on sky the model has not seen", hint="score labelled tensors"
+        )
+    pieces = [flux_cutouts(b, rows, model.contract, device) for b, rows in chosen]
     s = joined(pieces)
     label = np.concatenate([np.asarray(b.catalog["label"], np.int64)[rows] for b, rows in chosen])
     found = card(model, s, label, seed=seed, attacked=attacked, device=device)
@@ -180,13 +193,14 @@ def stress(
 
 
 def table(found: dict[str, Any]) -> bytes:
-    """The card as CSV, one line per disturbance after one for the rows as they are."""
+    """The card as CSV: one line for the undisturbed rows, then one per disturbance."""
     lines = [{"disturbance": "none", "rows": found["rows"], **found["undisturbed"]}]
     for line in found["card"]:
         rate = line["flip_rate"]
         flat = {"flip_rate": rate["value"], "flip_low": rate["low"], "flip_high": rate["high"]}
         lines.append({k: v for k, v in line.items() if k != "flip_rate"} | flat)
     names = ["disturbance", "rows", "flip_rate", "flip_low", "flip_high"]
+    # The last line has every column; "none" and its flip rate stay empty where they mean nothing.
     names += [k for k in lines[-1] if k not in names]
     out = io.StringIO()
     writer = csv.DictWriter(out, names, lineterminator="\n")
@@ -198,10 +212,11 @@ def table(found: dict[str, Any]) -> bytes:
 
 def picture(found: dict[str, Any]) -> bytes:
     """Flip rates with intervals, changes of the ranking, and distances to the wrong class, as PNG."""
+    # The object interface: no global state, no window system.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows = found["card"][::-1]
+    rows = found["card"][::-1]  # bars are drawn from the bottom up
     figure = Figure(figsize=(12, 0.3 * len(rows) + 1.4), layout="constrained")
     FigureCanvasAgg(figure)
     left, middle, right = figure.subplots(1, 3, sharey=True)
@@ -217,7 +232,7 @@ def picture(found: dict[str, Any]) -> bytes:
     middle.axvline(0, color="0.3", linewidth=0.8)
     before = found["undisturbed"]
     middle.set_xlabel(f"change of {key.replace('auroc', 'AUROC')}, {before.get(key, math.nan):.3f} before")
-    # Each against its own rows before: the attack sees fewer of them.
+    # Each relative to the same rows before it: the attack is on fewer of them than the others.
     ratio = [_ratio(r, "wrong_class_distance") for r in rows]
     right.plot(ratio, place, "o", color="C2")
     right.axvline(1, color="0.3", linewidth=0.8)
@@ -229,12 +244,12 @@ def picture(found: dict[str, Any]) -> bytes:
         f"{found['rows']} rows of unseen sky; the attack on {rows[0]['rows']} of them", fontsize=10
     )
     out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=100, metadata={"Software": None})
+    figure.savefig(out, format="png", dpi=100, metadata={"Software": None})  # no version: same bytes
     return out.getvalue()
 
 
 def _ratio(line: dict[str, Any], key: str) -> float:
-    """After over before."""
+    """The measure after the disturbance, divided by that before it; NaN where there is none."""
     if key not in line:
         return math.nan
     return float(line[key] / (line[key] - line[f"{key}_change"]))

@@ -1,4 +1,4 @@
-"""Measures of a ranking in slices of truth and observing conditions."""
+"""Completeness and AUROC of a ranking in slices of truth and observing conditions."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from ripple.learn.evaluation.metrics import Float, auroc, bootstrap, confusion, curve, wilson
 
-# --- slices ---------------------------------------------------------------------------------------
-
-#: Columns that only a lens has: their slices keep all non-lenses. Prefixes.
+#: Prefixes of columns that only a lens has: their slices keep all non-lenses.
 LENS_ONLY = ("theta_E", "arc_", "source_", "magnification", "n_images")
-#: Width of the bins of columns whose values people know by heart; others are cut at quartiles.
+#: Bin widths of columns whose values people know by heart (arcsec, mag); others are cut at quartiles.
 STEPS = {"theta_E": 0.5, "arc_sb": 1.0, "arc_mag": 1.0, "lens_mag": 1.0, "deflector_mag": 1.0}
 
 
@@ -51,6 +49,7 @@ def slices(
     out = []
     for name, raw in columns.items():
         values = np.asarray(raw, np.float64)
+        # A non-lens has no Einstein radius, so every slice of that column keeps all of them.
         lens_only = name.startswith(LENS_ONLY)
         edges = bin_edges(name, values[(y == 1) & np.isfinite(values)] if lens_only else values)
         for low, high in pairwise(edges):
@@ -82,12 +81,14 @@ def bin_edges(name: str, values: Float) -> Float:
     finite = np.unique(values[np.isfinite(values)])
     if len(finite) == 0:
         return np.empty(0)
+    # Flags and counts: one bin per value, half-open at the next integer.
     if len(finite) <= 6 and (finite == np.round(finite)).all():
         return np.append(finite, finite[-1] + 1)
     step = next((width for prefix, width in STEPS.items() if name.startswith(prefix)), None)
     if step is not None:
+        # Edges at multiples of the step, so that the slices of two surveys are the same.
         first, last = np.floor(finite[0] / step), np.floor(finite[-1] / step)
         return np.asarray(np.arange(first, last + 2) * step)
     edges = np.unique(np.quantile(finite, (0, 0.25, 0.5, 0.75, 1.0)))
-    edges[-1] = np.nextafter(edges[-1], np.inf)
+    edges[-1] = np.nextafter(edges[-1], np.inf)  # half-open bins would lose the largest value
     return np.asarray(edges)

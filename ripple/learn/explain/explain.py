@@ -1,7 +1,7 @@
-"""`ripple explain`: why does a model think so.
+"""`ripple explain`: why a model ranks a candidate as it does.
 
     OUT/index.html            the model: latent space by class and by data set, weight of each band
-    OUT/candidate-0001.html   a row: maps of what mattered, bands, the nearest training rows
+    OUT/candidate-0001.html   a candidate: maps of what mattered, bands, the nearest training rows
 
 Pages are self-contained and carry no script but that of the reports; everything from a catalogue is escaped.
 """
@@ -34,16 +34,16 @@ from ripple.report.plots import scatter_plot
 from ripple.runtime.summary import Summary
 from ripple.storage import shard_reader
 from ripple.storage.artefact import Artefact, open_artefact
+from ripple.storage.directory import write_directory
 from ripple.storage.files import write_new
-from ripple.storage.tree import write_tree
 
-#: Stretch of the colour stamps, as in `ripple report`.
+#: Stretch of the colour pictures, as in `ripple report`.
 STRETCH = SOFTENING = 8.0
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image with a name and a line below it; `source` is a `data:` address, or empty."""
+    """An image with a name and a line below it; `source` is a `data:` URL, or empty for no image."""
 
     name: str
     source: str
@@ -52,7 +52,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Link:
-    """File name of a page, and what to call it."""
+    """File name of a page, and the text of the link."""
 
     name: str
     note: str
@@ -60,12 +60,12 @@ class Link:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of the tensors, all with answers.
+    """Rows of the tensors with the answers of the model.
 
     Parameters
     ----------
     dataset
-        Of all tensors.
+        All tensors.
     number
         `(n,)` global row numbers.
     found
@@ -86,11 +86,11 @@ def explain(config: ExplainConfig) -> Summary:
     Raises
     ------
     ContractError
-        The tensors break the contract of the model.
+        The tensors do not fit the contract of the model.
     DataError
-        An id that is not in the tensors.
+        An id is not among the accepted rows of the tensors.
     ConfigError
-        `umap` without the package.
+        `umap` was requested without the package.
     """
     began = time.perf_counter()
     device = choose_device(config.device)
@@ -99,23 +99,23 @@ def explain(config: ExplainConfig) -> Summary:
     for artefact in artefacts:
         for k in range(len(artefact.shards)):
             path = artefact.verified_path(k)
+            # No conversion: a map must show the pixels that the network was given.
             check(model.contract, Facts.of(shard_reader.map_tensors(path)), Conversion(), str(path))
     before = load_model(config.before).to(device) if config.before else None
-    identity = {
-        "verb": config.verb,
-        "config": config.canonical(),
+    # Digests, not paths: what decides, beside the options, whether finished pages are written again.
+    inputs = {
         "model": model.contract.digest(),
         "before": before.contract.digest() if before else "",
-        "inputs": [a.digest for a in artefacts],
+        "tensors": [a.digest for a in artefacts],
     }
-    facts: dict[str, Any] = {}
+    facts: dict[str, Any] = {}  # filled by `build`, which does not run when the pages are finished
 
     def build(directory: Path) -> None:
         rows = answered(model, TensorDataset(artefacts), device)
         chosen = choose(rows, config)
         links = []
         for place, at in enumerate(chosen, 1):
-            name = f"candidate-{place:04d}.html"
+            name = f"candidate-{place:04d}.html"  # not the id, which may hold any character
             page, title = candidate_page(model, rows, int(at), artefacts, config, device)
             write_new(directory / name, page)
             links.append(Link(name, title))
@@ -123,7 +123,7 @@ def explain(config: ExplainConfig) -> Summary:
         write_new(directory / "index.html", page)
         facts.update(rows=len(rows.number), pages=len(links) + 1)
 
-    fresh = write_tree(config.output, identity, build)
+    fresh = write_directory(config.output, "page", config, inputs, build)
     return Summary(
         "explain",
         str(config.output / "index.html"),
@@ -136,24 +136,25 @@ def explain(config: ExplainConfig) -> Summary:
 @torch.inference_mode()
 def answered(model: Model, dataset: TensorDataset, device: torch.device) -> Rows:
     """Answers and features of every accepted row."""
+    # Upright images only, unlike `score` with --tta: maps explain one orientation.
     values, features = [], []
     for batch in Loader(dataset, shuffle=False, device=device).epoch(0):
         outs, latent = model.answer(batch["image"])
         values.append(outs.float().cpu().numpy())
         features.append(latent.float().cpu().numpy())
     if not values:
-        raise DataError("no accepted rows to explain")
-    found = answers(model.contract, np.concatenate(values), None)
+        raise DataError("the tensors have no accepted rows to explain")
+    found = answers(model.contract, np.concatenate(values), None)  # values: (n, E, outputs)
     return Rows(dataset, dataset.rows, found, np.concatenate(features, axis=1))
 
 
 def choose(rows: Rows, config: ExplainConfig) -> NDArray[np.int64]:
-    """Positions in `rows` to explain: those named, else the best.
+    """Positions in `rows` to explain: those of the ids given, else the best-scored.
 
     Raises
     ------
     DataError
-        An id that is not there.
+        No accepted row has one of the ids.
     """
     if not config.ids:
         return np.argsort(-rows.found["score"], kind="stable")[: config.top]
@@ -161,15 +162,18 @@ def choose(rows: Rows, config: ExplainConfig) -> NDArray[np.int64]:
     place = {name: k for k, name in enumerate(names)}
     missing = [i for i in config.ids if i not in place]
     if missing:
-        raise DataError(f"no accepted row has the id {missing[0]!r}", hint="see `ripple show TENSORS`")
+        raise DataError(
+            f"no accepted row has the id {missing[0]!r}", hint="ids are in the column `id` of index.parquet"
+        )
     return np.array([place[i] for i in config.ids])
 
 
 def answer_of(contract: Contract, outputs: Tensor) -> attribution.Answer:
-    """The number to explain: the logit of a lens, of the class answered, or the first quantity."""
+    """The number to explain: the logit of a lens, that of the most likely class, or the first quantity."""
     if contract.output != "classes":
         return lambda out: out[:, 0]
     chosen = int(outputs[0].argmax())
+    # Above the mean of all logits: a constant added to all of them changes no probability.
     return lambda out: out[:, chosen] - out.mean(1)
 
 
@@ -179,65 +183,67 @@ def answer_of(contract: Contract, outputs: Tensor) -> attribution.Answer:
 def candidate_page(
     model: Model, rows: Rows, at: int, artefacts: list[Artefact], config: ExplainConfig, device: torch.device
 ) -> tuple[bytes, str]:
-    """The page of one row, and its title."""
+    """The page of one candidate, and its title."""
+    # Averaged maps of several members would hide their differences: the first member stands for all.
     contract, net = model.contract, model.nets[0]
-    number = rows.number[[at]]
+    number = rows.number[[at]]  # (1,)
     image = torch.from_numpy(rows.dataset.read(number).astype(np.float32)).to(device)
-    answer = answer_of(contract, net(image).detach())
+    answer = answer_of(contract, net(image).detach())  # image: (1, B, H, W)
     parts = attribution.integrated_gradients(net, image, answer, steps=config.steps)
     pictures = [
-        Picture("as seen", data_uri(_stamps(artefacts, number)[0])),
-        Picture("integrated gradients", heat(parts.sum(1)[0]), "red speaks for the answer, blue against"),
+        Picture("cutout", data_uri(_colour_pictures(artefacts, number)[0])),
+        Picture("integrated gradients", heat(parts.sum(1)[0]), "red: for the answer, blue: against it"),
         Picture(
             "saliency",
             heat(attribution.saliency(net, image, answer).abs().amax(1)[0]),
-            "how much the answer would change with a pixel",
+            "how much the answer changes with each pixel",
         ),
     ]
-    for name, note, made in (
-        ("Grad-CAM", "where late maps speak for the answer", attribution.grad_cam(net, image, answer)),
-        ("activation", "where late maps are strong", attribution.activation(net, image)),
+    for name, note, found in (
+        ("Grad-CAM", "where the last maps speak for the answer", attribution.grad_cam(net, image, answer)),
+        ("activation", "where the last maps are strong", attribution.activation(net, image)),
     ):
-        if made is not None:
-            pictures.append(Picture(name, heat(made[0]), note))
+        if found is not None:  # a vision transformer has no such map
+            pictures.append(Picture(name, heat(found[0]), note))
     change = attribution.band_ablation(net, image, answer)[0].tolist()
-    shares = parts.sum((2, 3))[0].tolist()
+    shares = parts.sum((2, 3))[0].tolist()  # one number per band; together the answer above an empty sky
     bands = Table(
         "Bands",
         ("band", "share of the answer", "change without it"),
         tuple((b, f"{s:+.3f}", f"{c:+.3f}") for b, s, c in zip(contract.bands, shares, change, strict=True)),
-        note="In units of the logit. A band is taken away by putting its median everywhere.",
+        note="In units of the logit. A band is removed by setting all its pixels to its median.",
     )
     name = _text(rows.dataset.column("id")[number[0]])
     near, note = neighbours(model, rows.features[0, at], config)
     page = render(
         "explain.html.j2",
-        title=f"Row {name}",
+        title=f"Candidate {name}",
         digest=model.contract.digest()[:16],
         lead=_where(rows, at)
-        + ("Maps and neighbours are those of the first member." if len(model.nets) > 1 else ""),
+        + ("Maps and neighbours are those of the ensemble's first member." if len(model.nets) > 1 else ""),
         facts=_facts(model, rows, at),
         plots=[],
         plots_title="",
         plots_note="",
         pictures=pictures,
         pictures_title="What mattered",
-        pictures_note="Integrated gradients sum to the answer minus that of an empty sky. White is zero.",
+        pictures_note="Integrated gradients sum to the answer minus that for an empty sky. White is zero.",
         neighbours=near,
         neighbours_note=note,
         tables=[bands],
-        links=[Link("index.html", "the model")],
+        links=[Link("index.html", "About the model")],
         provenance=_provenance(model, artefacts),
     )
     return page, f"{name}, score {rows.found['score'][at]:.3f}"
 
 
 def _facts(model: Model, rows: Rows, at: int) -> list[Tile]:
+    """Score, probability, distance from the training rows, and label of a candidate."""
     contract, number = model.contract, rows.number[at]
-    limit = f"a candidate above {contract.threshold:.4f}" if contract.output == "lens" else ""
+    limit = f"operating point {contract.threshold:.4f}" if contract.output == "lens" else ""
     facts = [Tile("score", f"{rows.found['score'][at]:.4f}", limit)]
     p = rows.found["probability"][at]
-    if np.isfinite(p):
+    if np.isfinite(p):  # NaN for regression
         facts.append(Tile("probability", f"{p:.4f}", "calibrated"))
     known = contract.uncertainty
     if known is not None and model.bank is not None:
@@ -245,10 +251,10 @@ def _facts(model: Model, rows: Rows, at: int) -> list[Tile]:
             model.bank.features.numpy(), rows.features[:, [at]], known.neighbour
         )
         ood = float(there[0]) / known.ood_limit
-        facts.append(Tile("ood", f"{ood:.2f}", "above 1: unlike the training rows"))
+        facts.append(Tile("ood", f"{ood:.2f}", "above 1: unlike any training row"))
     label = int(rows.dataset.column("label")[number])
     names = class_names(contract)
-    if 0 <= label < len(names):
+    if 0 <= label < len(names):  # -1: no label
         facts.append(Tile("label", names[label]))
     return facts
 
@@ -264,51 +270,55 @@ def _where(rows: Rows, at: int) -> str:
 def neighbours(
     model: Model, features: NDArray[np.float32], config: ExplainConfig
 ) -> tuple[list[Picture], str]:
-    """The nearest training rows in the latent space, with stamps when their tensors are still there."""
+    """The nearest training rows in the latent space, with pictures when their tensors can still be read."""
     if model.bank is None:
         return [], ""
-    bank = model.bank.features[0].numpy()
-    distance = uncertainty.latent_distance(features[None], bank)[0]
+    bank = model.bank.features[0].numpy()  # (m, F), of the first member
+    distance = uncertainty.latent_distance(features[None], bank)[0]  # (m,)
     nearest = np.argsort(distance, kind="stable")[: config.neighbours]
     number, label = model.bank.row.numpy()[nearest], model.bank.label.numpy()[nearest]
     names = class_names(model.contract)
     try:
         sources = [open_artefact(Path(p), "tensors") for p in _training(model, config)]
         dataset = TensorDataset(sources)
+        # Row numbers of the bank mean nothing in other tensors: wrong pictures would be worse than none.
         if list(model.contract.training.get("inputs", []))[: len(sources)] != [a.digest for a in sources]:
-            raise DataError("other tensors than the model was trained on")
-        stamps = [data_uri(s) for s in _stamps(sources, number)]
+            raise DataError("these are not the tensors the model was trained on")
+        colour = [data_uri(s) for s in _colour_pictures(sources, number)]
         ids = [_text(dataset.column("id")[k]) for k in number]
         note = (
-            "Rows the network was trained on that it finds most like this one. Distances are "
-            "between directions in the latent space; ood is the nearest over its limit."
+            "Training rows that the network finds most like this one. Distances are between directions in "
+            "the latent space; ood is the distance to the nearest row, divided by its limit."
         )
     except (DataError, InputError, IntegrityError) as err:
-        stamps, ids = [""] * len(nearest), [f"row {k}" for k in number]
-        note = f"Stamps are missing: {err}. Give the training tensors with --training."
+        # The page is still worth having: distances and labels are in the model itself.
+        colour, ids = [""] * len(nearest), [f"row {k}" for k in number]
+        note = f"There are no pictures: {err}. Give the training tensors with --training."
     pictures = [
-        Picture(name, stamp, f"{names[k] if 0 <= k < len(names) else k}, distance {distance[j]:.2f}")
-        for name, stamp, k, j in zip(ids, stamps, label.tolist(), nearest.tolist(), strict=True)
+        Picture(name, source, f"{names[k] if 0 <= k < len(names) else k}, distance {distance[j]:.2f}")
+        for name, source, k, j in zip(ids, colour, label.tolist(), nearest.tolist(), strict=True)
     ]
     return pictures, note
 
 
 def _training(model: Model, config: ExplainConfig) -> tuple[Path, ...]:
+    """The training tensors: as given, else where they were when the model was trained."""
     recorded = model.contract.training.get("config", {}).get("tensors", [])
     return config.training or tuple(Path(p) for p in recorded)
 
 
-def _stamps(artefacts: list[Artefact], number: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
-    """Colour stamps of global row numbers."""
+def _colour_pictures(artefacts: list[Artefact], number: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
+    """Colour pictures of global row numbers."""
+    # First row of each shard, over all artefacts: (shards + 1,)
     first = np.cumsum([0, *(part.rows for artefact in artefacts for part in artefact.shards)])
     place = np.searchsorted(first, number, side="right") - 1
     return colour_stamps(artefacts, place, number - first[place], stretch=STRETCH, softening=SOFTENING)
 
 
 def heat(plane: Tensor) -> str:
-    """A map as a picture: red above zero, blue below, white at zero, as a `data:` address."""
+    """A map `(H, W)` as a picture: red above zero, blue below, white at zero; a `data:` URL."""
     v = plane.detach().double().cpu().numpy()
-    size = max(float(np.quantile(np.abs(v), 0.995)), 1e-12)
+    size = max(float(np.quantile(np.abs(v), 0.995)), 1e-12)  # one hot pixel must not make the rest white
     x = np.clip(v / size, -1, 1)
     red, blue = np.where(x < 0, 1 + x, 1), np.where(x > 0, 1 - x, 1)
     rgb = np.stack([red, 1 - np.abs(x), blue], 2)
@@ -329,7 +339,7 @@ def model_page(
 ) -> bytes:
     """The page about the model."""
     rng = np.random.default_rng(config.seed)
-    some = np.sort(rng.permutation(len(rows.number))[: config.points])
+    some = np.sort(rng.permutation(len(rows.number))[: config.points])  # a plot of all rows would be a blot
     label = np.asarray(rows.dataset.column("label"))[rows.number]
     prefix = "after, " if before is not None else ""
     plots = latent_plots(model, rows.features[0, some], label[some], prefix, config)
@@ -337,8 +347,9 @@ def model_page(
         check_same(before.contract, model.contract)
         features = answered(before, rows.dataset, device).features[0]
         old = latent_plots(before, features[some], label[some], "before, ", config)
+        # In pairs, so that before and after stand side by side.
         plots = [plot for pair in zip(old, plots, strict=True) for plot in pair] if old and plots else plots
-    few = rows.number[some[:256]]
+    few = rows.number[some[:256]]  # as many as go through the network in one batch
     image = torch.from_numpy(rows.dataset.read(few).astype(np.float32)).to(device)
     net = model.nets[0]
     change = attribution.band_ablation(net, image, answer_of(model.contract, net(image).detach())).cpu()
@@ -349,7 +360,7 @@ def model_page(
             (b, f"{change[:, k].mean():+.3f}", f"{change[:, k].abs().mean():.3f}")
             for k, b in enumerate(model.contract.bands)
         ),
-        note=f"Of the logit, over {len(few)} rows.",
+        note=f"In units of the logit, over {len(few)} rows.",
     )
     arch = model.contract.architecture
     facts = [
@@ -361,15 +372,15 @@ def model_page(
         facts.append(Tile("adapted by", str(adapted["method"]), f"to {adapted['rows']} rows"))
     return render(
         "explain.html.j2",
-        title="Why the model thinks so",
+        title="What the model has learnt",
         digest=model.contract.digest()[:16],
-        lead=f"Made by {model.contract.origin} for bands {', '.join(model.contract.bands)}, "
+        lead=f"Model from `{model.contract.origin}` for bands {', '.join(model.contract.bands)}, "
         f"{model.contract.size} px of {model.contract.pixel_scale:g} arcsec.",
         facts=facts,
         plots=plots,
         plots_title="Latent space",
-        plots_note=f"{config.embedding.upper()} of the features, standardised by the training rows: the rows "
-        "learnt from, and those of these tensors.",
+        plots_note=f"{config.embedding.upper()} of the features, standardised by the training rows: rows the "
+        "model was trained on, and those of these tensors.",
         pictures=[],
         pictures_title="",
         pictures_note="",
@@ -385,28 +396,31 @@ def check_same(one: Contract, other: Contract) -> None:
     """Refuse to compare models that take different images."""
     if (one.bands, one.size) != (other.bands, other.size):
         raise ConfigError(
-            f"--before takes {one.bands} at {one.size} px, the model {other.bands} at {other.size}"
+            f"--before takes bands {one.bands} at {one.size} px, the model {other.bands} at {other.size} px: "
+            "they cannot be compared"
         )
 
 
 def latent_plots(
     model: Model, features: NDArray[np.float32], label: NDArray[np.int64], prefix: str, config: ExplainConfig
 ) -> list[str]:
-    """Two maps of one latent space: by data set, and by class."""
+    """Two plots of one latent space: by data set, and by class."""
     if model.bank is None:
         return []
     rng = np.random.default_rng(config.seed)
     keep = np.sort(rng.permutation(len(model.bank.row))[: config.points])
     known, classes = model.bank.features[0].numpy(), model.bank.label.numpy()[keep]
     both = np.concatenate([known[keep], features])
-    flat = embed(uncertainty.scaled(known, both), config)
+    # One embedding for both data sets: two of them could not be compared.
+    flat = embed(uncertainty.scaled(known, both), config)  # (k + n, 2)
     ours, theirs = flat[: len(keep)], flat[len(keep) :]
     axes = (f"{config.embedding.upper()} 1", f"{config.embedding.upper()} 2")
     names = class_names(model.contract)
-    every, points = np.concatenate([classes, label]), flat
-    by_class = [(names[k], points[every == k]) for k in range(min(len(names), 3)) if (every == k).any()]
+    every = np.concatenate([classes, label])
+    # Three classes and one for the rest: more colours cannot be told apart.
+    by_class = [(names[k], flat[every == k]) for k in range(min(len(names), 3)) if (every == k).any()]
     other = ~np.isin(every, np.arange(min(len(names), 3)))
-    by_class += [("unlabelled or other", points[other])] if other.any() else []
+    by_class += [("unlabelled or other", flat[other])] if other.any() else []
     return [
         scatter_plot(f"{prefix}by data set", *axes, [("training", ours), ("these rows", theirs)]),
         scatter_plot(f"{prefix}by class", *axes, by_class),
@@ -426,17 +440,21 @@ def embed(x: NDArray[np.float64], config: ExplainConfig) -> NDArray[np.float64]:
             from umap import UMAP
         except ImportError:
             raise ConfigError(
-                "--embedding umap needs the package", hint="install ripple-lsst[explain]"
+                "--embedding umap needs the package umap-learn", hint="install ripple-lsst[explain]"
             ) from None
+        # One thread: with more, UMAP gives another map each time, whatever the seed.
         return np.asarray(UMAP(random_state=config.seed, n_jobs=1).fit_transform(x), np.float64)
     centred = x - x.mean(0)
     axes = np.linalg.svd(centred, full_matrices=False)[2][:2]
+    # An axis and its mirror image fit equally well: fixed, so that pages repeat.
     axes = axes * np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(1)])[:, None]
     flat = centred @ axes.T
+    # A network of one feature has one component only.
     return flat if flat.shape[1] == 2 else np.pad(flat, ((0, 0), (0, 1)))
 
 
 def _text(value: Any) -> str:
+    """An id as text: HDF5 gives bytes."""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 

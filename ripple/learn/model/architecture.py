@@ -1,4 +1,4 @@
-"""Which networks there are and what describes one; no torch here."""
+"""The names of the networks and what describes one; this module does not import torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NAMES: tuple[str, ...] = get_args(Name)
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """All that decides the shapes of the weights.
+    """Everything that determines the shapes of the weights.
 
     Parameters
     ----------
@@ -38,12 +38,12 @@ class Architecture:
     outputs
         Width of the head: 1 for lens finding, K classes, or Q regressed quantities.
     stem
-        "standard" is the network as published, made for 224 px; "small" keeps more resolution for stamps of
-        about 64 px (patches of 2 for ConvNeXt, 8 for ViT, no max-pool after the first layer of a ResNet).
+        "standard" is the network as published, made for 224 px; "small" keeps more resolution for cutouts
+        of about 64 px (patches of 2 for ConvNeXt, 8 for ViT, no max-pool after the first layer of a ResNet).
     width
         Fields of the first layer of `d4cnn`, unused otherwise.
     dropout
-        Share of features dropped before the head in training.
+        Fraction of features dropped before the head in training; no weight depends on it.
     """
 
     name: Name = "d4cnn"

@@ -19,7 +19,9 @@ from ripple.imaging.batch import TensorBatch
 from ripple.learn.model.architecture import NAMES, Architecture, Stem
 from ripple.learn.model.calibrate import Calibration
 from ripple.learn.model.uncertainty import Uncertainty
-from ripple.storage.manifest import unseal
+from ripple.storage.checksums import read_verified
+from ripple.storage.files import REDO
+from ripple.storage.manifest import files_of, read_manifest
 
 Output = Literal["lens", "classes", "regression"]
 CONTRACT = "model.json"
@@ -143,7 +145,7 @@ class Contract(Strict):
 
         Fields at their defaults do not count: a later version with a new field gives the same digest.
         """
-        return _digest(self.model_dump(mode="json", exclude_defaults=True))
+        return digest_of(self.model_dump(mode="json", exclude_defaults=True))
 
     def consistent(self) -> Self:
         """Refuse a contract whose fields contradict each other, naming the field."""
@@ -262,7 +264,7 @@ def check(contract: Contract, facts: Facts, allowed: Conversion, name: str) -> N
     same_scale = math.isclose(facts.pixel_scale, contract.pixel_scale, rel_tol=1e-3)
     if not same_scale and not allowed.resample:
         raise _broken("pixel_scale", name, facts.pixel_scale, contract.pixel_scale, "--resample interpolates")
-    side = tuple(_scaled(s, facts, contract) for s in facts.size)
+    side = tuple(scaled_side(s, facts, contract) for s in facts.size)
     if side != (contract.size, contract.size) and not (allowed.crop and min(side) >= contract.size):
         hint = "--crop cuts to the centre" if min(side) >= contract.size else "fetch larger cutouts"
         raise _broken("size", name, side, contract.size, hint)
@@ -282,7 +284,7 @@ def _broken(field: str, name: str, have: Any, want: Any, hint: str) -> ContractE
     return ContractError(f"{name}: {field} is {have}, the model takes {want}", hint=hint)
 
 
-def _scaled(side: int, facts: Facts, contract: Contract) -> int:
+def scaled_side(side: int, facts: Facts, contract: Contract) -> int:
     """Side after resampling to the pixel scale of the model."""
     if math.isclose(facts.pixel_scale, contract.pixel_scale, rel_tol=1e-3):
         return side
@@ -322,39 +324,47 @@ def _first_difference(mine: Any, theirs: Any, path: str) -> tuple[str, Any, Any]
 # --- writing and reading ---------------------------------------------------------------------------
 
 
-def _digest(record: dict[str, Any]) -> str:
+def digest_of(record: Mapping[str, Any]) -> str:
+    """SHA-256 of JSON values."""
     return hashlib.sha256(canonical_json(record)).hexdigest()
 
 
 def load_contract(directory: Path) -> Contract:
-    """Read `model.json`.
+    """Read the contract of a finished model.
 
     Raises
     ------
     InputError
-        There is none.
+        No model, or not finished.
     IntegrityError
         It is damaged or was edited.
     ContractError
         It contradicts itself.
     """
+    files = files_of(directory, read_manifest(directory, "model"))
     path = directory / CONTRACT
+    if CONTRACT not in files:
+        raise IntegrityError(f"{path}: not in the manifest", hint=REDO)
+    contract = parse_contract(path, read_verified(path, files[CONTRACT]))
+    if any(files.get(m.file) != (m.bytes, m.sha256) for m in contract.members):
+        raise IntegrityError(f"{path}: its members are not the weights in the manifest", hint=REDO)
+    return contract
+
+
+def parse_contract(path: Path, data: bytes) -> Contract:
+    """The contract in the bytes of a `model.json`; errors as for `load_contract`."""
     try:
-        data = read_limited(path, MAX_CONTRACT_BYTES)
-    except FileNotFoundError:
-        raise InputError(f"{path}: not there", hint="train a model, or use `ripple import-model`") from None
-    try:
+        if len(data) > MAX_CONTRACT_BYTES:
+            raise ValueError(f"{len(data)} bytes, at most {MAX_CONTRACT_BYTES} are read")
         record = json.loads(data)
         contract = Contract.model_validate(record["contract"])
-        intact = record["digest"] == _digest(record["contract"])
+        intact = record["digest"] == digest_of(record["contract"])
     except (ValueError, KeyError, TypeError, RecursionError, ValidationError) as err:
         raise IntegrityError(f"{path}: not a contract: {' '.join(str(err).split())[:200]}") from None
     if not intact:
         raise IntegrityError(
             f"{path}: its digest does not fit its content", hint="`ripple import-model` makes new contracts"
         )
-    if len(record) > 2:  # with a list of files: one seal is on all of it
-        unseal(path, data)
     return contract.consistent()
 
 

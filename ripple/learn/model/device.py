@@ -1,4 +1,4 @@
-"""Arrays on a device: `ripple.imaging.convolve` and `ripple.imaging.normalize` run on them as on numpy."""
+"""Choose a device, and put arrays on it for `ripple.imaging.convolve` and `ripple.imaging.normalize`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ripple.errors import ConfigError
 
 
 class Device:
-    """A place for arrays.
+    """A device that holds arrays.
 
     Parameters
     ----------
@@ -24,36 +24,37 @@ class Device:
     Raises
     ------
     ConfigError
-        The device is not there.
+        There is no such device.
     """
 
     def __init__(self, name: str) -> None:
         if name.startswith("cuda") and not torch.cuda.is_available():
-            raise ConfigError(f"device {name!r}: no GPU that torch can use", hint="--device cpu")
+            raise ConfigError(f"device {name!r}: torch finds no usable GPU", hint="use --device cpu")
         self._device = torch.device(name)
 
     def put(self, array: NDArray[Any]) -> Any:
         """`array` as a tensor on the device."""
+        # Contiguous, because torch refuses negative strides.
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of a name; `auto` takes CUDA when there is some.
+    """The device of a name; `auto` is a GPU if there is one, otherwise the CPU.
 
     Raises
     ------
     ConfigError
-        Unknown, or not there.
+        The name is unknown, or there is no such device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise ConfigError(f"device {name!r}", hint="cpu, cuda or cuda:0")
+        raise ConfigError(f"unknown device {name!r}", hint="use cpu, cuda or cuda:0")
     device = torch.device(name)
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise ConfigError(f"device {name!r}: no CUDA device here", hint="--device cpu")
-        if ":" not in name:
+            raise ConfigError(f"device {name!r}: this machine has no CUDA device", hint="use --device cpu")
+        if ":" not in name:  # torchrun starts one process per GPU and numbers them
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
     return device

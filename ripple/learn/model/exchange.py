@@ -1,8 +1,8 @@
-"""Models from elsewhere in, and models out: `ripple import-model` and `ripple export-model`.
+"""Import models from elsewhere and export ours: `ripple import-model` and `ripple export-model`.
 
-Weights of a network we know come in from a `state_dict` (safetensors, or what `torch.save` wrote, read with
-weights only), from TorchScript or from ONNX. A sidecar says what data they take: it is the contract without
-digests, and nothing is guessed. A foreign program is never run to score: its weights go into our network.
+Weights of a network we know can come from a `state_dict` (safetensors, or what `torch.save` wrote, read with
+`weights_only`), from TorchScript or from ONNX. A sidecar says what data the model takes: it is the contract
+without digests, and nothing is guessed. A foreign program is never run: its weights go into our network.
 """
 
 from __future__ import annotations
@@ -41,13 +41,15 @@ from ripple.learn.model.weights import (
 from ripple.runtime.summary import Summary
 from ripple.storage.files import TEMPORARY, make_directory, remove_temporaries, write_single
 from ripple.storage.lock import LOCK, lock, unlock
+from ripple.storage.manifest import MANIFEST
 
 #: Largest difference of outputs between a model and its export.
 PARITY = 1e-4
-#: Keys under which checkpoints keep their weights, and prefixes that wrappers leave behind.
-NESTS = ("state_dict", "model_state_dict", "model", "net", "ema", "weights")
+#: Keys under which checkpoints of training scripts keep the weights, beside optimiser and epoch.
+NESTED_KEYS = ("state_dict", "model_state_dict", "model", "net", "ema", "weights")
+#: Prefixes left behind by wrappers: DataParallel, torch.compile, and modules that hold a network.
 PREFIXES = ("module.", "model.", "net.", "encoder.", "backbone.", "_orig_mod.")
-#: What torch's exporter calls the numbers of a program that are no weights.
+#: Names that torch's exporter gives to constants of the program, which are not weights.
 CONSTANT = re.compile(r"val_\d+")
 
 
@@ -60,18 +62,19 @@ def import_model(config: ImportModelConfig) -> Summary:
     Raises
     ------
     ConfigError
-        No sidecar, or the output holds something else.
+        There is no sidecar, or the output directory holds something else.
     ContractError
-        The sidecar lacks a field or contradicts itself; names it.
+        The sidecar lacks a field or contradicts itself; the message names it.
     IntegrityError
-        The file is damaged, holds more than weights, or they are not those of the network.
+        The file is damaged, holds more than weights, or the weights do not fit the network.
     """
-    _refuse_strangers(config.output)
+    _refuse_other_files(config.output)
     contract = read_sidecar(config.sidecar)
     arch = contract.architecture.architecture()
     net = build(arch)
-    state = adapt(read_state(config.source), arch, net)
+    state = rename_weights(read_state(config.source), arch, net)
     if config.source.suffix == ".onnx":
+        # Exporters fold batch norms into convolutions by default.
         _fit_onnx(net, unfolded(state, arch, net), config.source)
     else:
         fit_state(net, state, str(config.source))
@@ -85,47 +88,54 @@ def import_model(config: ImportModelConfig) -> Summary:
     )
 
 
-def _refuse_strangers(output: Path) -> None:
-    """What an import that was killed has left may be there, behind its lock file, or a model."""
-    if not output.is_dir() or (output / CONTRACT).exists():
+def _refuse_other_files(output: Path) -> None:
+    """Refuse a directory with files of others; what a killed import left behind its lock file may stay."""
+    if not output.is_dir() or (output / MANIFEST).exists():
         return
     names = sorted(path.name for path in output.iterdir())
     ours = {member_file(0)} if LOCK in names else set()
-    if strangers := [name for name in names if name not in ours and not name.startswith((LOCK, TEMPORARY))]:
-        raise ConfigError(f"{output} holds {strangers[0]}", hint="give a new directory")
+    if others := [name for name in names if name not in ours and not name.startswith((LOCK, TEMPORARY))]:
+        raise ConfigError(
+            f"{output} already holds {others[0]}, which is not part of a model", hint="give a new directory"
+        )
 
 
 def _save_once(output: Path, contract: Contract, net: Net) -> bool:
-    """Write the model; False when the same one is there already.
+    """Write the model; False when the output holds the same model already.
 
     Raises
     ------
     ConfigError
-        Another model is there.
+        The output holds another model.
     """
     make_directory(output)
     handle = lock(output)
     try:
+        # Under the lock: two imports at once must not both find the directory empty.
         remove_temporaries(output)
-        if not (output / CONTRACT).exists():
+        if not (output / MANIFEST).exists():
             save_model(output, contract, [net.state_dict()])
             return True
         model = load_model(output)
     finally:
         unlock(handle)
     own, old = net.state_dict(), model.nets[0].state_dict()
+    # `members` has checksums that the new contract does not have yet; the weights are compared instead.
     same = model.contract.model_copy(update={"members": contract.members}) == contract.consistent()
     if len(model.nets) != 1 or not same or not all(torch.equal(own[key], old[key]) for key in own):
-        raise ConfigError(f"{output} holds another model", hint="give a new directory")
+        raise ConfigError(f"{output} already holds another model", hint="give a new directory")
     return False
 
 
 def read_sidecar(path: Path) -> Contract:
-    """The contract that a sidecar describes; `members` and digests are not its business."""
+    """The contract that a sidecar describes; `members` and checksums are filled in when it is saved."""
     if not path.exists():
-        raise ConfigError(f"{path}: no sidecar", hint="write one with the fields of model.json")
+        raise ConfigError(
+            f"the sidecar {path} does not exist", hint="write one with the fields of model.json"
+        )
     fields = load_yaml(path)
     member = Member(file="model.safetensors", bytes=0, sha256="")
+    # The sidecar may name its origin, but never its members: those are what is imported.
     given = {"origin": "ripple import-model", **fields, "members": (member,)}
     try:
         return Contract.model_validate(given).consistent()
@@ -142,17 +152,20 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
     Raises
     ------
+    ConfigError
+        The file does not exist.
     IntegrityError
-        Damaged, or it holds more than weights.
+        It is damaged, or holds more than weights.
     """
     try:
         data = read_limited(path, MAX_WEIGHT_BYTES)
     except FileNotFoundError:
-        raise ConfigError(f"{path}: not there") from None
+        raise ConfigError(f"the checkpoint {path} does not exist") from None
     if path.suffix == ".safetensors":
         return parse_weights(data, str(path))
     if path.suffix == ".onnx":
         return _onnx_state(data, str(path))
+    # TorchScript and torch.save share the suffix .pt and the zip container: the content decides.
     if _is_torchscript(data):
         return _script_state(data, str(path))
     return _torch_state(data, str(path))
@@ -165,13 +178,13 @@ def _torch_state(data: bytes, name: str) -> dict[str, Tensor]:
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as err:
         text = " ".join(str(err).split())[:160]
         raise IntegrityError(
-            f"{name}: not weights only: {text}", hint="save model.state_dict() and nothing else"
+            f"{name} cannot be read as plain weights: {text}", hint="save model.state_dict() and nothing else"
         ) from None
-    for key in NESTS:
+    for key in NESTED_KEYS:
         if isinstance(value, dict) and isinstance(value.get(key), dict):
             value = value[key]
     if not isinstance(value, dict) or not all(isinstance(v, Tensor) for v in value.values()):
-        raise IntegrityError(f"{name}: no state_dict in it", hint="save model.state_dict() and nothing else")
+        raise IntegrityError(f"{name} holds no state_dict", hint="save model.state_dict() and nothing else")
     return {str(k): v for k, v in value.items()}
 
 
@@ -180,6 +193,7 @@ def _is_torchscript(data: bytes) -> bool:
         names = zipfile.ZipFile(io.BytesIO(data)).namelist()
     except (zipfile.BadZipFile, ValueError, OSError):
         return False
+    # Only programs carry this member; a saved state_dict has data.pkl alone.
     return any(name.endswith("constants.pkl") for name in names)
 
 
@@ -187,28 +201,29 @@ def _script_state(data: bytes, name: str) -> dict[str, Tensor]:
     harmless = io.BytesIO(_without_code(data, name))
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit itself is deprecated
             return dict(torch.jit.load(harmless, map_location="cpu").state_dict())
     except (RuntimeError, ValueError) as err:
         raise IntegrityError(
-            f"{name}: TorchScript cannot be read: {str(err).splitlines()[0][:120]}"
+            f"{name} cannot be read as TorchScript: {str(err).splitlines()[0][:120]}"
         ) from None
 
 
 def _without_code(data: bytes, name: str) -> bytes:
-    """The archive written anew, refused when loading it would run a method of the program.
+    """A copy of the archive; an archive that would run a method of the program when loaded is refused.
 
-    `torch.jit.load` runs `__setstate__` in its interpreter, which can write files. Written anew, because what
-    was looked at must be what is loaded: two readers of zip files may see different members.
+    `torch.jit.load` runs `__setstate__` in its interpreter, which can write files. A copy, because what was
+    inspected must be what is loaded: two readers of zip files may see different members.
     """
     out = io.BytesIO()
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(out, "w") as new:
             members = old.infolist()
+            # A zip bomb is refused by the sizes it declares, before anything is unpacked.
             if sum(m.file_size for m in members) > MAX_WEIGHT_BYTES:
-                raise IntegrityError(f"{name}: unpacks to more than {MAX_WEIGHT_BYTES} bytes")
+                raise IntegrityError(f"{name} unpacks to more than {MAX_WEIGHT_BYTES} bytes")
             if len({m.filename for m in members}) != len(members):
-                raise IntegrityError(f"{name}: two members of one name")
+                raise IntegrityError(f"{name}: two members of the archive have the same name")
             for member in members:
                 content = old.read(member)
                 if b"__setstate__" in content:
@@ -218,42 +233,46 @@ def _without_code(data: bytes, name: str) -> bytes:
                     )
                 new.writestr(zipfile.ZipInfo(member.filename), content)
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, ValueError, EOFError, RuntimeError) as err:
-        raise IntegrityError(f"{name}: TorchScript cannot be read: {str(err)[:120]}") from None
+        raise IntegrityError(f"{name} cannot be read as TorchScript: {str(err)[:120]}") from None
     return out.getvalue()
 
 
 def _onnx_state(data: bytes, name: str) -> dict[str, Tensor]:
     """Initialisers of an ONNX graph under their names in torch, the biases of convolutions too."""
-    onnx, protobuf = _onnx("onnx"), _onnx("google.protobuf.message")
+    onnx, protobuf = _optional("onnx"), _optional("google.protobuf.message")
     try:
         graph = onnx.load_model_from_string(data).graph
         arrays = {t.name: onnx.numpy_helper.to_array(t).copy() for t in graph.initializer}
     except (protobuf.DecodeError, ValueError, TypeError, OSError) as err:
-        raise IntegrityError(f"{name}: not ONNX: {' '.join(str(err).split())[:120]}") from None
+        raise IntegrityError(f"{name} cannot be read as ONNX: {' '.join(str(err).split())[:120]}") from None
+    # The older exporter numbers its initialisers ("onnx::Conv_42"): which layer they were is gone.
     if any(key.startswith("onnx::") for key in arrays):
         raise IntegrityError(
-            f"{name}: its weights have lost their names", hint="torch.onnx.export with dynamo=True keeps them"
+            f"the weights in {name} have lost their names",
+            hint="torch.onnx.export with dynamo=True keeps them",
         )
     for node in graph.node:
         # The bias that a folded batch norm leaves behind is named by the exporter, not by torch.
-        weight, bias = (*node.input, "", "")[1:3]
+        weight, bias = (*node.input, "", "")[1:3]  # inputs of a Conv: image, weight, and perhaps bias
         if node.op_type == "Conv" and weight.endswith(".weight") and bias in arrays:
             arrays[weight.removesuffix("weight") + "bias"] = arrays.pop(bias)
     weights = {key: array for key, array in arrays.items() if not CONSTANT.fullmatch(key)}
     return {key: torch.from_numpy(np.asarray(array)) for key, array in weights.items()}
 
 
-def _onnx(module: str) -> Any:
+def _optional(module: str) -> Any:
     import importlib
 
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise ConfigError(f"ONNX needs the package {module}", hint="install ripple-lsst[onnx]") from None
+        raise ConfigError(
+            f"ONNX needs the package {module}, which is not installed", hint="install ripple-lsst[onnx]"
+        ) from None
 
 
-def adapt(state: dict[str, Tensor], arch: Architecture, net: Net) -> dict[str, Tensor]:
-    """Foreign names to ours: wrappers' prefixes off, classifier to head, two classes to one logit.
+def rename_weights(state: dict[str, Tensor], arch: Architecture, net: Net) -> dict[str, Tensor]:
+    """Weights under our names: prefixes of wrappers removed, classifier -> head, two classes -> one logit.
 
     Parameters
     ----------
@@ -265,15 +284,17 @@ def adapt(state: dict[str, Tensor], arch: Architecture, net: Net) -> dict[str, T
         Built from it.
     """
     own = net.state_dict()
+    # Wrappers nest ("module.model."): one prefix at a time, until the names fit or none is left.
     while state and any(all(k.startswith(p) for k in state) for p in PREFIXES) and not set(own) <= set(state):
         state = {k.split(".", 1)[1]: v for k, v in state.items()}
     if not set(own) <= set(state) and arch.name != "d4cnn":
         state = timm_state(arch, state)
-    # Programs carry constants beside the weights; counters of batches decide nothing and are often left out.
+    # Programs carry constants beside the weights: dropped. Batch counters do not affect a score and are often
+    # left out: filled in from the new network.
     kept = {k: v for k, v in state.items() if k in own or k.startswith(("backbone.", "head."))}
     kept |= {k: v for k, v in own.items() if k.endswith("num_batches_tracked") and k not in kept}
     if arch.outputs == 1:
-        # softmax over (other, lens) is the sigmoid of the difference of the two logits
+        # Softmax over (other, lens) equals the sigmoid of the difference of the two logits.
         for key in ("head.weight", "head.bias"):
             if key in kept and kept[key].ndim and len(kept[key]) == 2:
                 kept[key] = kept[key][1:] - kept[key][:1]
@@ -285,17 +306,17 @@ def _fit_onnx(net: Net, state: dict[str, Tensor], path: Path) -> None:
         fit_state(net, state, str(path))
     except IntegrityError as err:
         raise IntegrityError(
-            err.message, hint="torch.onnx.export with optimize=False leaves weights as they are"
+            err.message, hint="torch.onnx.export with optimize=False does not change the weights"
         ) from None
 
 
 def unfolded(state: dict[str, Tensor], arch: Architecture, net: Net) -> dict[str, Tensor]:
-    """Batch norms that an exporter folded into the convolutions before them, put back as identities.
+    """Put back, as identities, the batch norms that an exporter folded into the convolutions before them.
 
     Parameters
     ----------
     state
-        From `adapt`.
+        From `rename_weights`.
     arch, net
         The network, and what it was built from.
     """
@@ -304,26 +325,31 @@ def unfolded(state: dict[str, Tensor], arch: Architecture, net: Net) -> dict[str
         module = net.get_submodule(norm)
         if f"{norm}.weight" in state or not isinstance(module, nn.BatchNorm2d):
             continue
-        one = torch.ones(module.num_features)
+        one = torch.ones(module.num_features)  # (C,)
+        # The folded norm lives on in the convolution's weights and bias; our convolutions have no bias, so
+        # the bias goes into the norm.
         state[f"{norm}.bias"] = state.pop(f"{conv}.bias", torch.zeros_like(one))
         state |= {f"{norm}.weight": one, f"{norm}.running_mean": torch.zeros_like(one)}
-        state[f"{norm}.running_var"] = one - module.eps
+        state[f"{norm}.running_var"] = one - module.eps  # variance + eps = 1: exactly an identity
     return state
 
 
 @torch.inference_mode()
 def _norms_after_convolutions(arch: Architecture, net: Net) -> dict[str, str]:
-    """Name of each batch norm that takes the output of a convolution -> name of that, seen on one image."""
-    made: list[tuple[Tensor, str]] = []
+    """Name of each batch norm that takes the output of a convolution -> name of that convolution.
+
+    Found by running one image: the order of modules does not tell what is connected to what.
+    """
+    convolutions: list[tuple[Tensor, str]] = []
     found: dict[str, str] = {}
 
     def convolved(name: str) -> Any:
-        return lambda _module, _given, output: made.append((output, name))
+        return lambda _module, _given, output: convolutions.append((output, name))
 
     def normed(name: str) -> Any:
         def look(_module: nn.Module, given: tuple[Tensor, ...]) -> None:
-            for output, convolution in made:
-                if output is given[0]:
+            for output, convolution in convolutions:
+                if output is given[0]:  # the very tensor, not an equal one
                     found[name] = convolution
 
         return look
@@ -344,8 +370,8 @@ def _norms_after_convolutions(arch: Architecture, net: Net) -> dict[str, str]:
 # --- export -------------------------------------------------------------------------------------------------
 
 
-class Mean(nn.Module):
-    """Mean output of the members: what leaves the house."""
+class MemberMean(nn.Module):
+    """MemberMean output of the members, as one network to export."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -357,37 +383,45 @@ class Mean(nn.Module):
 
 
 def export_model(config: ExportModelConfig) -> Summary:
-    """Write a model as ONNX or TorchScript with its contract beside it, and compare the answers.
+    """Write a model as ONNX or TorchScript with its contract beside it, and compare the outputs.
 
     Raises
     ------
     ConfigError
-        Another file is there, or the packages for ONNX are not.
+        The output is another file, or the packages for ONNX are not installed.
     WriteError
-        The export answers otherwise than the model.
+        The outputs of the export differ from those of the model.
     """
     model = load_model(config.model)
-    contract, mean = model.contract, Mean(model).eval()
+    contract, mean = model.contract, MemberMean(model).eval()
     shape = (4, len(contract.bands), contract.size, contract.size)
+    # Four rows while two are traced: a batch size frozen into the program would show.
     image = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = mean(image).numpy()
     data, got = (_to_onnx if config.format == "onnx" else _to_torchscript)(mean, image)
     gap = float(np.abs(got - expected).max())
-    if not gap <= PARITY:
+    if not gap <= PARITY:  # written so that NaN fails too
         raise WriteError(
-            f"{config.output}: the export differs from the model by {gap:.2g}, allowed {PARITY:g}"
+            f"{config.output} was not written: the outputs of the export differ from those of the model by "
+            f"{gap:.2g}, at most {PARITY:g} is allowed"
         )
     if (config.output.parent / CONTRACT).exists():
-        raise ConfigError(f"{config.output.parent} is a model directory", hint="export to another place")
+        raise ConfigError(
+            f"{config.output.parent} is a model directory, whose files are listed with checksums",
+            hint="export to another directory",
+        )
     beside = config.output.with_suffix(".json")
     if beside == config.output:
-        raise ConfigError(f"{config.output}: the contract goes there", hint="give the program another suffix")
+        raise ConfigError(
+            f"{config.output} is where the contract of the export goes",
+            hint="give another suffix, such as .onnx or .pt",
+        )
     make_directory(config.output.parent)
     text = json.dumps(contract.model_dump(mode="json"), indent=1, sort_keys=True).encode()
-    # The program comes last: with it the export is finished.
+    # The program comes last: an export that was killed has none, and the next run finishes it.
     files = {beside: text, config.output: data}
-    missing = {path: content for path, content in files.items() if not _is_there(path, content)}
+    missing = {path: content for path, content in files.items() if not _already_written(path, content)}
     for path, content in missing.items():
         write_single(path, content)
     facts = {
@@ -399,18 +433,18 @@ def export_model(config: ExportModelConfig) -> Summary:
     return Summary("export-model", str(config.output), facts, done_before=not missing)
 
 
-def _is_there(path: Path, data: bytes) -> bool:
-    """Whether a file with these bytes is there.
+def _already_written(path: Path, data: bytes) -> bool:
+    """Whether the file exists with these bytes.
 
     Raises
     ------
     ConfigError
-        It is there and has others.
+        It exists with other bytes.
     """
     if not path.exists():
         return False
     if not path.is_file() or path.stat().st_size != len(data) or path.read_bytes() != data:
-        raise ConfigError(f"{path} is there", hint="give another file")
+        raise ConfigError(f"{path} already exists and differs", hint="give another file name")
     return True
 
 
@@ -420,13 +454,14 @@ def _to_torchscript(mean: nn.Module, image: Tensor) -> tuple[bytes, NDArray[np.f
         script = torch.jit.trace(mean, image[:2])
         out = io.BytesIO()
         torch.jit.save(script, out)
+        # What was saved is compared, not what is in memory.
         again = torch.jit.load(io.BytesIO(out.getvalue()))
         return out.getvalue(), again(image).numpy()
 
 
 def _to_onnx(mean: nn.Module, image: Tensor) -> tuple[bytes, NDArray[np.float32]]:
-    runtime = _onnx("onnxruntime")
-    _onnx("onnxscript")
+    runtime = _optional("onnxruntime")
+    _optional("onnxscript")  # needed by torch's exporter: better known before it starts
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -439,8 +474,9 @@ def _to_onnx(mean: nn.Module, image: Tensor) -> tuple[bytes, NDArray[np.float32]
             verbose=False,
         )
     if program is None:
-        raise WriteError("torch.onnx.export gave nothing")
+        raise WriteError("torch.onnx.export returned no program")
     data: bytes = program.model_proto.SerializeToString()
+    # On the CPU, as the model itself was run.
     session = runtime.InferenceSession(data, providers=["CPUExecutionProvider"])
     (got,) = session.run(None, {"image": image.numpy()})
     return data, got

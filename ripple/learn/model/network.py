@@ -1,7 +1,7 @@
 """The networks, by name: timm backbones with a stem for B bands, and a small D4-equivariant CNN of our own.
 
-Every network is a `Net`: a backbone that maps `(n, B, H, W)` to features `(n, F)` and one linear head. What
-the head means (one logit, K classes, standardised quantities) is said by the contract, not by the network.
+Every network is a `Net`: a backbone that maps `(n, B, H, W)` to features `(n, F)`, and one linear head. What
+the head means (one logit, K classes, standardised quantities) is in the contract, not in the network.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Net(nn.Module):
     Parameters
     ----------
     backbone
-        `(n, B, H, W)` -> features `(n, F)`; knows how to `group_matcher(coarse)` its layers.
+        `(n, B, H, W)` -> features `(n, F)`; with timm's `group_matcher(coarse)`, which names its layers.
     features
         F.
     outputs
@@ -34,9 +34,10 @@ class Net(nn.Module):
     def __init__(self, backbone: nn.Module, features: int, outputs: int, *, invariant: bool = False) -> None:
         super().__init__()
         self.backbone = backbone
-        self.dropout = nn.Dropout(0.0)
+        self.dropout = nn.Dropout(0.0)  # `build` sets the rate
         self.head = nn.Linear(features, outputs)
         self.invariant = invariant
+        # Small, so that a new network starts undecided.
         nn.init.normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
 
@@ -59,29 +60,29 @@ def build(arch: Architecture, *, pretrained: bool = False) -> Net:
     arch
         Name and shapes.
     pretrained
-        Start from ImageNet weights (timm downloads them); never done unless asked for.
+        Start from ImageNet weights (timm downloads them); only on request.
 
     Raises
     ------
     ConfigError
-        Unknown name, or a size the network cannot take.
+        The name is unknown, or the network cannot take images of this size.
     """
-    net = _named(arch, pretrained)
+    net = _build_named(arch, pretrained)
     net.dropout.p = arch.dropout
     return net
 
 
-def _named(arch: Architecture, pretrained: bool) -> Net:
+def _build_named(arch: Architecture, pretrained: bool) -> Net:
     small = arch.stem == "small"
     match arch.name:
         case "d4cnn":
             if arch.size < 16:
-                raise ConfigError(f"d4cnn: images of {arch.size} px", hint="use at least 16 px")
+                raise ConfigError(f"d4cnn cannot take images of {arch.size} px", hint="use at least 16 px")
             body = D4Cnn(arch.bands, arch.width)
             return Net(body, body.features, arch.outputs, invariant=True)
         case "resnet18" | "resnet34":
             net = _timm(arch, arch.name, pretrained)
-            if small:
+            if small:  # with the pool, 64 px would be 2 px in the last stage
                 net.backbone.maxpool = nn.Identity()
             return net
         case "efficientnet_b0" | "efficientnet_b2" | "densenet121":
@@ -90,19 +91,21 @@ def _named(arch: Architecture, pretrained: bool) -> Net:
             patch = 8 if small else 16
             if arch.size % patch:
                 raise ConfigError(
-                    f"vit_small: {arch.size} px is no multiple of {patch}", hint="crop the cutouts"
+                    f"vit_small cannot take images of {arch.size} px, which is not a multiple of {patch}",
+                    hint="crop the cutouts",
                 )
             return _timm(arch, f"vit_small_patch{patch}_224", pretrained, img_size=arch.size)
         case (
             "convnextv2_atto" | "convnextv2_femto" | "convnextv2_pico" | "convnextv2_nano" | "convnextv2_tiny"
         ):
+            # Published weights are for patches of 4 and cannot be put into others.
             options = {"patch_size": 2} if small and not pretrained else {}
             return _timm(arch, arch.name, pretrained, **options)
-    raise ConfigError(f"unknown network {arch.name!r}", hint="one of " + ", ".join(NAMES))
+    raise ConfigError(f"unknown network {arch.name!r}", hint="known are " + ", ".join(NAMES))
 
 
 def _timm(arch: Architecture, name: str, pretrained: bool, **options: Any) -> Net:
-    import timm
+    import timm  # not above: scoring with d4cnn needs none of it
 
     body: Any = timm.create_model(name, pretrained=pretrained, in_chans=arch.bands, num_classes=0, **options)
     # ConvNeXt tells the width of its head, which for ResNets is also the width of the pooled features.
@@ -122,22 +125,22 @@ def timm_state(arch: Architecture, state: dict[str, Tensor]) -> dict[str, Tensor
 def parameter_groups(
     net: Net, *, lr: float, weight_decay: float, layer_decay: float = 1.0, freeze: str = "none"
 ) -> list[dict[str, Any]]:
-    """Optimiser groups: no decay on vectors, learning rates that fall towards the input, frozen layers.
+    """Groups for the optimiser: no decay of vectors, rates that fall towards the input, frozen layers.
 
     Parameters
     ----------
     net
         The network; frozen parameters get `requires_grad = False` here.
     lr
-        Rate of the head.
+        Learning rate of the head.
     weight_decay
-        Decay of matrices and kernels; norms and biases have none.
+        Of matrices and kernels; norms and biases have none.
     layer_decay
         Factor per layer from the head towards the input, in (0, 1].
     freeze
         "none", "stem" (the first layer), or "backbone" (all but the head).
     """
-    depth = _depths(net)
+    depth = _layer_depths(net)
     top = max(depth.values())
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in net.named_parameters():
@@ -151,11 +154,12 @@ def parameter_groups(
             (level, decays), {"params": [], "lr": rate, "weight_decay": weight_decay if decays else 0.0}
         )
         group["params"].append(parameter)
-    return [groups[key] for key in sorted(groups)]
+    return [groups[key] for key in sorted(groups)]  # a fixed order: a resume matches groups by position
 
 
-def _depths(net: Net) -> dict[str, int]:
+def _layer_depths(net: Net) -> dict[str, int]:
     """Parameter name -> depth, 0 at the input; the head is deepest."""
+    # Which layer comes before which is known for every timm network by its group matcher.
     from timm.models._manipulate import group_parameters
 
     matcher = net.backbone.group_matcher(coarse=False)  # type: ignore[operator]
@@ -176,8 +180,9 @@ def _act(x: Tensor, g: int) -> Tensor:
     return torch.rot90(x.flip(-1) if g >= 4 else x, g % 4, (-2, -1))
 
 
-def _table() -> list[list[int]]:
+def _inverse_products() -> list[list[int]]:
     """`table[g][h]` is the element g^-1 h, found by acting on a tile without symmetry."""
+    # Computed, because one wrong entry of 64 would leave the network nearly, but not exactly, invariant.
     tile = torch.arange(9.0).reshape(3, 3)
     seen = [_act(tile, g) for g in range(8)]
 
@@ -187,10 +192,11 @@ def _table() -> list[list[int]]:
     return [[next(k for k in range(8) if find(_act(seen[k], g)) == h) for h in range(8)] for g in range(8)]
 
 
-def _turns(fields: int, inner: int, kernel: int) -> Tensor:
+def _turned_weight_indices(fields: int, inner: int, kernel: int) -> Tensor:
     """Where each weight of the eight turned kernels comes from, `(8 * fields * inner * k * k,)`."""
     place = torch.arange(fields * inner * kernel * kernel).reshape(fields, inner, kernel, kernel)
-    table = _table()
+    table = _inverse_products()
+    # Element g turns the kernel, and permutes the eight channels of each input field.
     turned = [_act(place if inner == 1 else place[:, table[g]], g) for g in range(8)]
     return torch.stack(turned).flatten()
 
@@ -218,9 +224,11 @@ class GroupConv(nn.Module):
         super().__init__()
         self.stride, self.padding = stride, (kernel - 1) // 2
         inner = 1 if lift else 8
+        # He et al. (2015): keeps the variance through a ReLU.
         scale = math.sqrt(2.0 / (fields_in * inner * kernel * kernel))
         self.weight = nn.Parameter(torch.randn(fields_out, fields_in, inner, kernel, kernel) * scale)
-        self.register_buffer("index", _turns(fields_in, inner, kernel), persistent=False)
+        # Follows from the shapes, so it is not stored with the weights.
+        self.register_buffer("index", _turned_weight_indices(fields_in, inner, kernel), persistent=False)
 
     def kernels(self) -> Tensor:
         """The plain kernels `(fields_out * 8, fields_in * (1 or 8), k, k)`."""
@@ -230,6 +238,7 @@ class GroupConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(n, fields_in * (1 or 8), H, W)` -> `(n, fields_out * 8, H', W')`."""
+        # One plain convolution with eight times the kernels.
         return nn.functional.conv2d(x, self.kernels(), stride=self.stride, padding=self.padding)
 
 
@@ -238,6 +247,7 @@ class FieldNorm(nn.Module):
 
     def __init__(self, fields: int) -> None:
         super().__init__()
+        # The eight channels of a field as a third axis: normalised together, or a turn would change them.
         self.norm = nn.BatchNorm3d(fields)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -248,13 +258,13 @@ class FieldNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """Group convolution, norm, activation, with a shortcut; the plane is halved first when asked."""
+    """Two group convolutions with norms and activations, and a shortcut, on a plane of half the side."""
 
     def __init__(self, fields_in: int, fields_out: int) -> None:
         super().__init__()
         self.conv1, self.norm1 = GroupConv(fields_in, fields_out, 3), FieldNorm(fields_out)
         self.conv2, self.norm2 = GroupConv(fields_out, fields_out, 3), FieldNorm(fields_out)
-        self.skip = GroupConv(fields_in, fields_out, 1)
+        self.skip = GroupConv(fields_in, fields_out, 1)  # matches the number of fields
 
     def forward(self, x: Tensor) -> Tensor:
         """`(n, fields_in * 8, H, W)` -> `(n, fields_out * 8, H / 2, W / 2)`."""
@@ -265,6 +275,7 @@ class Block(nn.Module):
 
 def halve(x: Tensor) -> Tensor:
     """Half the resolution, symmetric for even and odd sides alike, so that equivariance stays exact."""
+    # Means of 2x2 are symmetric on even sides, means of 3x3 on odd ones.
     h, w = x.shape[-2:]
     if h % 2 or w % 2:
         return nn.functional.avg_pool2d(x, 3, stride=2, padding=1)
@@ -272,7 +283,7 @@ def halve(x: Tensor) -> Tensor:
 
 
 class D4Cnn(nn.Module):
-    """A small CNN whose output is exactly invariant under quarter turns and flips of a square stamp.
+    """A small CNN whose output is exactly invariant under quarter turns and flips of a square cutout.
 
     Parameters
     ----------
@@ -299,9 +310,10 @@ class D4Cnn(nn.Module):
         for block in self.blocks:
             y = block(y)
         n, c, h, w = y.shape
+        # Maximum over the group and pooling over the plane: nothing is left that a turn could change.
         fields = y.reshape(n, c // 8, 8, h, w).amax(2)  # (n, fields, h, w)
         return torch.cat([fields.mean((2, 3)), fields.amax((2, 3))], 1)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Names of the layers in order, in the manner of timm."""
+        """Names of the layers in order, as timm's networks give them."""
         return {"stem": r"^stem|^norm", "blocks": [(r"^blocks\.(\d+)", None)]}

@@ -4,7 +4,8 @@
     MODEL/member-1.safetensors     further members of an ensemble
     MODEL/latent.safetensors       features of training rows, for distances
     MODEL/history.csv, evaluation.json, curves.png    of models that were trained here
-    MODEL/model.json               the contract, written last: no contract, no model. It lists all files
+    MODEL/model.json               the contract
+    MODEL/manifest.json            lists all files, written last: no manifest, no model
 
 Weights count only when their digest is the one in the contract, their names and shapes are those of the
 network the contract names, and every number is finite. Nothing here unpickles.
@@ -30,15 +31,15 @@ from ripple.learn.model.contract import (
     CONTRACT,
     Contract,
     Facts,
-    _digest,
-    _scaled,
+    digest_of,
     load_contract,
     read_limited,
+    scaled_side,
 )
 from ripple.learn.model.network import Net, build
 from ripple.storage.checksums import listed
 from ripple.storage.files import make_directory, write_atomic
-from ripple.storage.manifest import render
+from ripple.storage.manifest import identity_of, write_manifest
 
 MAX_HEADER_BYTES = 16 << 20
 MAX_WEIGHT_BYTES = 4 << 30
@@ -65,7 +66,7 @@ def convert(image: Tensor, contract: Contract, facts: Facts) -> Tensor:
     if contract.bands != facts.bands:
         image = image[:, [facts.bands.index(band) for band in contract.bands]]
     if not math.isclose(facts.pixel_scale, contract.pixel_scale, rel_tol=1e-3):
-        side = [_scaled(s, facts, contract) for s in facts.size]
+        side = [scaled_side(s, facts, contract) for s in facts.size]
         image = torch.nn.functional.interpolate(
             image, size=side, mode="bicubic", align_corners=False, antialias=True
         )
@@ -95,7 +96,7 @@ def save_weights(path: Path, state: Mapping[str, Tensor]) -> bytes:
 
 
 def save_model(directory: Path, contract: Contract, states: list[Mapping[str, Tensor]]) -> Contract:
-    """Write a model directory; the contract comes last and lists the files, those of `BESIDE` too.
+    """Write a model directory; the manifest comes last and lists the files, those of `BESIDE` too.
 
     Parameters
     ----------
@@ -118,9 +119,16 @@ def save_model(directory: Path, contract: Contract, states: list[Mapping[str, Te
         members.append(member.model_copy(update=facts))
     final = contract.model_copy(update={"members": tuple(members)}).consistent()
     stored = final.model_dump(mode="json")
-    files = {m.file: (m.bytes, m.sha256) for m in members} | listed(directory, BESIDE)
-    record = {"digest": _digest(stored), "contract": stored, "files": files}
-    write_atomic(directory / CONTRACT, render(record))
+    record = {"digest": digest_of(stored), "contract": stored}
+    write_atomic(directory / CONTRACT, json.dumps(record, indent=1, sort_keys=True).encode() + b"\n")
+    identity = identity_of(
+        "model",
+        final.origin.removeprefix("ripple "),
+        final.training.get("config") or {},
+        {"training": list(final.training.get("inputs") or ()), "contract": final.digest()},
+    )
+    names = (CONTRACT, *(m.file for m in members), *BESIDE)
+    write_manifest(directory, identity, {"files": listed(directory, names)})
     return final
 
 

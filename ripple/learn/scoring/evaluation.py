@@ -1,4 +1,4 @@
-"""The evaluation of scores on unseen sky: all numbers, slices by truth and conditions, and their plot."""
+"""Evaluate scores on sky the model has not seen: metrics, slices by truth and conditions, and their plot."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from ripple.learn.model.calibrate import logit
 from ripple.learn.model.contract import Contract
 from ripple.storage.files import write_atomic
 
-#: Columns worth a slice: of the arc, of the deflector, of the conditions.
+#: Columns worth a slice: properties of the arc, of the deflector, and the observing conditions.
 SLICED = re.compile(
     r"^(theta_E|arc_(sb|mag|snr)\w*|(lens|deflector)_mag\w*|psf_fwhm\w*|psf_[ugrizy]|\w*depth\w*|noise_\w+)$"
 )
-MAX_SLICED = 24
+MAX_SLICED = 24  # every bin of every slice costs a bootstrap
 
 
 def evaluation_report(
     paths: list[Path], contract: Contract, config: ScoreConfig, directory: Path
 ) -> dict[str, Any]:
-    """Evaluate the labelled rows of unseen sky; writes `evaluation.json` and, for lens finding, `curves.png`.
+    """Evaluate the labelled rows of unseen sky; write `evaluation.json` and, for lens finding, `curves.png`.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ def evaluation_report(
     contract
         Of the model.
     config
-        Of the scoring.
+        Options of `score`.
     directory
         Where to write.
 
@@ -52,18 +52,19 @@ def evaluation_report(
     match contract.output:
         case "lens":
             report = _lens_report(rows, contract, config)
+            # Again from the score: the column `probability` may be at another prevalence than the sets.
             p = contract.calibration.probability(logit(rows["score"].astype(np.float64)))
-            report |= doubt_report(uncertainty.class_probabilities(p), rows, contract)
-
+            report |= uncertainty_report(uncertainty.class_probabilities(p), rows, contract)
             write_atomic(directory / "curves.png", evaluation_curves(report["evaluation"], report["slices"]))
         case "classes":
             names = [f"p_{contract.class_map[str(k)]}" for k in range(len(contract.class_map))]
-            p = np.stack([rows[name] for name in names], 1)
+            p = np.stack([rows[name] for name in names], 1)  # (N, K)
             report = {"evaluation": evaluate.evaluate_classes(rows["label"], p, seed=config.seed)}
-            report |= doubt_report(p.astype(np.float64), rows, contract)
+            report |= uncertainty_report(p.astype(np.float64), rows, contract)
         case "regression":
             each = {t: evaluate.evaluate_regression(*_finite(rows, t)) for t in contract.targets}
             report = {"evaluation": {"metrics": each}}
+    # NaN is not JSON: better an error here than a file that other readers refuse.
     text = json.dumps(report, indent=1, sort_keys=True, allow_nan=False)
     write_atomic(directory / "evaluation.json", text.encode())
     return report
@@ -75,6 +76,7 @@ def _rows(paths: list[Path], contract: Contract) -> dict[str, NDArray[Any]]:
     for path in paths:
         table = pq.read_table(path)
         keep = np.asarray(table["split"].to_pylist()) == "test"
+        # Regression is judged by its own targets; a label is not needed.
         if contract.output != "regression":
             keep &= table["label"].to_numpy() >= 0
         if "accept" in table.column_names:
@@ -83,18 +85,19 @@ def _rows(paths: list[Path], contract: Contract) -> dict[str, NDArray[Any]]:
             column = table[name]
             if name not in ("split", "id") and str(column.type) not in ("string", "large_string"):
                 parts.setdefault(name, []).append(column.to_numpy()[keep])
+    # Only columns that every shard has: the others would not line up with the labels.
     return {name: np.concatenate(columns) for name, columns in parts.items() if len(columns) == len(paths)}
 
 
-def doubt_report(
+def uncertainty_report(
     probability: NDArray[np.float64], rows: dict[str, NDArray[Any]], contract: Contract
 ) -> dict[str, Any]:
-    """Do the doubts hold: coverage of the conformal sets, abstentions, and risk against coverage.
+    """Does the stated uncertainty hold: coverage of the conformal sets, abstentions, risk against coverage.
 
     Parameters
     ----------
     probability
-        `(N, K)`, as the sets were made of.
+        `(N, K)`, those the conformal sets are built from.
     rows
         Columns of the scores.
     contract
@@ -104,20 +107,21 @@ def doubt_report(
     label = rows["label"].astype(np.int64)
     if known is None or not known.quantiles or not len(label):
         return {}
-    sets = uncertainty.conformal_sets(probability, known.quantiles)
+    sets = uncertainty.conformal_sets(probability, known.quantiles)  # (N, K)
     right = probability.argmax(1) == label
     return {
         "doubt": {
             "alpha": known.alpha,
             "conformal": uncertainty.set_coverage(sets, label),
             "abstained": float(rows["abstain"].mean()),
-            "outside": float((rows["ood"] > 1).mean()),
+            "outside": float((rows["ood"] > 1).mean()),  # farther than nearly all validation rows
             "risk_coverage": uncertainty.risk_coverage(probability.max(1), right),
         }
     }
 
 
 def _finite(rows: dict[str, NDArray[Any]], target: str) -> tuple[NDArray[Any], NDArray[Any]]:
+    """True and predicted values of a target, where the truth is known."""
     good = np.isfinite(rows[target])
     return rows[target][good], rows[f"{target}_predicted"][good]
 
@@ -139,11 +143,13 @@ def _lens_report(rows: dict[str, NDArray[Any]], contract: Contract, config: Scor
     chosen = [name for name in sorted(rows) if SLICED.match(name)][:MAX_SLICED]
     columns = {name: rows[name].astype(np.float64) for name in chosen}
     columns["flagged"] = (rows["qc"] != 0).astype(np.float64)
+    # There are many slices, and their intervals are wide anyway.
     draws = min(config.draws, 200)
     report["slices"] = slices.slices(
         label, score, columns, threshold=contract.threshold, draws=draws, seed=config.seed
     )
     if "arc_sb" in rows:
+        # Faint arcs are left out, non-lenses never: `docs/benchmark.md` states the limit beforehand.
         bright = (label == 0) | (rows["arc_sb"] < config.visible_sb)
         if (label[bright] == 1).sum() > 1:
             report["visible"] = visible(label[bright], score[bright], config)
@@ -151,7 +157,7 @@ def _lens_report(rows: dict[str, NDArray[Any]], contract: Contract, config: Scor
 
 
 def visible(label: NDArray[Any], score: NDArray[np.float64], config: ScoreConfig) -> dict[str, Any]:
-    """AUROC and TPR at FPR 1e-2 for arcs above the visibility limit against all non-lenses."""
+    """AUROC and TPR at FPR 1e-2 of arcs brighter than the visibility limit against all non-lenses."""
     metrics: dict[str, evaluate.Metric] = {
         "auroc": evaluate.auroc,
         "tpr_at_fpr_1e-2": lambda c: evaluate.tpr_at_fpr(c, 1e-2),

@@ -1,4 +1,4 @@
-"""The whole from the parts: one table sorted by score, its best rows, and the index of all targets."""
+"""From the tables of the shards: one table sorted by score, its best rows, and the index of all targets."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from ripple.storage.manifest import INDEX
 
 #: Rows of the sorted table held at a time.
 PIECE = 100_000
-#: Columns that scoring makes, in their order; the others follow as the catalogue has them.
-OWN = ("id", "ra", "dec", "score", "probability", "spread", "rank", "qc", "split", "shard", "row")
+#: Columns that scoring itself writes, in this order; those of the catalogue follow.
+SCORE_COLUMNS = ("id", "ra", "dec", "score", "probability", "spread", "rank", "qc", "split", "shard", "row")
 
 
 def write_sorted(paths: list[Path], target: Path) -> tuple[str, int]:
-    """One table sorted by falling score, written in pieces of ranks; ties by shard and row.
+    """Write one table sorted by falling score; ties keep the order of shard and row.
 
     Parameters
     ----------
@@ -39,16 +39,18 @@ def write_sorted(paths: list[Path], target: Path) -> tuple[str, int]:
     -------
     SHA-256 and number of rows.
     """
+    # Only ranks are in memory as a whole; the rows themselves are sorted PIECE ranks at a time.
     counts = [pq.read_metadata(path).num_rows for path in paths]
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    rank = _ranks(paths, offsets)
+    rank = _ranks(paths, offsets)  # (total,)
     staged = target.with_name(TEMPORARY + target.name)
     schema: pa.Schema | None = None
     out: Any = None
     total = int(offsets[-1])
     try:
+        # At least one piece, so that a table without rows still has its columns.
         for low in range(0, max(total, 1), PIECE):
-            piece = _piece(paths, offsets, rank, low, low + PIECE)
+            piece = _rows_of_ranks(paths, offsets, rank, low, low + PIECE)
             schema = schema or piece.schema
             out = out or pq.ParquetWriter(staged, schema, compression="zstd")
             out.write_table(piece.cast(schema))
@@ -56,6 +58,7 @@ def write_sorted(paths: list[Path], target: Path) -> tuple[str, int]:
         with staged.open("rb") as file:
             os.fsync(file.fileno())
         _, digest = hash_file(staged)
+        # Synced before it gets its name: after a power cut the name never stands for a torn table.
         staged.replace(target)
         sync_directory(target.parent)
     except OSError as err:
@@ -65,30 +68,33 @@ def write_sorted(paths: list[Path], target: Path) -> tuple[str, int]:
 
 
 def _ranks(paths: list[Path], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Rank of every row, from 1: three arrays of 8 bytes a row are all that scoring keeps of the whole."""
-    falling = np.empty(offsets[-1])
+    """Rank of every row, from 1. Three arrays of 8 bytes per row are all that is held of the whole table."""
+    falling = np.empty(offsets[-1])  # negated scores, so that an ascending sort ranks the best first
     for k, path in enumerate(paths):
         scores = pq.read_table(path, columns=["score"], use_threads=False)["score"].to_numpy()
         np.negative(scores, out=falling[offsets[k] : offsets[k + 1]])
+    # Stable: rows with equal scores keep the order of shard and row.
     order = np.argsort(falling, kind="stable")
-    del falling
+    del falling  # 8 bytes per row less while the ranks are filled in
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(1, len(order) + 1)
     return rank
 
 
-def _piece(
+def _rows_of_ranks(
     paths: list[Path], offsets: NDArray[np.int64], rank: NDArray[np.int64], low: int, high: int
 ) -> pa.Table:
-    """Rows with rank in `(low, high]`, sorted, `rank` in its place among the columns."""
+    """Rows with rank in `(low, high]`, sorted, with `rank` in its place among the columns."""
     parts: list[pa.Table] = []
     for k, path in enumerate(paths):
         mine = rank[offsets[k] : offsets[k + 1]]
         chosen = np.flatnonzero((mine > low) & (mine <= high))
+        # The first shard is always among the parts, if only to give the columns.
         if len(chosen) or not parts:
             parts.append(pq.read_table(path).take(chosen).append_column("rank", pa.array(mine[chosen])))
+    # Shards of different artefacts may have different catalogue columns: null where one is absent.
     table = pa.concat_tables(parts, promote_options="default").sort_by("rank")
-    own = [name for name in OWN if name in table.column_names]
+    own = [name for name in SCORE_COLUMNS if name in table.column_names]
     return table.select(own + [name for name in table.column_names if name not in own])
 
 
@@ -106,6 +112,7 @@ def top_csv(table: Path, count: int) -> bytes:
     writer = csv.writer(out, lineterminator="\r\n")
     writer.writerow(names)
     left = count
+    # The table is sorted already: its head is enough.
     for batch in file.iter_batches(batch_size=min(count, 10_000), columns=names):
         for record in batch.slice(0, left).to_pylist():
             values = [record[name] for name in names]
@@ -122,7 +129,7 @@ def joined_index(artefacts: list[Artefact]) -> Iterator[pa.Table]:
     Raises
     ------
     IntegrityError
-        An index is not what was written.
+        The checksum of an index is not the one in its manifest.
     """
     names = ["index", "id", "ra", "dec", "status", "reason", "shard", "row"]
     # A column that only some have is null in the parts of the others.
@@ -139,16 +146,17 @@ def joined_index(artefacts: list[Artefact]) -> Iterator[pa.Table]:
     for artefact in artefacts:
         path, entry = artefact.directory / INDEX, artefact.manifest["index"]
         if hash_file(path) != (entry["bytes"], entry["sha256"]):
-            raise IntegrityError(f"{path}: not the bytes that were written")
+            raise IntegrityError(f"{path}: its checksum is not the one in the manifest")
         file, last = pq.ParquetFile(path), -1
         have = [name for name in schema.names if name in file.schema_arrow.names]
         for batch in file.iter_batches(batch_size=PIECE, columns=have, use_threads=False):
             columns = {name: batch[name] for name in have}
             place, number = batch["shard"].to_numpy(), batch["index"].to_numpy()
+            # Targets that were rejected have no shard (-1) and keep that.
             columns["shard"] = pa.array(np.where(place >= 0, place + first, place))
             columns["index"] = pa.array(number + start)
             last = max(last, int(number.max(initial=-1)))
             parts = {name: columns.get(name, pa.nulls(len(batch))) for name in schema.names}
             yield pa.table(parts).cast(schema)
         first += len(artefact.shards)
-        start += last + 1
+        start += last + 1  # `index` stays unique over all artefacts

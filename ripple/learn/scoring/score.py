@@ -1,8 +1,8 @@
-"""`ripple score`: a model and tensors to ranked candidates.
+"""`ripple score`: rank the rows of tensors with a model.
 
-Shard k of the tensors becomes `shard-k.parquet`; a run that was killed goes on after the last whole shard.
-The sorted table is written in pieces of ranks, so that memory grows by a few numbers per row only. Every row
-says whether the model was trained on its piece of sky; only unseen sky is evaluated.
+Shard k of the tensors becomes `shard-k.parquet`; a run that was killed resumes after the last complete shard.
+The sorted table is written in pieces, so that memory grows by only a few numbers per row. Every row says
+whether the model was trained on its piece of sky; only sky the model has not seen is evaluated.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ripple.errors import ConfigError, DataError, IntegrityError
 from ripple.imaging.batch import TensorBatch
 from ripple.learn.config import ScoreConfig
 from ripple.learn.data.augment import orient
-from ripple.learn.data.training_set import DRAWN, named_split, with_validation
+from ripple.learn.data.training_set import VALIDATION_DRAWN, named_split, with_validation
 from ripple.learn.evaluation.robustness import stress
 from ripple.learn.model.calibrate import sigmoid
 from ripple.learn.model.contract import Contract, Conversion, Facts, check
@@ -36,7 +36,7 @@ from ripple.learn.model.network import Net
 from ripple.learn.model.uncertainty import class_probabilities, doubts, neighbour_distance
 from ripple.learn.model.weights import Model, convert, load_model
 from ripple.learn.scoring.evaluation import evaluation_report
-from ripple.learn.scoring.ranking import OWN, joined_index, top_csv, write_sorted
+from ripple.learn.scoring.ranking import SCORE_COLUMNS, joined_index, top_csv, write_sorted
 from ripple.runtime.profile import peak_rss
 from ripple.runtime.signals import stoppable
 from ripple.runtime.summary import Summary, progress
@@ -48,30 +48,30 @@ from ripple.storage.files import write_atomic
 from ripple.storage.writer import ArtefactWriter, create
 
 SORTED = "scores.parquet"
-#: What else is written beside the shards, each when it is asked for.
-BESIDE = ("top.csv", "evaluation.json", "curves.png", "stress.json", "stress.csv", "stress.png")
+#: Optional files beside the shards; the manifest lists the checksums of those that were written.
+EXTRA_FILES = ("top.csv", "evaluation.json", "curves.png", "stress.json", "stress.csv", "stress.png")
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
     """One shard to score."""
 
-    number: int
+    number: int  # counts over all artefacts: shard 0 of the second one is not unit 0
     artefact: Artefact
     shard: int
 
 
 def score(config: ScoreConfig) -> Summary:
-    """Score, resume, or find finished.
+    """Score the tensors, resume an interrupted run, or report a finished one.
 
     Raises
     ------
     ContractError
-        The tensors break the contract of the model; nothing is written.
+        The tensors do not fit the contract of the model; nothing is written.
     IntegrityError
-        A damaged model or shard; no score is written for it.
+        A model or shard is damaged; no score is written for it.
     DataError
-        `evaluate` without labelled rows of both classes on unseen sky.
+        `evaluate` without labelled rows of both classes on sky the model has not seen.
     """
     began = time.perf_counter()
     if config.threads:
@@ -79,25 +79,31 @@ def score(config: ScoreConfig) -> Summary:
     device = choose_device(config.device)
     model = load_model(config.model).to(device)
     if config.mc_dropout and not model.contract.architecture.dropout:
-        raise ConfigError("--mc-dropout: the model was trained without", hint="ripple train --dropout 0.1")
+        raise ConfigError(
+            "--mc-dropout needs a model trained with dropout; this one was trained without",
+            hint="ripple train --dropout 0.1",
+        )
     artefacts = [open_artefact(path, "tensors") for path in config.tensors]
     units = [
         Unit(n, a, k) for n, (a, k) in enumerate((a, k) for a in artefacts for k in range(len(a.shards)))
     ]
-    _check_all(model.contract, units, config)
+    # Before the output directory is created: tensors that do not fit must leave nothing behind.
+    _check_every_shard(model.contract, units, config)
+    # Digests, not paths: a model that was moved is the same model, one that was retrained is not.
     inputs = {"model": model.contract.digest(), "tensors": [a.digest for a in artefacts]}
     writer = create(
         config.output, kind="scores", config=config, inputs=inputs, units=len(units), suffix=".parquet"
     )
+    # A finished artefact with the same inputs and options: nothing is left to do.
     if not isinstance(writer, ArtefactWriter):
-        return _summary(config, writer.artefact.manifest["attributes"], 0.0, done=True)
+        return _summary(config, writer.artefact.attributes, 0.0, done=True)
     with writer, stoppable() as stop:
         todo = [unit for unit in units if writer.done(unit.number) is None]
         rows = sum(u.artefact.shards[u.shard].rows for u in units)
-        read = _read(todo, model.contract, config, device)
-        with progress(rows, "scoring") as advance, _ahead(read) as ahead:
-            for unit, batch, images in ahead:
-                stop.check()
+        read = _read_shards(todo, model.contract, config, device)
+        with progress(rows, "scoring") as advance, _read_ahead(read) as shards:
+            for unit, batch, images in shards:
+                stop.check()  # between shards, where everything so far is committed
                 table = score_shard(model, unit, batch, images, config, device, advance)
                 writer.commit(unit.number, _parquet(table), len(batch), {})
         attributes = _finish(writer, model, units, config, device)
@@ -107,7 +113,7 @@ def score(config: ScoreConfig) -> Summary:
 def _finish(
     writer: ArtefactWriter, model: Model, units: list[Unit], config: ScoreConfig, device: torch.device
 ) -> dict[str, Any]:
-    """Sorted table, best rows, evaluation, robustness, then the manifest."""
+    """Write the sorted table, the best rows, evaluation and robustness, and last the manifest."""
     paths = [writer.directory / writer.name(unit.number) for unit in units]
     digest, rows = write_sorted(paths, writer.directory / SORTED)
     if config.top:
@@ -120,6 +126,7 @@ def _finish(
         "output": model.contract.output,
         "threshold": model.contract.threshold,
         "bands": list(model.contract.bands),
+        # None: probabilities are at the prevalence of the calibration rows.
         "prevalence": config.prevalence,
     }
     if config.evaluate:
@@ -128,28 +135,30 @@ def _finish(
         if "visible" in found:
             attributes["visible"] = found["visible"]
     if config.stress:
-        parts = _judged_rows(model.contract, units, config)
+        parts = _labelled_unseen_rows(model.contract, units, config)
         found = stress(
             model, parts, writer.directory, seed=config.seed, attacked=config.attacked_rows, device=device
         )
         worst = max(found["card"], key=lambda r: r["flip_rate"]["value"])
         attributes["stress"] = {"worst": worst["disturbance"], "flip_rate": worst["flip_rate"]["value"]}
+    # Each artefact once, in the order given: the units of one artefact share the object.
     artefacts = list({id(unit.artefact): unit.artefact for unit in units}.values())
-    attributes["files"] = listed(writer.directory, BESIDE)
-    writer.finish(joined_index(artefacts), {"peak_rss": peak_rss()}, attributes)
+    files = listed(writer.directory, (SORTED, *EXTRA_FILES))
+    writer.finish(joined_index(artefacts), {"peak_rss": peak_rss()}, attributes, files=files)
     return attributes
 
 
-def _judged_rows(
+def _labelled_unseen_rows(
     contract: Contract, units: list[Unit], config: ScoreConfig
 ) -> list[tuple[TensorBatch, NDArray[np.int64]]]:
-    """Labelled rows of unseen sky, at most `stress_rows`, evenly over the shards."""
+    """At most `stress_rows` labelled rows of sky the model has not seen, drawn evenly from the shards."""
     found: list[tuple[TensorBatch, NDArray[np.int64]]] = []
-    share = -(-config.stress_rows // max(len(units), 1))
+    share = -(-config.stress_rows // max(len(units), 1))  # rows per shard, rounded up
     for unit in units:
         batch = shard_reader.map_tensors(unit.artefact.verified_path(unit.shard))
         unseen = split_names(contract, unit.artefact, batch) == "test"
         label = np.asarray(batch.catalog.get("label", np.full(len(batch), -1)))
+        # Labels beyond the classes of the model (a class it never learnt) have no right answer.
         rows = np.flatnonzero(unseen & (label >= 0) & (label < max(len(class_names(contract)), 1)))
         found.append((batch, np.sort(np.random.default_rng(config.seed).permutation(rows)[:share])))
     return found
@@ -159,9 +168,9 @@ def _conversion(config: ScoreConfig) -> Conversion:
     return Conversion(crop=config.crop, reorder_bands=config.reorder_bands, resample=config.resample)
 
 
-def _check_all(contract: Contract, units: list[Unit], config: ScoreConfig) -> None:
-    """Look at every shard before the first score, so that a misfit writes nothing."""
-    seen = np.zeros(2, np.int64)
+def _check_every_shard(contract: Contract, units: list[Unit], config: ScoreConfig) -> None:
+    """Check every shard against the contract before the first score is written."""
+    counts = np.zeros(2, np.int64)  # non-lenses and lenses on unseen sky
     for unit in units:
         path = unit.artefact.verified_path(unit.shard)
         batch = shard_reader.map_tensors(path)
@@ -169,21 +178,23 @@ def _check_all(contract: Contract, units: list[Unit], config: ScoreConfig) -> No
         if config.evaluate and "label" in batch.catalog:
             unseen = split_names(contract, unit.artefact, batch) == "test"
             label = np.asarray(batch.catalog["label"])[unseen]
-            seen += [(label == 0).sum(), (label == 1).sum()]
-    if config.evaluate and contract.output == "lens" and not seen.all():
+            counts += [(label == 0).sum(), (label == 1).sum()]
+    # A ranking needs both classes: better refused here than after hours of scoring.
+    if config.evaluate and contract.output == "lens" and not counts.all():
         raise DataError(
-            f"--evaluate: {seen[1]} lenses and {seen[0]} non-lenses on sky the model has not seen",
-            hint="score labelled tensors, or leave --evaluate out",
+            f"--evaluate needs labelled rows of both classes on sky the model has not seen, "
+            f"but found {counts[1]} lenses and {counts[0]} non-lenses",
+            hint="score labelled tensors, or leave out --evaluate",
         )
 
 
 # --- one shard -------------------------------------------------------------------------------------
 
 
-def _read(
+def _read_shards(
     units: list[Unit], contract: Contract, config: ScoreConfig, device: torch.device
 ) -> Iterator[tuple[Unit, TensorBatch, list[Tensor]]]:
-    """Shards with their images in batches, in host memory, as the network takes them."""
+    """Read shards one by one: their images in batches, in host memory, converted for the network."""
     for unit in units:
         path = unit.artefact.verified_path(unit.shard)
         batch = shard_reader.map_tensors(path)
@@ -193,20 +204,22 @@ def _read(
         for at in range(0, len(batch), config.batch_size):
             part = torch.from_numpy(batch.image[at : at + config.batch_size].astype(np.float32))
             image = convert(part, contract, facts).contiguous()
+            # Only copies from pinned memory run while the GPU computes.
             images.append(image.pin_memory() if device.type == "cuda" else image)
         yield unit, batch, images
 
 
 @contextmanager
-def _ahead[T](items: Iterable[T]) -> Iterator[Iterator[T]]:
-    """The same items, made one ahead in a thread; errors come out where the item would.
+def _read_ahead[T](items: Iterable[T]) -> Iterator[Iterator[T]]:
+    """The same items, read one ahead in a thread; an error is raised where its item would have come.
 
-    The thread has ended when the context has: Python must not end while HDF5 reads.
+    The thread ends with the context: if Python exits while HDF5 reads, the process crashes.
     """
-    box: queue.Queue[tuple[bool, Any]] = queue.Queue(maxsize=1)
+    box: queue.Queue[tuple[bool, Any]] = queue.Queue(maxsize=1)  # (True, item), (False, None or error)
     stop = threading.Event()
 
     def put(entry: tuple[bool, Any]) -> None:
+        # With a timeout, because a consumer that has left never makes room.
         while not stop.is_set():
             with suppress(queue.Full):
                 box.put(entry, timeout=0.1)
@@ -222,7 +235,7 @@ def _ahead[T](items: Iterable[T]) -> Iterator[Iterator[T]]:
         except BaseException as err:  # noqa: BLE001 - raised again in the caller's thread
             put((False, err))
 
-    def taken() -> Iterator[T]:
+    def received() -> Iterator[T]:
         while True:
             more, item = box.get()
             if more:
@@ -235,7 +248,7 @@ def _ahead[T](items: Iterable[T]) -> Iterator[Iterator[T]]:
     thread = threading.Thread(target=work)
     thread.start()
     try:
-        yield taken()
+        yield received()
     finally:
         stop.set()
         thread.join()
@@ -255,11 +268,12 @@ def score_shard(
     Columns: id, ra, dec, score, probability, spread, qc, split, shard, row, then the answers of other tasks
     (`p_<class>`, `predicted`, or `<target>_predicted`), then the other catalogue columns.
     """
+    # A shard without rows still gives a table with all columns.
     values, near = np.zeros((0, 1, model.contract.architecture.outputs)), np.zeros(0)
     if images:
         pairs = []
         for image in images:
-            moved = image.to(device, non_blocking=True)
+            moved = image.to(device, non_blocking=True)  # (n, B, size, size)
             found, latent = outputs(model, moved, tta=config.tta, dropout=config.mc_dropout)
             pairs.append((found, distances(model, latent)))
             advance(len(image))
@@ -270,12 +284,14 @@ def score_shard(
     if model.contract.uncertainty is not None:
         p = set_probabilities(model.contract, values)
         columns |= doubts(model.contract.uncertainty, p, near, class_names(model.contract))
-    columns["qc"] = catalog.pop("qc", np.zeros(n, np.uint64))
+    columns["qc"] = catalog.pop("qc", np.zeros(n, np.uint64))  # a bit mask; 0: no flag raised
     columns["split"] = split_names(model.contract, unit.artefact, batch)
     columns["shard"] = np.full(n, unit.number, np.int32)
     columns["row"] = np.arange(n, dtype=np.int32)
     for name, column in catalog.items():
-        if name not in columns and name not in OWN and column.ndim == 1 and not name.startswith("norm_"):
+        # The rest of the catalogue travels along; normalisation constants matter only to preprocess.
+        own = name in columns or name in SCORE_COLUMNS
+        if not own and column.ndim == 1 and not name.startswith("norm_"):
             columns[name] = column
     return pa.table({name: _arrow(column) for name, column in columns.items()})
 
@@ -295,40 +311,43 @@ def outputs(
     tta
         Eight orientations for members that are not invariant by construction.
     dropout
-        Passes with dropout for each of these (Gal & Ghahramani 2016, ICML 48, 1050); 0 for one without.
+        Passes with dropout for each of these (Gal & Ghahramani 2016, ICML 48, 1050); 0: one pass without.
 
     Returns
     -------
-    `(n, V, outputs)` float32, V members times orientations; a member that is invariant counts eight times, so
-    that members weigh the same. `(E, n, F)` float32, features of the images as they are.
+    `(n, V, outputs)` float32, V members times orientations; an invariant member counts eight times, so that
+    all members weigh the same. `(E, n, F)` float32, features of the upright images.
     """
     found, latent = [], []
     for net in model.nets:
         latent.append(net.features(image))
         upright = _passes(net, latent[-1], dropout)
         if net.invariant or not tta:
+            # Its eight orientations would all give this output: it is computed once.
             found += upright * (8 if tta else 1)
             continue
         found += upright
         for g in range(1, 8):
             element = torch.full((len(image),), g, dtype=torch.int64, device=image.device)
             found += _passes(net, net.features(orient(image, element)), dropout)
+    # (n, V, outputs) and (E, n, F)
     return torch.stack(found, 1).float().cpu().numpy(), torch.stack(latent).float().cpu().numpy()
 
 
 def _passes(net: Net, features: Tensor, dropout: int) -> list[Tensor]:
-    """Outputs without dropout, or of `dropout` passes: features are computed once, masks repeat."""
+    """Outputs without dropout, or of `dropout` passes; features are computed once, masks are repeatable."""
     if not dropout:
         return [net.head(features)]
     keep = 1 - net.dropout.p
     seeded = torch.Generator().manual_seed(0)
     # One mask for all rows: the score of a row does not depend on its batch.
-    masks = (torch.rand(dropout, features.shape[1], generator=seeded) < keep).to(features)
+    masks = (torch.rand(dropout, features.shape[1], generator=seeded) < keep).to(features)  # (P, F)
+    # Divided by `keep`, as torch does in training, so that the mean activation stays the same.
     return [net.head(features * mask / keep) for mask in masks]
 
 
 def distances(model: Model, latent: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Distance `(n,)` of features `(E, n, F)` to the training rows of the model; NaN when it has none."""
+    """Distance `(n,)` of features `(E, n, F)` to the training rows; NaN for a model that carries none."""
     if model.bank is None or model.contract.uncertainty is None:
         return np.full(latent.shape[1], np.nan)
     return neighbour_distance(model.bank.features.numpy(), latent, model.contract.uncertainty.neighbour)
@@ -338,17 +357,20 @@ def class_names(contract: Contract) -> tuple[str, ...]:
     """Names of the classes in the order of their labels; empty for regression."""
     if contract.output == "regression":
         return ()
-    kinds = 2 if contract.output == "lens" else len(contract.class_map)
+    kinds = 2 if contract.output == "lens" else len(contract.class_map)  # a lens finder has one logit
     return tuple(contract.class_map.get(str(k), str(k)) for k in range(kinds))
 
 
 def set_probabilities(contract: Contract, values: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Probabilities `(n, K)` that conformal sets are made of: calibrated, at the prevalence of training."""
+    """Probabilities `(n, K)` for the conformal sets: calibrated, at the prevalence of the training rows.
+
+    Not at `--prevalence`: the quantiles of the sets were fitted at that of the validation rows.
+    """
     match contract.output:
         case "lens":
             return class_probabilities(contract.calibration.probability(values[:, :, 0].mean(1)))
         case "classes":
-            z = values.astype(np.float64)
+            z = values.astype(np.float64)  # (n, V, K)
             odds = np.exp(z - z.max(2, keepdims=True))
             return np.asarray((odds / odds.sum(2, keepdims=True)).mean(1))
         case "regression":
@@ -358,7 +380,7 @@ def set_probabilities(contract: Contract, values: NDArray[np.floating]) -> NDArr
 def answers(
     contract: Contract, values: NDArray[np.floating], prevalence: float | None
 ) -> dict[str, NDArray[Any]]:
-    """Score, probability, spread and what else the task gives.
+    """Score, probability, spread, and the further columns of the task.
 
     Parameters
     ----------
@@ -373,6 +395,7 @@ def answers(
         case "lens":
             logit = values[:, :, 0].astype(np.float64)
             mean = logit.mean(1)
+            # The score is not calibrated, so that ranks never depend on prevalence or calibration.
             found = {
                 "score": sigmoid(mean),
                 "probability": contract.calibration.probability(mean, prevalence=prevalence),
@@ -381,11 +404,13 @@ def answers(
         case "classes":
             odds = np.exp(values - values.max(2, keepdims=True)).astype(np.float64)
             each = odds / odds.sum(2, keepdims=True)
-            p = each.mean(1)
+            p = each.mean(1)  # (n, K)
+            # Class 0 is the one not looked for; what is ranked is "anything else".
             found = {"score": 1 - p[:, 0], "probability": 1 - p[:, 0], "spread": each[:, :, 0].std(1)}
             found["predicted"] = p.argmax(1).astype(np.int32)
             found |= {f"p_{contract.class_map[str(k)]}": p[:, k] for k in range(p.shape[1])}
         case "regression":
+            # Networks regress standardised quantities; the table has their units.
             real = values * np.array(contract.target_std) + np.array(contract.target_mean)
             mean = real.mean(1)
             found = {
@@ -396,7 +421,7 @@ def answers(
             found |= {f"{name}_predicted": mean[:, k] for k, name in enumerate(contract.targets)}
     if not all(np.isfinite(found[name]).all() for name in ("score", "spread")):
         raise IntegrityError(
-            "the network gives scores that are not finite", hint="look at tensors and weights"
+            "the network gave scores that are not finite", hint="check the tensors and the weights for damage"
         )
     # The score keeps its digits: near 1 float32 would tie the best candidates.
     rest = {k: v.astype(np.float32) if v.dtype == np.float64 else v for k, v in found.items()}
@@ -404,33 +429,36 @@ def answers(
 
 
 def split_names(contract: Contract, artefact: Artefact, batch: TensorBatch) -> NDArray[np.str_]:
-    """For each row `train`, `validation` or `test`: what the model used its piece of sky for.
+    """For each row `train`, `validation` or `test`: what the model used this piece of sky for.
 
-    By position when the model was trained by sky block: a row in a block that holds rows it was trained on is
-    `train`, whatever data set it comes from. Otherwise by id or by the given column, for the very artefacts
-    it was trained on; all else is `test`.
+    By position when the model was trained by blocks of sky: a row in a block that holds training rows is
+    `train`, whatever data set it comes from. Otherwise by id or by the split column, for the very artefacts
+    the model was trained on; all other rows are `test`.
     """
     n = len(batch)
     if contract.split is not None:
         sky = contract.split
         cells = sky_cells(batch.catalog["ra"], batch.catalog["dec"], sky.nside)
+        # SPLITS is (train, validation, test): a cell the model knows nothing about is test sky.
         number = np.where(np.isin(cells, sky.train), 0, np.where(np.isin(cells, sky.validation), 1, 2))
     elif artefact.digest in contract.training.get("inputs", ()):
         options = contract.training["config"]
         key, fractions, seed = batch.catalog["id"], options["fractions"], options["split_seed"]
         if options["split_column"] is not None:
             number = named_split(np.asarray(batch.catalog[options["split_column"]]), options["split_column"])
-            if DRAWN in contract.training["notes"]:
+            # The data had no validation rows: training drew some, and the same draw is repeated here.
+            if VALIDATION_DRAWN in contract.training["notes"]:
                 number = with_validation(number, np.asarray(key), fractions, seed)
         else:
             number = split_keys(key, fractions=fractions, seed=seed)
     else:
-        number = np.full(n, 2)
-    # A row in no split was left out of training because it touches held-out sky: it is not held out itself.
+        number = np.full(n, 2)  # test: artefacts the model has never seen
+    # -1, the last entry: left out of training because it touches held-out sky, but not held out itself.
     return np.array([*SPLITS, "train"])[number]
 
 
 def _arrow(column: NDArray[Any]) -> pa.Array:
+    # HDF5 gives text as bytes; one that is not UTF-8 stays readable and does not stop the table.
     if column.dtype.kind == "S":
         return pa.array([value.decode("utf-8", "replace") for value in column.tolist()])
     return pa.array(column)
@@ -448,6 +476,7 @@ def _summary(
     facts: dict[str, Any] = {"rows": attributes["rows"]}
     if seconds:
         facts["rate"] = f"{attributes['rows'] / seconds:,.0f} rows/s"
+    # Only lens finding has these with intervals; other tasks print none of them.
     for name in ("auroc", "pr_auc", "tpr_at_fpr_1e-2", "ece"):
         entry = attributes.get("evaluation", {}).get(name)
         if isinstance(entry, dict) and "low" in entry:

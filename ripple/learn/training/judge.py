@@ -1,4 +1,4 @@
-"""What a trained network is worth on the sky it was adapted to, and what it knows of its own doubts."""
+"""Evaluate a trained network: its uncertainty, and how good it is on the sky it was adapted to."""
 
 from __future__ import annotations
 
@@ -30,18 +30,19 @@ Float = NDArray[np.float64]
 
 
 def probabilities(contract: Contract, outputs: Float) -> Float:
-    """`(n, K)` of mean outputs `(n, outputs)`: calibrated for lens finding, softmax for classes."""
+    """`(n, K)` from mean outputs `(n, outputs)`: calibrated for lens finding, softmax for classes."""
     if contract.output == "lens":
         return uncertainty.class_probabilities(contract.calibration.probability(outputs[:, 0]))
+    # The largest is taken off first: exp would overflow, and the ratio is the same.
     odds = np.exp(outputs - outputs.max(1, keepdims=True))
     return np.asarray(odds / odds.sum(1, keepdims=True))
 
 
 def both_domains(nets: list[Net], data: TrainingSet, device: torch.device) -> tuple[list[Net], list[Net]]:
-    """Adapted networks with the batch statistics of the target, which are kept, and of the source.
+    """Adapted networks with the batch statistics of the target, which are kept, and with those of the source.
 
-    Source rows are judged and calibrated with their own statistics, so that the answers of both domains mean
-    the same.
+    Source rows are evaluated and calibrated with their own statistics, so that an answer means the same in
+    both domains.
     """
     assert data.target is not None
     target, source = data.target.rows(TRAIN), data.rows(TRAIN)
@@ -77,13 +78,15 @@ def with_uncertainty(
         Of the model.
     """
     known, held = data.rows(TRAIN), data.rows(VALIDATION)
+    # A bank of all rows would make a model as large as its tensors. Always the same choice: seed 0.
     if len(known) > uncertainty.BANK:
         known = np.sort(np.random.default_rng(0).permutation(known)[: uncertainty.BANK])
     features = torch.from_numpy(member_features(nets, data.dataset, known, device))
     labels = data.labels
     bank = Bank(features, torch.from_numpy(known), torch.from_numpy(labels[known].astype(np.int64)))
-    there = member_features(nets, data.dataset, held, device)
-    limit = uncertainty.ood_limit(uncertainty.neighbour_distance(features.numpy(), there))
+    # The limits come from validation rows: training rows would find themselves in the bank, at distance 0.
+    latent = member_features(nets, data.dataset, held, device)  # (E, n, F)
+    limit = uncertainty.ood_limit(uncertainty.neighbour_distance(features.numpy(), latent))
     limits: tuple[float, ...] = ()
     if contract.output != "regression":
         limits = uncertainty.conformal_quantiles(probabilities(contract, outputs), labels[held])
@@ -94,7 +97,7 @@ def with_uncertainty(
 def judge_target(
     contract: Contract, data: TrainingSet, nets: list[Net], config: TrainConfig, device: torch.device
 ) -> tuple[Contract, dict[str, Any]]:
-    """What was assumed about the target, and, where it has labels, how good the network is on its test sky.
+    """Record what was assumed about the target and, if it has labels, how good the network is there.
 
     Returns
     -------
@@ -103,12 +106,13 @@ def judge_target(
     assert data.target is not None
     target = data.target
     record: dict[str, Any] = {"method": config.adapt, "rows": int((target.split == TRAIN).sum())}
-    rows = target.rows(TEST)
+    rows = target.rows(TEST)  # never those whose features were aligned
     if len(rows):
         outputs = mean_outputs(nets, target, rows, device)
         if contract.output != "regression":
-            record |= _shares(contract, data, config, probabilities(contract, outputs))
-            record |= _labelled(contract, target, rows, outputs, nets, config, device)
+            record |= _class_shares(contract, data, config, probabilities(contract, outputs))
+            record |= _judge_labelled(contract, target, rows, outputs, nets, config, device)
+    # The full evaluation goes to evaluation.json; the contract keeps the numbers alone.
     kept = {k: v for k, v in record.items() if k != "evaluation"}
     training = {**contract.training, "adaptation": kept}
     return contract.model_copy(update={"training": training}), record
@@ -124,22 +128,28 @@ def member_features(
 def mean_outputs(
     nets: list[Net], target: TargetSet | TrainingSet, rows: NDArray[np.int64], device: torch.device
 ) -> Float:
-    """Mean outputs `(n, outputs)` of the members."""
+    """Mean outputs `(n, outputs)` of the members, in fp32."""
     return np.asarray(np.mean([predict(net, target, rows, device) for net in nets], axis=0), np.float64)
 
 
-def _shares(contract: Contract, data: TrainingSet, config: TrainConfig, p: Float) -> dict[str, Any]:
-    """Class shares: assumed, and estimated from the answers."""
+def _class_shares(contract: Contract, data: TrainingSet, config: TrainConfig, p: Float) -> dict[str, Any]:
+    """Class shares of the target: those assumed, and those that the answers suggest."""
     label = data.labels[data.rows(VALIDATION)]
+    # The probabilities were calibrated on validation rows, so these are their shares.
     before = np.bincount(label, minlength=p.shape[1]) / len(label)
     estimated = estimated_shares(p, np.maximum(before, 1e-6))
     assumed = assumed_shares(data, config).double().numpy()
+    # A factor of two, as docs/adaptation.md states it.
     off = np.abs(np.log(np.maximum(estimated, 1e-3) / np.maximum(assumed, 1e-3))).max() > np.log(2)
-    warning = "the answers suggest other class shares than were assumed" if off else ""
-    return {"assumed_shares": assumed.tolist(), "estimated_shares": estimated.tolist(), "warning": warning}
+    warning = "the answers suggest class shares that differ from those assumed by more than a factor of 2"
+    return {
+        "assumed_shares": assumed.tolist(),
+        "estimated_shares": estimated.tolist(),
+        "warning": warning if off else "",
+    }
 
 
-def _labelled(
+def _judge_labelled(
     contract: Contract,
     target: TargetSet,
     rows: NDArray[np.int64],
@@ -148,16 +158,18 @@ def _labelled(
     config: TrainConfig,
     device: torch.device,
 ) -> dict[str, Any]:
-    """Numbers from the labels of the target's test sky: accuracy, AUROC, calibration, coverage, unknowns."""
+    """Accuracy, AUROC, calibration, coverage and unknown classes, by the labels of the target's test sky."""
     label = target.labels[rows]
     p = probabilities(contract, outputs)
+    # Labels beyond the classes of the source are classes it never saw: they are judged by `_unknown_classes`.
     known = (label >= 0) & (label < p.shape[1])
-    if len(np.unique(label[known])) < 2:
+    if len(np.unique(label[known])) < 2:  # no labels, or a single class: nothing can be ranked
         return {}
     y, q = label[known], p[known]
     right = q.argmax(1) == y
     found: dict[str, Any] = {"accuracy": metrics.wilson(right.sum(), len(y)).as_dict()}
     if contract.output == "lens":
+        # At the operating point of the source: nothing about the target's labels may move it.
         found["evaluation"] = metrics.evaluate(
             y,
             calibrate.sigmoid(outputs[known, 0]),
@@ -168,17 +180,17 @@ def _labelled(
         )
         found["auroc"] = found["evaluation"]["metrics"]["auroc"]
         found["ece"] = found["evaluation"]["metrics"]["ece"]
-    doubt = contract.uncertainty
-    if doubt is not None:
-        sets = uncertainty.conformal_sets(q, doubt.quantiles)
+    limits = contract.uncertainty
+    if limits is not None:
+        sets = uncertainty.conformal_sets(q, limits.quantiles)
         found["conformal"] = uncertainty.set_coverage(sets, y)
     found["risk_coverage"] = uncertainty.risk_coverage(q.max(1), right)
-    if not known.all() and doubt is not None:
-        found["unknown"] = _unknown(contract, target, rows, outputs, known, nets, config, device)
+    if not known.all() and limits is not None:
+        found["unknown"] = _unknown_classes(contract, target, rows, outputs, known, nets, config, device)
     return found
 
 
-def _unknown(
+def _unknown_classes(
     contract: Contract,
     target: TargetSet,
     rows: NDArray[np.int64],
@@ -189,22 +201,24 @@ def _unknown(
     device: torch.device,
 ) -> dict[str, Any]:
     """How well rows of classes that the source does not have are found: by distance, entropy, energy."""
-    bank, doubt = load_bank(config.output, contract), contract.uncertainty
+    bank, limits = load_bank(config.output, contract), contract.uncertainty
     assert bank is not None
-    assert doubt is not None
-    there = member_features(nets, target.dataset, rows, device)
+    assert limits is not None
+    latent = member_features(nets, target.dataset, rows, device)  # (E, n, F)
     p = probabilities(contract, outputs)
+    # A lens finder has one logit z: energy needs that of the other class too, which is 0.
     logits = outputs if outputs.shape[1] > 1 else np.concatenate([0 * outputs, outputs], 1)
     scores = {
-        "distance": uncertainty.neighbour_distance(bank.features.numpy(), there, doubt.neighbour),
+        "distance": uncertainty.neighbour_distance(bank.features.numpy(), latent, limits.neighbour),
         "entropy": -(p * np.log(np.maximum(p, 1e-12))).sum(1),
         "energy": uncertainty.energy(logits),
     }
-    strange = (~known).astype(np.int64)
-    aurocs = {name: metrics.auroc(metrics.curve(strange, value)) for name, value in scores.items()}
-    outside = scores["distance"] > doubt.ood_limit
+    # Here "positive" means a class that the source does not have; all three scores rise with strangeness.
+    unknown = (~known).astype(np.int64)
+    aurocs = {name: metrics.auroc(metrics.curve(unknown, value)) for name, value in scores.items()}
+    outside = scores["distance"] > limits.ood_limit
     return {
-        "rows": int(strange.sum()),
+        "rows": int(unknown.sum()),
         "auroc": aurocs,
         "ood_found": float(outside[~known].mean()),
         "ood_false": float(outside[known].mean()),
@@ -212,7 +226,7 @@ def _unknown(
 
 
 def target_facts(contract: Contract) -> dict[str, Any]:
-    """Lines of the summary about the target."""
+    """The lines of the summary about the target."""
     record = contract.training.get("adaptation")
     if record is None:
         return {}

@@ -1,10 +1,10 @@
 """The training loop of one network: read it from top to bottom.
 
-One epoch is one step of progress on disk. Everything random in epoch e is a function of (seed, e), so a run
-that was killed repeats the broken epoch and ends with the same weights (on CPU, with as many threads).
+The state is saved after every epoch. Everything random in epoch e is a function of (seed, e), so a run that
+was killed repeats the interrupted epoch and ends with the same weights (on a CPU, with as many threads).
 
-Several GPUs: plain DistributedDataParallel, started by `torchrun`; the loop needs five lines for it, and a
-framework would hide them. Rank 0 validates, decides and writes.
+Several GPUs: plain DistributedDataParallel, started by `torchrun`. It needs five lines of this loop, which a
+framework would hide. Rank 0 validates, decides and writes.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Objective = Callable[[Tensor, Batch], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """One process among those that train together; alone: 0 of 1."""
+    """One process among those that train together; 0 of 1 when alone."""
 
     rank: int = 0
     world: int = 1
@@ -56,7 +56,7 @@ class Ranks:
         return self.rank == 0
 
     def wait(self) -> None:
-        """Until all ranks are here."""
+        """Wait until all ranks have come here."""
         if self.world > 1:
             import torch.distributed as dist
 
@@ -74,7 +74,7 @@ def fit(
     ranks: Ranks,
     stop: Stop,
 ) -> Fitted:
-    """Train one member, resuming what `directory` holds of it.
+    """Train one member of the ensemble, resuming from the state in `directory`.
 
     Parameters
     ----------
@@ -85,17 +85,17 @@ def fit(
     arch
         The network.
     directory
-        Where state and best weights live until the model is finished.
+        Where state and best weights are kept until the model is finished.
     seed
         Of this member.
     device, ranks
         Where it runs.
     stop
-        Called between batches; raises to interrupt.
+        Checked between batches; raises after a signal.
     """
     torch.manual_seed(seed)
-    net = start(config, arch, seed - config.seed).to(device)
-    average = _copy(net) if config.ema else None
+    net = initial_network(config, arch, seed - config.seed).to(device)
+    average = _frozen_copy(net) if config.ema else None
     groups = parameter_groups(
         net,
         lr=config.lr,
@@ -104,15 +104,16 @@ def fit(
         freeze=config.freeze,
     )
     optimizer = torch.optim.AdamW(groups)
-    rates = [float(group["lr"]) for group in groups]
+    rates = [float(group["lr"]) for group in groups]  # the peak; the schedule multiplies these
     train = _train_loader(data, config, seed, device, ranks)
     objective = make_objective(data, config, device)
     adaptation = None
     if config.adapt != "none":
         if ranks.world > 1:
-            raise ConfigError("--adapt runs in one process", hint="start it without torchrun")
+            raise ConfigError("--adapt trains in one process only", hint="start it without torchrun")
         adaptation = Adaptation(data, config, net, average, seed=seed, device=device)
     store = Store(directory, seed)
+    # Before DDP wraps the network: it then sends the weights of rank 0 to all ranks.
     progress = store.load(net, average, optimizer, adaptation)
     model: nn.Module = nn.parallel.DistributedDataParallel(net) if ranks.world > 1 else net
     run: Any = torch.compile(model) if config.compile else model
@@ -124,9 +125,9 @@ def fit(
             adaptation.begin_epoch(epoch)
         run.train()
         total = count = 0.0
-        for step, batch in enumerate(_shown(train, epoch, seed, ranks)):
+        for step, batch in enumerate(_with_progress_line(train, epoch, seed, ranks)):
             stop.check()
-            at = epoch + step / len(train)
+            at = epoch + step / len(train)  # epochs done, with a fraction
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * schedule(at, config) * (adaptation.rate if adaptation else 1.0)
             extra: Tensor | float = 0.0
@@ -135,10 +136,12 @@ def fit(
                     outputs = run(batch["image"])
                 else:
                     outputs, extra = adaptation.step(batch, at)
-            loss = objective(outputs.float(), batch) + extra
+            loss = objective(outputs.float(), batch) + extra  # in fp32, whatever the network ran in
+            # One bad step would spoil the moving average and with it every later epoch.
             if not bool(torch.isfinite(loss)):
                 raise ConfigError(
-                    f"the loss is not finite in epoch {epoch + 1}", hint="lower --lr, or look at the tensors"
+                    f"the loss is not finite in epoch {epoch + 1}",
+                    hint="lower --lr, or check the tensors for extreme values",
                 )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -146,10 +149,10 @@ def fit(
                 nn.utils.clip_grad_norm_(net.parameters(), config.clip)
             optimizer.step()
             if adaptation is not None:
-                adaptation.after()
+                adaptation.after_step()
             if average is not None:
-                follow(average, net, config.ema, epoch * len(train) + step)
-            total += loss.item() * len(outputs)
+                update_average(average, net, config.ema, epoch * len(train) + step)
+            total += loss.item() * len(outputs)  # by rows: the last batch may be smaller
             count += len(outputs)
         if ranks.first:
             record = {
@@ -158,16 +161,17 @@ def fit(
                 "loss": total / count,
             }
             record |= validate(average or net, data, config, device)
-            note_epoch(progress, record, config)
+            record_epoch(progress, record, config)
             store.save(net, average, optimizer, progress, adaptation)
-            _say(progress, config, seed)
-        progress = _share(progress, ranks)
+            _print_epoch(progress, config, seed)
+        # All ranks must stop after the same epoch, or those that go on wait for gradients for ever.
+        progress = _from_first_rank(progress, ranks)
     best = store.best(progress.best_epoch) if ranks.first else {}
     return Fitted(best, progress)
 
 
-def _shown(train: Loader, epoch: int, seed: int, ranks: Ranks) -> Iterator[Batch]:
-    """Batches of an epoch, with a line of progress on a terminal."""
+def _with_progress_line(train: Loader, epoch: int, seed: int, ranks: Ranks) -> Iterator[Batch]:
+    """Batches of an epoch, with a progress line on a terminal."""
     if not ranks.first:
         yield from train.epoch(epoch)
         return
@@ -177,12 +181,13 @@ def _shown(train: Loader, epoch: int, seed: int, ranks: Ranks) -> Iterator[Batch
             advance(1)
 
 
-def start(config: TrainConfig, arch: Architecture, member: int = 0) -> Net:
-    """A new network, or a member of `--init` with a new head when the task differs."""
+def initial_network(config: TrainConfig, arch: Architecture, member: int = 0) -> Net:
+    """A new network, or a member of `--init`, with a new head when the task differs."""
     net = build(arch, pretrained=config.pretrained)
     if config.init is None:
         return net
     model = load_model(config.init)
+    # Member k starts from member k: all from one would agree more than an ensemble should.
     state = dict(model.nets[member % len(model.nets)].state_dict())
     own = net.state_dict()
     if model.contract.output != config.task or state["head.bias"].shape != own["head.bias"].shape:
@@ -194,6 +199,7 @@ def start(config: TrainConfig, arch: Architecture, member: int = 0) -> Net:
 def _train_loader(
     data: TrainingSet, config: TrainConfig, seed: int, device: torch.device, ranks: Ranks
 ) -> Loader:
+    """Batches of the training rows for this rank."""
     rows = data.rows(TRAIN)
     balanced = config.balance == "sampler" and config.task != "regression"
     return Loader(
@@ -206,6 +212,7 @@ def _train_loader(
         balance=balanced,
         rank=ranks.rank,
         world=ranks.world,
+        # A last batch of a few rows would upset the batch norms; a set smaller than a batch is kept whole.
         drop_last=len(rows) >= config.batch_size * ranks.world,
         columns=config.targets,
     )
@@ -214,38 +221,39 @@ def _train_loader(
 def schedule(epoch: float, config: TrainConfig) -> float:
     """Factor on the learning rates: linear warm-up, then half a cosine down to 1 %."""
     if epoch < config.warmup:
-        return max(epoch, 0.02) / config.warmup
+        return max(epoch, 0.02) / config.warmup  # not 0: the first batch would teach nothing
     part = (epoch - config.warmup) / max(config.epochs - config.warmup, 1e-9)
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(part, 1.0)))
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
     """Seed of torch's generator in one epoch."""
-    return (seed * 1_000_003 + epoch * 7919 + 1) % 2**63
+    return (seed * 1_000_003 + epoch * 7919 + 1) % 2**63  # primes: no two (seed, epoch) of a run coincide
 
 
 def autocast(precision: str, device: torch.device) -> Callable[[], Any]:
-    """A context maker for mixed precision: bf16 needs no loss scaling; "auto" on a CPU stays in fp32."""
+    """Context factory for mixed precision; "auto" is bf16 on GPUs that have it and fp32 elsewhere."""
+    # bf16 and not fp16: it has the range of fp32, so that the loss needs no scaling.
     use = precision == "bf16" or (
         precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
     )
     return lambda: torch.autocast(device.type, torch.bfloat16, enabled=use)
 
 
-def _copy(net: Net) -> Net:
+def _frozen_copy(net: Net) -> Net:
     import copy
 
     return copy.deepcopy(net).eval().requires_grad_(False)
 
 
 @torch.no_grad()
-def follow(average: Net, net: Net, decay: float, step: int) -> None:
-    """Move the average towards the network; early steps count more, so that it starts unbiased."""
+def update_average(average: Net, net: Net, decay: float, step: int) -> None:
+    """Move the average towards the network; early steps count more, so that the start is soon forgotten."""
     weight = 1 - min(decay, (1 + step) / (10 + step))
     for mine, theirs in zip(average.state_dict().values(), net.state_dict().values(), strict=True):
         if mine.is_floating_point():
             mine.lerp_(theirs, weight)
-        else:
+        else:  # counters of the batch norms
             mine.copy_(theirs)
 
 
@@ -258,8 +266,9 @@ def make_objective(data: TrainingSet, config: TrainConfig, device: torch.device)
         mean, std = standardisation(data, config.targets)
         centre, width = torch.tensor(mean, device=device), torch.tensor(std, device=device)
 
+        # Huber and not squares: one wrong truth value must not rule a batch.
         def huber(outputs: Tensor, batch: Batch) -> Tensor:
-            truth = torch.stack([batch[name] for name in config.targets], 1)
+            truth = torch.stack([batch[name] for name in config.targets], 1)  # (n, targets)
             return nn.functional.smooth_l1_loss(outputs, (truth - centre) / width)
 
         return huber
@@ -283,17 +292,19 @@ def class_loss(logits: Tensor, label: Tensor, weights: Tensor, gamma: float) -> 
 
 
 def _weighted(each: Tensor, weight: Tensor, gamma: float) -> Tensor:
+    """Weighted mean of the losses `(n,)` of the rows, focused on those that are still wrong."""
+    # exp(-cross-entropy) is the probability of the true class.
     focus = (1 - torch.exp(-each)) ** gamma if gamma else 1.0
     return (each * focus * weight).sum() / weight.sum()
 
 
 def class_weights(data: TrainingSet, config: TrainConfig) -> Tensor:
-    """Weight per label: inverse frequency with mean 1 over rows, or ones."""
+    """Weight `(K,)` per label: inverse frequency with mean 1 over rows, or ones."""
     label = data.labels[data.split == TRAIN]
     k = 2 if config.task == "lens" else max(len(data.class_map), int(label.max()) + 1)
     if config.balance != "weights":
         return torch.ones(k)
-    count = np.bincount(label, minlength=k)
+    count = np.bincount(label, minlength=k)  # (K,)
     return torch.tensor(len(label) / (k * np.maximum(count, 1)), dtype=torch.float32)
 
 
@@ -301,6 +312,7 @@ def standardisation(data: TrainingSet, targets: tuple[str, ...]) -> tuple[list[f
     """Mean and standard deviation of each target on the training sky."""
     rows = data.rows(TRAIN)
     values = [np.asarray(data.dataset.column(name), np.float64)[rows] for name in targets]
+    # A target that never varies keeps a width above 0, by which it can be divided.
     return [float(v.mean()) for v in values], [float(max(v.std(), 1e-9)) for v in values]
 
 
@@ -329,12 +341,13 @@ def predict(
 def validate(net: Net, data: TrainingSet, config: TrainConfig, device: torch.device) -> dict[str, float]:
     """Validation loss and metrics of one epoch, names prefixed `val_`."""
     rows = data.rows(VALIDATION)
-    outputs = predict(net, data, rows, device, config.precision)
+    outputs = predict(net, data, rows, device, config.precision)  # (n, outputs)
     batch = {"label": torch.from_numpy(data.labels[rows])}
     batch |= {
         name: torch.from_numpy(np.asarray(data.dataset.column(name), np.float32)[rows])
         for name in config.targets
     }
+    # All rows at once: a mean over batches would depend on the batch size.
     objective = make_objective(data, config, torch.device("cpu"))
     found = {"val_loss": float(objective(torch.from_numpy(outputs), batch))}
     match config.task:
@@ -345,6 +358,7 @@ def validate(net: Net, data: TrainingSet, config: TrainConfig, device: torch.dev
             found["val_tpr_at_fpr"] = metrics.tpr_at_fpr(curve, config.operating_fpr)
         case "classes":
             label = data.labels[rows]
+            # One class against the rest, averaged over classes with rows on both sides.
             curves = [
                 metrics.curve((label == k).astype(int), outputs[:, k])
                 for k in range(outputs.shape[1])
@@ -357,8 +371,9 @@ def validate(net: Net, data: TrainingSet, config: TrainConfig, device: torch.dev
     return found
 
 
-def note_epoch(progress: Progress, record: dict[str, float], config: TrainConfig) -> None:
-    """Enter an epoch: is it the best, is it the last."""
+def record_epoch(progress: Progress, record: dict[str, float], config: TrainConfig) -> None:
+    """Add an epoch to the history, and decide whether it is the best so far and whether it is the last."""
+    # For every task, larger is better.
     value = -record["val_loss"] if config.task == "regression" else record[f"val_{config.select}"]
     progress.epoch = int(record["epoch"])
     # Of equal metrics the one with the smaller loss is better: small validation sets often tie at 1.
@@ -370,11 +385,12 @@ def note_epoch(progress: Progress, record: dict[str, float], config: TrainConfig
     if best is None or key > best or config.adapt != "none":
         progress.best, progress.best_epoch = value, progress.epoch
     progress.history.append(record)
-    tired = progress.epoch - progress.best_epoch >= config.patience
-    progress.finished = tired or progress.epoch >= config.epochs
+    impatient = progress.epoch - progress.best_epoch >= config.patience
+    progress.finished = impatient or progress.epoch >= config.epochs
 
 
-def _say(progress: Progress, config: TrainConfig, seed: int) -> None:
+def _print_epoch(progress: Progress, config: TrainConfig, seed: int) -> None:
+    """One line on stderr; an asterisk marks the best epoch so far."""
     last = progress.history[-1]
     shown = " ".join(f"{k} {v:.4f}" for k, v in last.items() if k not in ("epoch", "lr"))
     mark = " *" if progress.best_epoch == progress.epoch else ""
@@ -386,13 +402,14 @@ def _say(progress: Progress, config: TrainConfig, seed: int) -> None:
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[Ranks]:
-    """Join the group that `torchrun` describes in the environment; alone without it."""
+    """Join the process group that `torchrun` describes in the environment; without it, train alone."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         yield Ranks()
         return
     import torch.distributed as dist
 
+    # nccl moves tensors between GPUs and cannot move those of CPUs.
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield Ranks(dist.get_rank(), world)
@@ -400,12 +417,13 @@ def process_group(device: torch.device) -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-def _share(progress: Progress, ranks: Ranks) -> Progress:
-    """The decision of rank 0, on every rank."""
+def _from_first_rank(progress: Progress, ranks: Ranks) -> Progress:
+    """The progress of rank 0, sent to every rank."""
     if ranks.world == 1:
         return progress
     import torch.distributed as dist
 
+    # broadcast_object_list replaces the entries of the list in place.
     box = [json.dumps(progress.__dict__)]
     dist.broadcast_object_list(box, src=0)
     return Progress(**json.loads(box[0]))

@@ -1,7 +1,7 @@
-"""How far apart are two clouds of features: the losses of domain adaptation, as pure functions.
+"""The losses of domain adaptation as pure functions: how far apart are two clouds of features.
 
-Source rows carry weights, so that their class shares can be made those assumed for the target: two domains
-with different shares of lenses must not look different for that alone (Zhao et al. 2019, ICML, 7523).
+Source rows carry weights that give them the class shares assumed for the target: two domains must not look
+different only because their shares of lenses are (Zhao et al. 2019, ICML, 7523).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ripple.errors import DataError
 
-#: Widths of the kernels of `mmd`, as factors on the mean squared distance of the rows.
+#: Squared widths of the kernels of `mmd`, as factors on half the mean squared distance of the rows.
 WIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 
@@ -37,13 +37,15 @@ def mmd(
     `()`, at least 0 (the biased estimate).
     """
     every = torch.cat([x, y])
-    distance = torch.cdist(every, every).square()
+    distance = torch.cdist(every, every).square()  # (n + m, n + m)
     if squared_widths is None:
+        # Detached: a network could otherwise lower the loss by widening the kernels.
         n = len(every)
         mean = distance.detach().sum() / max(n * (n - 1), 1) / 2
         squared_widths = mean.clamp_min(1e-12) * torch.tensor(WIDTHS, device=x.device, dtype=x.dtype)
     kernel = torch.exp(-distance[..., None] / (2 * squared_widths)).mean(-1)
     a, b = _shares(len(x), weight, x), _shares(len(y), None, y)
+    # E k(x, x') - 2 E k(x, y) + E k(y, y') as one quadratic form.
     signed = torch.cat([a, -b])
     return (signed[:, None] * kernel * signed[None]).sum().clamp_min(0)
 
@@ -55,6 +57,7 @@ def coral(x: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
 
 
 def _covariance(x: Tensor, weight: Tensor | None) -> Tensor:
+    """Weighted covariance `(F, F)` of features `(n, F)`."""
     share = _shares(len(x), weight, x)
     centred = x - (share[:, None] * x).sum(0)
     return (share[:, None] * centred).T @ centred
@@ -68,6 +71,8 @@ def _shares(n: int, weight: Tensor | None, like: Tensor) -> Tensor:
 
 
 class _Reverse(torch.autograd.Function):
+    """The identity forwards; backwards the gradient changes sign."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
         ctx.factor = factor
@@ -94,6 +99,7 @@ def domain_loss(x: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
     weight
         `(n,)` of the source rows.
     """
+    # softplus(-z) is the cross-entropy for "source", softplus(z) that for "target".
     first = (_shares(len(x), weight, x) * nn.functional.softplus(-x)).sum()
     return (first + nn.functional.softplus(y).mean()) / 2
 
@@ -125,9 +131,10 @@ def gradient_penalty(critic: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -
     """
     n = min(len(x), len(y))
     x, y = x[:n].detach(), y[:n].detach()
+    # A 1-Lipschitz critic has slope 1 on the lines between the two distributions: there it is enforced.
     between = x + torch.rand(n, 1, device=x.device, dtype=x.dtype) * (y - x)
     points = torch.cat([between, x, y]).requires_grad_(True)
-    (slope,) = torch.autograd.grad(critic(points).sum(), points, create_graph=True)
+    (slope,) = torch.autograd.grad(critic(points).sum(), points, create_graph=True)  # differentiated again
     penalty: Tensor = (slope.norm(dim=1) - 1).square().mean()
     return penalty
 
@@ -142,7 +149,7 @@ def spherical_kmeans(x: Tensor, centres: Tensor, *, iterations: int = 50) -> tup
     centres
         `(K, F)` first guess, for example the class means of the source (Kang et al. 2019, CVPR, 4893).
     iterations
-        At most.
+        Number at most.
 
     Returns
     -------
@@ -155,6 +162,7 @@ def spherical_kmeans(x: Tensor, centres: Tensor, *, iterations: int = 50) -> tup
         if torch.equal(nearest, chosen):
             break
         chosen = nearest
+        # The direction of the sum is the centre that maximises the cosines of its rows.
         total = torch.zeros_like(centres).index_add_(0, chosen, unit)
         filled = total.norm(dim=1, keepdim=True) > 1e-9
         centres = torch.where(filled, nn.functional.normalize(total, dim=1), centres)
@@ -162,7 +170,7 @@ def spherical_kmeans(x: Tensor, centres: Tensor, *, iterations: int = 50) -> tup
 
 
 def contrastive(x: Tensor, y: Tensor, x_label: Tensor, y_label: Tensor, margin: float = 1.0) -> Tensor:
-    """Same class together, other classes at least `margin` apart, across domains (Motiian et al. 2017).
+    """Draw one class together and keep others `margin` apart, across domains (Motiian et al. 2017).
 
     Parameters
     ----------
@@ -173,10 +181,10 @@ def contrastive(x: Tensor, y: Tensor, x_label: Tensor, y_label: Tensor, margin: 
     margin
         Chord of the unit sphere, at most 2.
     """
-    # Chord on the sphere, softened at 0, where the root has no slope.
+    # Chord on the sphere, softened near 0, where the slope of the root is infinite.
     cosine = nn.functional.normalize(x, dim=1) @ nn.functional.normalize(y, dim=1).T
     distance = (2 - 2 * cosine).clamp_min(0).add(1e-8).sqrt()
-    same = x_label[:, None] == y_label[None]
+    same = x_label[:, None] == y_label[None]  # (n, m)
     near = distance.square()
     far = (margin - distance).clamp_min(0).square()
     return torch.where(same, near, far).mean()
@@ -190,8 +198,8 @@ def entropy(p: Tensor) -> Tensor:
 def separation(p: Tensor, margin: float) -> Tensor:
     """Push entropies away from `log(K) / 2` (Saito et al. 2020, NeurIPS 33, 16282).
 
-    Rows more certain than the middle become more certain, rows less certain (classes that the source does
-    not have) less; those within `margin` are left alone.
+    Rows more certain than the middle become more certain; rows less certain (of classes that the source does
+    not have) become less certain; those within `margin` of the middle are left alone.
 
     Parameters
     ----------
@@ -214,8 +222,11 @@ def class_weight(label: Tensor, shares: Tensor) -> Tensor:
         A label without a share.
     """
     if int(label.max()) >= len(shares) or int(label.min()) < 0:
-        raise DataError(f"label {int(label.max())}, shares for {len(shares)} classes")
+        raise DataError(
+            f"labels {int(label.min())} to {int(label.max())}, but shares for {len(shares)} classes"
+        )
     count = torch.bincount(label, minlength=len(shares)).to(shares.dtype)
+    # A class that is absent from the batch cannot be given its share: the others take it.
     weight = (shares / count.clamp_min(1))[label]
     total = weight.sum()
     return torch.ones_like(weight) if float(total) <= 0 else weight * len(label) / total

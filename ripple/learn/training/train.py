@@ -58,7 +58,7 @@ from ripple.sky.splits import TEST, VALIDATION
 from ripple.storage.checksums import check_size
 from ripple.storage.files import make_directory, read_sealed, remove_temporaries, write_atomic, write_sealed
 from ripple.storage.lock import lock, unlock
-from ripple.storage.manifest import first_difference, software
+from ripple.storage.manifest import MANIFEST, first_difference, software
 
 WORK = ".train"
 
@@ -87,7 +87,7 @@ def train(config: TrainConfig) -> Summary:
     data = training_set(config)
     inputs = [*data.digests, *(data.target.digests if data.target else ())]
     identity = {"config": config.canonical(), "inputs": inputs}
-    if (config.output / CONTRACT).exists():
+    if (config.output / MANIFEST).exists():
         summary = _finished(config, load_contract(config.output), identity)
         # Its writer may have been killed just before it did this; one that lives does it too.
         shutil.rmtree(config.output / WORK, ignore_errors=True)
@@ -202,7 +202,7 @@ def _claim(directory: Path) -> None:
     """Make the output directory, or refuse one that holds other things."""
     make_directory(directory)
     strangers = [p.name for p in sorted(directory.iterdir()) if not p.name.startswith(".")]
-    known = {"model.safetensors", *BESIDE}
+    known = {"model.safetensors", CONTRACT, *BESIDE}
     if strangers and not (directory / WORK).is_dir() and not set(strangers) <= known:
         raise WriteError(f"{directory} holds {strangers[0]}, which is not ours", hint="give a new directory")
 

@@ -21,8 +21,9 @@ from ripple.sky.geometry import Box
 #: AB zero point in nJy, as `lsst.cpputils.referenceFlux` (Oke & Gunn 1983).
 REFERENCE_FLUX = 1e23 * 10 ** (48.6 / -2.5) * 1e9
 
-_DEPTH = 8  # nesting of product fields; deeper is a damaged or hostile file
-_KINDS = {"L": "i1", "B": "u1", "I": ">i2", "J": ">i4", "K": ">i8", "E": ">f4", "D": ">f8", "A": "S1"}
+_MOST_NESTED = 8  # nesting of product fields; deeper is a damaged or hostile file
+# FITS column type (section 7.3.1) to numpy, big-endian.
+_TFORM_TYPES = {"L": "i1", "B": "u1", "I": ">i2", "J": ">i4", "K": ">i8", "E": ">f4", "D": ">f8", "A": "S1"}
 
 #: A calibration field at pixels `(x, y)`, PARENT, broadcast; nJy per count.
 Field = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
@@ -91,18 +92,21 @@ class Archive:
         self._index = read_table(view, hdus[first], name=name)
 
     def __getitem__(self, key: int) -> Entry:
-        """The object with this id; `UnreadableError` when the archive does not hold it whole."""
+        """The object with this id; `UnreadableError` when parts of it are missing."""
         columns = {"id", "cat.archive", "cat.persistable", "row0", "nrows", "name"}
         index = self._index
         if index.dtype.names is None or not columns <= set(index.dtype.names):
-            raise UnreadableError(f"{self.name}: ARCHIVE_INDEX lacks columns")
+            missing = ", ".join(sorted(columns - set(index.dtype.names or ())))
+            raise UnreadableError(f"{self.name}: damaged, ARCHIVE_INDEX has no columns {missing}")
         lines = index[index["id"] == key]
+        # Tables of one object in the order in which its class wrote them, which the readers count on.
         lines = lines[np.argsort(lines["cat.persistable"], kind="stable")]
         if not len(lines):
             raise UnreadableError(f"{self.name}: the archive has no object {key}")
         rows = []
         for line in lines:
             catalogue = int(line["cat.archive"])
+            # Table 0 is the index itself.
             if not 0 < catalogue < len(self._hdus):
                 raise UnreadableError(f"{self.name}: the archive has no table {catalogue}")
             table = read_table(self._view, self._hdus[catalogue], name=self.name)
@@ -130,7 +134,7 @@ class Archive:
             raise UnreadableError(f"{self.name}: PhotoCalib version 0 (maggies) is not supported")
         mean = self.number(row, "calibrationMean")
         if not (np.isfinite(mean) and mean > 0):
-            raise UnreadableError(f"{self.name}: PhotoCalib has mean {mean}")
+            raise UnreadableError(f"{self.name}: PhotoCalib has mean {mean}, which is not positive")
         # Flags are bits from the left; isConstant is the only one.
         if "flags" in (row.dtype.names or ()) and int(np.ravel(row["flags"])[0]) & 0x80:
             return PhotoCalib(mean)
@@ -138,19 +142,22 @@ class Archive:
 
     def _field(self, key: int, depth: int) -> tuple[Field, Box]:
         """BoundedField with this id, and its box."""
-        if depth > _DEPTH:
-            raise UnreadableError(f"{self.name}: calibration fields are nested more than {_DEPTH} deep")
+        if depth > _MOST_NESTED:
+            raise UnreadableError(f"{self.name}: calibration fields are nested more than {_MOST_NESTED} deep")
         entry = self[key]
         if entry.kind == "ChebyshevBoundedField":
             return self._chebyshev(self._single(entry, key))
         if entry.kind != "ProductBoundedField":
             raise UnreadableError(
-                f"{self.name}: calibration varies as {entry.kind}, which needs lsst.afw",
+                f"{self.name}: the calibration varies as {entry.kind}, which only lsst.afw can evaluate",
                 hint="run where the LSST stack is installed",
             )
+        # Bounded like the nesting: a damaged table cannot ask for work without end.
         factors = [self._field(self.integer(row, "id"), depth + 1) for row in entry.rows[0][:16]]
         if not factors or len(factors) != len(entry.rows[0]):
-            raise UnreadableError(f"{self.name}: a product of {len(entry.rows[0])} calibration fields")
+            raise UnreadableError(
+                f"{self.name}: damaged, a product of {len(entry.rows[0])} calibration fields"
+            )
 
         def product(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
             value = np.ones(np.broadcast(x, y).shape)
@@ -158,6 +165,7 @@ class Archive:
                 value = value * factor(x, y)
             return value
 
+        # All factors hold over the box of the image; the first one stands for them.
         return product, factors[0][1]
 
     def _chebyshev(self, row: np.void) -> tuple[Field, Box]:
@@ -165,16 +173,17 @@ class Archive:
         box = Box(
             self.integer(row, "bbox_min_x"),
             self.integer(row, "bbox_min_y"),
-            self.integer(row, "bbox_max_x") + 1,
+            self.integer(row, "bbox_max_x") + 1,  # afw boxes include their last pixel
             self.integer(row, "bbox_max_y") + 1,
         )
         values = np.ravel(self._column(row, "coefficients")).astype(np.float64)
         nx = self.integer(row, "order_x") + 1
         if nx < 1 or values.size % nx or not values.size or not np.isfinite(values).all():
             raise UnreadableError(f"{self.name}: damaged Chebyshev coefficients")
+        # (order_y + 1, order_x + 1): x runs fastest.
         coefficients = values.reshape(-1, nx)
         if box.empty and values.size > 1:
-            raise UnreadableError(f"{self.name}: a varying calibration field on an empty box")
+            raise UnreadableError(f"{self.name}: damaged, a varying calibration field on an empty box")
 
         def field(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
             if values.size == 1:
@@ -188,7 +197,7 @@ class Archive:
 
     def _single(self, entry: Entry, key: int) -> np.void:
         if not entry.rows or len(entry.rows[0]) != 1:
-            raise UnreadableError(f"{self.name}: object {key} ({entry.kind}) of the archive is not one row")
+            raise UnreadableError(f"{self.name}: object {key} ({entry.kind}) of the archive must be one row")
         row: np.void = entry.rows[0][0]
         return row
 
@@ -226,7 +235,7 @@ class Archive:
 def calib_from_zero_point(fluxmag0: float, *, name: str) -> PhotoCalib:
     """PhotoCalib of an image whose source of magnitude 0 (AB) has `fluxmag0` counts."""
     if not (np.isfinite(fluxmag0) and fluxmag0 > 0):
-        raise UnreadableError(f"{name}: FLUXMAG0 is {fluxmag0}")
+        raise UnreadableError(f"{name}: FLUXMAG0 is {fluxmag0}, which is not positive")
     return PhotoCalib(REFERENCE_FLUX / fluxmag0)
 
 
@@ -254,10 +263,12 @@ def read_table(view: memoryview, hdu: Hdu, *, name: str) -> NDArray[np.void]:
         width, rows, count = hdu.integer("NAXIS1"), hdu.integer("NAXIS2"), hdu.integer("TFIELDS")
         if not (0 <= count <= 999 and width >= 0 and rows >= 0 and hdu.data + width * rows <= len(view)):
             raise UnreadableError("impossible size")
+        # 999 columns is the limit of the standard (section 7.3.1).
         fields = [_column_type(hdu, k + 1) for k in range(count)]
         dtype = np.dtype(fields)
     except (UnreadableError, ValueError, TypeError) as error:
         raise UnreadableError(f"{name}: damaged table {hdu.extname}: {error}") from None
+    # With the columns packed, any other width means that one of the formats is damaged.
     if dtype.itemsize != width or width == 0:
         raise UnreadableError(f"{name}: damaged table {hdu.extname}: rows of {width} bytes")
     return np.frombuffer(view, dtype, rows, hdu.data)
@@ -272,11 +283,11 @@ def _column_type(hdu: Hdu, k: int) -> tuple[str, str, tuple[int, ...]] | tuple[s
     repeat, code = int(match[1] or 1), match[2]
     name = hdu.text(f"TTYPE{k}") or f"column{k}"
     if code == "X":
-        return name, "u1", (-(-repeat // 8),)
+        return name, "u1", (-(-repeat // 8),)  # X: bits, eight to a byte
     if code in "PQ":
         return name, ">i4" if code == "P" else ">i8", (2 * repeat,)
     if code == "A":
         return name, f"S{repeat}" if repeat else "V0"
-    if code not in _KINDS:
+    if code not in _TFORM_TYPES:
         raise UnreadableError(f"TFORM{k} is {form!r}")
-    return (name, _KINDS[code]) if repeat == 1 else (name, _KINDS[code], (repeat,))
+    return (name, _TFORM_TYPES[code]) if repeat == 1 else (name, _TFORM_TYPES[code], (repeat,))

@@ -1,7 +1,7 @@
 """PSFs in afw archives that can be evaluated exactly without afw: Gaussians and fixed kernels.
 
 `CoaddPsf` warps the PSFs of its inputs, `PcaPsf` and others vary over the image: those need lsst.afw, and
-saying so is better than a guess.
+saying so is better than a guess at them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ripple.rubin.coadd import NoPsf, PsfCells
 from ripple.rubin.formats.afw_archive import Archive
 from ripple.sky.geometry import Box
 
-_LARGEST = 501  # px; a larger kernel is a damaged file
+_LARGEST_KERNEL = 501  # px; a larger kernel means that the file is damaged
 
 
 def read_psf(archive: Archive, key: int, box: Box, *, name: str) -> PsfCells | NoPsf:
@@ -43,18 +43,19 @@ def read_psf(archive: Archive, key: int, box: Box, *, name: str) -> PsfCells | N
         With reason `bad_psf`, when the tables are damaged or the kernel has no finite, positive sum.
     """
     if key == 0:
-        return NoPsf("the file holds no PSF")
+        return NoPsf("the file has no PSF")
+    # Whatever is wrong with the tables of the PSF is a bad PSF: image and mask may still be good.
     try:
-        made = _kernel(archive, key)
+        found = _kernel(archive, key)
     except UnreadableError as error:
         raise UnreadableError(error.message, hint=error.hint, reason=Reason.BAD_PSF) from None
-    if isinstance(made, NoPsf):
-        return made
-    kernel, centre = made
+    if isinstance(found, NoPsf):
+        return found
+    kernel, centre = found
     total = kernel.sum()
     if not (np.isfinite(kernel).all() and total > 0):
         raise UnreadableError(f"{name}: the PSF kernel sums to {total}", reason=Reason.BAD_PSF)
-    framed = _framed(kernel / total, *centre).astype(np.float32)
+    framed = _centred(kernel / total, *centre).astype(np.float32)
     return PsfCells(framed[None, None], box.x0, box.y0, box.width, box.height)
 
 
@@ -70,6 +71,7 @@ def _kernel(archive: Archive, key: int) -> tuple[NDArray[np.float64], tuple[int,
         if b == 0.0 and sigma2 == 0.0:
             sigma2 = 1.0  # as DoubleGaussianPsf.cc does
         return _gaussians(_size(archive, row), [(sigma1, 1.0), (sigma2, b)])
+    # A KernelPsf holds any kernel; only a fixed one is the same everywhere in the image.
     if kind != "KernelPsf":
         return NoPsf(f"{kind} needs lsst.afw")
     inner = archive.integer(archive.single(key), "kernel")
@@ -80,14 +82,14 @@ def _kernel(archive: Archive, key: int) -> tuple[NDArray[np.float64], tuple[int,
     pixels = archive.numbers(row, "image")
     centre = archive.integer(row, "center_x"), archive.integer(row, "center_y")
     if pixels.size != width * height or not (0 <= centre[0] < width and 0 <= centre[1] < height):
-        raise UnreadableError(f"{archive.name}: a FixedKernel of {width} x {height} px is damaged")
+        raise UnreadableError(f"{archive.name}: damaged FixedKernel of {width} x {height} px")
     return pixels.reshape(height, width), centre
 
 
 def _size(archive: Archive, row: np.void) -> tuple[int, int]:
     width, height = archive.integer(row, "dimensions_x"), archive.integer(row, "dimensions_y")
-    if not (0 < width <= _LARGEST and 0 < height <= _LARGEST):
-        raise UnreadableError(f"{archive.name}: a PSF of {width} x {height} px")
+    if not (0 < width <= _LARGEST_KERNEL and 0 < height <= _LARGEST_KERNEL):
+        raise UnreadableError(f"{archive.name}: damaged, a PSF of {width} x {height} px")
     return width, height
 
 
@@ -97,17 +99,17 @@ def _gaussians(
     """Sum of round Gaussians `(sigma, amplitude)`, sampled at pixel centres (`AnalyticKernel.cc`)."""
     width, height = size
     y, x = np.mgrid[:height, :width].astype(np.float64)
-    cx, cy = width // 2, height // 2
-    radius2 = (x - cx) ** 2 + (y - cy) ** 2
+    cx, cy = width // 2, height // 2  # afw puts the centre of even sizes there as well
+    radius2 = (x - cx) ** 2 + (y - cy) ** 2  # (height, width), px²
     kernel = np.zeros((height, width))
     for sigma, amplitude in parts:
         if not (np.isfinite(sigma) and sigma > 0):
-            raise UnreadableError(f"a Gaussian PSF has sigma {sigma}")
+            raise UnreadableError(f"damaged, a Gaussian PSF has sigma {sigma}")
         kernel += amplitude * np.exp(-0.5 * radius2 / sigma**2)
     return kernel, (cx, cy)
 
 
-def _framed(kernel: NDArray[np.float64], cx: int, cy: int) -> NDArray[np.float64]:
+def _centred(kernel: NDArray[np.float64], cx: int, cy: int) -> NDArray[np.float64]:
     """The kernel in the middle of a square of odd size."""
     height, width = kernel.shape
     half = max(cx, cy, width - 1 - cx, height - 1 - cy)

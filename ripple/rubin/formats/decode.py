@@ -23,17 +23,28 @@ from numpy.typing import NDArray
 from ripple.errors import UnreadableError
 from ripple.rubin.formats.fits import TYPE_SIZES, Hdu, Source, columns
 
-_TYPES = {8: "u1", 16: "i2", 32: "i4", 64: "i8", -32: "f4", -64: "f8"}
+# BITPIX (FITS 4.0, section 4.4.1.1) to numpy; the byte order is set where bytes are read.
+_BITPIX_TYPES = {8: "u1", 16: "i2", 32: "i4", 64: "i8", -32: "f4", -64: "f8"}
+# ZQUANTIZ to the number that `decode_loops.dequantize` takes.
 _DITHER = {"": 0, "NO_DITHER": 0, "SUBTRACTIVE_DITHER_1": 1, "SUBTRACTIVE_DITHER_2": 2}
-_BATCH = 65536  # bytes given to a compiled loop at once: fits in the cache together with the output
-_TINY = 2048  # below this many bytes zlib starts faster than libdeflate
+_BATCH_BYTES = 65536  # bytes given to a compiled loop at once; with the output they fit the cache
+_TINY_BYTES = 2048  # below this many bytes zlib starts faster than libdeflate
 _GZIP_BYTES = 18  # header and trailer of a gzip stream (RFC 1952)
-_FEW = 64  # up to so many tiles numpy is done before numba is loaded
-_COLUMNS = ("COMPRESSED_DATA", "GZIP_COMPRESSED_DATA", "UNCOMPRESSED_DATA", "ZSCALE", "ZZERO", "ZBLANK")
-_KINDS = {"P": ">u4", "Q": ">u8", "D": ">f8", "E": ">f4", "J": ">i4"}
+_FEW_TILES = 64  # up to so many tiles numpy is done before numba is loaded
+# Columns of the tile table (section 10.1.2); a file may have more, which no decoder needs.
+_WANTED_COLUMNS = (
+    "COMPRESSED_DATA",
+    "GZIP_COMPRESSED_DATA",
+    "UNCOMPRESSED_DATA",
+    "ZSCALE",
+    "ZZERO",
+    "ZBLANK",
+)
+# P and Q are the two integers of a descriptor, (length, offset), not the data themselves.
+_COLUMN_TYPES = {"P": ">u4", "Q": ">u8", "D": ">f8", "E": ">f4", "J": ">i4"}
 
-#: What astropy has raised on damaged bytes.
-_DECODING = (
+#: What astropy has raised on damaged bytes; it has no common class for them.
+_ASTROPY_ERRORS = (
     OSError,
     ValueError,
     LookupError,
@@ -65,7 +76,7 @@ class Image:
     read
         `read(y0, y1, x0, x1)` gives the `(y1 - y0, x1 - x0)` pixels of a half-open window.
     note
-        Why astropy decodes it, empty when we do.
+        Why astropy decodes it, empty when our own decoder does.
     """
 
     shape: tuple[int, ...]
@@ -109,27 +120,28 @@ def open_image(hdu: Hdu, source: Source, *, name: str) -> Image:
     z = "Z" if compressed else ""
     bitpix, axes = hdu.integer(f"{z}BITPIX"), hdu.integer(f"{z}NAXIS")
     shape = tuple(hdu.integer(f"{z}NAXIS{k}") for k in range(axes, 0, -1))
-    if bitpix not in _TYPES or not shape or min(shape) < 1:
-        raise UnreadableError(f"{name}: an image of BITPIX {bitpix} and shape {shape} cannot be read")
-    file_type = np.dtype(_TYPES[bitpix])
-    result = _pseudo_type(hdu, file_type)
+    if bitpix not in _BITPIX_TYPES or not shape or min(shape) < 1:
+        raise UnreadableError(f"{name}: cannot read an image of BITPIX {bitpix} and shape {shape}")
+    file_type = np.dtype(_BITPIX_TYPES[bitpix])
+    result = _pixel_type(hdu, file_type)
     if result is None:
-        return _with_astropy(hdu, source, name, shape, f"{name}: scaled pixels, read by astropy")
+        return _with_astropy(hdu, source, name, shape, f"{name}: scaled pixels, decoded by astropy")
     if not compressed:
-        plain = _Plain(hdu, source, name, shape, file_type, result)
+        plain = _PlainImage(hdu, source, name, shape, file_type, result)
         return Image(shape, result, plain.read)
-    unusual = _unusual(hdu, shape, file_type)
+    unusual = _why_astropy(hdu, shape, file_type)
     if unusual:
-        return _with_astropy(hdu, source, name, shape, f"{name}: {unusual}, read by astropy")
-    tiles = _Tiles.describe(hdu, source, name, shape, file_type, result)
+        return _with_astropy(hdu, source, name, shape, f"{name}: {unusual}, decoded by astropy")
+    tiles = _TiledImage.describe(hdu, source, name, shape, file_type, result)
     return Image(shape, result, tiles.read)
 
 
-def _pseudo_type(hdu: Hdu, stored: np.dtype[Any]) -> np.dtype[Any] | None:
+def _pixel_type(hdu: Hdu, stored: np.dtype[Any]) -> np.dtype[Any] | None:
     """Type of the pixels after BZERO (FITS 4.0, section 4.4.2.5, table 11); None when they are scaled."""
     scale, zero = hdu.number("BSCALE", 1.0), hdu.number("BZERO", 0.0)
     if scale == 1.0 and zero == 0.0:
         return stored
+    # Unsigned pixels are stored signed, less half the range; for single bytes it is the other way round.
     half = 2.0 ** (8 * stored.itemsize - 1)
     if scale == 1.0 and stored.kind == "i" and zero == half:
         return np.dtype(f"u{stored.itemsize}")
@@ -138,7 +150,7 @@ def _pseudo_type(hdu: Hdu, stored: np.dtype[Any]) -> np.dtype[Any] | None:
     return None
 
 
-def _flipped(pixels: Array, result: np.dtype[Any]) -> Array:
+def _flip_sign_bit(pixels: Array, result: np.dtype[Any]) -> Array:
     """Pixels as stored to `result`: adding half the range is flipping the sign bit."""
     if pixels.dtype == result:
         return pixels
@@ -147,14 +159,15 @@ def _flipped(pixels: Array, result: np.dtype[Any]) -> Array:
     return bits.view(result)
 
 
-def _unusual(hdu: Hdu, shape: tuple[int, ...], stored: np.dtype[Any]) -> str:
-    """Why this compressed image is none of ours, empty when it is."""
+def _why_astropy(hdu: Hdu, shape: tuple[int, ...], stored: np.dtype[Any]) -> str:
+    """Why this compressed image must go to astropy; empty when our decoder reads it."""
     algorithm = hdu.text("ZCMPTYPE")
     found = columns(hdu)
     quantized = stored.kind == "f" and "ZSCALE" in found
     tile = _tile_shape(hdu, shape)
     if algorithm not in ("GZIP_1", "GZIP_2", "RICE_1", "RICE_ONE", "NOCOMPRESS"):
         return f"{algorithm} tiles"
+    # All axes but the last become one, so a tile may not reach from one plane of a cube into the next.
     if any(n > 1 for n in tile[:-2]) or (len(shape) > 2 and tile[-2] > 1 and shape[-2] % tile[-2]):
         return f"tiles of shape {tile}"
     if "COMPRESSED_DATA" not in found or found["COMPRESSED_DATA"][1] not in ("PB", "QB"):
@@ -163,14 +176,15 @@ def _unusual(hdu: Hdu, shape: tuple[int, ...], stored: np.dtype[Any]) -> str:
         return f"quantisation {hdu.text('ZQUANTIZ')}"
     if stored.kind == "f" and not quantized and ({"ZBLANK"} & {*found, *hdu.header}):
         return "ZBLANK in floats that are not quantised"
+    # Rice codes integers only, so floats must be quantised; CFITSIO has no Rice code of 8 bytes.
     if algorithm.startswith("RICE") and ((stored.kind == "f") != quantized or stored == np.int64):
         return f"Rice-coded {stored.name}"
-    if algorithm.startswith("RICE") and quantized and _setting(hdu, "BYTEPIX", 4) != 4:
+    if algorithm.startswith("RICE") and quantized and _compression_parameter(hdu, "BYTEPIX", 4) != 4:
         return "short quantised integers"
     return ""
 
 
-def _setting(hdu: Hdu, key: str, default: int) -> int:
+def _compression_parameter(hdu: Hdu, key: str, default: int) -> int:
     """A compression parameter of the `ZNAMEn`, `ZVALn` cards."""
     for k in range(1, 100):
         if f"ZNAME{k}" not in hdu.header:
@@ -183,19 +197,22 @@ def _setting(hdu: Hdu, key: str, default: int) -> int:
 def _tile_shape(hdu: Hdu, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Tile shape in numpy order; rows by default (section 10.1.1)."""
     axes = len(shape)
+    # ZTILE1 counts along the fastest axis, which is the last one in numpy.
     tile = tuple(hdu.integer(f"ZTILE{k}", shape[-1] if k == 1 else 1) for k in range(axes, 0, -1))
     if min(tile) < 1:
-        raise UnreadableError(f"{hdu.label}: tiles of shape {tile}")
+        raise UnreadableError(f"{hdu.label}: damaged, tiles of shape {tile}")
+    # Writers may leave ZTILEn larger than the image; the tile then ends with it.
     return tuple(min(t, n) for t, n in zip(tile, shape, strict=True))
 
 
 def _row_type(hdu: Hdu) -> np.dtype[Any]:
     """Structure of a table row: the columns that matter here, in file byte order."""
+    # Offsets are given, so columns in between stay unread whatever their type.
     names, types, offsets = [], [], []
     for column, (offset, code) in columns(hdu).items():
-        kind = _KINDS.get(code[0]) if column in _COLUMNS else None
-        if column in _COLUMNS and kind is None:
-            raise UnreadableError(f"{hdu.label}: column {column} of type {code}")
+        kind = _COLUMN_TYPES.get(code[0]) if column in _WANTED_COLUMNS else None
+        if column in _WANTED_COLUMNS and kind is None:
+            raise UnreadableError(f"{hdu.label}: cannot read column {column} of type {code}")
         if kind is not None:
             names.append(column)
             types.append((kind, (2,)) if code[0] in "PQ" else kind)
@@ -208,10 +225,11 @@ def _row_type(hdu: Hdu) -> np.dtype[Any]:
 
 
 def _with_astropy(hdu: Hdu, source: Source, name: str, shape: tuple[int, ...], note: str) -> Image:
-    """An image decoded whole by astropy."""
+    """An image that astropy decodes whole, now; windows are slices of it."""
     from astropy.io import fits
 
     blob = bytes(source(hdu.start, hdu.data + hdu.size - hdu.start))
+    # The padding of the last HDU may be missing in the file, and astropy insists on whole blocks.
     blob += bytes(hdu.end - hdu.start - len(blob))
     try:
         if hdu.header.get("ZIMAGE") is True:
@@ -219,7 +237,7 @@ def _with_astropy(hdu: Hdu, source: Source, name: str, shape: tuple[int, ...], n
             pixels = np.asarray(fits.CompImageHDU(bintable=table).data)
         else:
             pixels = np.asarray(fits.ImageHDU.fromstring(blob).data)
-    except (*_DECODING, fits.VerifyError) as error:
+    except (*_ASTROPY_ERRORS, fits.VerifyError) as error:
         text = " ".join(str(error).split())[:200]
         raise UnreadableError(f"{name}: astropy cannot decode it: {text}") from error
     if pixels.dtype.kind not in "iuf" or pixels.size != prod(shape):
@@ -229,7 +247,7 @@ def _with_astropy(hdu: Hdu, source: Source, name: str, shape: tuple[int, ...], n
 
 
 @dataclass(frozen=True, slots=True)
-class _Plain:
+class _PlainImage:
     """Pixels that lie uncompressed in the file."""
 
     hdu: Hdu
@@ -242,19 +260,21 @@ class _Plain:
     def read(self, y0: int, y1: int, x0: int, x1: int) -> Array:
         width, size = self.shape[-1], self.stored.itemsize
         _check_window((y0, y1, x0, x1), prod(self.shape[:-1]), width, self.name)
+        # Checked here, since a damaged NAXIS would otherwise ask for gigabytes or for the next HDU.
         if prod(self.shape) * size > self.hdu.size:
             raise UnreadableError(f"{self.name}: the header promises more pixels than the HDU holds")
+        # Whole rows lie next to each other: one span instead of one per row.
         if x1 - x0 == width:
             spans = [(self.hdu.data + y0 * width * size, (y1 - y0) * width * size)]
         else:
             spans = [(self.hdu.data + (y * width + x0) * size, (x1 - x0) * size) for y in range(y0, y1)]
         big = self.stored.newbyteorder(">")
         rows = [np.frombuffer(view, big) for view in self.source.many(spans)]
-        return _flipped(np.concatenate(rows).astype(self.stored).reshape(y1 - y0, x1 - x0), self.result)
+        return _flip_sign_bit(np.concatenate(rows).astype(self.stored).reshape(y1 - y0, x1 - x0), self.result)
 
 
 @dataclass(frozen=True, slots=True)
-class _Tiles:
+class _TiledImage:
     """A tile-compressed image; axes before the last are taken together."""
 
     hdu: Hdu
@@ -262,10 +282,10 @@ class _Tiles:
     name: str
     height: int
     width: int
-    tile: tuple[int, int]
+    tile: tuple[int, int]  # height, width in pixels
     stored: np.dtype[Any]
     result: np.dtype[Any]
-    row: np.dtype[Any]
+    row: np.dtype[Any]  # one row of the tile table
 
     @classmethod
     def describe(
@@ -276,7 +296,7 @@ class _Tiles:
         shape: tuple[int, ...],
         stored: np.dtype[Any],
         result: np.dtype[Any],
-    ) -> _Tiles:
+    ) -> _TiledImage:
         """From the header, checking that the table has one row per tile and can hold so many pixels."""
         full = _tile_shape(hdu, shape)
         tile = (full[-2] if len(full) > 1 else 1, full[-1])
@@ -294,30 +314,34 @@ class _Tiles:
         _check_window((y0, y1, x0, x1), self.height, self.width, self.name)
         rows, jobs = self._jobs(y0, y1, x0, x1)
         first = int(rows[0])
+        # One read from the first to the last row that is needed: rows are a few dozen bytes each.
         start = self.hdu.data + first * self.row.itemsize
         table = np.frombuffer(self.source(start, (int(rows[-1]) + 1 - first) * self.row.itemsize), self.row)
         table = table[rows - first]
         out = np.empty((y1 - y0, x1 - x0), self.stored)
+        # Length 0 marks a tile that the encoder could not quantise; another column holds it (section 10.1.3).
         coded = table["COMPRESSED_DATA"][:, 0] > 0
         if not coded.all():
-            self._uncoded(table[~coded], jobs[~coded], out)
+            self._decode_fallback(table[~coded], jobs[~coded], out)
             rows, table, jobs = rows[coded], table[coded], jobs[coded]
         descriptors, algorithm = table["COMPRESSED_DATA"], self.hdu.text("ZCMPTYPE")
         if "ZSCALE" in (self.row.names or ()) and self.stored.kind == "f":
-            self._quantized(self._views(descriptors, jobs), rows, table, jobs, out)
+            self._decode_quantized(self._views(descriptors, jobs), rows, table, jobs, out)
         elif algorithm.startswith("RICE"):
-            self._rice(self._views(descriptors, jobs), jobs, out)
-        elif not (algorithm.startswith("GZIP") and self._tiny(descriptors, jobs, out, algorithm)):
-            self._lossless(self._views(descriptors, jobs), jobs, out, algorithm)
-        return _flipped(out, self.result)
+            self._decode_rice(self._views(descriptors, jobs), jobs, out)
+        elif not (algorithm.startswith("GZIP") and self._decode_tiny(descriptors, jobs, out, algorithm)):
+            self._decode_lossless(self._views(descriptors, jobs), jobs, out, algorithm)
+        return _flip_sign_bit(out, self.result)
 
     def _jobs(self, y0: int, y1: int, x0: int, x1: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Table rows of the tiles under a window, and their jobs (see `kernels`), `start` left 0."""
+        """Table rows of the tiles under a window, and their jobs (see `decode_loops`), `start` left 0."""
         th, tw = self.tile
         across = -(-self.width // tw)
         ty, tx = np.mgrid[y0 // th : -(-y1 // th), x0 // tw : -(-x1 // tw)].reshape(2, -1)
         top, left = ty * th, tx * tw
+        # A job: start, height and width of the tile, y0 y1 x0 x1 wanted of it, row and column in `out`.
         jobs = np.zeros((len(ty), 9), np.int64)
+        # Tiles at the upper and right edge end with the image.
         jobs[:, 1], jobs[:, 2] = np.minimum(th, self.height - top), np.minimum(tw, self.width - left)
         jobs[:, 3], jobs[:, 4] = np.maximum(y0 - top, 0), np.minimum(y1 - top, jobs[:, 1])
         jobs[:, 5], jobs[:, 6] = np.maximum(x0 - left, 0), np.minimum(x1 - left, jobs[:, 2])
@@ -362,37 +386,42 @@ class _Tiles:
             raise UnreadableError(f"{self.name}: damaged, a tile does not have the pixels of its shape")
         return np.frombuffer(pieces[0] if len(pieces) == 1 else b"".join(pieces), np.uint8)
 
-    def _lossless(self, views: list[memoryview], jobs: NDArray[np.int64], out: Array, algorithm: str) -> None:
+    def _decode_lossless(
+        self, views: list[memoryview], jobs: NDArray[np.int64], out: Array, algorithm: str
+    ) -> None:
         size = out.itemsize
-        batch = max(1, _BATCH // (self.tile[0] * self.tile[1] * size))
+        # Inflate and place in turns, so that the inflated bytes are still in the cache when they are moved.
+        batch = max(1, _BATCH_BYTES // (self.tile[0] * self.tile[1] * size))
         for k in range(0, len(views), batch):
             part = jobs[k : k + batch]
             raw = self._inflate(views[k : k + batch], part, algorithm, size)
-            _place(raw, part, algorithm == "GZIP_2", out, few=len(views) <= _FEW)
+            _place_tiles(raw, part, algorithm == "GZIP_2", out, few=len(views) <= _FEW_TILES)
 
-    def _tiny(self, descriptors: Array, jobs: NDArray[np.int64], out: Array, algorithm: str) -> bool:
-        """Decode many tiny tiles that follow one another: a call per tile costs more than the tile.
+    def _decode_tiny(self, descriptors: Array, jobs: NDArray[np.int64], out: Array, algorithm: str) -> bool:
+        """Decode many tiny tiles that follow one another, as one gzip stream; False when they do not.
 
-        Each is a member of one gzip stream. False when these tiles are not like that.
+        A PSF plane has 19,844 tiles of one row: a call for each costs more than the tiles (docs/engine.md).
         """
         sizes = jobs[:, 1] * jobs[:, 2] * out.itemsize
-        if len(jobs) < 2 or sizes.max() >= _TINY:
+        if len(jobs) < 2 or sizes.max() >= _TINY_BYTES:
             return False
         offsets, lengths = self._spans(descriptors, jobs)
+        # Only back to back do the tiles make one gzip stream of many members (RFC 1952, section 2.2).
         if lengths.min() < _GZIP_BYTES or (offsets[1:] != offsets[:-1] + lengths[:-1]).any():
             return False
         stream = self.source(int(offsets[0]), int(lengths.sum()))
+        # The last four bytes of a member are ISIZE, the bytes it inflates to, little-endian.
         last = np.cumsum(lengths)[:, None] - np.arange(4, 0, -1)
         stated = np.frombuffer(stream, np.uint8)[last].view("<u4")[:, 0]
         if (stated != sizes).any():
             raise UnreadableError(f"{self.name}: damaged, a tile does not have the pixels of its shape")
         jobs[:, 0] = np.cumsum(sizes) - sizes
         raw = _gunzip_members(stream, int(sizes.sum()), self.name)
-        _place(raw, jobs, algorithm == "GZIP_2", out, few=len(jobs) <= _FEW)
+        _place_tiles(raw, jobs, algorithm == "GZIP_2", out, few=len(jobs) <= _FEW_TILES)
         return True
 
-    def _uncoded(self, table: Array, jobs: NDArray[np.int64], out: Array) -> None:
-        """Tiles that did not quantise well: floats under GZIP_1, or plain."""
+    def _decode_fallback(self, table: Array, jobs: NDArray[np.int64], out: Array) -> None:
+        """Tiles that the encoder could not quantise: floats under GZIP_1, or uncompressed."""
         for k in range(len(table)):
             for column, algorithm in (
                 ("GZIP_COMPRESSED_DATA", "GZIP_1"),
@@ -403,40 +432,46 @@ class _Tiles:
                     views = self._views(
                         table[column][k : k + 1], jobs[k : k + 1], TYPE_SIZES[code[1:] or "B"]
                     )
-                    self._lossless(views, jobs[k : k + 1], out, algorithm)
+                    self._decode_lossless(views, jobs[k : k + 1], out, algorithm)
                     break
             else:
                 raise UnreadableError(f"{self.name}: damaged, a tile has no data")
 
-    def _integers(self, view: memoryview, job: NDArray[np.int64]) -> NDArray[np.int32]:
+    def _tile_integers(self, view: memoryview, job: NDArray[np.int64]) -> NDArray[np.int32]:
         """The flat integers of one tile of Rice-coded pixels or quantised floats."""
         from ripple.rubin.formats import decode_loops
 
         algorithm = self.hdu.text("ZCMPTYPE")
         out = np.empty((int(job[1]), int(job[2])), np.int32)
         if algorithm.startswith("RICE"):
-            size, block = _setting(self.hdu, "BYTEPIX", 4), _setting(self.hdu, "BLOCKSIZE", 32)
+            size = _compression_parameter(self.hdu, "BYTEPIX", 4)
+            block = _compression_parameter(self.hdu, "BLOCKSIZE", 32)
             if size not in (1, 2, 4) or not 1 <= block <= 65536:
-                raise UnreadableError(f"{self.name}: Rice code with {size} bytes and blocks of {block}")
+                raise UnreadableError(
+                    f"{self.name}: damaged, Rice code of {size}-byte pixels in blocks of {block}"
+                )
+            # Whole words with at least three of zeros behind them, as `unrice` wants them.
             words = np.frombuffer(bytes(view) + bytes(16 - len(view) % 4), ">u4").astype(np.uint32)
             flat = out.reshape(-1)
             if not decode_loops.unrice(
                 words, len(view), out.size, block, size, _leading_zeros(), flat.view(np.uint32)
             ):
                 raise UnreadableError(f"{self.name}: damaged, a Rice-coded tile ends too early")
+            # 2-byte pixels come back as uint16 bits: the round trip through int16 restores the sign.
             return flat.astype(np.int16).astype(np.int32) if size == 2 else flat
+        # A job for the whole tile: dithering counts its pixels from the first, wanted or not.
         whole = np.array([[0, *out.shape, 0, out.shape[0], 0, out.shape[1], 0, 0]], np.int64)
         raw = self._inflate([view], whole, algorithm, 4)
         decode_loops.unpack(raw, whole, algorithm == "GZIP_2", out.view(np.uint32))
         return out.reshape(-1)
 
-    def _rice(self, views: list[memoryview], jobs: NDArray[np.int64], out: Array) -> None:
+    def _decode_rice(self, views: list[memoryview], jobs: NDArray[np.int64], out: Array) -> None:
         for view, job in zip(views, jobs, strict=True):
             _, h, w, y0, y1, x0, x1, row, column = job.tolist()
-            pixels = self._integers(view, job).reshape(h, w)[y0:y1, x0:x1]
+            pixels = self._tile_integers(view, job).reshape(h, w)[y0:y1, x0:x1]
             out[row : row + y1 - y0, column : column + x1 - x0] = pixels.astype(self.stored)
 
-    def _quantized(
+    def _decode_quantized(
         self, views: list[memoryview], rows: Array, table: Array, jobs: NDArray[np.int64], out: Array
     ) -> None:
         from ripple.rubin.formats import decode_loops
@@ -444,6 +479,7 @@ class _Tiles:
         random, starts = _random_sequence()
         dither, seed = _DITHER[self.hdu.text("ZQUANTIZ")], self.hdu.integer("ZDITHER0", 1)
         scale, zero = table["ZSCALE"].astype(float), table["ZZERO"].astype(float)
+        # Files write the blank value under either name; a column of it goes before both.
         key = "ZBLANK" if "ZBLANK" in self.hdu.header else "BLANK"
         column = "ZBLANK" in (self.row.names or ())
         has_blank = column or key in self.hdu.header
@@ -451,9 +487,10 @@ class _Tiles:
         always = min(max(self.hdu.integer(key, 0), -(2**40)), 2**40)
         blank = table["ZBLANK"] if column else np.full(len(rows), always)
         for k, view in enumerate(views):
+            # Each tile starts at its own place in the random sequence: row plus ZDITHER0 (section 10.2.1).
             first = (int(rows[k]) + seed - 1) % len(random)
             decode_loops.dequantize(
-                self._integers(view, jobs[k]),
+                self._tile_integers(view, jobs[k]),
                 jobs[k],
                 scale[k],
                 zero[k],
@@ -473,10 +510,10 @@ def _check_window(window: Window, height: int, width: int, name: str) -> None:
         raise ValueError(f"{name}: window {window} is not inside {height}x{width} pixels")
 
 
-def _place(raw: Array, jobs: NDArray[np.int64], shuffled: bool, out: Array, *, few: bool) -> None:
+def _place_tiles(raw: Array, jobs: NDArray[np.int64], shuffled: bool, out: Array, *, few: bool) -> None:
     """Inflated tiles into `out`; `few` of them by numpy, since loading numba takes half a second."""
     if few:
-        _place_few(raw, jobs, shuffled, out)
+        _place_with_numpy(raw, jobs, shuffled, out)
         return
     from ripple.rubin.formats import decode_loops
 
@@ -486,11 +523,12 @@ def _place(raw: Array, jobs: NDArray[np.int64], shuffled: bool, out: Array, *, f
         decode_loops.unpack(raw, jobs, shuffled, out.view(f"u{out.itemsize}"))
 
 
-def _place_few(raw: Array, jobs: NDArray[np.int64], shuffled: bool, out: Array) -> None:
-    """As `kernels.unpack`."""
+def _place_with_numpy(raw: Array, jobs: NDArray[np.int64], shuffled: bool, out: Array) -> None:
+    """The same as `decode_loops.unpack`, by numpy."""
     size, into = out.itemsize, out.view(f"u{out.itemsize}")
     for start, h, w, y0, y1, x0, x1, row, column in jobs.tolist():
         tile = raw[start : start + h * w * size]
+        # GZIP_2 puts all first bytes first, then all second ones: size, h, w instead of h, w, size.
         tile = tile.reshape(size, h, w).transpose(1, 2, 0) if shuffled else tile.reshape(h, w, size)
         pixels = np.ascontiguousarray(tile[y0:y1, x0:x1]).view(f">u{size}")
         into[row : row + y1 - y0, column : column + x1 - x0] = pixels[..., 0]
@@ -505,6 +543,7 @@ def _gunzip_members(stream: memoryview, size: int, name: str) -> Array:
     try:
         with gzip_ng.GzipNGFile(fileobj=io.BytesIO(stream)) as file:
             count = file.readinto(memoryview(out))
+            # A further byte would mean that the tiles hold more than the header says.
             if count != size or file.read(1):
                 raise UnreadableError(f"{name}: damaged, its tiles do not have the pixels of their shapes")
     except (OSError, EOFError, zlib.error, damage) as error:
@@ -517,7 +556,8 @@ def _gunzip(view: memoryview, size: int, name: str) -> bytes | bytearray:
     import deflate
 
     try:
-        if size < _TINY:
+        if size < _TINY_BYTES:
+            # 31 = 15 (the largest window) + 16 (a gzip header, with its CRC checked).
             return zlib.decompress(view, wbits=31, bufsize=size)
         return deflate.gzip_decompress(view, size)
     except (zlib.error, deflate.DeflateError) as error:

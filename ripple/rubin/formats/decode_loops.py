@@ -12,12 +12,13 @@ from typing import Any
 import numba
 import numpy as np
 
+# nogil: the threads that hash and write go on meanwhile. cache: compiled once per installation.
 _compile: Callable[[Callable[..., Any]], Callable[..., Any]] = numba.njit(cache=True, nogil=True)
 
 
 def load() -> None:
     """Load the loops that every dense read needs: their first call takes tenths of a second."""
-    raw = np.frombuffer(bytes(32), np.uint8)  # read-only, as inflated tiles
+    raw = np.frombuffer(bytes(32), np.uint8)  # read-only, as inflated tiles: another type for numba
     jobs, none = np.zeros((0, 9), np.int64), np.zeros(0, np.int64)
     unshuffle4(raw, jobs, np.zeros((1, 1), np.uint32))
     unpack(raw, jobs, True, np.zeros((1, 1), np.uint8))
@@ -32,9 +33,10 @@ def unshuffle4(raw: Any, jobs: Any, out: Any) -> None:
     for t in range(jobs.shape[0]):
         start, height, width = jobs[t, 0], jobs[t, 1], jobs[t, 2]
         y0, y1, x0, x1 = jobs[t, 3], jobs[t, 4], jobs[t, 5], jobs[t, 6]
-        n = height * width
+        n = height * width  # bytes between the four planes of bytes
         for y in range(y0, y1):
             first = start + y * width + x0
+            # Slices give the compiler unit strides to vectorise over.
             b0 = raw[first : first + x1 - x0]
             b1 = raw[first + n : first + n + x1 - x0]
             b2 = raw[first + 2 * n : first + 2 * n + x1 - x0]
@@ -59,6 +61,7 @@ def unpack(raw: Any, jobs: Any, shuffled: bool, out: Any) -> None:
         for y in range(y0, jobs[t, 4]):
             line = out[jobs[t, 7] + y - y0, jobs[t, 8] : jobs[t, 8] + run]
             line[:] = 0
+            # Byte by byte from the highest: shifting what is there makes room for the next.
             for b in range(size):
                 if shuffled:
                     first = start + b * height * width + y * width + x0
@@ -92,9 +95,11 @@ def dequantize(
     width, y0, y1, x0, x1 = job[2], job[3], job[4], job[5], job[6]
     special = np.int32(-2147483646)  # an exact zero, in SUBTRACTIVE_DITHER_2
     seed, position = first, starts[first]
+    # From row 0: the random sequence runs over all pixels of the tile, also those that are not wanted.
     for y in range(y1):
         x = 0
         while x < width:
+            # A run ends where the line or the random sequence ends.
             run = min(width - x, random.shape[0] - position)
             low, high = max(x, x0), min(x + run, x1)
             if y >= y0 and low < high:
@@ -103,6 +108,7 @@ def dequantize(
                 into = out[job[7] + y - y0, job[8] + low - x0 : job[8] + high - x0]
                 for i in range(high - low):
                     value = values[i]
+                    # Double precision in this order, as CFITSIO: other orders differ in the last bit.
                     result: Any = (np.float64(value) - np.float64(noise[i]) + 0.5) * scale + zero
                     if dither == 0:
                         result = value * scale + zero
@@ -114,6 +120,7 @@ def dequantize(
             x += run
             position += run
             if position == random.shape[0]:
+                # As CFITSIO: at its end the sequence starts again, from the place of the next tile.
                 seed = seed + 1 if seed + 1 < random.shape[0] else 0
                 position = starts[seed]
 
@@ -125,6 +132,7 @@ def unrice(words: Any, length: int, count: int, block: int, size: int, zeros_of:
     `words` are the `length` bytes as native uint32, first bit highest, and at least 3 words of zeros;
     `zeros_of` the number of leading zeros of each byte. Returns False when the bytes end too early.
     """
+    # Bits of the split value, and the split that marks pixels stored as they are (section 10.4.1).
     code, most = (5, 25) if size == 4 else ((4, 14) if size == 2 else (3, 6))
     width = np.uint64(size * 8)
     mask = (np.uint64(1) << width) - np.uint64(1)
@@ -145,7 +153,7 @@ def unrice(words: Any, length: int, count: int, block: int, size: int, zeros_of:
         buffer <<= np.uint64(code)
         bits -= code
         stop = min(i + block, count)
-        if split < 0:
+        if split < 0:  # no differences: the block repeats the last pixel
             for k in range(i, stop):
                 out[k] = last
             continue
@@ -161,6 +169,7 @@ def unrice(words: Any, length: int, count: int, block: int, size: int, zeros_of:
                 used = width
             else:
                 coded = np.uint64(0)
+                # The unary part, eight zeros at a time; a table gives the rest.
                 while buffer >> np.uint64(56) == np.uint64(0):
                     coded += np.uint64(8)
                     buffer <<= np.uint64(8)
@@ -176,8 +185,10 @@ def unrice(words: Any, length: int, count: int, block: int, size: int, zeros_of:
                 used = zeros + one + low
             buffer <<= used
             bits -= np.int64(used)
+            # Differences are coded 0, -1, 1, -2, ...: the lowest bit is the sign.
             last = (last + ((coded >> one) ^ (np.uint64(0) - (coded & one)))) & mask
             out[k] = last
+    # More bits used than there were bytes: the zeros behind the end were read as pixels.
     complete: bool = following * 4 - bits // 8 <= length
     return complete
 
@@ -190,6 +201,7 @@ def move_bits(mask: Any, chosen: Any, distances: Any, out: Any) -> None:
         part, into = mask[first : first + step], out[first : first + step]
         into[:] = 0
         for k in range(distances.shape[0]):
+            # One of the two shifts is zero, so the loop below needs no branch.
             left, right = np.uint64(max(distances[k], 0)), np.uint64(max(-distances[k], 0))
             for i in range(part.shape[0]):
                 into[i] |= np.uint32(((part[i] & chosen[k]) >> right) << left)

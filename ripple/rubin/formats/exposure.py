@@ -25,10 +25,11 @@ from ripple.rubin.formats.decode import Image, open_image
 from ripple.rubin.formats.fits import Hdu, Memory, walk
 from ripple.sky.geometry import Box
 
-_LARGEST = 1 << 27  # px; a patch has 18 million, more is a damaged header
-_COUNTS = frozenset({"", "adu", "count", "counts", "ct", "dn"})
+_MOST_PIXELS = 1 << 27  # px; a patch has 18 million, more is a damaged header
+_COUNT_UNITS = frozenset({"", "adu", "count", "counts", "ct", "dn"})
+# Files often leave the unit of the variance out; it is then that of the image, squared.
 _VARIANCE_UNITS = frozenset({"", "njy2", "njy^2", "njy**2"})
-_NEGATIVE = 0.01  # of the pixels; more negative variances than this are a fault of the file
+_NEGATIVE_SHARE = 0.01  # of the pixels: with more negative variances than this the file is at fault
 
 
 def open_exposure(data: bytes | memoryview, *, name: str) -> Coadd:
@@ -44,14 +45,14 @@ def open_exposure(data: bytes | memoryview, *, name: str) -> Coadd:
     Returns
     -------
     coadd
-        Planes are decoded when first asked for; damage inside them shows then. Pixels for which the file
-        gives no calibration are NaN. Single negative variances are NaN.
+        Planes are decoded when first read; damage inside them shows then. Pixels for which the file
+        gives no calibration are NaN. A few negative variances become NaN.
 
     Raises
     ------
     UnreadableError
         With reason `wrong_unit` when the pixels cannot be brought to nJy, `wrong_wcs` when the grid is not
-        that of a tract, `bad_psf`, or `unreadable_source` when the file is damaged or no ExposureF.
+        that of a tract, `bad_psf`, or `unreadable_source` when the file is damaged or not an ExposureF.
     """
     view = memoryview(data).cast("B")
     with naming(name):
@@ -60,7 +61,7 @@ def open_exposure(data: bytes | memoryview, *, name: str) -> Coadd:
 
 @dataclass(frozen=True)
 class _Exposure:
-    """The parts of one file; properties are read once."""
+    """The parts of one file; each property is read once, when it is first used."""
 
     view: memoryview
     hdus: Sequence[Hdu]
@@ -68,14 +69,17 @@ class _Exposure:
 
     def coadd(self) -> Coadd:
         box, archive, calib = self.box, self.archive, self.calib
-        psf: PsfCells | NoPsf = NoPsf("the file holds no archive")
+        psf: PsfCells | NoPsf = NoPsf("the file has no archive, where a PSF would be")
         if archive is not None:
             psf = read_psf(archive, self.component("PSF"), box, name=self.name)
-        notes = () if calib.field is None else ("counts to nJy by a calibration that varies over the image",)
+        notes: tuple[str, ...] = ()
+        if calib.field is not None:
+            notes = ("counts were converted to nJy by a calibration that varies over the image",)
+        # A plane that is shifted against the image would be silently sliced in the wrong place.
         for kind in ("MASK", "VARIANCE"):
             origin = read_origin(self.hdu(kind), name=self.name)
             if self.plane(kind).shape != box.shape or origin != (box.x0, box.y0):
-                raise UnreadableError(f"{self.name}: {kind} does not cover the pixels of IMAGE")
+                raise UnreadableError(f"{self.name}: {kind} does not cover the same pixels as IMAGE")
 
         def read(boxes: Iterable[Box] | None) -> PsfCells | NoPsf:
             del boxes  # one kernel for all
@@ -118,15 +122,18 @@ class _Exposure:
     def plane(self, kind: str) -> Image:
         """Pixels of a plane, as in the file."""
         image = open_image(self.hdu(kind), Memory(self.view, self.name), name=f"{self.name} {kind}")
-        if len(image.shape) != 2 or image.shape[0] * image.shape[1] > _LARGEST:
-            raise UnreadableError(f"{self.name}: {kind} of shape {image.shape}")
+        if len(image.shape) != 2 or image.shape[0] * image.shape[1] > _MOST_PIXELS:
+            raise UnreadableError(
+                f"{self.name}: {kind} has shape {image.shape}, which is not that of a coadd"
+            )
+        # Masks are integers, image and variance floats.
         if (image.dtype.kind == "f") == (kind == "MASK"):
-            raise UnreadableError(f"{self.name}: {kind} holds {image.dtype}")
+            raise UnreadableError(f"{self.name}: {kind} has pixels of type {image.dtype}")
         return image
 
     @cached_property
     def image_pixels(self) -> NDArray[np.generic]:
-        """Counts or nJy; refused when there is none."""
+        """Counts or nJy; refused when no pixel is finite."""
         pixels = self.plane("IMAGE").all()
         check_image(pixels, self.name)
         return pixels
@@ -138,7 +145,7 @@ class _Exposure:
 
     @cached_property
     def mask_pixels(self) -> NDArray[np.generic]:
-        """Bits of this file."""
+        """Mask in the bits of this file."""
         return self.plane("MASK").all()
 
     @cached_property
@@ -146,6 +153,7 @@ class _Exposure:
         """Bit of each plane by the `MP_` cards; the numbers differ between files."""
         header = self.hdu("MASK").header
         bits = {key[3:]: self.hdu("MASK").integer(key) for key in header if key.startswith("MP_")}
+        # Two planes on one bit, or bits that a mask of 32 cannot have, are damage.
         if not all(0 <= bit < 32 for bit in bits.values()) or len(set(bits.values())) != len(bits):
             raise UnreadableError(f"{self.name}: the MP_ cards of MASK do not name distinct bits")
         return dict(sorted(bits.items()))
@@ -153,6 +161,7 @@ class _Exposure:
     def component(self, kind: str) -> int:
         """Archive id of a component, 0 when there is none."""
         primary = self.hdus[0]
+        # Versions of afw write either name.
         for key in (f"ARCHIVE_ID_{kind}", f"{kind}_ID"):
             if key in primary.header:
                 return primary.integer(key)
@@ -170,6 +179,7 @@ class _Exposure:
         """Band of the data ID that the Butler wrote, or of the FilterLabel."""
         label = self.hdus[0].text("LSST BUTLER DATAID BAND")
         key = self.component("FILTER")
+        # The card is cheaper than the archive, and only files that the Butler wrote have it.
         if label or self.archive is None or key == 0:
             return label or None
         row = self.archive.single(key)
@@ -185,14 +195,17 @@ class _Exposure:
         if unit.lower() == "njy":
             noise = self.hdu("VARIANCE").text("BUNIT")
             if noise.lower().replace(" ", "") not in _VARIANCE_UNITS:
-                raise _unit(f"{self.name}: image in nJy with variance in {noise}")
+                raise _wrong_unit(f"{self.name}: the image is in nJy and its variance in {noise}")
+            # 1e-6: a calibrated image has a PhotoCalib of exactly 1, up to rounding.
             if found is not None and (found.field is not None or abs(found.mean - 1) > 1e-6):
-                raise _unit(f"{self.name}: image in nJy with a calibration of {found.mean} nJy per count")
+                raise _wrong_unit(
+                    f"{self.name}: the image is in nJy and has a calibration of {found.mean} nJy per count"
+                )
             return PhotoCalib(1.0)
-        if unit.lower() not in _COUNTS:
-            raise _unit(f"{self.name}: the image is in {unit}, neither nJy nor counts")
+        if unit.lower() not in _COUNT_UNITS:
+            raise _wrong_unit(f"{self.name}: the image is in {unit}; RIPPLe needs nJy or counts")
         if found is None:
-            raise _unit(f"{self.name}: {image.extname} has neither a unit nor a calibration to nJy")
+            raise _wrong_unit(f"{self.name}: {image.extname} has neither a unit nor a calibration to nJy")
         return found
 
     def _stored_calib(self) -> PhotoCalib | None:
@@ -202,10 +215,12 @@ class _Exposure:
             try:
                 return self.archive.photo_calib(key)
             except UnreadableError as error:
-                raise _unit(error.message, error.hint) from None
+                raise _wrong_unit(error.message, error.hint) from None
         primary, image = self.hdus[0], self.hdu("IMAGE")
+        # From version 1 on afw reads the calibration from the archive alone.
         if primary.integer("EXPINFO_V", 0) > 0:
             return None
+        # INHERIT: the cards of the primary header hold for the image (FITS 4.0, section 4.4.2.6).
         for hdu in (image, primary) if "INHERIT" not in image.header else (primary,):
             if "FLUXMAG0" in hdu.header:
                 return calib_from_zero_point(hdu.number("FLUXMAG0"), name=self.name)
@@ -227,16 +242,16 @@ class _Exposure:
 def check_image(pixels: NDArray[np.generic], name: str) -> None:
     """Raise `UnreadableError` when no pixel of an image plane is finite."""
     if not np.isfinite(pixels).any():
-        raise UnreadableError(f"{name}: IMAGE holds no finite pixel")
+        raise UnreadableError(f"{name}: IMAGE has no finite pixel")
 
 
 def check_variance(pixels: NDArray[Any], name: str) -> NDArray[Any]:
     """A variance plane with its few negative pixels as NaN; `UnreadableError` when they are not few."""
     known = np.count_nonzero(~np.isnan(pixels))
     negative = np.count_nonzero(pixels < 0)  # NaN compares false
-    if known == 0 or negative > _NEGATIVE * known:
+    if known == 0 or negative > _NEGATIVE_SHARE * known:
         fault = f"{negative} negative pixels" if negative else "no finite pixel"
-        raise UnreadableError(f"{name}: VARIANCE holds {fault}")
+        raise UnreadableError(f"{name}: VARIANCE has {fault}")
     return np.where(pixels < 0, np.float32(np.nan), pixels) if negative else pixels
 
 
@@ -244,9 +259,10 @@ def _scaled(
     pixels: NDArray[np.generic], factor: NDArray[np.float64] | float, power: int
 ) -> NDArray[np.float32]:
     """Pixels times a calibration, float32, a new array; bit-equal where the calibration is 1."""
+    # Overflow to inf and NaN times a factor are what the pixels say; quality control sees them.
     with np.errstate(over="ignore", invalid="ignore"):
         return np.asarray(pixels.astype(np.float64) * np.asarray(factor) ** power, np.float32)
 
 
-def _unit(message: str, hint: str | None = None) -> UnreadableError:
+def _wrong_unit(message: str, hint: str | None = None) -> UnreadableError:
     return UnreadableError(message, hint=hint, reason=Reason.WRONG_UNIT)

@@ -66,8 +66,9 @@ class Hdu:
         return self.data + -(-self.size // BLOCK) * BLOCK
 
     def integer(self, key: str, default: int | None = None) -> int:
-        """An integer card; `UnreadableError` when it is absent without default, or no integer."""
+        """An integer card; `UnreadableError` when it is absent without default, or not an integer."""
         value = self.header.get(key, default)
+        # Some writers give integers as 1.0; a bool is an int to Python and not to FITS.
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int):
@@ -75,7 +76,7 @@ class Hdu:
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A numeric card; `UnreadableError` when it is absent without default, or no finite number."""
+        """A numeric card; `UnreadableError` when it is absent without default, or not a finite number."""
         value = self.header.get(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise UnreadableError(f"{self.label}: card {key} is {value!r}, not a finite number")
@@ -117,7 +118,7 @@ class Memory:
         """`length` bytes from `offset`; `UnreadableError` when the file ends before."""
         if offset < 0 or length < 0 or offset + length > len(self.view):
             raise UnreadableError(
-                f"{self.name}: truncated or damaged, it has {len(self.view)} bytes and points to "
+                f"{self.name}: truncated or damaged, it has {len(self.view)} bytes and points to bytes "
                 f"{offset}..{offset + length}"
             )
         return self.view[offset : offset + length]
@@ -149,7 +150,7 @@ class Ranges:
     name
         File, for messages.
     ahead
-        Smallest fetch in bytes: a round trip costs more than these.
+        Smallest fetch in bytes: a round trip costs more than reading these.
     gap
         Neighbouring ranges with at most this many unwanted bytes between them are fetched as one.
     """
@@ -161,6 +162,7 @@ class Ranges:
         self._reader = reader
         self._ahead = ahead
         self._gap = gap
+        # Offsets and bytes of the fetched ranges, sorted by offset, so that a lookup is a bisection.
         self._starts: list[int] = []
         self._pieces: list[bytes] = []
         self._lock = threading.Lock()
@@ -173,6 +175,7 @@ class Ranges:
         """Several `(offset, length)`, in as few fetches as `gap` allows."""
         if not spans:
             return []
+        # When one piece holds them all, slices of one view save a lookup for each of thousands of tiles.
         low = min(offset for offset, _ in spans)
         extent = max(offset + length for offset, length in spans) - low
         with self._lock:
@@ -188,6 +191,7 @@ class Ranges:
 
     def digest(self) -> str:
         """`ranges:` and sha256 (hex) over the ranges fetched so far, in file order: offset, length, bytes."""
+        # Offset and length go into the hash: the same bytes from elsewhere in the file are not the same.
         total = hashlib.sha256()
         with self._lock:
             for start, piece in zip(self._starts, self._pieces, strict=True):
@@ -204,7 +208,7 @@ class Ranges:
         view = self._known(offset, length)
         if view is None:
             raise UnreadableError(
-                f"{self.name}: truncated or damaged, bytes {offset}..{offset + length} are not there"
+                f"{self.name}: truncated or damaged, it ends before bytes {offset}..{offset + length}"
             )
         return view
 
@@ -220,6 +224,7 @@ class Ranges:
     def _fetch(self, offset: int, length: int) -> None:
         if offset < 0 or length < 0:
             raise UnreadableError(f"{self.name}: damaged, it points to {length} bytes at {offset}")
+        # Not checked for its length here: `_view` says what is missing.
         piece = bytes(self._reader(offset, max(length, self._ahead)))
         k = bisect.bisect_right(self._starts, offset)
         self._starts.insert(k, offset)
@@ -261,6 +266,7 @@ def walk(data: bytes | memoryview, *, name: str) -> tuple[Hdu, ...]:
         if hdus and bytes(view[offset : offset + 8]) != b"XTENSION":
             break  # special records after the last HDU (section 3.5)
         hdu = read_hdu(read, offset, name=name)
+        # Raises when the file ends before the data that the header announces.
         read(hdu.data, hdu.size)
         hdus.append(hdu)
         offset = hdu.end
@@ -268,13 +274,14 @@ def walk(data: bytes | memoryview, *, name: str) -> tuple[Hdu, ...]:
 
 
 def check_signature(start: memoryview, name: str) -> None:
-    """`UnreadableError` unless a file that starts like this can be FITS."""
+    """Raise `UnreadableError` unless these first bytes can be those of a FITS file."""
     if bytes(start[:9]) != b"SIMPLE  =":
         raise UnreadableError(f"{name}: not a FITS file, it starts with {bytes(start[:16])!r}")
 
 
 def read_hdu(read: Source, offset: int, *, name: str, most: int = 2000) -> Hdu:
     """The HDU whose header starts at `offset`; reads at most `most` blocks of header."""
+    # The limit ends a header without END before it has read a whole file as cards.
     blocks: list[bytes] = []
     for k in range(most):
         blocks.append(bytes(read(offset + k * BLOCK, BLOCK)))
@@ -289,7 +296,7 @@ def parse_hdu(header: bytes, offset: int, *, name: str) -> Hdu:
         cards = dict(_cards(header.decode("ascii")))
     except (UnicodeDecodeError, ValueError) as error:
         raise UnreadableError(f"{name}: damaged FITS header at byte {offset}: {error}") from error
-    hdu = Hdu(cards, offset, offset + len(header), 0)
+    hdu = Hdu(cards, offset, offset + len(header), 0)  # its checked card readers give the size
     return Hdu(cards, offset, hdu.data, _data_size(hdu, name))
 
 
@@ -298,6 +305,7 @@ def columns(hdu: Hdu) -> dict[str, tuple[int, str]]:
     found: dict[str, tuple[int, str]] = {}
     offset = 0
     for k in range(1, hdu.integer("TFIELDS") + 1):
+        # TFORM is rT, with r = 1 when it is left out; P and Q add the type of their elements.
         match = re.match(r"(\d*)([LXBIJKAEDCMPQ])([A-Z]?)", hdu.text(f"TFORM{k}"))
         if match is None:
             raise UnreadableError(f"{hdu.label}: column format {hdu.text(f'TFORM{k}')!r}")
@@ -312,10 +320,11 @@ def _data_size(hdu: Hdu, name: str) -> int:
     axes = [hdu.integer(f"NAXIS{k + 1}") for k in range(hdu.integer("NAXIS"))]
     if not axes:
         return 0
-    size = 1
+    size = 1  # a Python integer: absurd axes cannot overflow
     for n in axes:
         size *= n
     size = abs(hdu.integer("BITPIX")) // 8 * hdu.integer("GCOUNT", 1) * (hdu.integer("PCOUNT", 0) + size)
+    # Negative axes could multiply to a plausible size.
     if min(axes) < 0 or size < 0:
         raise UnreadableError(f"{name}: negative size in the header at byte {hdu.start}")
     return size
@@ -328,11 +337,13 @@ def _cards(text: str) -> Iterator[tuple[str, Value]]:
         card = text[i : i + 80]
         if card.startswith("END     "):
             break
+        # ESO convention for keywords longer than eight characters; afw writes them.
         if card.startswith("HIERARCH ") and "=" in card:
             key, _, rest = card[9:].partition("=")
         elif card[8:10] == "= ":
             key, rest = card[:8], card[10:]
         elif card.startswith("CONTINUE") and found and isinstance(found[-1][1], str):
+            # A string that ends with & goes on in the next card (section 4.2.1.2).
             found[-1] = (found[-1][0], found[-1][1].rstrip().removesuffix("&") + str(_value(card[8:])))
             continue
         else:
@@ -358,6 +369,7 @@ def _value(text: str) -> Value | None:
     except ValueError:
         pass
     try:
+        # D is the Fortran exponent of double precision (section 4.2.4).
         return float(word.replace("D", "E").replace("d", "e"))
     except ValueError:
         return word  # complex numbers and the like, which nothing here reads
@@ -368,6 +380,7 @@ def _string(text: str) -> str:
     out: list[str] = []
     i = 1
     while i < len(text):
+        # A quote inside a string is written twice; a single one ends it.
         if text[i] != "'":
             out.append(text[i])
         elif text[i + 1 : i + 2] == "'":

@@ -45,7 +45,7 @@ def trusted_digests(place: str) -> dict[str, str]:
 
 
 def _recorded(directory: str) -> dict[str, str]:
-    attributes = open_artefact(Path(directory), "cutouts").manifest["attributes"]
+    attributes = open_artefact(Path(directory), "cutouts").attributes
     recorded: dict[str, str] = attributes.get("source_sha256", {})
     return recorded
 

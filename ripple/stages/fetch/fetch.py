@@ -82,7 +82,7 @@ def fetch(config: FetchConfig) -> Summary:
         )
         if isinstance(opened, Finished):
             done = opened.artefact
-            return _summary(config, done.index(), done.manifest["attributes"], 0.0)
+            return _summary(config, done.index(), done.attributes, 0.0)
         with opened as writer:
             timeline = Timeline(start)
             with profile.time("verify"):

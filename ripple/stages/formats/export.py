@@ -13,17 +13,13 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ripple.runtime.summary import Summary, progress
-
-if TYPE_CHECKING:
-    pass
-
 from ripple.stages.formats import layouts
 from ripple.stages.formats.config import ExportConfig
 from ripple.stages.formats.rows import open_source
-from ripple.storage.tree import write_tree
+from ripple.storage.directory import write_directory
 
 
 def export(config: ExportConfig) -> Summary:
@@ -38,14 +34,15 @@ def export(config: ExportConfig) -> Summary:
     """
     start = time.perf_counter()
     source = open_source(config)
-    identity = {"verb": config.verb, "config": config.canonical(), "input": source.artefact.digest}
 
     def build(directory: Path) -> None:
         with progress(source.rows, "export") as advance:
             for done in _writer(config)(source, config, directory):
                 advance(done)
 
-    fresh = write_tree(config.output, identity, build)
+    fresh = write_directory(
+        config.output, "export", config, {source.artefact.kind: source.artefact.digest}, build
+    )
     facts = {"format": config.format, "rows": source.rows, "bands": " ".join(source.bands)}
     seconds = time.perf_counter() - start
     return Summary("export", str(config.output), facts, seconds=seconds, done_before=not fresh)

@@ -225,12 +225,8 @@ def _summary(config: ImportConfig, artefact: Artefact, seconds: float, *, done_b
             reasons[reason] = reasons.get(reason, 0) + 1
     details = [d for d in index["detail"].to_pylist() if d]
     labels, counts = np.unique(index["label"].to_numpy(), return_counts=True)
-    names = artefact.manifest["attributes"].get("class_map", {})
-    facts: dict[str, Any] = {
-        "kind": artefact.manifest["kind"],
-        "rows": artefact.rows,
-        "bands": " ".join(artefact.manifest["attributes"]["bands"]),
-    }
+    names = artefact.attributes.get("class_map", {})
+    facts: dict[str, Any] = {"kind": artefact.kind, "rows": artefact.rows, "bands": " ".join(artefact.bands)}
     if (labels >= 0).any():
         facts["classes"] = ", ".join(
             f"{names.get(str(v), v)} {c:,}" for v, c in zip(labels, counts, strict=True)

@@ -103,7 +103,7 @@ def open_source(config: ExportConfig) -> Source:
     import pyarrow.compute as pc
 
     artefact = open_artefact(config.source)
-    kind = artefact.manifest["kind"]
+    kind = artefact.kind
     if kind not in ("cutouts", "tensors"):
         raise DataError(f"{config.source} holds {kind}", hint="give cutouts or tensors")
     index = artefact.index()
@@ -117,7 +117,7 @@ def open_source(config: ExportConfig) -> Source:
     if isinstance(first, TensorBatch):
         class_map, unit = first.class_map, f"normalised ({first.normalization.get('method')})"
     else:
-        class_map, unit = artefact.manifest["attributes"].get("class_map", {}), "nJy"
+        class_map, unit = artefact.attributes.get("class_map", {}), "nJy"
     return Source(artefact, table, first.bands, first.pixel_scale, unit, dict(class_map), kind)
 
 

@@ -90,12 +90,12 @@ def inject(config: InjectConfig) -> Summary:
         index = _index(cutouts, writer)
         seconds = time.perf_counter() - start
         metrics = {"operations": profile.operations, "seconds": seconds, "peak_rss": peak}
-        writer.finish(index, metrics, cutouts.manifest["attributes"])
+        writer.finish(index, metrics, cutouts.attributes)
     return _summary(config, index, seconds)
 
 
 def _check_bands(cutouts: Artefact) -> None:
-    unknown = [band for band in cutouts.manifest["attributes"]["bands"] if band not in tuple("ugrizy")]
+    unknown = [band for band in cutouts.bands if band not in tuple("ugrizy")]
     if unknown:
         raise ConfigError(
             f"{cutouts.directory}: no source colours for band {unknown[0]!r}", hint="bands are ugrizy"

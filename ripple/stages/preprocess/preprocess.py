@@ -162,7 +162,7 @@ def data_constants(cutouts: Artefact, config: PreprocessConfig) -> dict[str, Any
     constants
         For `preprocess_batch`; JSON values.
     """
-    attributes, index = cutouts.manifest["attributes"], cutouts.index()
+    attributes, index = cutouts.attributes, cutouts.index()
     bands = tuple(attributes["bands"])
     placed = index["shard"].to_numpy() >= 0
     ra, dec = (np.asarray(index[name].to_numpy(zero_copy_only=False), np.float64) for name in ("ra", "dec"))
@@ -198,7 +198,7 @@ def _correlation_pass(cutouts: Artefact, config: PreprocessConfig) -> noise.Corr
         int(k): np.unique(np.linspace(0, cutouts.shards[k].rows - 1, CORRELATION_ROWS).astype(np.int64))
         for k in picked
     }
-    size = (len(cutouts.manifest["attributes"]["bands"]), 2 * noise.LAG + 1, 2 * noise.LAG + 1)
+    size = (len(cutouts.bands), 2 * noise.LAG + 1, 2 * noise.LAG + 1)
     total = noise.Correlation(np.zeros(size), np.zeros(size), np.zeros(size[0]))
     for part in map_tasks(sum_correlation, _tasks(cutouts, config, {}, rows), _workers(cutouts, config)):
         total = total + part
@@ -218,7 +218,7 @@ def _statistics_pass(
     rest = placed & ~known
     train[rest] = split_keys(index["index"].to_numpy()[rest], **how) == 0
     rows = {k: np.sort(row[train & (shard == k)]).astype(np.int64) for k in range(len(cutouts.shards))}
-    total = normalize.Accumulator(tuple(cutouts.manifest["attributes"]["bands"]))
+    total = normalize.Accumulator(cutouts.bands)
     tasks = _tasks(cutouts, config, constants, rows)
     for stats in map_tasks(row_statistics, tasks, _workers(cutouts, config)):
         total.add(stats)
@@ -287,7 +287,7 @@ def _reason(found: list[str], config: PreprocessConfig) -> Reason:
 
 
 def _attributes(cutouts: Artefact, config: PreprocessConfig, constants: dict[str, Any]) -> dict[str, Any]:
-    attributes = cutouts.manifest["attributes"]
+    attributes = cutouts.attributes
     margin = constants["margin"]
     target = config.target
     return {

@@ -34,8 +34,8 @@ from ripple.stages.report.config import ReportConfig
 from ripple.stages.report.figures import note, plots, tables, tiles
 from ripple.stages.report.tensors import tensors_page
 from ripple.storage.artefact import Artefact, open_artefact
+from ripple.storage.directory import write_directory
 from ripple.storage.files import parse_parquet, read_whole, write_new
-from ripple.storage.tree import write_tree
 
 #: Catalogue columns worth showing on a card, and how.
 FACTS: dict[str, str] = {
@@ -61,10 +61,9 @@ def report(config: ReportConfig) -> Summary:
     """
     start = time.perf_counter()
     artefact = open_artefact(config.source)
-    kind = artefact.manifest["kind"]
+    kind = artefact.kind
     if kind not in ("scores", "tensors"):
         raise DataError(f"{config.source} holds {kind}", hint="give scores, or tensors")
-    identity = {"verb": config.verb, "config": config.canonical(), "input": artefact.digest}
     facts: dict[str, Any] = {"source": kind, "rows": artefact.rows}
 
     def build(directory: Path) -> None:
@@ -73,7 +72,7 @@ def report(config: ReportConfig) -> Summary:
             write_new(directory / name, data)
         facts["page"] = f"{len(files['index.html']) / 1e6:.1f} MB"
 
-    fresh = write_tree(config.output, identity, build)
+    fresh = write_directory(config.output, "page", config, {kind: artefact.digest}, build)
     return Summary(
         "report",
         str(config.output / "index.html"),
@@ -89,7 +88,7 @@ def scores_page(artefact: Artefact, config: ReportConfig) -> dict[str, bytes]:
     shown = chosen_rows(table, config)
     judged = judgement(artefact)
     evaluation = judged.get("evaluation") or {}
-    attributes = artefact.manifest["attributes"]
+    attributes = artefact.attributes
     model = model_record(artefact, config)
     cards = _cards(artefact, table.take(shown), config)
     known = Counter(card.truth for card in cards)
@@ -121,7 +120,7 @@ def ranked_table(artefact: Artefact) -> pa.Table:
     """
     import pyarrow as pa
 
-    entry = artefact.manifest["attributes"]["sorted"]
+    entry = artefact.attributes["sorted"]
     path = artefact.directory / entry["name"]
     data = read_whole(path)
     if hashlib.sha256(data).hexdigest() != entry["sha256"]:
@@ -148,7 +147,7 @@ def judgement(artefact: Artefact) -> dict[str, Any]:
     IntegrityError
         Its bytes are not those that were written, or nobody wrote down which those are.
     """
-    if "evaluation" not in artefact.manifest["attributes"]:
+    if "evaluation" not in artefact.attributes:
         return {}
     try:
         found = json.loads(artefact.read_file("evaluation.json"))
@@ -234,7 +233,7 @@ def tensor_artefacts(artefact: Artefact) -> list[Artefact]:
     DataError
         They are gone or changed.
     """
-    paths, digests = artefact.manifest["config"]["tensors"], artefact.manifest["inputs"]["tensors"]
+    paths, digests = artefact.manifest["config"]["tensors"], artefact.inputs["tensors"]
     found = []
     for name, digest in zip(paths, digests, strict=True):
         path = located(Path(name), artefact.directory)
@@ -263,7 +262,7 @@ def model_record(artefact: Artefact, config: ReportConfig) -> dict[str, Any]:
         contract = load_contract(config.model or artefact.directory.parent / "model")
     except InputError:
         return {}
-    same = contract.digest() == artefact.manifest["inputs"]["model"]
+    same = contract.digest() == artefact.inputs["model"]
     return contract.model_dump(mode="json") if same else {}
 
 
@@ -274,7 +273,7 @@ def _cards_note(shown: int, rows: int, config: ReportConfig) -> str:
 
 
 def _provenance(artefact: Artefact) -> list[str]:
-    inputs = artefact.manifest["inputs"]
+    inputs = artefact.inputs
     return [
         f"scores {artefact.digest[:16]}",
         f"model {str(inputs['model'])[:16]}",

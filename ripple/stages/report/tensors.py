@@ -35,7 +35,7 @@ def tensors_page(artefact: Artefact, config: ReportConfig) -> dict[str, bytes]:
     reason = np.where(
         status == "rejected", np.array([r or "" for r in index["reason"].to_pylist()]), "accepted"
     )
-    bands = tuple(artefact.manifest["attributes"]["bands"])
+    bands = artefact.bands
     flags = Counter(flag for names in _flags(index) for flag in names)
     verdicts = Counter(reason.tolist())
     shown = sampled(index, reason, config.top)

@@ -1,8 +1,9 @@
 """`ripple simulate`: a mini-survey in a real Butler repository, with the truth beside it.
 
     DIR/repo            Butler repository: collection `mini`, dataset types `deep_coadd` (CellCoadd), `object`
-    DIR/simulate.json   the configuration, written first
-    DIR/truth.parquet   one row per target, written last: with it the survey is finished
+    DIR/simulate.json   only while unfinished: the configuration, written first
+    DIR/truth.parquet   one row per target
+    DIR/manifest.json   lists the truth and the coadds, written last: no manifest, not finished
 
 Same configuration, same pixels, tables and dataset UUIDs. FITS headers hold the time of writing
 (`lsst.images` puts it there), so whole files differ between runs.
@@ -10,7 +11,6 @@ Same configuration, same pixels, tables and dataset UUIDs. FITS headers hold the
 
 from __future__ import annotations
 
-import json
 import shutil
 import threading
 import time
@@ -34,8 +34,26 @@ from ripple.runtime.summary import Summary, progress
 from ripple.sky.geometry import Box
 from ripple.sky.skymap import RingsSkyMap, known
 from ripple.stages.simulate.config import SimulateConfig
-from ripple.storage.files import TEMPORARY, is_full, make_directory, remove_temporaries, write_atomic
+from ripple.storage.checksums import listed
+from ripple.storage.files import (
+    TEMPORARY,
+    is_full,
+    make_directory,
+    read_whole,
+    remove_temporaries,
+    write_atomic,
+)
 from ripple.storage.lock import LOCK, lock, unlock
+from ripple.storage.manifest import (
+    MANIFEST,
+    check_files,
+    identity_of,
+    read_manifest,
+    refuse_other,
+    render,
+    unseal,
+    write_manifest,
+)
 
 SKYMAP = "ripple_mini_v1"
 #: What a survey was made with; written before anything else.
@@ -77,9 +95,12 @@ def simulate(config: SimulateConfig) -> Summary:
     start = time.perf_counter()
     directory = _directory(config)
     make_directory(directory)
-    strangers = (p for p in directory.iterdir() if p.name != LOCK and not p.name.startswith(TEMPORARY))
-    if not (directory / MARKER).exists() and any(strangers):
-        raise WriteError(f"{directory}: not empty and no survey of ours", hint="choose another directory")
+    foreign = (p for p in directory.iterdir() if p.name != LOCK and not p.name.startswith(TEMPORARY))
+    begun = (directory / MARKER).exists() or (directory / MANIFEST).exists()
+    if not begun and any(foreign):
+        raise WriteError(
+            f"{directory} contains files that RIPPLe did not write", hint="choose another directory"
+        )
     block = choose_block(config)
     handle = lock(directory)
     try:
@@ -88,6 +109,7 @@ def simulate(config: SimulateConfig) -> Summary:
             return _summary(config, _read_truth(directory), time.perf_counter() - start, done_before=True)
         truth = _make(config, block)
         _write_truth(directory, truth)
+        _finish(directory, config)
     except Exception as err:
         if isinstance(err, WriteError) or not is_full(err):
             raise
@@ -246,25 +268,27 @@ def _kernels(conditions: Any, band: int, missing: tuple[int, int] | None) -> NDA
 
 def _prepare(directory: Path, config: SimulateConfig) -> bool:
     """Claim the directory; True when a finished survey with these options is there."""
+    wanted = identity_of("survey", config.verb, config.canonical(), {})
+    if (directory / MANIFEST).exists():
+        manifest = read_manifest(directory, "survey")
+        refuse_other(directory, manifest, wanted)
+        check_files(directory, manifest)
+        return True
     marker = directory / MARKER
-    wanted = config.canonical()
     if marker.exists():
-        try:
-            found = dict(json.loads(marker.read_bytes()))
-        except (OSError, ValueError, TypeError):
-            raise WriteError(f"{marker}: damaged", hint="remove the directory, or choose another") from None
-        for key in sorted({*wanted, *found}):
-            if wanted.get(key) != found.get(key):
-                raise ConfigError(
-                    f"{directory}: made with {key} = {found.get(key)}, not {wanted.get(key)}",
-                    hint="choose another directory, or remove this one",
-                )
-        if (directory / "truth.parquet").exists():
-            return True
+        refuse_other(directory, unseal(marker, read_whole(marker)), wanted)
         # An interrupted survey of ours: start it again.
         shutil.rmtree(directory / "repo", ignore_errors=True)
-    write_atomic(marker, (json.dumps(wanted, sort_keys=True) + "\n").encode())
+    write_atomic(marker, render(wanted))
     return False
+
+
+def _finish(directory: Path, config: SimulateConfig) -> None:
+    """Write the manifest: the truth and the coadds; the registry changes whenever a Butler opens it."""
+    names = [path.relative_to(directory).as_posix() for path in sorted(directory.rglob("*.fits"))]
+    identity = identity_of("survey", config.verb, config.canonical(), {})
+    write_manifest(directory, identity, {"files": listed(directory, ("truth.parquet", *names))})
+    (directory / MARKER).unlink()
 
 
 def _write_truth(directory: Path, truth: dict[str, NDArray[Any]]) -> None:

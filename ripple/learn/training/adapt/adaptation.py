@@ -1,15 +1,16 @@
 """Domain adaptation: a finder trained on labelled source rows learns to work on unlabelled target rows.
 
-One loop for all (`training.loop`): the task loss on source rows plus a weight times the loss of a
+All methods share one loop (`training.loop`): the task loss on source rows plus a weight times the loss of a
 `Method`, which sees features of source and target rows of the same step. The first `adapt_start` of the
-epochs is source only; then the weight grows from 0 to `adapt_weight` as in Ganin et al. (2016). No method
-reads target labels, except `supervised`, and that no more than `target_labels` of them.
+epochs learns from the source only; then the weight grows from 0 to `adapt_weight` as in Ganin et al. (2016).
+No method reads target labels, except `supervised`, and that at most `target_labels` of them.
 
-Batch statistics are those of each domain: source and target rows pass through the network in turn, and the
-network that is kept carries the statistics of the target, measured at the end (`own_statistics`).
+Each domain is normalised by its own batch statistics: source and target rows pass through the network in
+turn, and the network that is kept carries the statistics of the target, measured at the end
+(`own_statistics`).
 
-What is assumed about the target is written down: its class shares are those of `target_prevalence`, by
-default those of the source. Source rows are weighted to these shares before domains are compared.
+What is assumed about the target is stated: its class shares are those of `target_prevalence`, by default
+those of the source. Source rows are weighted to these shares before domains are compared.
 """
 
 from __future__ import annotations
@@ -34,7 +35,6 @@ from ripple.learn.model.network import Net
 from ripple.learn.training import losses
 from ripple.learn.training.adapt.methods import (
     BatchNorm,
-    Dann,
     Latent,
     Step,
     augmentation,
@@ -46,7 +46,7 @@ from ripple.sky.splits import TRAIN
 
 
 class Adaptation:
-    """A method at work: its target rows, its weight over time, its state between epochs.
+    """A method during training: its target rows, its weight over time, its state between epochs.
 
     Parameters
     ----------
@@ -73,17 +73,19 @@ class Adaptation:
         device: torch.device,
     ) -> None:
         if data.target is None:
-            raise ConfigError(f"--adapt {config.adapt} needs another data set", hint="--target TENSORS")
+            raise ConfigError(f"--adapt {config.adapt} needs a target data set", hint="give --target TENSORS")
         self.data, self.config, self.net, self.average, self.device = data, config, net, average, device
         self.target: TargetSet = data.target
         self.shares = assumed_shares(data, config).to(device)
         self.method = make_method(config, net, self.shares, seed).to(device)
+        # At least the last epoch adapts.
         self.start = min(math.ceil(config.adapt_start * config.epochs), config.epochs - 1)
         self.loader = self._loader(seed)
         self._stream: Iterator[Batch] = iter(())
         self.active = False
 
     def _loader(self, seed: int) -> Loader:
+        """Batches of target rows; with `supervised`, of the few labelled ones, classes in equal numbers."""
         config, labelled = self.config, self.config.adapt == "supervised"
         rows = self.target.labelled(config.target_labels, seed) if labelled else self.target.rows(TRAIN)
         size = min(config.batch_size, len(rows))
@@ -91,7 +93,7 @@ class Adaptation:
             self.target.dataset,
             rows=rows,
             batch_size=size,
-            seed=seed + 7919,
+            seed=seed + 7919,  # another order and augmentation than the source rows
             augment=augmentation(config),
             device=self.device,
             balance=labelled,
@@ -108,13 +110,15 @@ class Adaptation:
         self.active = epoch >= self.start
         if not self.active:
             return
-        judged = self.average if self.average is not None else self.net
-        latent = self._survey(judged) if self.method.surveys else None
+        judged = self.average if self.average is not None else self.net  # the one validated after the epoch
+        latent = self._latent(judged) if self.method.needs_latent else None
         self.method.train()
         self.method.begin(judged, latent, self._progress(epoch))
+        # The target may have fewer batches than the source: it starts over, each pass in a new order.
         self._stream = (b for k in count() for b in self.loader.epoch(epoch * 10_000 + k))
 
     def _progress(self, at: float) -> float:
+        """From 0 to 1 over the epochs with adaptation."""
         return min((at - self.start) / (self.config.epochs - self.start), 1.0)
 
     def step(self, batch: Batch, at: float) -> tuple[Tensor, Tensor]:
@@ -132,6 +136,7 @@ class Adaptation:
         other = next(self._stream)
         # In turn, not together: each domain is normalised by its own batch statistics (Chang et al. 2019).
         source, target = (self.net.features(b["image"]).float() for b in (batch, other))
+        # (n, F) and (m, F) -> (n, outputs) and (m, outputs)
         outputs, theirs = (self.net.head(self.net.dropout(f)) for f in (source, target))
         progress = self._progress(at)
         loss = self.method.loss(
@@ -148,22 +153,25 @@ class Adaptation:
                 progress=progress,
             )
         )
-        if not self.method.task:
+        # Detached, so that the task loss is still printed but does not train the network.
+        if not self.method.learns_task:
             outputs = outputs.detach()
         return outputs, self.config.adapt_weight * ramp(progress) * loss
 
-    def after(self) -> None:
-        """Called after the step of the network: the discriminator moves on the gradient it was left."""
-        if self.active and isinstance(self.method, Dann) and self.method.inner is not None:
-            self.method.inner.step()
+    def after_step(self) -> None:
+        """Called after the optimiser of the network has taken its step."""
+        if self.active:
+            self.method.after_step()
 
     def _weight(self, batch: Batch) -> Tensor:
+        """Weight `(n,)` per source row that gives the batch the assumed class shares."""
         if self.config.task == "regression":
             return torch.ones(len(batch["label"]), device=self.device)
         return losses.class_weight(batch["label"], self.shares)
 
     @torch.no_grad()
-    def _survey(self, net: Net) -> Latent:
+    def _latent(self, net: Net) -> Latent:
+        """Features of all target rows, and the mean direction of each source class."""
         rows = self.target.rows(TRAIN)
         known = self.data.rows(TRAIN)
         theirs = own_statistics(net, self.target.dataset, rows, self.device)
@@ -171,47 +179,49 @@ class Adaptation:
         ours = own_statistics(net, self.data.dataset, known, self.device)
         source = features_of(ours, self.data.dataset, known, self.device)
         label = torch.from_numpy(self.data.labels[known]).to(self.device)
-        unit = nn.functional.normalize(source, dim=1)
+        # Directions, because clusters and neighbours are found by cosine.
+        unit = nn.functional.normalize(source, dim=1)  # (n, F)
         means = torch.stack([unit[label == k].mean(0) for k in range(len(self.shares))])
         return Latent(rows, target, means)
 
     def state(self) -> dict[str, Tensor]:
-        """All that a resume needs: weights of the method and slots of its optimiser."""
+        """All that a resume needs: weights of the method and state of its optimiser."""
         kept = {f"method/{k}": v for k, v in self.method.state_dict().items()}
-        if self.method.inner is not None:
-            for index, slots in self.method.inner.state_dict()["state"].items():
+        if self.method.optimizer is not None:
+            for index, slots in self.method.optimizer.state_dict()["state"].items():
                 kept |= {f"inner/{index}/{name}": value for name, value in slots.items()}
         return kept
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Put back what `state` gave.
+        """Restore what `state` returned.
 
         Raises
         ------
         IntegrityError
-            It does not fit the method.
+            The state does not fit the method.
         """
         own = {k.removeprefix("method/"): v for k, v in state.items() if k.startswith("method/")}
         try:
             self.method.load_state_dict(own)
         except RuntimeError as err:
             raise IntegrityError(
-                f"state of --adapt {self.config.adapt}: {' '.join(str(err).split())[:150]}"
+                f"saved state does not fit --adapt {self.config.adapt}: {' '.join(str(err).split())[:150]}"
             ) from None
         slots: dict[int, dict[str, Tensor]] = {}
         for key, value in state.items():
             if key.startswith("inner/"):
                 _, index, name = key.split("/")
                 slots.setdefault(int(index), {})[name] = value
-        if self.method.inner is not None:
-            groups = self.method.inner.state_dict()["param_groups"]
-            self.method.inner.load_state_dict({"state": slots, "param_groups": groups})
+        if self.method.optimizer is not None:
+            # Options of the optimiser come from the config; only the moments of Adam are restored.
+            groups = self.method.optimizer.state_dict()["param_groups"]
+            self.method.optimizer.load_state_dict({"state": slots, "param_groups": groups})
 
 
 def assumed_shares(data: TrainingSet, config: TrainConfig) -> Tensor:
     """Class shares `(K,)` assumed for the target: `target_prevalence`, else those of the source rows."""
     if config.task == "regression":
-        return torch.ones(1)
+        return torch.ones(1)  # no classes: one share of everything
     if config.target_prevalence is not None:
         return torch.tensor([1 - config.target_prevalence, config.target_prevalence])
     label = data.labels[data.rows(TRAIN)]
@@ -222,37 +232,37 @@ def assumed_shares(data: TrainingSet, config: TrainConfig) -> Tensor:
 
 @torch.no_grad()
 def features_of(net: Net, dataset: TensorDataset, rows: NDArray[np.int64], device: torch.device) -> Tensor:
-    """Features `(n, F)` of rows, in their order, from the network in evaluation mode."""
+    """Features `(n, F)` of rows, in their order, with the network in evaluation mode."""
     training = net.training
     net.eval()
     loader = Loader(dataset, rows=rows, batch_size=256, shuffle=False, device=device)
     parts = [net.features(batch["image"]).float() for batch in loader.epoch(0)]
     net.train(training)
     if not parts:
-        raise DataError("no rows to take features of")
+        raise DataError("there are no rows to compute features of")
     return torch.cat(parts)
 
 
 @torch.no_grad()
 def own_statistics(net: Net, dataset: TensorDataset, rows: NDArray[np.int64], device: torch.device) -> Net:
-    """A copy of the network whose batch norms carry the statistics of these rows; as it is without norms."""
+    """A copy of the network whose batch norms carry the statistics of these rows; unchanged without norms."""
     net = copy.deepcopy(net).eval()
     for m in net.modules():
         if isinstance(m, BatchNorm):
-            m.reset_running_stats()
+            m.reset_running_stats()  # no trace of the rows it was trained on
             m.momentum = None  # the plain mean over batches
             m.train()
     for batch in Loader(dataset, rows=rows, batch_size=256, seed=0, device=device).epoch(0):
-        if len(batch["image"]) > 1:
+        if len(batch["image"]) > 1:  # one row has no variance
             net.features(batch["image"])
-    return net.eval()
+    return net.eval()  # the norms too: from here on they are fixed
 
 
 def estimated_shares(probability: NDArray[Any], shares: NDArray[Any], *, steps: int = 1000) -> NDArray[Any]:
-    """Class shares of rows without labels, by expectation and maximisation.
+    """Class shares of rows without labels, by expectation maximisation.
 
-    Saerens, Latinne & Decaestecker 2002 (Neural Comput. 14, 21). Holds when only the shares differ: under a
-    shift of the images it is a warning, not a measurement.
+    Saerens, Latinne & Decaestecker 2002 (Neural Comput. 14, 21). Valid when only the shares differ: if the
+    images differ as well, it is a warning and not a measurement.
 
     Parameters
     ----------
@@ -261,11 +271,12 @@ def estimated_shares(probability: NDArray[Any], shares: NDArray[Any], *, steps: 
     shares
         `(K,)` of the rows it was calibrated on.
     steps
-        At most.
+        Iterations at most.
     """
     now = np.asarray(shares, np.float64)
     for _ in range(steps):
-        p = probability * (now / shares)
+        # Expectation: Bayes with the shares of now; maximisation: their mean are the new shares.
+        p = probability * (now / shares)  # (N, K)
         p /= p.sum(1, keepdims=True)
         new = p.mean(0)
         if np.abs(new - now).max() < 1e-7:

@@ -1,4 +1,4 @@
-"""The methods of domain adaptation: what each adds to a training step."""
+"""The methods of domain adaptation: the loss that each adds to a training step."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BatchNorm = nn.modules.batchnorm._BatchNorm
 
 @dataclass(frozen=True)
 class Step:
-    """What a method sees of one step.
+    """What a method sees of one training step.
 
     Parameters
     ----------
@@ -34,11 +34,11 @@ class Step:
     source_logits, target_logits
         `(n, K)` and `(m, K)`; a single logit z becomes `(0, z)`.
     label, weight
-        Of the source rows, `(n,)`; the weights give the batch the class shares assumed for the target.
+        `(n,)`, of the source rows; the weights give the batch the class shares assumed for the target.
     target_batch
-        Images, row numbers and labels of the target rows.
+        Images, row numbers and labels of the target rows; `source_image` are the images of the source rows.
     progress
-        From 0 to 1 over the adaptation.
+        From 0 to 1 over the epochs with adaptation.
     """
 
     net: Net
@@ -55,11 +55,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Latent:
-    """Features of all target training rows `(m, F)` and of the mean of each source class `(K, F)`."""
+    """Features of all target training rows, and the mean of each source class."""
 
-    rows: NDArray[np.int64]
-    target: Tensor
-    means: Tensor
+    rows: NDArray[np.int64]  # (m,) global row numbers of the target
+    target: Tensor  # (m, F)
+    means: Tensor  # (K, F)
 
 
 class Method(nn.Module):
@@ -67,42 +67,46 @@ class Method(nn.Module):
 
     Attributes
     ----------
-    task
+    learns_task
         False when the network does not learn from source labels while it adapts.
     rate
         Factor on the learning rate while it adapts.
-    inner
-        Optimiser of the parameters of the method itself, if it has any.
-    surveys
-        True when the method wants a `Latent` at the start of every epoch.
+    optimizer
+        Of the parameters of the method itself, if it has any.
+    needs_latent
+        True when the method needs a `Latent` at the start of every epoch.
     """
 
-    task = True
+    learns_task = True
     rate = 1.0
-    surveys = False
-    inner: torch.optim.Optimizer | None = None
+    needs_latent = False
+    optimizer: torch.optim.Optimizer | None = None
 
     def begin(self, net: Net, latent: Latent | None, progress: float) -> None:
-        """Start an epoch; `net` is what will be judged at its end."""
+        """Start an epoch; `net` is the network that will be validated at its end."""
 
     def loss(self, step: Step) -> Tensor:
         """The adaptation loss `()`."""
         raise NotImplementedError
 
+    def after_step(self) -> None:
+        """Called after the optimiser of the network has taken its step."""
+
 
 class AdaBn(Method):
-    """Nothing but batch statistics of its own for each domain (Li et al. 2018, Pattern Recognit. 80, 109).
+    """Only batch statistics of its own for each domain (Li et al. 2018, Pattern Recognit. 80, 109).
 
     All methods have these; this one shows what the others add.
     """
 
     def loss(self, step: Step) -> Tensor:
         """Zero: the weights learn from the source alone."""
+        # A zero that depends on the target, so that the backward pass runs as for every method.
         return step.target.sum() * 0
 
 
 class Mmd(Method):
-    """Multi-kernel maximum mean discrepancy, `align.mmd`."""
+    """Multi-kernel maximum mean discrepancy, `losses.mmd`."""
 
     def loss(self, step: Step) -> Tensor:
         """MMD^2 of the features."""
@@ -110,27 +114,28 @@ class Mmd(Method):
 
 
 class Coral(Method):
-    """Deep CORAL, `align.coral`, of features in units of their spread in the source batch."""
+    """Deep CORAL, `losses.coral`, of features in units of their spread in the source batch."""
 
     def loss(self, step: Step) -> Tensor:
         """Distance of the covariances, and of the means, which CORAL leaves to the batch norms."""
+        # Detached: a network could otherwise lower the loss by spreading the source out.
         centre = step.source.detach().mean(0)
         width = step.source.detach().std(0).clamp_min(1e-3)
         x, y = (step.source - centre) / width, (step.target - centre) / width
         share = step.weight / step.weight.sum()
         means = ((share[:, None] * x).sum(0) - y.mean(0)).square().mean()
-        # 4 F^2 makes the loss tiny for the wide layers it was made for; F of them count as one here.
+        # `losses.coral` divides by 4 F^2, which makes the loss of a wide layer tiny: one F is taken back.
         return losses.coral(x, y, step.weight) * x.shape[1] + means
 
 
-def _critic(features: int, seed_width: int = 64) -> nn.Sequential:
-    """Two hidden layers and one number per row."""
+def _critic(features: int, width: int = 64) -> nn.Sequential:
+    """A small network with one number per row, `(n, F)` -> `(n,)`: discriminator or critic."""
     return nn.Sequential(
-        nn.Linear(features, seed_width),
+        nn.Linear(features, width),
         nn.LeakyReLU(0.1),
-        nn.Linear(seed_width, seed_width),
+        nn.Linear(width, width),
         nn.LeakyReLU(0.1),
-        nn.Linear(seed_width, 1),
+        nn.Linear(width, 1),
         nn.Flatten(0),
     )
 
@@ -141,29 +146,36 @@ class Dann(Method):
     def __init__(self, features: int, lr: float) -> None:
         super().__init__()
         self.discriminator = _critic(features)
-        self.inner = torch.optim.Adam(self.discriminator.parameters(), lr=lr)
+        self.optimizer = torch.optim.Adam(self.discriminator.parameters(), lr=lr)
 
     def loss(self, step: Step) -> Tensor:
-        """The discriminator goes down this loss, the network up."""
+        """The discriminator descends this loss, the network climbs it."""
         self.discriminator.zero_grad(set_to_none=True)
         x, y = (self.discriminator(losses.reverse(f)) for f in (step.source, step.target))
         return losses.domain_loss(x, y, step.weight)
 
+    def after_step(self) -> None:
+        """The discriminator takes its step with the gradient that the network's backward pass left."""
+        assert self.optimizer is not None
+        self.optimizer.step()
+
 
 class Adda(Method):
-    """Target features that a discriminator takes for those of the frozen source network.
+    """Target features that a discriminator cannot tell from those of the frozen source network.
 
-    Tzeng et al. 2017 (CVPR, 2962). The task is learnt first; then the copy for the target, which is what is
-    kept, starts from the source network, and the head stays as it is.
+    Tzeng et al. 2017 (CVPR, 2962). The task is learnt first; then the network that is kept starts from the
+    source network and adapts to the target, and the head does not change.
     """
 
-    task, rate = False, 0.1
+    # A tenth of the learning rate: the task no longer holds the features in place.
+    learns_task, rate = False, 0.1
 
     def __init__(self, net: Net, features: int, lr: float) -> None:
         super().__init__()
+        # In the state of the method, so that a resume has the same reference and knows that it is frozen.
         self.reference = copy.deepcopy(net).eval().requires_grad_(False)
         self.discriminator = _critic(features)
-        self.inner = torch.optim.Adam(self.discriminator.parameters(), lr=lr)
+        self.optimizer = torch.optim.Adam(self.discriminator.parameters(), lr=lr)
         self.frozen: Tensor
         self.register_buffer("frozen", torch.zeros((), dtype=torch.int64))
 
@@ -175,53 +187,56 @@ class Adda(Method):
 
     def loss(self, step: Step) -> Tensor:
         """One step of the discriminator, then how well the target passes for the source."""
-        assert self.inner is not None
+        assert self.optimizer is not None
         with torch.no_grad():
             source = self.reference.eval().features(step.target_batch["source_image"])
-        known = self.discriminator(source)
-        self.inner.zero_grad(set_to_none=True)
+        known = self.discriminator(source)  # (n,)
+        self.optimizer.zero_grad(set_to_none=True)
         losses.domain_loss(known, self.discriminator(step.target.detach()), step.weight).backward()
-        self.inner.step()
-        self.inner.zero_grad(set_to_none=True)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        # Inverted labels: the target is to pass for the source, with a gradient even where it fails clearly.
         return nn.functional.softplus(-self.discriminator(step.target)).mean()
 
 
 class Wdgrl(Method):
-    """Wasserstein distance by a critic trained to its best in every step (Shen et al. 2018, AAAI, 4058)."""
+    """Wasserstein distance by a critic that is trained before every step (Shen et al. 2018, AAAI, 4058)."""
 
     def __init__(self, features: int, lr: float, steps: int = 5, penalty: float = 10.0) -> None:
         super().__init__()
         self.critic = _critic(features)
-        self.inner = torch.optim.Adam(self.critic.parameters(), lr=lr, betas=(0.5, 0.9))
+        self.optimizer = torch.optim.Adam(self.critic.parameters(), lr=lr, betas=(0.5, 0.9))
         self.steps, self.penalty = steps, penalty
 
     def loss(self, step: Step) -> Tensor:
         """The distance, after `steps` steps of the critic."""
-        assert self.inner is not None
+        assert self.optimizer is not None
+        # The critic estimates a distance only when near its best: several of its steps per step of ours.
         x, y = step.source.detach(), step.target.detach()
         for _ in range(self.steps):
             distance = losses.wasserstein(self.critic(x), self.critic(y), step.weight)
             cost = self.penalty * losses.gradient_penalty(self.critic, x, y) - distance
-            self.inner.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad(set_to_none=True)
             cost.backward()
-            self.inner.step()
-        self.inner.zero_grad(set_to_none=True)
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         return losses.wasserstein(self.critic(step.source), self.critic(step.target), step.weight)
 
 
 class KMeans(Method):
     """Pseudo-labels by spherical k-means of the target, started at the source classes.
 
-    Kang et al. 2019 (CVPR, 4893). Each epoch clusters anew; rows near their centre teach first.
+    Kang et al. 2019 (CVPR, 4893). Every epoch clusters again; rows near their centre are used first.
     """
 
-    surveys = True
+    needs_latent = True
 
     def begin(self, net: Net, latent: Latent | None, progress: float) -> None:
-        """Cluster the target; keep the nearest half of each cluster, later all."""
+        """Cluster the target; label the nearest half of each cluster, 90 % at the end."""
         assert latent is not None
         chosen, centres = losses.spherical_kmeans(latent.target, latent.means)
         cosine = (nn.functional.normalize(latent.target, dim=1) * centres[chosen]).sum(1)
+        # Indexed by global row number; -1 for rows without a pseudo-label.
         self.label = torch.full((int(latent.rows.max()) + 1,), -1, device=chosen.device)
         rows = torch.from_numpy(latent.rows).to(chosen.device)
         for k in range(len(centres)):
@@ -234,13 +249,13 @@ class KMeans(Method):
     def loss(self, step: Step) -> Tensor:
         """Cross-entropy of the target rows that have a pseudo-label."""
         label = self.label[step.target_batch["row"]]
-        if not bool((label >= 0).any()):
+        if not bool((label >= 0).any()):  # cross_entropy would give NaN
             return step.target_logits.sum() * 0
         return nn.functional.cross_entropy(step.target_logits, label, ignore_index=-1)
 
 
 class Teacher(Method):
-    """The moving average of the network teaches it on disturbed target images.
+    """The moving average of the network teaches it on strongly augmented target images.
 
     Tarvainen & Valpola 2017 (NeurIPS 30, 1195) with the distribution alignment and the relative threshold of
     AdaMatch (Berthelot et al. 2022, ICLR).
@@ -256,24 +271,27 @@ class Teacher(Method):
         self.seed = seed
 
     def loss(self, step: Step) -> Tensor:
-        """Cross-entropy against the teacher where it is sure enough."""
+        """Cross-entropy against the teacher where the teacher is certain enough."""
         if step.average is None:
-            raise ConfigError("--adapt teacher: there is no moving average", hint="--ema above 0")
+            raise ConfigError("--adapt teacher needs a moving average", hint="set --ema above 0")
         image = step.target_batch["image"]
         with torch.no_grad():
             teacher = step.average.train()  # normalised by this batch, as the pupil is
             p = torch.softmax(two_logits(teacher(image).float()), 1)
             teacher.eval()
+            # The teacher's answers, on average, must have the class shares assumed for the target.
             self.mean.lerp_(p.mean(0), 0.05)
             p = p * self.shares / self.mean.clamp_min(1e-3)
             sure, label = (p / p.sum(1, keepdim=True)).max(1)
+            # How certain the network is on source rows: a fixed limit would pass all rows, or none.
             limit = 0.9 * torch.softmax(step.source_logits, 1).amax(1).mean()
+            # Scatter of the pixels, from their median deviation: the noise added below is drawn up to this.
             width = float((image - image.median()).abs().median()) * 1.4826
         strong = Augment(d4=True, shift=3, blur=1.5, noise=width, sky=self.sky)
-        turn = int(step.progress * 1e6)
+        turn = int(step.progress * 1e6)  # a new augmentation in every step
         other = strong(image, step.target_batch["row"], seed=self.seed + 1, epoch=turn)
         each = nn.functional.cross_entropy(two_logits(step.net(other).float()), label, reduction="none")
-        # The source is disturbed as well: what blur and noise leave of an arc is learnt from true labels.
+        # The source is augmented as well: what blur and noise leave of an arc is learnt from true labels.
         known, number = step.target_batch["source_image"], torch.arange(len(step.label), device=image.device)
         other = strong(known, number, seed=self.seed + 2, epoch=turn)
         ours = nn.functional.cross_entropy(two_logits(step.net(other).float()), step.label)
@@ -281,14 +299,14 @@ class Teacher(Method):
 
 
 class Universal(Method):
-    """Known classes are drawn together, what only the target has is pushed aside.
+    """Known classes are drawn together, classes that only the target has are pushed aside.
 
     In the spirit of DeepAstroUDA (Ciprijanovic et al. 2023, MLST 4, 025013) and DANCE (Saito et al. 2020,
     NeurIPS 33, 16282): each target row clusters with a source class mean or with its target neighbours, and
-    rows that are neither certain nor like a class become less certain. `ood` of the scores finds them.
+    rows that are neither certain nor like a class become less certain. Column `ood` of the scores finds them.
     """
 
-    surveys = True
+    needs_latent = True
 
     def __init__(self, temperature: float = 0.05) -> None:
         super().__init__()
@@ -299,20 +317,23 @@ class Universal(Method):
         assert latent is not None
         self.bank = nn.functional.normalize(latent.target, dim=1)
         self.means = nn.functional.normalize(latent.means, dim=1)
+        # Global row number -> row of the bank.
         self.place = torch.zeros(int(latent.rows.max()) + 1, dtype=torch.int64, device=self.bank.device)
         rows = torch.from_numpy(latent.rows).to(self.bank.device)
         self.place[rows] = torch.arange(len(rows), device=self.bank.device)
 
     def loss(self, step: Step) -> Tensor:
         """Entropy over neighbours, and entropy separation of the classes."""
-        unit = nn.functional.normalize(step.target, dim=1)
+        unit = nn.functional.normalize(step.target, dim=1)  # (m, F)
         own = self.place[step.target_batch["row"]]
-        alike = unit @ self.bank.T
+        alike = unit @ self.bank.T  # (m, all target rows)
         alike = alike.scatter(1, own[:, None], -1e4)  # a row is not its own neighbour
         every = torch.cat([alike, unit @ self.means.T], 1) / self.temperature
+        # The bank follows the network within an epoch; the next one measures it again.
         self.bank = self.bank.index_copy(0, own, unit.detach())
         neighbours = losses.entropy(torch.softmax(every, 1)).mean()
         p = torch.softmax(step.target_logits, 1)
+        # A margin of 30 % of the middle entropy log(K) / 2: rows nearer to it are left alone.
         separated = losses.separation(p, 0.3 * math.log(p.shape[1]) / 2)
         # Source rows keep compact classes, so that "far from all of them" means something.
         compact = 1 - (nn.functional.normalize(step.source, dim=1) * self.means[step.label]).sum(1).mean()
@@ -320,7 +341,7 @@ class Universal(Method):
 
 
 class Supervised(Method):
-    """A few labelled target rows: their own cross-entropy, and classes that meet across domains.
+    """A few labelled target rows: their cross-entropy, and classes drawn together across domains.
 
     Contrastive semantic alignment, Motiian et al. 2017 (ICCV, 5716).
     """
@@ -343,7 +364,10 @@ def make_method(config: TrainConfig, net: Net, shares: Tensor, seed: int) -> Met
     match config.adapt:
         case "adabn":
             if not any(isinstance(m, BatchNorm) for m in net.modules()):
-                raise ConfigError("adabn: the network has no batch normalisation", hint="another --adapt")
+                raise ConfigError(
+                    f"--adapt adabn: {config.network} has no batch normalisation to adapt",
+                    hint="choose another --adapt, or --network d4cnn",
+                )
             return AdaBn()
         case "mmd":
             return Mmd()
@@ -367,7 +391,7 @@ def make_method(config: TrainConfig, net: Net, shares: Tensor, seed: int) -> Met
 
 
 def augmentation(config: TrainConfig) -> Augment:
-    """What happens to the images of a training batch, source and target alike."""
+    """The augmentation of a training batch, the same for source and target."""
     return Augment(
         d4=config.augment, shift=config.shift, blur=config.blur, noise=config.noise, sky=config.sky
     )

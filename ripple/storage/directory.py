@@ -1,16 +1,15 @@
-"""A directory of many files that appears whole or not at all: reports, explanations and exports.
+"""Directories that appear whole or not at all: pages and exports.
 
-    NAME.partial/          beside the target while it is made
-    NAME.partial/.tree     flock of the writer, and the mark that the directory is ours to clear
-    NAME/ripple.json       the note, written last: what it was made from, each file's size and SHA-256, a seal
+    NAME.partial/            beside the output while it is written
+    NAME.partial/.tree       flock of the writer, and the mark that RIPPLe may clear the directory
+    NAME/manifest.json       written last, as in every directory of ours
 
-Everything is synced before the directory is renamed, and its parent after. What a killed run leaves is found
-by its mark, cleared and made again; a `NAME.partial` without the mark is somebody else's and stays.
+Everything is synced before the directory is renamed, and its parent after. What a killed run leaves is known
+by its mark, cleared and written again; a `NAME.partial` without the mark belongs to somebody else and stays.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -20,67 +19,75 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ripple.config import canonical_json
-from ripple.errors import ConfigError, LockedError, OtherInputsError, WriteError
-from ripple.storage.checksums import FileList, check_size, differing, read_listing
-from ripple.storage.files import settle, sync_directory, write_atomic, write_error
+from ripple.config import Config
+from ripple.errors import LockedError, WriteError
+from ripple.storage.files import settle, sync_directory, write_error
 from ripple.storage.lock import lock, unlock
-from ripple.storage.manifest import first_difference, render
+from ripple.storage.manifest import (
+    MANIFEST,
+    MARK,
+    check_files,
+    identity_of,
+    read_manifest,
+    refuse_other,
+    write_manifest,
+)
 
-NOTE, MARK = "ripple.json", ".tree"
-#: Keys of the note that are not what the tree was made from.
-_OURS = ("files", "seal")
 #: Files that wait for the disk together: it commits them in one go.
 _TOGETHER = 16
 
 
-def write_tree(output: Path, identity: Mapping[str, Any], build: Callable[[Path], None]) -> bool:
-    """Make `output` with `build`, unless it was made from the same identity before.
-
-    A finished tree is looked at as `create` looks at a finished artefact: the note is verified, every file is
-    there with its size. `verify_tree` reads the bytes.
+def write_directory(
+    output: Path, kind: str, config: Config, inputs: Mapping[str, Any], build: Callable[[Path], None]
+) -> bool:
+    """Write `output` with `build`, unless it is there already with the same options and inputs.
 
     Parameters
     ----------
     output
-        Directory to make; may exist when empty.
-    identity
-        JSON values that decide the content.
+        Directory to write; may exist when empty.
+    kind
+        `page` or `export`.
+    config
+        Options of the verb.
+    inputs
+        What the content depends on besides, as JSON values with digests.
     build
         Writes the files into the directory it is given.
 
     Returns
     -------
-    False when the same directory was there already.
+    fresh
+        False when the same directory was there already.
 
     Raises
     ------
     ConfigError
-        `output` was made from something else; names the first difference.
+        `output` was written with different options or inputs; names the first difference.
     IntegrityError
-        It was made before, and its note or a file is damaged.
+        It was written before, and its manifest is damaged or a file is missing or has another size.
     LockedError
-        Another process makes it.
+        Another process is writing it.
     WriteError
-        `output` or `NAME.partial` holds files of others, or cannot be written.
+        `output` or `NAME.partial` contains files that RIPPLe did not write, or cannot be written.
     """
+    identity = identity_of(kind, config.verb, config.canonical(), inputs)
     try:
         output = output.resolve()  # `.` has no name, and a link cannot be renamed over
     except RuntimeError as err:
         raise WriteError(f"{output}: {err}", hint="give another output") from None
     if not output.name:
         raise WriteError(f"{output} cannot be replaced", hint="give a new directory")
-    wanted: dict[str, Any] = json.loads(canonical_json(dict(identity)))
-    if (output / NOTE).is_file() and _made_before(output, wanted):
+    if (output / MANIFEST).is_file() and _written_before(output, identity):
         return False  # also where nobody may write
     partial = output.with_name(output.name + ".partial")
     handle, place = _claim(partial), partial
     try:
-        if _made_before(output, wanted):
+        if _written_before(output, identity):
             return False
         _clear(partial)
         build(partial)
-        _seal(partial, wanted)
+        _finish(partial, identity)
         partial.rename(output)
         place = output
         _sync_name(output)
@@ -107,7 +114,7 @@ def _claim(partial: Path) -> int:
             raise write_error(partial, err) from None
         if partial.is_symlink() or (names and MARK not in names):
             raise WriteError(
-                f"{partial} holds files that are not ours", hint="move it, or give another output"
+                f"{partial} contains files that RIPPLe did not write", hint="move it, or give another output"
             )
         try:
             handle = lock(partial, MARK)
@@ -123,7 +130,7 @@ def _claim(partial: Path) -> int:
 
 
 def _release(place: Path, handle: int, *, made: bool) -> None:
-    """Let go of the lock; of a tree that was not made nothing stays, the mark goes last."""
+    """Release the lock; of a directory that was not finished nothing stays, and its mark goes last."""
     with suppress(OSError):
         if not made:
             _empty(place)
@@ -155,32 +162,27 @@ def _clear(partial: Path) -> None:
             path.unlink()
 
 
-def _made_before(output: Path, wanted: dict[str, Any]) -> bool:
-    if (output / NOTE).is_file():
-        note, files = read_listing(output / NOTE)
-        for name, (size, _) in files.items():
-            check_size(output / name, size)
-        found = {key: value for key, value in note.items() if key not in _OURS}
-        difference = first_difference(found, wanted, str(wanted.get("verb", "options")))
-        if difference is not None:
-            same_options = found.get("config") == wanted.get("config")
-            raise (OtherInputsError if same_options else ConfigError)(
-                f"{output} was made with other options or from other data: {difference}",
-                hint="give another output directory, or remove this one",
-            )
+def _written_before(output: Path, identity: Mapping[str, Any]) -> bool:
+    """Whether the same directory is there and finished; raises when it is another one."""
+    if (output / MANIFEST).is_file():
+        manifest = read_manifest(output)
+        check_files(output, manifest)
+        refuse_other(output, manifest, identity)
         with suppress(OSError):  # its writer may have been killed just before it did this
             (output / MARK).unlink()
         return True
     if output.exists():
         if not output.is_dir() or any(output.iterdir()):
-            raise WriteError(f"{output} holds files that are not ours", hint="give a new or empty directory")
+            raise WriteError(
+                f"{output} contains files that RIPPLe did not write", hint="give a new or empty directory"
+            )
         if output == Path.cwd():
             raise WriteError(f"{output} is the working directory", hint="give a new directory in it")
     return False
 
 
-def _seal(partial: Path, wanted: dict[str, Any]) -> None:
-    """Sync all files and directories, then write the note."""
+def _finish(partial: Path, identity: Mapping[str, Any]) -> None:
+    """Sync all files and directories, then write the manifest."""
     names = _names(partial)
     with ThreadPoolExecutor(_TOGETHER) as pool:
         files = dict(zip(names, pool.map(lambda name: settle(partial / name), names), strict=True))
@@ -189,14 +191,14 @@ def _seal(partial: Path, wanted: dict[str, Any]) -> None:
             sync_directory(directory)
         except OSError as err:
             raise write_error(directory, err) from None
-    write_atomic(partial / NOTE, render({**wanted, "files": files}))
+    write_manifest(partial, identity, {"files": files})
 
 
 def _names(directory: Path) -> list[str]:
-    """Relative names of all files, sorted, but for the note and the mark; links count as files."""
+    """Relative names of all files, sorted, but for the manifest and the mark; links count as files."""
     found = (p for p in directory.rglob("*") if p.is_symlink() or not p.is_dir())
     names = (p.relative_to(directory).as_posix() for p in found)
-    return sorted(name for name in names if name not in (NOTE, MARK))
+    return sorted(name for name in names if name not in (MANIFEST, MARK))
 
 
 def _size(directory: Path) -> int:
@@ -212,37 +214,6 @@ def _sync_name(output: Path) -> None:
     try:
         sync_directory(output.parent)
     except OSError as err:
-        # Renamed, perhaps, but not known to be on disk: must not pass for a finished tree later.
+        # Renamed, perhaps, but not known to be on disk: must not pass for a finished directory later.
         shutil.rmtree(output, ignore_errors=True)
         raise write_error(output, err) from None
-
-
-def read_tree(directory: Path) -> FileList:
-    """The files of a finished tree, as its note lists them.
-
-    Raises
-    ------
-    IntegrityError
-        The note is damaged, or of a version without lists.
-    """
-    return read_listing(directory / NOTE)[1]
-
-
-def verify_tree(directory: Path, advance: Callable[[int], None] | None = None) -> list[str]:
-    """Read every byte and compare; what is wrong, empty when all is whole.
-
-    Parameters
-    ----------
-    directory
-        A finished tree.
-    advance
-        Called with the number of bytes just read.
-
-    Raises
-    ------
-    IntegrityError
-        The note is damaged.
-    """
-    files = read_tree(directory)
-    strays = [f"{directory / name}: not in the note" for name in _names(directory) if name not in files]
-    return differing(directory, files, advance) + strays

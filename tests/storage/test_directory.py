@@ -1,4 +1,4 @@
-"""Trees (reports, explanations, exports): whole or absent, one writer, every byte accounted for."""
+"""Directories (pages, exports): whole or absent, one writer, every byte accounted for."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from typing import Any
 
 import faultlib
 import pytest
+from pages import write_page
 
 from ripple.cli import run
 from ripple.errors import ConfigError, IntegrityError, LockedError, WriteError
+from ripple.storage.artefact import verify
 from ripple.storage.files import write_new
-from ripple.storage.tree import MARK, NOTE, verify_tree, write_tree
+from ripple.storage.manifest import MANIFEST, MARK, content_digest, render
 
-IDENTITY = {"verb": "report", "config": {"top": 3}, "input": "0" * 64}
 FILES = {
     "index.html": b"<p>page</p>",
     "candidates.csv": b"rank,id\n1,a\n",
@@ -44,13 +45,15 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {p.relative_to(directory).as_posix(): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
 
 
+SUPPORT = str(Path(__file__).parents[1] / "support")
 #: A process that makes a tree: argv is the output, and seconds to sleep in the middle.
 CHILD = f"""
 import sys, time
 from contextlib import suppress
 from pathlib import Path
 from ripple.errors import RippleError
-from ripple.storage.tree import write_tree
+sys.path.insert(0, {SUPPORT!r})
+from pages import write_page
 def slowly(directory):
     for name, data in {FILES!r}.items():
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +61,7 @@ def slowly(directory):
     print("begun", flush=True)
     time.sleep(float(sys.argv[2]))
 try:
-    write_tree(Path(sys.argv[1]), {IDENTITY!r}, slowly)
+    write_page(Path(sys.argv[1]), slowly)
 except RippleError as err:
     print(err, file=sys.stderr)
     sys.exit(err.exit_code)
@@ -77,43 +80,43 @@ def begun(process: subprocess.Popen[str]) -> None:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    assert write_tree(tmp_path / "out", IDENTITY, build)
+    assert write_page(tmp_path / "out", build)
     return tmp_path / "out"
 
 
 def test_what_is_written_and_nothing_else(tree: Path) -> None:
-    assert sorted(contents(tree)) == sorted([*FILES, NOTE])
+    assert sorted(contents(tree)) == sorted([*FILES, MANIFEST])
     assert [p.name for p in tree.parent.iterdir()] == ["out"]
-    note = json.loads((tree / NOTE).read_bytes())
+    note = json.loads((tree / MANIFEST).read_bytes())
     assert sorted(note["files"]) == sorted(FILES)
     assert note["files"]["index.html"][0] == len(FILES["index.html"])
-    assert {key: note[key] for key in IDENTITY} == IDENTITY
-    assert verify_tree(tree) == []
+    assert (note["kind"], note["verb"], note["config"]) == ("page", "report", {"top": 3})
+    assert verify(tree) == []
     assert run(["verify", str(tree)]) == 0
 
 
 def test_the_same_again_is_done_and_looks_at_sizes(tree: Path) -> None:
     before = contents(tree)
-    assert not write_tree(tree, IDENTITY, never)
+    assert not write_page(tree, never)
     assert contents(tree) == before
     assert [p.name for p in tree.parent.iterdir()] == ["out"]
-    with pytest.raises(ConfigError, match=r"report\.config\.top: 3 -> 4"):
-        write_tree(tree, {**IDENTITY, "config": {"top": 4}}, never)
+    with pytest.raises(ConfigError, match=r"report\.top: 3 -> 4"):
+        write_page(tree, never, top=4)
     (tree / "candidates.csv").write_bytes(b"rank")
     with pytest.raises(IntegrityError, match=r"candidates\.csv: 4 bytes"):
-        write_tree(tree, IDENTITY, never)
+        write_page(tree, never)
     (tree / "candidates.csv").unlink()
     with pytest.raises(IntegrityError, match=r"candidates\.csv"):
-        write_tree(tree, IDENTITY, never)
+        write_page(tree, never)
     assert [p.name for p in tree.parent.iterdir()] == ["out"]
 
 
 def test_the_same_files_give_the_same_note(tree: Path, tmp_path: Path) -> None:
-    write_tree(tmp_path / "other", IDENTITY, build)
+    write_page(tmp_path / "other", build)
     assert contents(tmp_path / "other") == contents(tree)
 
 
-@pytest.mark.parametrize("name", [*FILES, NOTE])
+@pytest.mark.parametrize("name", [*FILES, MANIFEST])
 def test_every_flip_is_found(tree: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     whole = (tree / name).read_bytes()
     for at in range(0, len(whole), max(1, len(whole) // 40)):
@@ -123,9 +126,9 @@ def test_every_flip_is_found(tree: Path, name: str, capsys: pytest.CaptureFixtur
             (tree / name).write_bytes(bytes(data))
             assert run(["verify", str(tree)]) == 4
             assert name in capsys.readouterr().err
-            if name == NOTE:
-                with pytest.raises(IntegrityError, match=NOTE):
-                    write_tree(tree, IDENTITY, never)
+            if name == MANIFEST:
+                with pytest.raises(IntegrityError, match=MANIFEST):
+                    write_page(tree, never)
 
 
 def test_missing_extra_and_linked_files_are_named(tree: Path) -> None:
@@ -133,7 +136,7 @@ def test_missing_extra_and_linked_files_are_named(tree: Path) -> None:
     (tree / "deep/new").write_bytes(b"")
     (tree / "index.html").rename(tree.parent / "page")
     (tree / "index.html").symlink_to(tree.parent / "page")
-    problems = verify_tree(tree)
+    problems = verify(tree)
     assert len(problems) == 3
     expected = ("0000000.npy: No such", "index.html: is a symbolic", "deep/new: not in")
     for problem, words in zip(problems, expected, strict=True):
@@ -141,15 +144,15 @@ def test_missing_extra_and_linked_files_are_named(tree: Path) -> None:
 
 
 def test_a_note_without_a_list_and_one_that_leads_outside(tree: Path) -> None:
-    from ripple.storage.manifest import render
-
-    (tree / NOTE).write_text(json.dumps(IDENTITY, indent=1, sort_keys=True) + "\n")
+    record = json.loads((tree / MANIFEST).read_bytes())
+    (tree / MANIFEST).write_text(json.dumps(record) + "\n")
     with pytest.raises(IntegrityError, match="remove the directory and run again"):
-        write_tree(tree, IDENTITY, never)
+        write_page(tree, never)
     for files in ({"../page": [1, "0"]}, {"/etc/passwd": [1, "0"]}, {"a": [1]}, {"a": ["1", "0"]}, [], None):
-        (tree / NOTE).write_bytes(render({**IDENTITY, "files": files}))
-        with pytest.raises(IntegrityError, match="layout"):
-            verify_tree(tree)
+        changed = {**record, "files": files}
+        (tree / MANIFEST).write_bytes(render({**changed, "digest": content_digest(changed)}))
+        (problem,) = verify(tree)
+        assert "files" in problem
 
 
 def test_a_second_writer_is_told_who_writes_and_leaves_it_alone(tmp_path: Path) -> None:
@@ -157,13 +160,13 @@ def test_a_second_writer_is_told_who_writes_and_leaves_it_alone(tmp_path: Path) 
     begun(first)
     before = contents(tmp_path / "out.partial")
     with pytest.raises(LockedError, match=rf"out\.partial is being written by pid {first.pid}"):
-        write_tree(tmp_path / "out", IDENTITY, never)
+        write_page(tmp_path / "out", never)
     assert contents(tmp_path / "out.partial") == before
     first.kill()
     first.communicate()
     assert contents(tmp_path / "out.partial").keys() == {*FILES, MARK}
-    assert write_tree(tmp_path / "out", IDENTITY, build)
-    assert sorted(contents(tmp_path / "out")) == sorted([*FILES, NOTE])
+    assert write_page(tmp_path / "out", build)
+    assert sorted(contents(tmp_path / "out")) == sorted([*FILES, MANIFEST])
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
@@ -191,15 +194,15 @@ def test_killed_at_any_moment_the_next_run_makes_the_same(tmp_path: Path, tree: 
         process = child(output, 0, "strace", "-f", "-qq", *inject)
         process.communicate()
         assert process.returncode == -9
-        write_tree(output, IDENTITY, build)
+        write_page(output, build)
         assert contents(output) == want
         assert not output.with_name(output.name + ".partial").exists()
 
 
 def test_killed_between_the_rename_and_the_end(tree: Path) -> None:
     (tree / MARK).write_bytes(b"pid 1 on nowhere")
-    assert verify_tree(tree) == []
-    assert not write_tree(tree, IDENTITY, never)
+    assert verify(tree) == []
+    assert not write_page(tree, never)
     assert not (tree / MARK).exists()
 
 
@@ -207,27 +210,27 @@ def test_a_foreign_partial_is_left_alone(tmp_path: Path) -> None:
     partial = tmp_path / "out.partial"
     partial.mkdir()
     (partial / "thesis.tex").write_text("x")
-    with pytest.raises(WriteError, match=r"out\.partial holds files that are not ours"):
-        write_tree(tmp_path / "out", IDENTITY, never)
+    with pytest.raises(WriteError, match=r"out\.partial contains files that RIPPLe did not write"):
+        write_page(tmp_path / "out", never)
     assert [p.name for p in partial.iterdir()] == ["thesis.tex"]
     shutil.rmtree(partial)
     partial.write_text("a file")
     with pytest.raises(WriteError, match=r"out\.partial"):
-        write_tree(tmp_path / "out", IDENTITY, never)
+        write_page(tmp_path / "out", never)
     assert partial.read_text() == "a file"
     partial.unlink()
     (tmp_path / "elsewhere").mkdir()
     partial.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(WriteError, match="not ours"):
-        write_tree(tmp_path / "out", IDENTITY, never)
+    with pytest.raises(WriteError, match="did not write"):
+        write_page(tmp_path / "out", never)
     assert partial.is_symlink()
 
 
 def test_a_finished_tree_called_partial_is_not_cleared(tmp_path: Path) -> None:
-    write_tree(tmp_path / "out.partial", IDENTITY, build)
-    with pytest.raises(WriteError, match="not ours"):
-        write_tree(tmp_path / "out", IDENTITY, never)
-    assert verify_tree(tmp_path / "out.partial") == []
+    write_page(tmp_path / "out.partial", build)
+    with pytest.raises(WriteError, match="did not write"):
+        write_page(tmp_path / "out", never)
+    assert verify(tmp_path / "out.partial") == []
 
 
 def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
@@ -236,7 +239,7 @@ def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with pytest.raises(WriteError, match=r"out\.partial: disk full, at least \d+ bytes needed, \d+ free"):
-        write_tree(tmp_path / "out", IDENTITY, broken)
+        write_page(tmp_path / "out", broken)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -256,9 +259,9 @@ def test_threads_that_write_after_a_failure_leave_nothing(tmp_path: Path) -> Non
 
     writer: list[threading.Thread] = []
     with pytest.raises(WriteError, match="disk full"):
-        write_tree(tmp_path / "out", IDENTITY, broken)
+        write_page(tmp_path / "out", broken)
     writer[0].join()
-    assert write_tree(tmp_path / "out", IDENTITY, build)
+    assert write_page(tmp_path / "out", build)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -267,7 +270,7 @@ def test_a_full_disk_is_named_with_what_it_needed(tmp_path: Path) -> None:
         pytest.skip(faultlib.can_mount())
     with faultlib.small_disk(tmp_path / "disk", 1 << 20) as disk:
         with pytest.raises(WriteError, match=r"big: disk full, at least 2097152 bytes needed, \d+ free"):
-            write_tree(disk / "out", IDENTITY, lambda d: write_new(d / "big", bytes(1 << 21)))
+            write_page(disk / "out", lambda d: write_new(d / "big", bytes(1 << 21)))
         assert list(disk.iterdir()) == []
 
 
@@ -292,22 +295,22 @@ def test_names_of_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     with pytest.raises(WriteError, match="working directory"):
-        write_tree(Path(), IDENTITY, never)
+        write_page(Path(), never)
     assert [p.name for p in tmp_path.iterdir()] == ["here"]
     for name in ("/", ".."):
         with pytest.raises(WriteError):
-            write_tree(Path(name), IDENTITY, never)
+            write_page(Path(name), never)
     (tmp_path / "to").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "to")
     for name in ("sub/", "../up", "a/b/c", str(tmp_path / "link"), "empty"):
         if name == "empty":
             Path(name).mkdir()
-        assert write_tree(Path(name), IDENTITY, build)
-        assert verify_tree(Path(name)) == []
+        assert write_page(Path(name), build)
+        assert verify(Path(name)) == []
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "up").is_dir()
     monkeypatch.chdir(tmp_path / "up")
-    assert not write_tree(Path(), IDENTITY, never)
+    assert not write_page(Path(), never)
     assert not list(tmp_path.rglob("*.partial"))
 
 
@@ -315,7 +318,17 @@ def test_verify_of_scores_and_models_covers_what_lies_beside(tmp_path: Path, mad
     scores, model = made
     for directory, names in (
         (scores, ("evaluation.json", "metrics.json", "scores.parquet", "manifest.json", "index.parquet")),
-        (model, ("evaluation.json", "curves.png", "history.csv", "model.safetensors", "model.json")),
+        (
+            model,
+            (
+                "evaluation.json",
+                "curves.png",
+                "history.csv",
+                "model.safetensors",
+                "model.json",
+                "manifest.json",
+            ),
+        ),
     ):
         assert run(["verify", str(directory)]) == 0
         for name in names:
@@ -324,9 +337,9 @@ def test_verify_of_scores_and_models_covers_what_lies_beside(tmp_path: Path, mad
                 (directory / name).write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
                 assert run(["verify", str(directory)]) == 4, (name, at)
             (directory / name).unlink()
-            if name == "model.json":
+            if name == "manifest.json":
                 assert run(["verify", str(directory)]) == 3
-            elif name not in ("metrics.json", "manifest.json"):
+            elif name != "metrics.json":
                 assert run(["verify", str(directory)]) == 4
             (directory / name).write_bytes(whole)
         assert run(["verify", str(directory)]) == 0
