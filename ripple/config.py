@@ -27,6 +27,11 @@ def neutral(default: Any = ..., **kwargs: Any) -> Any:
     return Field(default, json_schema_extra={"neutral": True}, **kwargs)
 
 
+def setting(default: Any = ..., *, neutral: bool = False, **kwargs: Any) -> Any:
+    """A field for the YAML and `--set NAME=VALUE`, without a flag: changed once in a project, if ever."""
+    return Field(default, json_schema_extra={"setting": True, "neutral": neutral}, **kwargs)
+
+
 class Config(BaseModel):
     """Base of the per-verb models: frozen, unknown keys refused, a digest of what changes the output.
 
@@ -71,6 +76,11 @@ def canonical_json(value: Any) -> bytes:
 
 def _is_neutral(extra: Any) -> bool:
     return isinstance(extra, dict) and bool(extra.get("neutral"))
+
+
+def is_setting(extra: Any) -> bool:
+    """Whether the `json_schema_extra` of a field is that of a `setting`."""
+    return isinstance(extra, dict) and bool(extra.get("setting"))
 
 
 def _say_error(cls: type[Config], error: Any) -> str:

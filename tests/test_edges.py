@@ -347,7 +347,17 @@ def stamps(root: Path, form: str) -> Path:
 
 def importing(source: Path, form: str, out: Path, *more: str) -> list[str]:
     """A command line that imports `stamps`; the output comes last."""
-    facts = ["--bands", "gri", "--pixel-scale", "0.2", "--into", "tensors", "--rows-per-shard", "2", *more]
+    facts = [
+        "--bands",
+        "gri",
+        "--pixel-scale",
+        "0.2",
+        "--into",
+        "tensors",
+        "--set",
+        "rows_per_shard=2",
+        *more,
+    ]
     return ["import", str(source), "--format", form, *facts, "-o", str(out)]
 
 

@@ -12,7 +12,7 @@ from ripple.stages.formats.config import ImportConfig
 @config_options(ImportConfig, short={"output": "-o"}, arguments=("source",))
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on stdout.")
 def command(config: ImportConfig, as_json: bool) -> None:
-    """Bring other people's stamps in: DeepLense folders, arrays, FITS, Multimodal Universe files."""
-    from ripple.stages.formats.import_cutouts import import_stamps
+    """Import cutouts in other formats: DeepLense folders, arrays, FITS, Multimodal Universe files."""
+    from ripple.stages.formats.import_cutouts import import_cutouts
 
-    import_stamps(config).print(as_json=as_json)
+    import_cutouts(config).print(as_json=as_json)

@@ -2,7 +2,7 @@
 
 `@config_options(FetchConfig)` adds one flag per field plus `-c/--config`, and calls the command with a
 validated `config`. A field `psf_fwhm` becomes `--psf-fwhm`; a tuple of strings is given comma-separated; a
-bool becomes `--x/--no-x`; a mapping is given in the YAML only.
+bool becomes `--x/--no-x`; a mapping or a `setting` has no flag: it stands in the YAML, or in `--set`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from typing import Any, Literal, Union
 
 import click
 import yaml
+from pydantic.fields import FieldInfo
 
-from ripple.config import Config, load_yaml, suggest
+from ripple.config import Config, is_setting, load_yaml, suggest
 from ripple.errors import ConfigError
 
 #: Arguments of a command that are no fields of its model.
@@ -25,7 +26,11 @@ _OWN = ("config_file", "settings")
 
 
 def config_options(
-    model: type[Config], *, short: dict[str, str] | None = None, arguments: tuple[str, ...] = ()
+    model: type[Config],
+    *,
+    short: dict[str, str] | None = None,
+    arguments: tuple[str, ...] = (),
+    of: type[Config] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorate a click callback so that it receives `config: model`.
 
@@ -37,6 +42,8 @@ def config_options(
         Field -> short flag, as in `{"output": "-o"}`.
     arguments
         Fields that are positional arguments instead of flags.
+    of
+        The model of another verb whose section of the YAML is read: what only that verb uses is left out.
     """
     names = short or {}
 
@@ -45,14 +52,19 @@ def config_options(
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             given = {k: v for k, v in kwargs.items() if k in model.model_fields and not _absent(v)}
             rest = {k: v for k, v in kwargs.items() if k not in model.model_fields and k not in _OWN}
-            values = {**section(kwargs.get("config_file"), model.verb), **_listed(model, given)}
+            found = section(kwargs.get("config_file"), (of or model).verb)
+            if of is not None:
+                found = {
+                    k: v for k, v in found.items() if k in model.model_fields or k not in of.model_fields
+                }
+            values = {**found, **_listed(model, given)}
             config = model.make(_with_settings(values, kwargs.get("settings") or (), model))
             return function(*args, config=config, **rest)
 
         wrapped: Callable[..., Any] = wrapper
         for name, info in reversed(model.model_fields.items()):
-            if _is_mapping(info.annotation):
-                continue  # mappings are for the YAML, and single keys of them for --set
+            if _is_setting(info):
+                continue
             if name in arguments:
                 nargs = -1 if _is_tuple(info.annotation) else 1
                 wrapped = click.argument(name, nargs=nargs, required=False, metavar=name.upper())(wrapped)
@@ -70,13 +82,13 @@ def config_options(
                 wrapped = click.option(*decls, flag, name, default=None, type=_click_type(kind), help=shown)(
                     wrapped
                 )
-        if mappings := [name for name, info in model.model_fields.items() if _is_mapping(info.annotation)]:
+        if settings := [name for name, info in model.model_fields.items() if _is_setting(info)]:
             wrapped = click.option(
                 "--set",
                 "settings",
                 multiple=True,
-                metavar="KEY=VALUE",
-                help=f"One key of a mapping of the YAML, as in {mappings[-1]}.KEY=VALUE; may be repeated.",
+                metavar="NAME=VALUE",
+                help=f"An option of the YAML that has no flag; may be repeated: {', '.join(settings)}.",
             )(wrapped)
         return click.option(
             "-c",
@@ -131,23 +143,31 @@ def _is_mapping(annotation: Any) -> bool:
     return typing.get_origin(kind) is dict or (isinstance(kind, type) and issubclass(kind, Config))
 
 
+def _is_setting(info: FieldInfo) -> bool:
+    """Whether a field has no flag: mappings, and what is changed once in a project."""
+    return _is_mapping(info.annotation) or is_setting(info.json_schema_extra)
+
+
 def _with_settings(values: dict[str, Any], settings: tuple[str, ...], model: type[Config]) -> dict[str, Any]:
-    """`values` with the keys that `--set MAPPING.KEY=VALUE` gives."""
+    """`values` with what `--set NAME=VALUE` and `--set MAPPING.KEY=VALUE` give."""
     out = dict(values)
-    for setting in settings:
-        place, equals, text = setting.partition("=")
-        name, dot, key = place.partition(".")
-        fields = model.model_fields
-        if not (equals and dot and key and name in fields and _is_mapping(fields[name].annotation)):
-            known = [field for field, info in fields.items() if _is_mapping(info.annotation)]
-            raise ConfigError(f"--set {setting!r}", hint=f"as in {known[0]}.KEY=VALUE")
-        inner = out.get(name) or {}
-        if not isinstance(inner, dict):
-            raise ConfigError(f"{model.verb}: {name!r} must be a mapping")
+    fields = {name: info for name, info in model.model_fields.items() if _is_setting(info)}
+    for text in settings:
+        place, equals, value = text.partition("=")
+        name, dot, key = place.strip().replace("-", "_").partition(".")
+        if not equals or name not in fields or bool(dot) != _is_mapping(fields[name].annotation):
+            example = f"{name}.KEY=VALUE" if name in fields and not dot else "NAME=VALUE"
+            raise ConfigError(f"--set {text}{suggest(name, list(fields))}", hint=f"use --set {example}")
         try:
-            out[name] = {**inner, key: yaml.safe_load(text)}
+            parsed = yaml.safe_load(value)
         except yaml.YAMLError:
-            raise ConfigError(f"--set {setting!r}: the value is not valid YAML") from None
+            raise ConfigError(f"--set {text}: the value is not valid YAML") from None
+        if dot:
+            inner = out.get(name) or {}
+            if not isinstance(inner, dict):
+                raise ConfigError(f"{model.verb}: {name!r} must be a mapping")
+            parsed = {**inner, key: parsed}
+        out[name] = parsed
     return out
 
 

@@ -9,16 +9,17 @@ import click
 
 from ripple.cli.options import config_options
 from ripple.stages.fetch.config import FetchConfig
+from ripple.stages.plan.config import PlanConfig
 
 
 @click.command(
     "plan",
     epilog="Example: ripple plan --repo dp2 --collections dp2 --bands gri --targets lenses.csv --size 64",
 )
-@config_options(FetchConfig, short={"output": "-o"})
+@config_options(PlanConfig, of=FetchConfig)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON on stdout.")
-def command(config: FetchConfig, as_json: bool) -> None:
-    """Dry run of fetch, with the same options: what exists, what is missing, how large, how long.
+def command(config: PlanConfig, as_json: bool) -> None:
+    """Dry run of fetch with its selection: what exists, what is missing, how large, how long.
 
     The repository is opened read-only and nothing is written.
     """

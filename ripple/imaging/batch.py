@@ -159,6 +159,9 @@ class TensorBatch:
         Label value -> class name, empty when unlabelled.
     unit
         Unit that `denormalize` returns, `nJy`.
+    variance
+        `(N, B, H, W)` float32 in the square of `unit`: of the fluxes after PSF matching, not yet normalised;
+        NaN in missing bands. None when it was not kept.
     """
 
     bands: tuple[str, ...]
@@ -170,6 +173,7 @@ class TensorBatch:
     normalization: dict[str, object]
     class_map: dict[str, str] = field(default_factory=dict)
     unit: str = "nJy"
+    variance: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.image)

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ripple.config import Config, neutral
+from ripple.config import Config, neutral, setting
 
 
 class ImportModelConfig(Config):
@@ -54,17 +54,17 @@ class ExplainConfig(Config):
     before: Path | None = Field(
         None, description="Another model, whose latent space is shown beside that of this one."
     )
-    neighbours: Annotated[int, Field(ge=1, le=50)] = Field(6, description="Nearest training rows to show.")
-    steps: Annotated[int, Field(ge=2)] = Field(
+    neighbours: Annotated[int, Field(ge=1, le=50)] = setting(6, description="Nearest training rows to show.")
+    steps: Annotated[int, Field(ge=2)] = setting(
         64, description="Integration steps of the integrated gradients."
     )
-    points: Annotated[int, Field(ge=10)] = Field(
+    points: Annotated[int, Field(ge=10)] = setting(
         800, description="Rows to draw in the plots of the latent space."
     )
     embedding: Literal["pca", "umap"] = Field(
         "pca", description="Projection of the latent space; umap needs the extra `explain`."
     )
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="Seed of the choice of rows and of UMAP.")
+    seed: Annotated[int, Field(ge=0)] = setting(0, description="Seed of the choice of rows and of UMAP.")
 
     device: str = neutral("auto", description="cpu, cuda or cuda:1; auto uses a GPU if there is one.")
 
@@ -105,25 +105,25 @@ class ScoreConfig(Config):
     stress: bool = Field(
         False, description="Also measure robustness: disturb labelled rows on sky not trained on."
     )
-    stress_rows: Annotated[int, Field(ge=1)] = Field(500, description="Number of rows to disturb.")
-    attacked_rows: Annotated[int, Field(ge=1)] = Field(
+    stress_rows: Annotated[int, Field(ge=1)] = setting(500, description="Number of rows to disturb.")
+    attacked_rows: Annotated[int, Field(ge=1)] = setting(
         50, description="Number of rows for the one-pixel attack."
     )
     # Five times the noise of a pixel in the benchmark, docs/benchmark.md; stated before any training.
-    visible_sb: float = Field(
+    visible_sb: float = setting(
         26.0, description="Arcs brighter than this surface brightness (mag/arcsec^2) count as visible."
     )
     # About 10^5 lenses on the 18,000 deg^2 of LSST.
-    lenses_per_deg2: Annotated[float, Field(gt=0)] = Field(6.0, description="True lenses per deg^2 of sky.")
-    sources_per_deg2: Annotated[float, Field(gt=0)] = Field(
+    lenses_per_deg2: Annotated[float, Field(gt=0)] = setting(6.0, description="True lenses per deg^2 of sky.")
+    sources_per_deg2: Annotated[float, Field(gt=0)] = setting(
         1e4, description="Extended sources per deg^2 of sky that would be scored."
     )
-    draws: Annotated[int, Field(ge=10)] = Field(
+    draws: Annotated[int, Field(ge=10)] = setting(
         500, description="Bootstrap replicates for the confidence intervals."
     )
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="Seed of the bootstrap.")
+    seed: Annotated[int, Field(ge=0)] = setting(0, description="Seed of the bootstrap.")
 
-    batch_size: Annotated[int, Field(ge=1)] = neutral(256, description="Rows per batch.")
+    batch_size: Annotated[int, Field(ge=1)] = setting(256, neutral=True, description="Rows per batch.")
     device: str = neutral("auto", description="cpu, cuda or cuda:1; auto uses a GPU if there is one.")
     threads: Annotated[int, Field(ge=0)] = neutral(0, description="CPU threads; 0 for all cores.")
 
@@ -160,7 +160,7 @@ class TrainConfig(Config):
     pretrained: bool = Field(False, description="Start timm networks from ImageNet weights (downloads them).")
     init: Path | None = Field(None, description="Fine-tune from this model directory, member by member.")
     freeze: Literal["none", "stem", "backbone"] = Field("none", description="Layers that are not trained.")
-    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = setting(
         1.0, description="Factor on the learning rate from each layer to the one before it."
     )
 
@@ -168,8 +168,8 @@ class TrainConfig(Config):
         "none", description="Domain adaptation to the rows of --target, which need no labels."
     )
     target: tuple[Path, ...] = Field((), description="Tensor artefacts of the data set to adapt to.")
-    adapt_weight: Positive = Field(1.0, description="Weight of the adaptation loss at the end of training.")
-    adapt_start: Annotated[float, Field(ge=0, lt=1)] = Field(
+    adapt_weight: Positive = setting(1.0, description="Weight of the adaptation loss at the end of training.")
+    adapt_start: Annotated[float, Field(ge=0, lt=1)] = setting(
         0.3, description="Fraction of the epochs, at the start, that learn from the source only."
     )
     target_prevalence: Annotated[float, Field(gt=0, lt=1)] | None = Field(
@@ -185,33 +185,33 @@ class TrainConfig(Config):
     epochs: Count = Field(30, description="Largest number of epochs.")
     batch_size: Annotated[int, Field(ge=2)] = Field(64, description="Rows per batch and process.")
     lr: Positive = Field(3e-3, description="Peak learning rate of the head.")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.05, description="Weight decay of AdamW.")
-    warmup: Annotated[float, Field(ge=0)] = Field(1.0, description="Epochs of linear warm-up.")
-    clip: Annotated[float, Field(ge=0)] = Field(1.0, description="Largest gradient norm; 0 for no limit.")
+    weight_decay: Annotated[float, Field(ge=0)] = setting(0.05, description="Weight decay of AdamW.")
+    warmup: Annotated[float, Field(ge=0)] = setting(1.0, description="Epochs of linear warm-up.")
+    clip: Annotated[float, Field(ge=0)] = setting(1.0, description="Largest gradient norm; 0 for no limit.")
     # 0.98 averages over about 50 steps, a fraction of an epoch of the benchmark.
-    ema: Annotated[float, Field(ge=0, lt=1)] = Field(
+    ema: Annotated[float, Field(ge=0, lt=1)] = setting(
         0.98, description="Decay of the moving average of the weights per step; 0 for no average."
     )
     # Long beside the warm-up; with --adapt the last epoch is kept and patience never ends a run.
     patience: Count = Field(10, description="Stop after this many epochs without a better validation metric.")
     # PR-AUC by default: lenses are rare, and it weighs purity where AUROC hardly sees false positives.
-    select: Literal["pr_auc", "tpr_at_fpr", "auroc"] = Field(
+    select: Literal["pr_auc", "tpr_at_fpr", "auroc"] = setting(
         "pr_auc", description="Validation metric that selects the best epoch."
     )
     loss: Literal["bce", "focal"] = Field("bce", description="Cross-entropy or focal loss.")
-    focal_gamma: Annotated[float, Field(ge=0)] = Field(2.0, description="Exponent of the focal loss.")
-    balance: Literal["sampler", "weights", "none"] = Field(
+    focal_gamma: Annotated[float, Field(ge=0)] = setting(2.0, description="Exponent of the focal loss.")
+    balance: Literal["sampler", "weights", "none"] = setting(
         "sampler", description="Against class imbalance: draw classes evenly, weight the loss, or neither."
     )
     augment: bool = Field(True, description="Random quarter turns and flips.")
-    shift: Annotated[int, Field(ge=0, le=16)] = Field(
+    shift: Annotated[int, Field(ge=0, le=16)] = setting(
         2, description="Random shifts of up to this many pixels."
     )
-    noise: Annotated[float, Field(ge=0)] = Field(
+    noise: Annotated[float, Field(ge=0)] = setting(
         0.0, description="Sigma of added noise at most, in tensor units."
     )
-    blur: Annotated[float, Field(ge=0)] = Field(0.0, description="Sigma of added blur at most, in pixels.")
-    sky: Annotated[float, Field(ge=0)] = Field(
+    blur: Annotated[float, Field(ge=0)] = setting(0.0, description="Sigma of added blur at most, in pixels.")
+    sky: Annotated[float, Field(ge=0)] = setting(
         0.0, description="Scatter of a level added to each band (a sky residual), in tensor units."
     )
     seed: Annotated[int, Field(ge=0)] = Field(0, description="Seed of weights, order and augmentation.")
@@ -236,18 +236,18 @@ class TrainConfig(Config):
     guard: Annotated[float, Field(ge=0)] | None = Field(
         None, description="Least distance of rows of different splits, arcsec; default: side of a cutout."
     )
-    operating_fpr: Fraction = Field(
+    operating_fpr: Fraction = setting(
         0.01, description="False positive rate of the operating point, on validation sky."
     )
     calibration: Literal["none", "temperature", "isotonic"] = Field(
         "temperature", description="Map from score to probability, fitted on validation sky."
     )
     # docs/benchmark.md: the closest gate of the benchmark, the radial profile, has 0.642.
-    gate_limit: Fraction = Field(0.65, description="AUROC that no shortcut may reach.")
-    gate_distance: Fraction = Field(
+    gate_limit: Fraction = setting(0.65, description="AUROC that no shortcut may reach.")
+    gate_distance: Fraction = setting(
         0.1, description="How far a shortcut's AUROC must stay below that of the network."
     )
-    gate_rows: Count = Field(20000, description="Largest number of rows for the shortcut gates.")
+    gate_rows: Count = setting(20000, description="Largest number of rows for the shortcut gates.")
     draws: Count = Field(500, description="Bootstrap replicates for the confidence intervals.")
     licence: str = Field("", description="Licence of the weights, written into the contract.")
 
@@ -255,7 +255,9 @@ class TrainConfig(Config):
     strict: bool = neutral(False, description="Fail when a shortcut comes too close to the network.")
     device: str = neutral("auto", description="cpu, cuda or cuda:1; auto uses a GPU if there is one.")
     threads: Annotated[int, Field(ge=0)] = neutral(0, description="CPU threads; 0 for all cores.")
-    compile: bool = neutral(False, description="Use torch.compile (worth it on GPUs and in long runs).")
+    compile: bool = setting(
+        False, neutral=True, description="Use torch.compile (worth it on GPUs and in long runs)."
+    )
     tensorboard: bool = neutral(False, description="Also write TensorBoard events (extra `tensorboard`).")
 
     # Contradictions are refused when options are read, long before any tensor is opened.
@@ -280,7 +282,7 @@ class TrainConfig(Config):
         if self.target_prevalence is not None and (self.adapt == "none" or self.task != "lens"):
             raise ValueError("--target-prevalence can only be used with --adapt and --task lens")
         if self.adapt == "teacher" and not self.ema:
-            raise ValueError("--adapt teacher needs the moving average: set --ema above 0")
+            raise ValueError("--adapt teacher needs the moving average: --set ema=0.98")
         if self.adapt != "none" and self.compile:
             raise ValueError("--compile cannot be combined with --adapt")
         return self

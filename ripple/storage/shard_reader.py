@@ -128,6 +128,9 @@ def _planes(file: _Reader) -> TensorPlanes:
 def _tensors(file: _Reader) -> TensorBatch:
     planes = _planes(file)
     class_map = file.json("class_map")
+    variance = file.array("variance", np.float32, ndim=4) if file.has("variance") else None
+    if variance is not None and variance.shape != planes.image.shape:
+        raise DataError("image and variance differ in shape")
     return TensorBatch(
         bands=planes.bands,
         image=planes.image,
@@ -138,6 +141,7 @@ def _tensors(file: _Reader) -> TensorBatch:
         normalization=file.json("normalization"),
         class_map={k: str(v) for k, v in class_map.items()},
         unit=file.text("unit"),
+        variance=variance,
     )
 
 
@@ -204,11 +208,17 @@ class _Reader:
         if schema != SCHEMA:
             raise DataError(f"shard has schema {schema:g}, this version reads {SCHEMA}")
         known = {"image", "catalog"} | (
-            {"variance", "mask", "psf", "psf_index", "psf_cells", "wcs"} if kind == "cutouts" else {"valid"}
+            {"variance", "mask", "psf", "psf_index", "psf_cells", "wcs"}
+            if kind == "cutouts"
+            else {"valid", "variance"}
         )
         for name in self._links(self._file.id):
             if name not in known:
                 raise DataError(f"/{name[:80]}: not part of a {kind} shard")
+
+    def has(self, name: str) -> bool:
+        """Whether the shard has a member of this name at its root."""
+        return name in self._links(self._file.id)
 
     def _links(self, group: Any) -> list[str]:
         """Names in a group; soft and external links are refused, not followed."""

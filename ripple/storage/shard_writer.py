@@ -189,6 +189,8 @@ def pack_tensors(batch: TensorBatch, attributes: Mapping[str, Any]) -> bytes:
         "image": _exact(batch.image, "image", np.float32, np.float16),
         "valid": _exact(batch.valid, "valid", np.uint8),
     }
+    if batch.variance is not None:
+        large["variance"] = _exact(batch.variance, "variance", np.float32)
     shapes = {name: (array.shape, array.dtype) for name, array in large.items()}
     draft = _draft(shapes, {}, batch.catalog, root, attributes)
     return b"".join(draft.chunks({name: [array] for name, array in large.items()}))

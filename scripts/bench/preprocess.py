@@ -5,7 +5,7 @@
 4 bands of 64 px with a margin of 12, PSFs of 41 px, a target of 1.25 arcsec. `dense`: rows share 8 cells, as
 objects of a patch do. `sparse`: every row has PSFs of its own. The loops make one kernel per row and band, as
 users of those tools do, and convolve with scipy. Of each there are two: the image alone; and image, variance (with
-the squared kernel) and mask (grown by the kernel), which `ripple.imaging.psf.match.homogenise` is the counterpart of. They
+the squared kernel) and mask (grown by the kernel), which `preprocess --variance` is the counterpart of. They
 neither judge nor normalise.
 """
 
@@ -27,6 +27,7 @@ import numpy as np  # noqa: E402 - after the threads are pinned
 from scipy import fft, signal  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "support"))
+import matched  # noqa: E402
 from stampmaker import make_batch, moffat  # noqa: E402
 
 from ripple.imaging import convolve, noise, normalize  # noqa: E402
@@ -159,7 +160,7 @@ def main() -> None:
 
 def homogenise(batch: CutoutBatch) -> None:
     """Kernels, and image, variance and mask with them: what the second kind of loop does."""
-    match.homogenise(batch, match.plan_matching(batch, TARGET), measure.usable(batch), MARGIN)
+    matched.homogenise(batch, match.plan_matching(batch, TARGET), measure.usable(batch), MARGIN)
 
 
 def registration(batch: CutoutBatch) -> None:

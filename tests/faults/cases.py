@@ -113,10 +113,10 @@ def stamps(given: Path) -> list[tuple[Path, list[str]]]:
         export(ExportConfig.make(values))
     for path in sorted((given / "fits").glob("*.fits"))[4:]:  # a file takes long to read
         path.unlink()
-    plain = ["--bands", "gri", "--pixel-scale", "0.2", "--unit", "nJy", "--rows-per-shard", "3"]
+    plain = ["--bands", "gri", "--pixel-scale", "0.2", "--unit", "nJy", "--set", "rows_per_shard=3"]
     return [
         (given / "arrays.npz", ["--format", "arrays", *plain]),
-        (given / "deeplense", ["--format", "deeplense", "--rows-per-shard", "2"]),
+        (given / "deeplense", ["--format", "deeplense", "--set", "rows_per_shard=2"]),
         (given / "fits", ["--format", "fits", *plain]),
         (given / "arrays.h5", ["--format", "arrays", *plain]),
         (given / "mmu", ["--format", "mmu", *plain]),
@@ -162,7 +162,7 @@ def _explain(given: Path, work: Path) -> list[list[str]]:
     from learning import model, toys
 
     data, trained = toys(given, 12), model(given / "model")
-    few = ["--top", "2", "--steps", "4", "--points", "20", "--neighbours", "2", "--device", "cpu"]
+    few = ["--top", "2", "--set", "steps=4", "--set", "points=20", "--set", "neighbours=2", "--device", "cpu"]
     return [["explain", str(trained), str(data), *few, "-o", str(work / "out")]]
 
 
@@ -170,7 +170,7 @@ def _export(given: Path, work: Path) -> list[list[str]]:
     from foreign import make_cutouts
 
     make_cutouts(given / "cutouts", size=15)
-    few = ["--rows-per-file", "4", "-o", str(work / "out")]
+    few = ["--set", "rows_per_file=4", "-o", str(work / "out")]
     forms = ("deeplense", "fits", "webdataset", "zarr", "mmu")
     return [["export", str(given / "cutouts"), "--format", form, *few] for form in forms]
 

@@ -52,7 +52,7 @@ def guarded(read: Callable[[], object], *names: str) -> None:
 def _limited(directory: Path, source: Path, path: Path, options: dict[str, Any]) -> Callable[[bytes], None]:
     """Import `source` with other bytes in `path`; a hostile claim must not take the machine's memory."""
     from ripple.stages.formats.config import ImportConfig
-    from ripple.stages.formats.import_cutouts import import_stamps
+    from ripple.stages.formats.import_cutouts import import_cutouts
 
     output = directory / "imported"
     config = ImportConfig.make({"source": source, "output": output, **options})
@@ -61,7 +61,7 @@ def _limited(directory: Path, source: Path, path: Path, options: dict[str, Any])
         resource.setrlimit(resource.RLIMIT_AS, (1 << 33, 1 << 33))
         shutil.rmtree(output, ignore_errors=True)
         path.write_bytes(data)
-        guarded(lambda: import_stamps(config), path.name, str(source))
+        guarded(lambda: import_cutouts(config), path.name, str(source))
 
     return read
 

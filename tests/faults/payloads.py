@@ -68,7 +68,7 @@ def hostile_catalogue(tally: Tally, rng: random.Random, trials: int, directory: 
     model = directory / "model"
     tensors, scores = directory / "tensors", directory / "scores"
     chain = [
-        verbs.fetch_argv(directory / "cutouts", "--targets", str(catalogue), "--duplicate-radius", "0"),
+        verbs.fetch_argv(directory / "cutouts", "--targets", str(catalogue), "--set", "duplicate_radius=0"),
         verbs.preprocess_argv(directory / "cutouts", tensors, "--psf", "1.2", "--missing-band", "reject"),
         [*verbs.RIPPLE, "score", str(model), str(tensors), "-o", str(scores), "--top", str(trials)],
         [*verbs.RIPPLE, "report", str(scores), "--model", str(model), "-o", str(directory / "page")],

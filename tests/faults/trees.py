@@ -170,4 +170,6 @@ def _without(args: list[str], key: str) -> list[str]:
     """The command line without an option, which the file then gives."""
     flag = f"--{key.replace('_', '-')}"
     at = args.index(flag) if flag in args else len(args)
-    return [*args[:at], *args[at + 2 :]]
+    args = [*args[:at], *args[at + 2 :]]
+    given = next((k for k, word in enumerate(args) if word.startswith(f"{key}=")), None)  # after --set
+    return args if given is None else [*args[: given - 1], *args[given + 1 :]]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matched import homogenise
 from stampmaker import coadd_noise, make_batch, moffat
 
 from ripple.imaging import convolve, noise
@@ -103,7 +104,7 @@ def _measured(correlated: bool) -> tuple[float, float, float]:
     plan = match.plan_matching(batch, width * 0.2)
     good = measure.usable(batch)
     rho = noise.correlation(batch.image, batch.variance, good).rho()
-    image, var, _ = match.homogenise(batch, plan, good, 16, rho)
+    image, var, _ = homogenise(batch, plan, good, 16, rho)
     return float(var.mean()), float(image.var(dtype=float)), float((image / np.sqrt(var)).std(dtype=float))
 
 
@@ -141,7 +142,7 @@ def test_star_profiles_agree_after_matching() -> None:
     aperture = y**2 + x**2 <= 15**2
     for target in ("match", 1.25):
         plan = match.plan_matching(batch, target)
-        image, _, _ = match.homogenise(batch, plan, good, margin)
+        image, _, _ = homogenise(batch, plan, good, margin)
         before = batch.image[..., margin:-margin, margin:-margin]
         assert np.ptp(before[0], axis=0).max() / before.max() > 0.3
         assert np.ptp(image[0], axis=0).max() / image.max() < 0.02
@@ -155,7 +156,7 @@ def test_margin_leaves_no_edge_artefact() -> None:
     big = make_batch(4, "gi", 64, 40, seed=3, noiseless=True)
     good = np.ones(big.image.shape, bool)
     plan = match.plan_matching(big, 1.25)
-    truth, _, _ = match.homogenise(big, plan, good, 40)
+    truth, _, _ = homogenise(big, plan, good, 40)
 
     def error(margin: int) -> float:
         cut = slice(40 - margin, 104 + margin)
@@ -163,7 +164,7 @@ def test_margin_leaves_no_edge_artefact() -> None:
             big.bands, big.image[..., cut, cut], big.variance[..., cut, cut], big.mask[..., cut, cut],
             big.mask_planes, big.psf, big.psf_index, big.catalog, big.wcs,
         )  # fmt: skip
-        image, _, _ = match.homogenise(small, plan, good[..., cut, cut], margin)
+        image, _, _ = homogenise(small, plan, good[..., cut, cut], margin)
         return float(np.abs(image - truth).max() / truth.max())
 
     assert error(20) < 1e-3
@@ -175,10 +176,10 @@ def test_bad_pixels_are_filled_and_mask_grows() -> None:
     batch = make_batch(2, "gi", 64, 0, noiseless=True)
     good = np.ones(batch.image.shape, bool)
     plan = match.plan_matching(batch, 1.25)
-    clean, _, _ = match.homogenise(batch, plan, good)
+    clean, _, _ = homogenise(batch, plan, good)
     good[0, 1, 20:22, 10:13] = False
     batch.image[0, 1, 20:22, 10:13] = np.nan
-    image, _, valid = match.homogenise(batch, plan, good)
+    image, _, valid = homogenise(batch, plan, good)
     assert np.isfinite(image).all()
     assert np.abs(image - clean)[0, 1].max() < 0.02 * clean[0, 1].max()
     lost = ~valid[0, 1]

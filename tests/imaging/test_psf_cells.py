@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matched import homogenise
 from stampmaker import SIGMA, make_batch, moffat
 
 from ripple.errors import DataError
@@ -56,7 +57,7 @@ def test_a_star_across_cells_matches_the_other_band(width: float, beside: float,
 
     def misfit(batch: CutoutBatch) -> float:
         plan = match.plan_matching(batch, "match")
-        image, _, _ = match.homogenise(batch, plan, good, MARGIN)
+        image, _, _ = homogenise(batch, plan, good, MARGIN)
         g, i = image[0]
         return float(np.abs(g - i).max() / i.max())
 
@@ -70,7 +71,7 @@ def test_light_is_kept_across_cells() -> None:
     for offset in (-9, 0, 9):
         batch = across(SIDE // 2 + offset, 4.0, 4.4, flux=1e4)
         plan = match.plan_matching(batch, "match")
-        image, _, _ = match.homogenise(batch, plan, np.ones(batch.image.shape, bool), 0)
+        image, _, _ = homogenise(batch, plan, np.ones(batch.image.shape, bool), 0)
         assert abs(image[0, 0].sum() / 1e4 - 1) < 2e-3  # before, the two halves add up to 0.6 % more
 
 
@@ -88,7 +89,7 @@ def test_predicted_variance_is_the_measured_one_in_both_cells(target: str | floa
         psf_index=np.repeat(one.psf_index, n, axis=0), psf_cells=part,
     )  # fmt: skip
     plan = match.plan_matching(batch, target)
-    image, variance, _ = match.homogenise(batch, plan, np.ones(batch.image.shape, bool), MARGIN)
+    image, variance, _ = homogenise(batch, plan, np.ones(batch.image.shape, bool), MARGIN)
     pull = image / np.sqrt(variance)
     border = SIDE // 2 + 2 - MARGIN
     for part_of in (pull[:, 0, :, : border - 8], pull[:, 0, :, border + 8 :]):

@@ -153,8 +153,8 @@ def test_pages(made: tuple[Path, Path], tmp_path: Path) -> None:
         str(tensors),
         "--top",
         "2",
-        "--steps",
-        "4",
+        "--set",
+        "steps=4",
         "-o",
         str(tmp_path / "why"),
     ]

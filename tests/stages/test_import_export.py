@@ -23,14 +23,14 @@ from ripple.sky.geometry import Tan
 from ripple.stages.formats.config import ExportConfig, ImportConfig
 from ripple.stages.formats.export import export
 from ripple.stages.formats.foreign import class_order, folder_meaning
-from ripple.stages.formats.import_cutouts import import_stamps
+from ripple.stages.formats.import_cutouts import import_cutouts
 from ripple.storage import artefact, shard_reader
 from ripple.storage.artefact import open_artefact
 
 
 def run_import(source: Path, output: Path, **options: Any) -> Any:
     options["bands"] = tuple(options.get("bands", ()))
-    import_stamps(ImportConfig.make({"source": source, "output": output, **options}))
+    import_cutouts(ImportConfig.make({"source": source, "output": output, **options}))
     opened = artefact.open_artefact(output)
     data = opened.read(0)
     return (
@@ -127,11 +127,11 @@ def test_deeplense_substructure_layout_and_broken_files(tmp_path: Path) -> None:
 def test_import_again_is_done_and_changed_input_is_refused(tmp_path: Path) -> None:
     deeplense_tree(tmp_path / "in", np.random.default_rng(0), 2)
     config = ImportConfig.make({"source": tmp_path / "in", "output": tmp_path / "out", "format": "deeplense"})
-    assert not import_stamps(config).done_before
-    assert import_stamps(config).done_before
+    assert not import_cutouts(config).done_before
+    assert import_cutouts(config).done_before
     np.save(tmp_path / "in" / "test_lenses" / "0.npy", np.zeros((3, 64, 64)))
     with pytest.raises(ConfigError, match="inputs"):
-        import_stamps(config)
+        import_cutouts(config)
 
 
 # Arrays ----------------------------------------------------------------------------------------------
@@ -192,7 +192,7 @@ def test_a_source_must_say_its_unit_and_bands(tmp_path: Path) -> None:
     batch = run_import(tmp_path / "a.npz", tmp_path / "o", bands="gr", into="tensors", **base)
     assert batch.unit == "none"
     np.savez(tmp_path / "b.npz", x=np.ones(3))
-    with pytest.raises(DataError, match="--image-key"):
+    with pytest.raises(DataError, match="image_key"):
         run_import(tmp_path / "b.npz", tmp_path / "o2", bands="gr", **base)
 
 
@@ -417,7 +417,7 @@ def test_export_refuses_what_it_cannot_do(tmp_path: Path) -> None:
         run_export(tmp_path / "n", tmp_path / "m", format="mmu")
     deeplense_tree(tmp_path / "in", np.random.default_rng(0), 1)
     run_import(tmp_path / "in", tmp_path / "t", format="deeplense")
-    with pytest.raises(DataError, match="made from cutouts"):
+    with pytest.raises(DataError, match="can only be written from cutouts"):
         run_export(tmp_path / "t", tmp_path / "f", format="fits")
 
 

@@ -11,7 +11,7 @@ import pytest
 from cutout_artefacts import digest, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from stampmaker import bit, make_batch
+from stampmaker import SIGMA, bit, make_batch
 
 import ripple
 from ripple.errors import ConfigError, DataError, TooManyRejected
@@ -194,3 +194,28 @@ def test_release_configurations(release: str) -> None:
     path = Path(__file__).parents[2] / "configs" / f"quality-{release}.yaml"
     config = PreprocessConfig.make(load_yaml(path)["preprocess"])
     assert "saturated" in config.reject
+
+
+def test_variance_is_that_of_the_matched_pixels(tmp_path: Path) -> None:
+    """White noise through the verb: the scatter of the tensors, taken back to nJy, is what the plane says."""
+    batch = make_batch(120, "gri", 40, 6)
+    rng = np.random.default_rng(5)
+    batch.image[:] = rng.normal(0, SIGMA, batch.image.shape)
+    batch.image[7, 1] = np.nan  # a missing band
+    cutouts = write(tmp_path / "cutouts", batch, 6, per_shard=60)
+    preprocess(options(cutouts, tmp_path / "tensors", variance=True, noise_correlation="white"))
+    preprocess(options(cutouts, tmp_path / "plain", noise_correlation="white"))
+    artefact, plain = open_artefact(tmp_path / "tensors"), open_artefact(tmp_path / "plain")
+    found = [map_tensors(artefact.shard_path(k)) for k in range(2)]
+    assert all(b.variance is not None and b.variance.dtype == np.float32 for b in found)
+    assert [map_tensors(plain.shard_path(k)).variance for k in range(2)] == [None, None]
+    variance = np.concatenate([b.variance for b in found])
+    flux = np.concatenate([ripple.denormalize(b) for b in found])
+    assert np.isnan(variance[7, 1]).all()
+    present = np.arange(len(variance)) != 7
+    for band in range(3):
+        ratio = flux[present, band].var() / variance[present, band].mean()
+        assert ratio == pytest.approx(1, abs=0.03)
+    # Matching to the broadest band smooths the others: their noise falls.
+    assert np.nanmin(variance) < 0.8 * SIGMA**2
+    assert verify(tmp_path / "tensors") == []

@@ -14,7 +14,7 @@ import yaml
 from ripple.cli import run
 from ripple.errors import ConfigError
 from ripple.stages.formats.config import ImportConfig
-from ripple.stages.formats.import_cutouts import import_stamps
+from ripple.stages.formats.import_cutouts import import_cutouts
 from ripple.stages.run import CHAIN, run_chain
 
 TINY = """
@@ -99,7 +99,7 @@ def test_the_deeplense_protocol_runs_on_a_small_tree(tmp_path: Path) -> None:
             np.save(tmp_path / "data" / folder / f"{k}.npy", image)
     out = tmp_path / "out"
     source = {"source": tmp_path / "data", "output": out / "tensors", "format": "deeplense"}
-    import_stamps(ImportConfig.make(source))
+    import_cutouts(ImportConfig.make(source))
     sections = yaml.safe_load((Path(__file__).parents[2] / "configs" / "deeplense-test2.yaml").read_text())
     sections["train"] |= {"network": "d4cnn", "width": 2, "epochs": 2, "seeds": 1, "draws": 20, "lr": 0.01}
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(sections))

@@ -257,44 +257,8 @@ def _filled(planes: Any, good: Any) -> Any:
     return out
 
 
-def homogenise(
-    batch: CutoutBatch, matching: Matching, good: NDArray[np.bool_], margin: int = 0, rho: Any = None
-) -> tuple[Float, Float, NDArray[np.bool_]]:
-    """Matched image, its variance, and valid pixels of a whole batch.
-
-    Parameters
-    ----------
-    batch, matching
-        See `plan_matching`.
-    good
-        `(N, B, H, W)` pixels that are a measurement.
-    margin
-        Pixels to cut off each side.
-    rho
-        `(B, L, L)` noise correlation, see `noise.Correlation.rho`; white when None.
-
-    Returns
-    -------
-    image, variance, valid
-        `(N, B, H - 2 margin, W - 2 margin)` float32 nJy, float32 nJy², bool.
-    """
-    frame = make_frame(matching.kernels, batch.image.shape[-2:], margin, variance=True)
-    spread = _variance_of_parts(batch, matching, rho)
-    # In chunks: transforms of a whole batch would need several times its memory.
-    chunks = [slice(s, s + convolve.CHUNK) for s in range(0, len(batch), convolve.CHUNK)]
-    done = [
-        apply(batch.image[c], good[c], matching.number[c], matching.parts.of(c), frame, spread[c])
-        for c in chunks
-    ]
-    image, valid, variance = (np.concatenate([part[i] for part in done]) for i in range(3))
-    if rho is not None:
-        # The planes hold K² * variance, which is right for white noise.
-        variance *= gains(matching, rho)[1][..., None, None]
-    return image, variance, valid
-
-
-def _variance_of_parts(batch: CutoutBatch, matching: Matching, rho: Any) -> Float:
-    """The variance plane, scaled where parts were brought to the centre's PSF."""
+def variance_of_parts(batch: CutoutBatch, matching: Matching, rho: Any) -> Float:
+    """Variance `(N, B, H, W)`, scaled where parts were brought to the centre's PSF; `rho` as in `gains`."""
     ratio = cells.variance_ratio(matching.parts, matching.number, matching.kernels, rho)
     if not len(ratio):
         return batch.variance

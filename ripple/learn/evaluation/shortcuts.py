@@ -137,7 +137,7 @@ def shortcut(
     if len(np.unique(label[train])) < 2 or len(np.unique(label[~train])) < 2:
         raise DataError(
             f"gate {name} cannot be fitted: a split has only one class",
-            hint="use more sky, or a larger --gate-rows",
+            hint="use more sky, or a larger --set gate_rows=N",
         )
     # Moments of the training sky only: nothing about the rest may enter the fit. Outliers are clipped.
     mean, std = _moments(x[train])

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ripple.config import neutral
+from ripple.config import neutral, setting
 from ripple.stages.plan.config import Selection
-
-if TYPE_CHECKING:
-    pass
 
 
 class FetchConfig(Selection):
@@ -24,8 +21,11 @@ class FetchConfig(Selection):
         None, description="Dask instead of --workers: tcp://HOST:PORT of a scheduler, or slurm."
     )
     dask_settings: dict[str, Any] = neutral({}, description="Settings of the batch system for `dask: slurm`.")
-    deadline: float = neutral(
-        3600.0, gt=0, description="Seconds a unit may take before its worker is killed as stuck."
+    deadline: float = setting(
+        3600.0,
+        neutral=True,
+        gt=0,
+        description="Seconds a unit may take before its worker is killed as stuck.",
     )
     memory: str = neutral("4GiB", description="Memory for the whole run.")
     digests: str | None = Field(

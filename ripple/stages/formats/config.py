@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from ripple.config import Config, neutral
-
-if TYPE_CHECKING:
-    pass
+from ripple.config import Config, neutral, setting
 
 
 class ExportConfig(Config):
@@ -24,12 +21,12 @@ class ExportConfig(Config):
     rejected: bool = Field(False, description="Export rejected rows that have pixels, too.")
     split: Literal["sky", "none"] = Field("sky", description="deeplense: split by sky block, or not at all.")
     split_column: str | None = Field(None, description="deeplense: column that names the split instead.")
-    fractions: tuple[float, float, float] = Field(
+    fractions: tuple[float, float, float] = setting(
         (0.7, 0.15, 0.15), description="deeplense: shares of train, validation, test."
     )
-    nside: int = Field(2048, ge=1, description="deeplense: HEALPix side of the blocks of sky.")
-    seed: int = Field(0, ge=0, description="deeplense: of the choice of blocks.")
-    rows_per_file: int = Field(1000, ge=1, description="webdataset: rows in a tar file; zarr: in a chunk.")
+    nside: int = setting(2048, ge=1, description="deeplense: HEALPix side of the blocks of sky.")
+    seed: int = setting(0, ge=0, description="deeplense: of the choice of blocks.")
+    rows_per_file: int = setting(1000, ge=1, description="webdataset: rows in a tar file; zarr: in a chunk.")
 
 
 Format = Literal["deeplense", "arrays", "fits", "mmu"]
@@ -51,18 +48,18 @@ class ImportConfig(Config):
     size: int | None = Field(None, ge=8, description="Crop or pad to this many pixels, around the centre.")
     unit: Literal["nJy", "none"] | None = Field(None, description="Unit where the source names none.")
     zero_points: tuple[float, ...] = Field((), description="AB zero point of each band: counts to nJy.")
-    sentinels: tuple[float, ...] = Field((), description="Pixel values that mean no data.")
+    sentinels: tuple[float, ...] = setting((), description="Pixel values that mean no data.")
     mask: Literal["bad", "good", "ignore"] = Field("bad", description="What a true mask pixel means.")
     classes: tuple[str, ...] = Field((), description="Class names by label value, for example nonlens,lens.")
     gaussian_psf: bool = Field(
         False, description="mmu: make round Gaussian PSFs from the FWHM in the file, which has no PSF image."
     )
-    image_key: str = Field("image", description="arrays: name of the image array.")
-    variance_key: str = Field("variance", description="arrays: name of the variance array.")
-    mask_key: str = Field("mask", description="arrays: name of the mask array.")
-    psf_key: str = Field("psf", description="arrays: name of the PSF array.")
-    label_key: str = Field("label", description="arrays: name of the label array.")
-    id_key: str = Field("id", description="arrays: name of the id array.")
-    ra_key: str = Field("ra", description="arrays: name of the right ascension array, deg.")
-    dec_key: str = Field("dec", description="arrays: name of the declination array, deg.")
-    rows_per_shard: int = Field(2000, ge=1, le=100_000, description="Rows in a shard.")
+    image_key: str = setting("image", description="arrays: name of the image array.")
+    variance_key: str = setting("variance", description="arrays: name of the variance array.")
+    mask_key: str = setting("mask", description="arrays: name of the mask array.")
+    psf_key: str = setting("psf", description="arrays: name of the PSF array.")
+    label_key: str = setting("label", description="arrays: name of the label array.")
+    id_key: str = setting("id", description="arrays: name of the id array.")
+    ra_key: str = setting("ra", description="arrays: name of the right ascension array, deg.")
+    dec_key: str = setting("dec", description="arrays: name of the declination array, deg.")
+    rows_per_shard: int = setting(2000, ge=1, le=100_000, description="Rows in a shard.")

@@ -1,4 +1,4 @@
-"""`ripple export`: tensors or cutouts in the layouts of other people.
+"""`ripple export`: tensors or cutouts in the formats of other packages.
 
     deeplense   {train,validation,test}_{lenses,nonlenses}/0000000.npy   (B, H, W) float32
     mmu         healpix=12345/001-of-001.hdf5                            Multimodal Universe
@@ -6,19 +6,19 @@
     zarr        data.zarr                                                Zarr v3: image, valid, catalog
     fits        0000000.fits                                             IMAGE, VARIANCE, MASK, PSF by band
 
-File names are running numbers, never ids: ids are data. `catalog.csv` says which row is in which file.
+File names are running numbers, never ids, which may contain anything. `catalog.csv` has the file of each row.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from ripple.runtime.summary import Summary, progress
 from ripple.stages.formats import layouts
 from ripple.stages.formats.config import ExportConfig
-from ripple.stages.formats.rows import open_source
+from ripple.stages.formats.rows import Source, open_source
 from ripple.storage.directory import write_directory
 
 
@@ -30,11 +30,12 @@ def export(config: ExportConfig) -> Summary:
     DataError
         The format needs something the rows do not have (labels, positions, WCS).
     ConfigError
-        The output was made with other options.
+        The output was written with different options.
     """
     start = time.perf_counter()
     source = open_source(config)
 
+    # `directory` is a temporary one, which takes the name of the output when it is complete.
     def build(directory: Path) -> None:
         with progress(source.rows, "export") as advance:
             for done in _writer(config)(source, config, directory):
@@ -48,7 +49,8 @@ def export(config: ExportConfig) -> Summary:
     return Summary("export", str(config.output), facts, seconds=seconds, done_before=not fresh)
 
 
-def _writer(config: ExportConfig) -> Any:
+def _writer(config: ExportConfig) -> Callable[[Source, ExportConfig, Path], Iterator[int]]:
+    """The function that writes the layout, and yields how many rows it has just written."""
     match config.format:
         case "deeplense":
             return layouts.deeplense
@@ -59,4 +61,4 @@ def _writer(config: ExportConfig) -> Any:
         case "zarr":
             return layouts.zarr_v3
         case "fits":
-            return layouts.fits_stamps
+            return layouts.fits_cutouts

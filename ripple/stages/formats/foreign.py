@@ -1,7 +1,7 @@
-"""Stamps as other people keep them: DeepLense folders, arrays in `.npz` and HDF5, Multimodal Universe files.
+"""Readers of foreign cutouts: DeepLense folders, arrays in `.npz` and HDF5, Multimodal Universe files.
 
 A reader lists its rows without reading pixels, then reads one row at a time. A row that cannot be read is an
-`Unreadable`, never an exception: one broken file does not stop an import. FITS is in `fits_cutouts`.
+`Unreadable`, never an exception: one damaged file does not stop an import. FITS is in `fits_cutouts`.
 """
 
 from __future__ import annotations
@@ -14,17 +14,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from ripple.errors import DataError
+from ripple.stages.formats.foreign_cutout import (
+    DAMAGE,
+    HSC_SCALE,
+    Float,
+    ForeignCutout,
+    Keys,
+    Listing,
+    Unreadable,
+    one_line,
+)
 from ripple.stages.formats.source_files import SourceFiles
-from ripple.stages.formats.stamp import DAMAGE, HSC_SCALE, Float, Keys, Listing, Stamp, Unreadable
 
 # DeepLense -----------------------------------------------------------
 
+# As in `train_lenses`, `testing-no`, or the folder `validation` itself.
 _SPLIT = re.compile(r"^(train|test|validation|valid|val)(?:ing|ation)?(?:[_\-]|$)")
-_KNOWN = {
+_KNOWN_CLASSES = {
     "lens": "lens",
     "lenses": "lens",
     "lensed": "lens",
@@ -36,7 +47,7 @@ _KNOWN = {
 
 
 def folder_meaning(name: str) -> tuple[str, str]:
-    """Split and class that a folder name stands for, each empty when it says nothing.
+    """Split and class that a folder name means, each empty when the name does not say.
 
     `train_lenses` -> `("train", "lens")`, `test_nonlenses` -> `("test", "nonlens")`, `sphere` ->
     `("", "sphere")`.
@@ -48,11 +59,12 @@ def folder_meaning(name: str) -> tuple[str, str]:
         split = "validation" if found[1].startswith("val") else found[1]
         low = low[found.end() :]
     plain = low.replace("_", "").replace("-", "")
-    return split, _KNOWN.get(plain, low)
+    return split, _KNOWN_CLASSES.get(plain, low)
 
 
 def class_order(found: set[str]) -> tuple[str, ...]:
-    """Label values of class names: non-lens 0 and lens 1, no / sphere / vort 0, 1, 2, else alphabetical."""
+    """Class names by label value: non-lens 0 and lens 1, no / sphere / vort 0, 1, 2, else alphabetical."""
+    # The second set: no substructure, subhaloes (spheres) and vortices of the DeepLense challenge.
     for known in (("nonlens", "lens"), ("no", "sphere", "vort")):
         if found <= set(known):
             return known
@@ -60,48 +72,55 @@ def class_order(found: set[str]) -> tuple[str, ...]:
 
 
 def deeplense(root: Path, bands: tuple[str, ...], classes: tuple[str, ...]) -> Listing:
-    """A tree of `.npy` files, one `(B, H, W)` or `(H, W)` image each, class (and split) in the folder names.
+    """Folders of `.npy` files, one `(B, H, W)` or `(H, W)` image each; folder names say class and split.
 
     Raises
     ------
     DataError
-        No `.npy` file below `root`, or a folder of a class that `classes` does not name.
+        No `.npy` file is below `root`, or a folder has a class that `classes` does not name.
     """
     paths = tuple(sorted(root.rglob("*.npy"))) if root.is_dir() else ()
     if not paths:
-        raise DataError(f"{root}: no .npy file below it", hint="give the folder that holds the class folders")
+        raise DataError(f"{root}: no .npy file there", hint="give the folder that contains the class folders")
     meanings = [_meaning(path.relative_to(root)) for path in paths]
     found = {kind for _, kind in meanings if kind}
     order = classes or class_order(found)
-    if strange := sorted(found - set(order)):
-        raise DataError(f"{root}: folder of class {strange[0]!r}", hint=f"--classes names {', '.join(order)}")
+    if unknown := sorted(found - set(order)):
+        raise DataError(
+            f"{root}: a folder has the class {unknown[0]!r}", hint=f"--classes only names {', '.join(order)}"
+        )
     labels = {kind: k for k, kind in enumerate(order)}
     files = SourceFiles()
+    # The first image that can be read tells the number of bands of all.
     peeked = (_peek(files.read(path)) for path in paths[:100])
     first = next((image for image in peeked if image is not None), None)
     if first is None:
         raise DataError(
-            f"{root}: none of its first .npy files holds one image",
+            f"{root}: none of the first .npy files contains an image",
             hint=f"{paths[0].name} is not an array of numbers (H, W), (B, H, W) or (H, W, B)",
         )
     count = len(first)
+    # The lens-finding sets have three bands, g, r and i of HSC; the simulated ones have one without name.
     known = bands or (("g", "r", "i") if count == 3 else ("mono",) if count == 1 else ())
 
-    def read(row: int) -> Stamp | Unreadable:
+    def read(row: int) -> ForeignCutout | Unreadable:
         path, (split, kind) = paths[row], meanings[row]
         name = path.relative_to(root).with_suffix("").as_posix()
         try:
             image = _image(_npy(files.read(path)), len(known))
         except DAMAGE as err:
-            return Unreadable(name, _one_line(err))
-        return Stamp(name, image, label=labels.get(kind, -1), columns={"split": split} if split else {})
+            return Unreadable(name, one_line(err))
+        return ForeignCutout(
+            name, image, label=labels.get(kind, -1), columns={"split": split} if split else {}
+        )
 
+    # Simulated sets have no pixel scale in the files: the user gives one.
     scale = HSC_SCALE if count == 3 else None
     return Listing(len(paths), known, scale, order if found else (), read, paths, files)
 
 
 def _meaning(path: Path) -> tuple[str, str]:
-    """The nearest folder that says something wins."""
+    """Split and class of a file: of the innermost folder that says one."""
     split = kind = ""
     for part in reversed(path.parts[:-1]):
         a, b = folder_meaning(part)
@@ -110,11 +129,13 @@ def _meaning(path: Path) -> tuple[str, str]:
 
 
 def _npy(data: bytes) -> NDArray[Any]:
+    # Without pickles, which could run any code.
     array: NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
     return array
 
 
 def _peek(data: bytes) -> Float | None:
+    """The image of a file to learn the number of bands from, or None when it cannot be read."""
     try:
         return _image(_npy(data), 0)
     except DAMAGE:
@@ -124,16 +145,17 @@ def _peek(data: bytes) -> Float | None:
 def _image(array: NDArray[Any], bands: int) -> Float:
     """`(B, H, W)` float32 of an array that may be `(H, W)` or `(H, W, B)`."""
     if array.dtype.kind not in "iufb":
-        raise ValueError(f"dtype {array.dtype} is no image")
+        raise ValueError(f"an array of dtype {array.dtype} is not an image")
     if array.ndim == 2:
         array = array[None]
     if array.ndim != 3:
-        raise ValueError(f"shape {array.shape} is no image")
+        raise ValueError(f"an array of shape {array.shape} is not an image")
+    # Without names: at most six bands (ugrizy), and no image is that small.
     last = array.shape[2] == bands != array.shape[0] if bands else array.shape[2] <= 6 < array.shape[0]
     if last:
         array = np.moveaxis(array, 2, 0)
     if bands and array.shape[0] != bands:
-        raise ValueError(f"shape {array.shape}, expected {bands} bands")
+        raise ValueError(f"the image has shape {array.shape}, expected {bands} bands")
     return np.ascontiguousarray(array, np.float32)
 
 
@@ -148,7 +170,7 @@ def arrays(path: Path, bands: tuple[str, ...], keys: Keys, *, mask_good: bool) -
     path
         The file.
     bands
-        Names of the bands; needed to tell `(N, H, W, B)`.
+        Names of the bands; their number tells `(N, H, W, B)` from `(N, B, H, W)`.
     keys
         Names of the arrays in it. One-dimensional arrays of length N under other names become columns.
     mask_good
@@ -157,7 +179,7 @@ def arrays(path: Path, bands: tuple[str, ...], keys: Keys, *, mask_good: bool) -
     Raises
     ------
     DataError
-        Not readable, or no such array.
+        The file cannot be read, or has no such array.
     """
     files = SourceFiles()
     table = _open_arrays(path, files)
@@ -166,22 +188,24 @@ def arrays(path: Path, bands: tuple[str, ...], keys: Keys, *, mask_good: bool) -
     if len(shape) not in (3, 4):
         raise DataError(f"{path}: {image_key!r} has shape {shape}, expected (N, B, H, W)")
     rows, count = shape[0], len(bands)
+    # As in `_image`: by the number of named bands, or by which axis is short enough to be bands.
     channels_last = len(shape) == 4 and (shape[3] == count != shape[1] if count else shape[3] <= 6 < shape[1])
     found = 1 if len(shape) == 3 else shape[3] if channels_last else shape[1]
     if count and found != count:
-        raise DataError(f"{path}: {image_key!r} has {found} bands, {count} were named")
+        raise DataError(f"{path}: {image_key!r} has {found} bands, but {count} are named")
     planes = {k: getattr(keys, k) for k in ("variance", "mask", "psf") if getattr(keys, k) in table}
     columns = _columns(table, rows, keys, {image_key, *planes.values()})
 
-    def read(row: int) -> Stamp | Unreadable:
+    def read(row: int) -> ForeignCutout | Unreadable:
         try:
             got = {name: np.asarray(table[key][row]) for name, key in planes.items()}
             image = _planes(np.asarray(table[image_key][row]), channels_last)
         except DAMAGE as err:
-            return Unreadable(str(row), _one_line(err))
+            return Unreadable(str(row), one_line(err))
+        # Columns that RIPPLe knows are taken out below; what is left are the user's own.
         facts = {name: _plain(values[row]) for name, values in columns.items()}
         mask = _planes(got["mask"], channels_last) != 0 if "mask" in got else None
-        return Stamp(
+        return ForeignCutout(
             id=str(facts.pop("id", row)),
             image=image.astype(np.float32),
             variance=_some(_planes(got["variance"], channels_last)) if "variance" in got else None,
@@ -197,50 +221,53 @@ def arrays(path: Path, bands: tuple[str, ...], keys: Keys, *, mask_good: bool) -
 
 
 def _open_arrays(path: Path, files: SourceFiles) -> Mapping[str, Any]:
-    """Name -> array-like with shape and row access."""
-    import h5py
-
+    """Name -> array with a shape and access by row; HDF5 data sets stay in the file."""
     try:
         if path.suffix == ".npz":
             with np.load(io.BytesIO(files.read(path)), allow_pickle=False) as file:
                 return {name: file[name] for name in file.files}
+        # Before it is opened: HDF5 may read any part of it from here on.
         files.pin(path)
         file = h5py.File(path, "r")
         found: dict[str, Any] = {}
         # visititems does not follow soft or external links.
         file.visititems(lambda name, item: _keep(found, name, item))
     except DAMAGE as err:
-        raise DataError(f"{path}: cannot be read: {_one_line(err)}") from None
+        raise DataError(f"{path}: cannot be read: {one_line(err)}") from None
     return found
 
 
 def _keep(found: dict[str, Any], name: str, item: Any) -> None:
-    import h5py
-
+    """Add a data set that lies in this file: external and virtual ones could read any other."""
     if isinstance(item, h5py.Dataset) and not item.external and not item.is_virtual and item.ndim:
         found[name] = item
 
 
 def _only_image(path: Path, table: Mapping[str, Any], wanted: str) -> str:
+    """The one array that can be images, when none has the name that is given or expected."""
     images = [name for name, array in table.items() if len(array.shape) in (3, 4)]
     if len(images) != 1:
         names = ", ".join(sorted(table)) or "nothing"
-        raise DataError(f"{path}: no array {wanted!r}", hint=f"name it with --image-key; there is {names}")
+        raise DataError(
+            f"{path}: no array {wanted!r}", hint=f"name it with --set image_key=NAME; the file has {names}"
+        )
     return images[0]
 
 
-def _columns(table: Mapping[str, Any], rows: int, keys: Keys, taken: set[str]) -> dict[str, NDArray[Any]]:
-    """Arrays with one value per row, under the names RIPPLe uses."""
+def _columns(table: Mapping[str, Any], rows: int, keys: Keys, used: set[str]) -> dict[str, NDArray[Any]]:
+    """Arrays with one value per row, under the names that RIPPLe uses."""
     ours = {getattr(keys, name): name for name in ("label", "id", "ra", "dec")}
     out = {}
     for key, array in table.items():
+        # `(N, 1)` is how some programs write a column.
         flat = len(array.shape) == 1 or (len(array.shape) == 2 and array.shape[1] == 1)
-        if key not in taken and flat and array.shape[0] == rows and array.dtype.kind in "iufbSUO":
+        if key not in used and flat and array.shape[0] == rows and array.dtype.kind in "iufbSUO":
             out[ours.get(key, key.replace("/", "_"))] = np.asarray(array[:]).reshape(rows)
     return out
 
 
 def _plain(value: Any) -> float | int | str:
+    """A value of numpy or HDF5 as one of Python."""
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     plain: float | int | str = value.item() if isinstance(value, np.generic) else value
@@ -248,13 +275,14 @@ def _plain(value: Any) -> float | int | str:
 
 
 def _planes(array: NDArray[Any], channels_last: bool) -> NDArray[Any]:
+    """One row as `(B, H, W)`."""
     if array.ndim == 2:
         return array[None]
     return np.moveaxis(array, 2, 0) if channels_last else array
 
 
 def _some(array: NDArray[Any]) -> Float | None:
-    """Variance, or None when it is empty or all zero: no measurement has none."""
+    """Variance, or None when it is empty or all zero, which no measurement is."""
     values = np.asarray(array, np.float32)
     return values if values.size and np.nanmax(np.abs(values), initial=0.0) > 0 else None
 
@@ -276,61 +304,63 @@ def multimodal_universe(root: Path, bands: tuple[str, ...], *, mask: str) -> Lis
     root
         Folder or file.
     bands
-        Names to give the bands; default the last part of theirs (`hsc-g` -> `g`).
+        Names of the bands; by default the last part of those in the file (`hsc-g` -> `g`).
     mask
         What true means in `image_mask`: `bad` (HSC), `good` (JWST) or `ignore`.
 
     Raises
     ------
     DataError
-        No such file, or arrays missing.
+        There is no such file, or it lacks arrays.
     """
     paths = (root,) if root.is_file() else tuple(sorted([*root.rglob("*.hdf5"), *root.rglob("*.h5")]))
     if not paths:
-        raise DataError(f"{root}: no .hdf5 file below it")
+        raise DataError(f"{root}: no .hdf5 file there")
     files = SourceFiles()
     tables = [_open_arrays(path, files) for path in paths]
     for path, table in zip(paths, tables, strict=True):
         if "image_array" not in table or "object_id" not in table:
-            raise DataError(f"{path}: no image_array and object_id", hint="is it a Multimodal Universe file?")
+            raise DataError(
+                f"{path}: no image_array and object_id", hint="check that it is a Multimodal Universe file"
+            )
+    # First row of each file in the numbering of all.
     starts = np.cumsum([0, *(table["image_array"].shape[0] for table in tables)])
+    # All rows of an artefact have one unit and one set of classes.
     facts = [_mmu_facts(path) for path in paths]
     if len(set(facts)) > 1:
-        raise DataError(f"{root}: files of different units or classes", hint="import them one by one")
+        raise DataError(f"{root}: the files have different units or classes", hint="import them one by one")
     (unit, classes), first = facts[0], tables[0]
     count = first["image_array"].shape[1]
     try:
         named = bands or _band_names(first, count)
         scale = float(np.asarray(first["image_scale"][0]).flat[0]) if "image_scale" in first else None
     except DAMAGE as err:
-        raise DataError(f"{paths[0]}: {_one_line(err)}", hint="is it damaged?") from None
+        raise DataError(f"{paths[0]}: cannot be read: {one_line(err)}", hint="it may be damaged") from None
 
-    def read(row: int) -> Stamp | Unreadable:
+    def read(row: int) -> ForeignCutout | Unreadable:
         k = int(np.searchsorted(starts, row, side="right")) - 1
         try:
             return replace(_mmu_row(tables[k], row - int(starts[k]), named, mask), unit=unit)
         except DAMAGE as err:
-            return Unreadable(f"{paths[k].name}:{row - starts[k]}", _one_line(err))
+            return Unreadable(f"{paths[k].name}:{row - starts[k]}", one_line(err))
 
     return Listing(int(starts[-1]), named, scale, classes, read, paths, files)
 
 
 def _mmu_facts(path: Path) -> tuple[str, tuple[str, ...]]:
-    """`nJy` when the file says so, and its class names by label: files of `ripple export` carry both."""
-    import h5py
-
+    """`nJy` when the file says so, and its class names by label; files of `ripple export` have both."""
     try:
         with h5py.File(path, "r") as file:
             said = {
                 name: str(_plain(file.attrs[name])) for name in ("unit", "class_map") if name in file.attrs
             }
     except DAMAGE as err:
-        raise DataError(f"{path}: {_one_line(err)}", hint="is it damaged?") from None
+        raise DataError(f"{path}: cannot be read: {one_line(err)}", hint="it may be damaged") from None
     try:
         names = json.loads(said.get("class_map", "{}"))
         classes = tuple(str(names[str(k)]) for k in range(len(names)))
     except (ValueError, KeyError, TypeError):
-        raise DataError(f"{path}: class_map is not a map from labels 0, 1, ... to names") from None
+        raise DataError(f"{path}: class_map does not map labels 0, 1, ... to names") from None
     return "nJy" if said.get("unit") == "nJy" else "", classes
 
 
@@ -344,28 +374,32 @@ def _band_names(table: Mapping[str, Any], count: int) -> tuple[str, ...]:
 _IMAGES = ("image_array", "image_ivar", "image_mask", "image_psf_fwhm", "image_scale", "image_band")
 
 
-def _mmu_row(table: Mapping[str, Any], row: int, bands: Sequence[str], mask: str) -> Stamp:
+def _mmu_row(table: Mapping[str, Any], row: int, bands: Sequence[str], mask: str) -> ForeignCutout:
+    """One row of a file; `mask` says what true means in its mask."""
     image = np.asarray(table["image_array"][row], np.float32)
     rows = table["image_array"].shape[0]
     variance = bad = None
     if "image_ivar" in table:
         ivar = np.asarray(table["image_ivar"][row], np.float32)
+        # Weight 0 means no measurement; the inner `where` avoids the division by it.
         variance = np.where(ivar > 0, 1.0 / np.where(ivar > 0, ivar, 1.0), np.nan).astype(np.float32)
         bad = ~(ivar > 0)
     if "image_mask" in table and mask != "ignore":
         flagged = np.asarray(table["image_mask"][row]) != 0
         flagged = ~flagged if mask == "good" else flagged
         bad = flagged if bad is None else bad | flagged
+    # One-dimensional arrays of the file: the catalogue.
     columns = {
         name: _plain(array[row])
         for name, array in table.items()
         if name not in _IMAGES and array.shape == (rows,)
     }
+    # In arcsec; --gaussian-psf makes kernels of these widths.
     if "image_psf_fwhm" in table:
         widths = np.asarray(table["image_psf_fwhm"][row], float)
         columns |= {f"psf_fwhm_{band}": float(w) for band, w in zip(bands, widths, strict=True)}
     label = columns.pop("label", -1)
-    return Stamp(
+    return ForeignCutout(
         id=str(columns.pop("object_id")),
         image=image,
         variance=variance,
@@ -375,7 +409,3 @@ def _mmu_row(table: Mapping[str, Any], row: int, bands: Sequence[str], mask: str
         label=int(label),
         columns=columns,
     )
-
-
-def _one_line(err: BaseException) -> str:
-    return " ".join(str(err).split())[:200] or type(err).__name__

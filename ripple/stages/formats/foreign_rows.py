@@ -1,4 +1,4 @@
-"""Stamps of any origin to batches: one size, one unit, one pixel grid per projection."""
+"""Foreign cutouts to batches: one size, one unit, one pixel grid per projection."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ripple.errors import Reason
 from ripple.imaging.batch import MASK_PLANES, CutoutBatch, TensorBatch
 from ripple.imaging.quality.measure import usable
 from ripple.sky.geometry import Tan
-from ripple.stages.formats.stamp import Stamp, Unreadable
+from ripple.stages.formats.foreign_cutout import ForeignCutout, Unreadable
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,17 +25,17 @@ class Frame:
     bands, size, pixel_scale, classes
         Names of the B bands; `(H, W)`; arcsec; class names by label value.
     resize
-        Crop or pad stamps to `size`; else a stamp of another size is refused.
+        Crop or pad cutouts to `size`; else a cutout of another size is rejected.
     kernel
         Side of the PSF kernels, odd; 0 when there are none.
     gaussian_psf
-        Make kernels from the columns `psf_fwhm_<band>` where stamps bring none.
+        Make kernels from the columns `psf_fwhm_<band>` for cutouts without PSF images.
     factors
         `(B,)` nJy per unit, or None.
     sentinels
         Pixel values that mean no data.
     mask
-        Whether masks count.
+        Whether masks are used.
     """
 
     bands: tuple[str, ...]
@@ -52,7 +52,7 @@ class Frame:
 
 @dataclass(slots=True)
 class Rows:
-    """Rows of the index as they are met, and the pixel grids they lie on.
+    """Rows of the index in the order of the source, and the pixel grids they lie on.
 
     Attributes
     ----------
@@ -88,34 +88,38 @@ class Rows:
             present=0,
         )
 
-    def accept(self, number: int, stamp: Stamp, shard: int, row: int, frame: Frame) -> dict[str, Any]:
+    def accept(
+        self, number: int, cutout: ForeignCutout, shard: int, row: int, frame: Frame
+    ) -> dict[str, Any]:
         """Add a row of a shard; returns its columns."""
-        has = np.isfinite(stamp.image).any(axis=(1, 2))
-        tract, x0, y0 = self._placed(stamp)
+        has = np.isfinite(cutout.image).any(axis=(1, 2))  # (B,)
+        tract, x0, y0 = self._placed(cutout)
+        # Position minus the centre of the central pixel, in pixels; 0 where the source has no projection.
         dx = dy = 0.0
-        if stamp.wcs is not None and np.isfinite(stamp.ra + stamp.dec):
-            x, y = (float(v) for v in stamp.wcs.sky_to_pixel(stamp.ra, stamp.dec))
+        if cutout.wcs is not None and np.isfinite(cutout.ra + cutout.dec):
+            x, y = (float(v) for v in cutout.wcs.sky_to_pixel(cutout.ra, cutout.dec))
             dx, dy = x - frame.size[1] // 2, y - frame.size[0] // 2
+        # A band without a finite pixel is missing, as for `ripple fetch`.
         missing = Reason.MISSING_BAND if has.any() else Reason.NO_DATASET
         return self._add(
             index=number,
-            id=stamp.id,
-            ra=stamp.ra,
-            dec=stamp.dec,
+            id=cutout.id,
+            ra=cutout.ra,
+            dec=cutout.dec,
             tract=tract,
             x0=x0,
             y0=y0,
             dx=dx,
             dy=dy,
-            label=stamp.label,
+            label=cutout.label,
             status="ok" if has.all() else "partial" if has.any() else "rejected",
             reason="" if has.all() else missing.value,
             detail="",
             bands="".join(b for b, ok in zip(frame.bands, has, strict=True) if ok),
             shard=shard,
             row=row,
-            columns=stamp.columns,
-            present=int((has << np.arange(len(has))).sum()),
+            columns=cutout.columns,
+            present=int((has << np.arange(len(has))).sum()),  # band_mask: one bit per band
         )
 
     def _add(self, **values: Any) -> dict[str, Any]:
@@ -123,59 +127,65 @@ class Rows:
             self.columns.setdefault(name, []).append(value)
         return values
 
-    def _placed(self, stamp: Stamp) -> tuple[int, int, int]:
-        """Tract and first pixel. Stamps on one pixel grid share a number, given in order of appearance."""
-        wcs = stamp.wcs
+    def _placed(self, cutout: ForeignCutout) -> tuple[int, int, int]:
+        """Tract and first pixel. Cutouts on one pixel grid share a number, in order of appearance."""
+        wcs = cutout.wcs
         if wcs is None:
             return -1, 0, 0
-        if stamp.place is not None:
-            tract, x0, y0 = stamp.place
+        if cutout.place is not None:
+            # Back in the frame of the tract: all cutouts of one tract then have the same projection.
+            tract, x0, y0 = cutout.place
             self.grids.setdefault((wcs.ra0, wcs.dec0, wcs.x0 + x0, wcs.y0 + y0, *wcs.cd), tract)
-            return stamp.place
-        # Parent pixel = stamp pixel + (x0, y0). The fraction of CRPIX tells grids apart, to 0.001 pixel.
+            return cutout.place
+        # Parent pixel = cutout pixel + (x0, y0). The fraction of CRPIX, to 0.001 pixel, distinguishes grids.
         x0, y0 = -int(np.floor(wcs.x0 + 5e-4)), -int(np.floor(wcs.y0 + 5e-4))
         key = (wcs.ra0, wcs.dec0, round(wcs.x0 + x0, 3), round(wcs.y0 + y0, 3), *wcs.cd)
         return self.grids.setdefault(key, len(self.grids)), x0, y0
 
 
-def fitted(stamp: Stamp, frame: Frame) -> Stamp | Unreadable:
-    """A stamp of the common size with sentinels taken out, in nJy when zero points are given."""
-    if stamp.image.shape[0] != len(frame.bands):
-        return Unreadable(stamp.id, f"{stamp.image.shape[0]} bands, expected {len(frame.bands)}")
-    image = stamp.image.copy()
+def fitted(cutout: ForeignCutout, frame: Frame) -> ForeignCutout | Unreadable:
+    """The cutout in the common size, with NaN for sentinels, in nJy when zero points are given."""
+    # Shapes are checked here, row by row: a batch needs them equal, and one odd file must not stop the import.
+    if cutout.image.shape[0] != len(frame.bands):
+        return Unreadable(cutout.id, f"{cutout.image.shape[0]} bands, expected {len(frame.bands)}")
+    image = cutout.image.copy()
+    # Sentinels as float32, as the pixels are: -9999.9 is not exactly the same number in double precision.
     image[np.isin(image, np.asarray(frame.sentinels, np.float32)) | ~np.isfinite(image)] = np.nan
-    variance = stamp.variance
+    variance = cutout.variance
     if frame.factors is not None:
         image *= frame.factors[:, None, None]
         variance = None if variance is None else variance * frame.factors[:, None, None] ** 2
     shape = image.shape[1:]
     if shape != frame.size and not frame.resize:
-        return Unreadable(stamp.id, f"{shape[0]}x{shape[1]} pixels, expected {frame.size[0]}x{frame.size[1]}")
-    for name, plane in (("variance", variance), ("mask", stamp.bad), ("mask", stamp.mask)):
+        return Unreadable(
+            cutout.id, f"{shape[0]}x{shape[1]} pixels, expected {frame.size[0]}x{frame.size[1]}"
+        )
+    for name, plane in (("variance", variance), ("mask", cutout.bad), ("mask", cutout.mask)):
         if plane is not None and plane.shape != image.shape:
-            return Unreadable(stamp.id, f"{name} of shape {plane.shape}, image {image.shape}")
+            return Unreadable(cutout.id, f"{name} has shape {plane.shape}, the image {image.shape}")
     if shape == frame.size:
-        return replace(stamp, image=image, variance=variance)
-    # The object is in pixel (H // 2, W // 2) before and after.
+        return replace(cutout, image=image, variance=variance)
+    # The object is in pixel (H // 2, W // 2) before and after, also when a side changes from odd to even.
     top, left = (new // 2 - old // 2 for new, old in zip(frame.size, shape, strict=True))
-    wcs = stamp.wcs and Tan(
-        stamp.wcs.ra0, stamp.wcs.dec0, stamp.wcs.x0 + left, stamp.wcs.y0 + top, stamp.wcs.cd
+    wcs = cutout.wcs and Tan(
+        cutout.wcs.ra0, cutout.wcs.dec0, cutout.wcs.x0 + left, cutout.wcs.y0 + top, cutout.wcs.cd
     )
-    place = stamp.place and (stamp.place[0], stamp.place[1] - left, stamp.place[2] - top)
+    place = cutout.place and (cutout.place[0], cutout.place[1] - left, cutout.place[2] - top)
     return replace(
-        stamp,
+        cutout,
         image=_moved(image, frame.size, top, left, np.nan),
         wcs=wcs,
         place=place,
         variance=None if variance is None else _moved(variance, frame.size, top, left, np.nan),
-        bad=None if stamp.bad is None else _moved(stamp.bad, frame.size, top, left, False),
-        mask=None if stamp.mask is None else _moved(stamp.mask, frame.size, top, left, 0),
+        bad=None if cutout.bad is None else _moved(cutout.bad, frame.size, top, left, False),
+        mask=None if cutout.mask is None else _moved(cutout.mask, frame.size, top, left, 0),
     )
 
 
 def _moved(array: NDArray[Any], size: tuple[int, int], top: int, left: int, fill: Any) -> NDArray[Any]:
-    """`array` with its pixel (0, 0) at (top, left) of a larger or smaller frame."""
+    """`array` with its pixel (0, 0) at (top, left) of a larger or smaller frame; `fill` elsewhere."""
     out = np.full((array.shape[0], *size), fill, array.dtype)
+    # The part of the new frame that the old one covers.
     y0, x0 = max(top, 0), max(left, 0)
     y1, x1 = min(top + array.shape[1], size[0]), min(left + array.shape[2], size[1])
     out[:, y0:y1, x0:x1] = array[:, y0 - top : y1 - top, x0 - left : x1 - left]
@@ -183,25 +193,37 @@ def _moved(array: NDArray[Any], size: tuple[int, int], top: int, left: int, fill
 
 
 def cutouts(
-    kept: Sequence[tuple[dict[str, Any], Stamp]], frame: Frame, grids: dict[tuple[float, ...], int]
+    kept: Sequence[tuple[dict[str, Any], ForeignCutout]], frame: Frame, grids: dict[tuple[float, ...], int]
 ) -> CutoutBatch:
-    """The batch of accepted rows."""
+    """The batch of accepted rows.
+
+    Parameters
+    ----------
+    kept
+        Columns and fitted cutout of each row.
+    frame
+        What all rows share.
+    grids
+        As in `Rows`; only those of these rows are used.
+    """
     n, shape = len(kept), (len(kept), len(frame.bands), *frame.size)
     image = np.full(shape, np.nan, np.float32)
     variance = np.full(shape, np.nan, np.float32)
     mask = np.zeros(shape, np.uint32)
+    # The planes of Rubin's masks, whatever the source had: `preprocess` knows them by name.
     no_data, bad = (np.uint32(1 << MASK_PLANES.index(name)) for name in ("NO_DATA", "BAD"))
-    for k, (_, stamp) in enumerate(kept):
-        image[k] = stamp.image
-        if stamp.variance is not None:
-            variance[k] = stamp.variance
-        if stamp.bad is not None and frame.mask:
-            mask[k][stamp.bad] |= bad
-        if stamp.mask is not None and frame.mask:
-            mask[k] |= stamp.mask
+    for k, (_, cutout) in enumerate(kept):
+        image[k] = cutout.image
+        if cutout.variance is not None:
+            variance[k] = cutout.variance
+        if cutout.bad is not None and frame.mask:
+            mask[k][cutout.bad] |= bad
+        if cutout.mask is not None and frame.mask:
+            mask[k] |= cutout.mask
+    # As `ripple fetch` writes them: no pixel is NaN in the image without NO_DATA in the mask.
     mask[np.isnan(image)] |= no_data
     variance[np.isnan(image)] = np.nan
-    psf, which = _psfs([stamp for _, stamp in kept], frame)
+    psf, which = _psfs([cutout for _, cutout in kept], frame)
     catalog = _catalog([row for row, _ in kept], n)
     tracts = set(np.unique(catalog["tract"]).tolist())
     wcs = {t: Tan(k[0], k[1], k[2], k[3], (k[4], k[5], k[6], k[7])) for k, t in grids.items() if t in tracts}
@@ -211,6 +233,7 @@ def cutouts(
 
 
 def _catalog(rows: Sequence[dict[str, Any]], n: int) -> dict[str, NDArray[np.generic]]:
+    """The columns of a shard: those that every artefact has, then those of the source."""
     kinds = {
         "index": np.int64,
         "ra": np.float64,
@@ -226,65 +249,68 @@ def _catalog(rows: Sequence[dict[str, Any]], n: int) -> dict[str, NDArray[np.gen
     out: dict[str, NDArray[np.generic]] = {
         name: np.array([row[name] for row in rows], kind) for name, kind in kinds.items()
     }
-    out["patch"] = np.full(n, -1, np.int32)
+    out["patch"] = np.full(n, -1, np.int32)  # only Rubin's sky maps have patches
     out["band_mask"] = np.array([row["present"] for row in rows], np.uint32)
     more = extra_columns([row["columns"] for row in rows])
     return {**out, **{name: values for name, values in more.items() if name not in out}}
 
 
 def extra_columns(rows: Sequence[dict[str, Any]]) -> dict[str, NDArray[np.generic]]:
-    """Columns that any row has; NaN or empty text where a row lacks them."""
+    """Columns that at least one row has; NaN or empty text where a row lacks them."""
     out: dict[str, NDArray[np.generic]] = {}
     for name in sorted({name for row in rows for name in row}):
         values = [row.get(name) for row in rows]
         if any(isinstance(v, str) for v in values):
             out[name] = np.array(["" if v is None else str(v) for v in values], np.str_)
         else:
+            # A column with gaps becomes float: integers have no NaN.
             whole = all(isinstance(v, int) for v in values)
             out[name] = np.array([np.nan if v is None else v for v in values], np.int64 if whole else float)
     return out
 
 
-def _psfs(stamps: Sequence[Stamp], frame: Frame) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Distinct kernels and which row and band uses which; -1 where there is none."""
-    side, n, b = max(frame.kernel, 1), len(stamps), len(frame.bands)
+def _psfs(cutouts: Sequence[ForeignCutout], frame: Frame) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Distinct kernels `(M, K, K)`, and which of them each row and band has, `(n, B)`; -1 for none."""
+    side, n, b = max(frame.kernel, 1), len(cutouts), len(frame.bands)
+    # By their bytes: many sources have one kernel for all rows.
     kernels: dict[bytes, int] = {}
     found: list[NDArray[np.float32]] = []
     which = np.full((n, b), -1, np.int32)
-    for k, stamp in enumerate(stamps):
+    for k, cutout in enumerate(cutouts):
         for j, band in enumerate(frame.bands):
-            kernel = _kernel(stamp, j, band, side, frame)
+            kernel = _kernel(cutout, j, band, side, frame)
             if kernel is None:
                 continue
-            place = kernels.setdefault(kernel.tobytes(), len(found))
-            if place == len(found):
+            index = kernels.setdefault(kernel.tobytes(), len(found))
+            if index == len(found):
                 found.append(kernel)
-            which[k, j] = place
+            which[k, j] = index
     return np.array(found, np.float32).reshape(-1, side, side), which
 
 
-def _kernel(stamp: Stamp, j: int, band: str, side: int, frame: Frame) -> NDArray[np.float32] | None:
-    if stamp.psf is not None and stamp.psf.shape[-1] == side:
-        total = float(stamp.psf[j].sum())
-        return (stamp.psf[j] / total).astype(np.float32) if np.isfinite(total) and total > 0 else None
-    width = stamp.columns.get(f"psf_fwhm_{band}") if frame.gaussian_psf else None
+def _kernel(cutout: ForeignCutout, j: int, band: str, side: int, frame: Frame) -> NDArray[np.float32] | None:
+    """The PSF of a row in band number `j`, `(side, side)` of sum 1, or None."""
+    if cutout.psf is not None and cutout.psf.shape[-1] == side:
+        total = float(cutout.psf[j].sum())
+        return (cutout.psf[j] / total).astype(np.float32) if np.isfinite(total) and total > 0 else None
+    width = cutout.columns.get(f"psf_fwhm_{band}") if frame.gaussian_psf else None
     if not isinstance(width, float) or not width > 0:
         return None
-    sigma = width / 2.354820045 / frame.pixel_scale
+    sigma = width / 2.354820045 / frame.pixel_scale  # FWHM = sqrt(8 ln 2) sigma
     axis = np.arange(side) - side // 2
     profile = np.exp(-0.5 * (axis / sigma) ** 2)
     kernel = np.outer(profile, profile)
-    made: NDArray[np.float32] = (kernel / kernel.sum()).astype(np.float32)
-    return made
+    return np.asarray(kernel / kernel.sum(), np.float32)
 
 
 def tensors(batch: CutoutBatch, frame: Frame, unit: str) -> TensorBatch:
-    """Pixels as they are: for data that somebody normalised already."""
+    """The batch as tensors with the pixels as they are, for data that are already normalised."""
     n = len(batch)
     return TensorBatch(
         bands=batch.bands,
         image=np.where(np.isnan(batch.image), 0, batch.image).astype(np.float32),
         valid=usable(batch).astype(np.uint8),
+        # Every row is accepted: there are no quality measures to judge it by.
         catalog={**batch.catalog, "accept": np.ones(n, np.uint8), "qc": np.zeros(n, np.uint64)},
         pixel_scale=batch.pixel_scale,
         psf_fwhm=float("nan"),

@@ -1,29 +1,26 @@
-"""`ripple import`: other people's stamps to cutouts or tensors.
+"""`ripple import`: cutouts in foreign formats to cutouts or tensors.
 
-    files -> listing of rows -> stamps -> CutoutBatch or TensorBatch -> shards
+    files -> listing of rows -> ForeignCutout -> CutoutBatch or TensorBatch -> shards
 
-A row that cannot be read is rejected with its reason; the import goes on.
+A row that cannot be read is rejected with its reason, and the import goes on.
 """
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from ripple.errors import ConfigError, DataError, IntegrityError
 from ripple.runtime.summary import Summary, progress
-from ripple.stages.formats.foreign import arrays, deeplense, multimodal_universe
-from ripple.stages.formats.foreign_rows import Frame, Rows, cutouts, extra_columns, fitted, tensors
-from ripple.stages.formats.stamp import Keys, Listing, Stamp, Unreadable
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 from ripple.stages.formats.config import ImportConfig
-from ripple.stages.formats.fits_cutouts import fits_stamps
+from ripple.stages.formats.fits_cutouts import fits_cutouts
+from ripple.stages.formats.foreign import arrays, deeplense, multimodal_universe
+from ripple.stages.formats.foreign_cutout import ForeignCutout, Keys, Listing, Unreadable
+from ripple.stages.formats.foreign_rows import Frame, Rows, cutouts, extra_columns, fitted, tensors
 from ripple.storage.artefact import Artefact, open_artefact
 from ripple.storage.shard_writer import pack_cutouts, pack_tensors
 from ripple.storage.writer import ArtefactWriter, Finished, create
@@ -32,15 +29,15 @@ from ripple.storage.writer import ArtefactWriter, Finished, create
 NJY_ZERO_POINT = 31.4
 
 
-def import_stamps(config: ImportConfig) -> Summary:
-    """Read stamps of another layout and write them as an artefact.
+def import_cutouts(config: ImportConfig) -> Summary:
+    """Read cutouts in a foreign format and write them as an artefact.
 
     Raises
     ------
     ConfigError
-        Something the source does not say is not given by an option either.
+        Neither the source nor an option says bands, pixel scale or unit.
     DataError
-        No row can be found, or none can be read.
+        No row is found, or none can be read.
     IntegrityError
         A file changed while it was imported.
     """
@@ -52,6 +49,7 @@ def import_stamps(config: ImportConfig) -> Summary:
         range(k, min(k + config.rows_per_shard, listing.rows))
         for k in range(0, listing.rows, config.rows_per_shard)
     ]
+    # Hashed before the first row, so that a later run can tell whether it still imports the same files.
     inputs = {"files": listing.files.fingerprint(config.source, listing.paths)}
     opened = create(config.output, kind=kind, config=config, inputs=inputs, units=len(shards))
     if isinstance(opened, Finished):
@@ -61,9 +59,11 @@ def import_stamps(config: ImportConfig) -> Summary:
         for unit, numbers in enumerate(shards):
             _write_unit(writer, unit, numbers, config, listing, frame, table)
             advance(len(numbers))
-        _still_same(listing, writer, rehash=True)
+        _check_unchanged(listing, writer, rehash=True)
         if not any(status != "rejected" for status in table.columns["status"]):
-            raise DataError(f"{config.source}: no row can be read; first: {table.columns['detail'][0]}")
+            raise DataError(
+                f"{config.source}: no row can be read; the first says: {table.columns['detail'][0]}"
+            )
         _finish(writer, kind, config, frame, table)
 
     return _summary(config, open_artefact(config.output), time.perf_counter() - start, done_before=False)
@@ -82,33 +82,40 @@ def open_listing(config: ImportConfig) -> Listing:
             keys = Keys(**{name: getattr(config, f"{name}_key") for name in names})
             return arrays(source, config.bands, keys, mask_good=config.mask == "good")
         case "fits":
-            return fits_stamps(source, config.bands, convert=not config.zero_points)
+            return fits_cutouts(source, config.bands, convert=not config.zero_points)
         case "mmu":
             return multimodal_universe(source, config.bands, mask=config.mask)
 
 
 def _kind(config: ImportConfig) -> Literal["cutouts", "tensors"]:
+    # DeepLense images are already normalised: they have no unit to cut or combine them in.
     if config.into == "auto":
         return "tensors" if config.format == "deeplense" else "cutouts"
     return config.into
 
 
 def _frame(config: ImportConfig, listing: Listing) -> Frame:
-    """Bands, size, scale and unit, from the options, the source, and the first stamp that can be read."""
-    first = next((s for s in map(listing.read, range(min(200, listing.rows))) if isinstance(s, Stamp)), None)
+    """Bands, size, scale and unit, from the options, the source, and the first cutout that can be read."""
+    # 200 rows are tried, so that a few damaged files at the start do not matter.
+    first = next(
+        (s for s in map(listing.read, range(min(200, listing.rows))) if isinstance(s, ForeignCutout)), None
+    )
     if first is None:
         why = listing.read(0)
         detail = why.detail if isinstance(why, Unreadable) else "it has no rows"
-        raise DataError(f"{config.source}: none of its first rows can be read: {detail}")
+        raise DataError(f"{config.source}: none of the first rows can be read: {detail}")
     count, height, width = first.image.shape
     bands = listing.bands
     if len(bands) != count:
         raise ConfigError(f"{config.source}: {count} bands without names", hint="name them with --bands")
     scale = config.pixel_scale or listing.pixel_scale
     if scale is None:
-        raise ConfigError(f"{config.source} does not say its pixel scale", hint="give --pixel-scale, arcsec")
+        raise ConfigError(
+            f"{config.source} does not say its pixel scale", hint="give it with --pixel-scale, in arcsec"
+        )
     kernel = 0 if first.psf is None else first.psf.shape[-1]
     if config.gaussian_psf and first.psf is None:
+        # 5 arcsec across, enough for the seeing of a ground-based telescope; always odd.
         kernel = 2 * int(np.ceil(2.5 / scale)) + 1
     return Frame(
         bands=bands,
@@ -124,14 +131,15 @@ def _frame(config: ImportConfig, listing: Listing) -> Frame:
     )
 
 
-def _factors(config: ImportConfig, first: Stamp, count: int) -> NDArray[np.float32] | None:
-    """Nanojansky per unit of each band; None when pixels stay as they are."""
+def _factors(config: ImportConfig, first: ForeignCutout, count: int) -> NDArray[np.float32] | None:
+    """Nanojansky per unit of each band, `(B,)`; None when pixels stay as they are."""
     if config.zero_points:
         if len(config.zero_points) not in (1, count):
             raise ConfigError(f"{len(config.zero_points)} zero points for {count} bands")
         points = np.broadcast_to(np.asarray(config.zero_points, float), count)
         return (10.0 ** ((NJY_ZERO_POINT - points) / 2.5)).astype(np.float32)
     if _kind(config) == "cutouts" and not first.unit and config.unit != "nJy":
+        # The quality cuts and the noise of cutouts are in nJy: a wrong guess would spoil all of them.
         raise ConfigError(
             f"{config.source} does not say its flux unit",
             hint="give --zero-points, or --unit nJy, or --into tensors for pixels without unit",
@@ -139,8 +147,8 @@ def _factors(config: ImportConfig, first: Stamp, count: int) -> NDArray[np.float
     return None
 
 
-def _still_same(listing: Listing, writer: ArtefactWriter, *, rehash: bool) -> None:
-    """Refuse rows of files that changed; shards that may hold some are not taken over by a later run."""
+def _check_unchanged(listing: Listing, writer: ArtefactWriter, *, rehash: bool) -> None:
+    """Raise when a file changed, and forget the shards, so that a later run does not resume from them."""
     try:
         listing.files.check(rehash=rehash)
     except IntegrityError:
@@ -157,22 +165,24 @@ def _write_unit(
     frame: Frame,
     table: Rows,
 ) -> None:
-
-    kept: list[tuple[dict[str, Any], Stamp]] = []
+    """Read these rows, add them to the table, and write those that can be read as one shard."""
+    kept: list[tuple[dict[str, Any], ForeignCutout]] = []
     for number in numbers:
-        stamp = listing.read(number)
-        stamp = fitted(stamp, frame) if isinstance(stamp, Stamp) else stamp
-        if isinstance(stamp, Unreadable):
-            table.reject(number, stamp)
+        cutout = listing.read(number)
+        cutout = fitted(cutout, frame) if isinstance(cutout, ForeignCutout) else cutout
+        if isinstance(cutout, Unreadable):
+            table.reject(number, cutout)
         else:
-            kept.append((table.accept(number, stamp, unit, len(kept), frame), stamp))
+            kept.append((table.accept(number, cutout, unit, len(kept), frame), cutout))
+    # Rows that cannot be read are in the index, but in no shard.
     batch = cutouts(kept, frame, table.grids)
     if _kind(config) == "cutouts":
         data = pack_cutouts(batch, {"source_format": config.format})
     else:
         unit_name = "nJy" if frame.factors is not None or config.unit == "nJy" else "none"
         data = pack_tensors(tensors(batch, frame, unit_name), {"source_format": config.format})
-    _still_same(listing, writer, rehash=False)
+    _check_unchanged(listing, writer, rehash=False)
+    # When resuming, rows are read again for the index, but a complete shard is not written again.
     if writer.done(unit) is None:
         writer.commit(unit, data, len(kept), {})
 
@@ -193,8 +203,7 @@ def _finish(writer: ArtefactWriter, kind: str, config: ImportConfig, frame: Fram
 
 
 def _index(table: Rows, frame: Frame) -> pa.Table:
-    import pyarrow as pa
-
+    """The index of the artefact: one line per row of the source, rejected ones included."""
     rows = table.columns
     columns: dict[str, Any] = {
         "index": np.array(rows["index"], np.int64),
@@ -203,6 +212,7 @@ def _index(table: Rows, frame: Frame) -> pa.Table:
         "dec": rows["dec"],
         "tract": np.array(rows["tract"], np.int32),
         "patch": np.full(len(rows["index"]), -1, np.int32),
+        # PARENT pixels: first pixel, central pixel (N // 2), and the rest of the position.
         "x": np.array(rows["x0"]) + frame.size[1] // 2 + np.array(rows["dx"]),
         "y": np.array(rows["y0"]) + frame.size[0] // 2 + np.array(rows["dy"]),
         "status": rows["status"],
@@ -214,6 +224,7 @@ def _index(table: Rows, frame: Frame) -> pa.Table:
         "label": np.array(rows["label"], np.int64),
     }
     extra = extra_columns(rows["columns"])
+    # A column of the source never replaces one of ours.
     return pa.table({**columns, **{k: v for k, v in extra.items() if k not in columns}})
 
 
@@ -223,7 +234,7 @@ def _summary(config: ImportConfig, artefact: Artefact, seconds: float, *, done_b
     for reason, status in zip(index["reason"].to_pylist(), index["status"].to_pylist(), strict=True):
         if status == "rejected":
             reasons[reason] = reasons.get(reason, 0) + 1
-    details = [d for d in index["detail"].to_pylist() if d]
+    details = [d for d in index["detail"].to_pylist() if d]  # only rows that could not be read have one
     labels, counts = np.unique(index["label"].to_numpy(), return_counts=True)
     names = artefact.attributes.get("class_map", {})
     facts: dict[str, Any] = {"kind": artefact.kind, "rows": artefact.rows, "bands": " ".join(artefact.bands)}
@@ -238,5 +249,5 @@ def _summary(config: ImportConfig, artefact: Artefact, seconds: float, *, done_b
         rejections=reasons,
         seconds=seconds,
         done_before=done_before,
-        notes=(f"first row that was refused: {details[0]}",) if details else (),
+        notes=(f"the first rejected row says: {details[0]}",) if details else (),
     )

@@ -1,4 +1,7 @@
-"""The layouts that `ripple export` writes. Every function yields the number of rows it has just written."""
+"""The layouts that `ripple export` writes. Every function yields how many rows it has just written.
+
+Equal rows give equal bytes: no file contains a time, an owner or a path.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,12 @@ import json
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import h5py
 import numpy as np
+import pyarrow as pa
+from astropy.io import fits
 from numpy.typing import NDArray
 
 from ripple.errors import ConfigError, DataError
@@ -20,10 +26,10 @@ from ripple.stages.formats.config import ExportConfig
 from ripple.stages.formats.rows import Part, Source, splits
 from ripple.storage.files import write_new
 
-if TYPE_CHECKING:
-    pass
+#: HEALPix side of the cells of the Multimodal Universe: order 6, nested.
+MMU_NSIDE = 64
 
-#: Index columns that say where a row lies in our own files: of no use outside.
+# Index columns about RIPPLe's own files, which mean nothing outside.
 _OURS = ("shard", "row", "status", "reason", "detail", "bands")
 
 
@@ -34,14 +40,16 @@ def deeplense(source: Source, config: ExportConfig, directory: Path) -> Iterator
         row = int(np.argmax(labels < 0))
         raise DataError(
             f"{config.source}: row {row} has no label",
-            hint="deeplense folders are classes: fetch with labels",
+            hint="deeplense folders are classes, so fetch targets with labels",
         )
+    # The lens-finding sets and those of substructure classes have different folders.
     lens_finding = source.class_map in ({"0": "nonlens", "1": "lens"}, {}) and labels.max(initial=0) <= 1
     split = splits(source, config)
     folders = []
     for label, part in zip(labels.tolist(), split.tolist(), strict=True):
         kind = ("nonlenses", "lenses")[label] if lens_finding else _safe(source.class_map, label)
         folders.append((f"{part}_{kind}" if part else kind) if lens_finding else f"{part}/{kind}".lstrip("/"))
+    # All folders first: images are written in the order of shards.
     for folder in sorted(set(folders)):
         (directory / folder).mkdir(parents=True)
     names = [f"{folder}/{k:07d}.npy" for k, folder in enumerate(folders)]
@@ -53,14 +61,13 @@ def deeplense(source: Source, config: ExportConfig, directory: Path) -> Iterator
 
 
 def _safe(class_map: dict[str, str], label: int) -> str:
-    """A class name as a folder name; anything but plain letters is replaced by the number."""
+    """A class name as a folder name; `class<number>` when it has anything but letters, digits and _."""
     name = class_map.get(str(label), "")
     return name if name.isascii() and name.replace("_", "").isalnum() else f"class{label}"
 
 
 def _catalogue(source: Source, directory: Path, files: list[str]) -> None:
-    import pyarrow as pa
-
+    """Write `catalog.csv`: the file of each row, and the columns of the index that CSV can hold."""
     columns = {name: source.table[name] for name in source.table.column_names if name not in _OURS}
     flat = {name: c for name, c in columns.items() if not pa.types.is_nested(c.type)}
     write_new(directory / "catalog.csv", csv_bytes(pa.table({"file": pa.array(files), **flat})))
@@ -72,9 +79,10 @@ def multimodal_universe(source: Source, config: ExportConfig, directory: Path) -
     cells = sky_cells(ra, dec, MMU_NSIDE)
     if (cells < 0).any():
         raise DataError(
-            f"{config.source}: {int((cells < 0).sum())} rows have no position, mmu files need one"
+            f"{config.source}: {int((cells < 0).sum())} rows have no position, which mmu files need"
         )
     for cell in np.unique(cells):
+        # A cell (0.8 square degrees) fits into memory; its rows may come from many shards.
         parts = list(source.parts(np.flatnonzero(cells == cell)))
         folder = directory / f"healpix={cell}"
         folder.mkdir()
@@ -83,8 +91,7 @@ def multimodal_universe(source: Source, config: ExportConfig, directory: Path) -
 
 
 def _mmu_file(source: Source, parts: list[Part], cell: int) -> bytes:
-    import h5py
-
+    """One cell as the bytes of an HDF5 file."""
     n = sum(len(part.numbers) for part in parts)
     bands = np.array([band.encode() for band in source.bands])
     arrays: dict[str, NDArray[Any]] = {
@@ -94,6 +101,7 @@ def _mmu_file(source: Source, parts: list[Part], cell: int) -> bytes:
         "image_band": np.broadcast_to(bands, (n, len(bands))),
         "healpix": np.full(n, cell, np.int64),
     }
+    # NaN is written as 0, so the mask must say which pixels are missing.
     missing = [np.isnan(p.image) for p in parts]
     if all(p.variance is not None for p in parts):
         arrays["image_ivar"] = np.concatenate([_ivar(p) for p in parts])
@@ -105,9 +113,10 @@ def _mmu_file(source: Source, parts: list[Part], cell: int) -> bytes:
         if name not in _OURS and name not in arrays:
             key = "object_id" if name == "id" else name
             arrays[key] = values if values.dtype.kind in "iufb" else _text(values)
+    # In memory, to be written whole by `write_new`; libver fixes the format, whatever HDF5 is installed.
     with h5py.File("mmu", "w", driver="core", backing_store=False, libver=("earliest", "v108")) as file:
         for name, values in sorted(arrays.items()):
-            file.create_dataset(name, data=values, track_times=False)
+            file.create_dataset(name, data=values, track_times=False)  # times would change the bytes
         file.attrs["unit"] = source.unit
         file.attrs["class_map"] = json.dumps(source.class_map, sort_keys=True)
         file.attrs["image_mask"] = "true where a pixel is flagged"
@@ -117,18 +126,21 @@ def _mmu_file(source: Source, parts: list[Part], cell: int) -> bytes:
 
 
 def _ivar(part: Part) -> NDArray[np.float32]:
+    """Inverse variance; 0 where there is no measurement, as their files say it."""
     variance = np.asarray(part.variance, np.float32)
     good = np.isfinite(part.image) & np.isfinite(variance) & (variance > 0)
     return np.where(good, 1.0 / np.where(good, variance, 1.0), 0.0).astype(np.float32)
 
 
 def _text(values: NDArray[Any]) -> NDArray[np.bytes_]:
+    """Text as UTF-8 of fixed width, the strings that HDF5 reads everywhere."""
     encoded = [("" if v is None else str(v)).encode() for v in values]
     return np.array(encoded, f"S{max([1, *map(len, encoded)])}")
 
 
 def webdataset(source: Source, config: ExportConfig, directory: Path) -> Iterator[int]:
     """`000000.tar` with `KEY.image.npy`, `KEY.json` and `KEY.cls` (the label) per row."""
+    # Files have equal numbers of rows, parts have not: a file may end in the middle of a part.
     tar: tarfile.TarFile | None = None
     done = 0
     try:
@@ -138,9 +150,10 @@ def webdataset(source: Source, config: ExportConfig, directory: Path) -> Iterato
                     if tar is not None:
                         tar.close()
                     path = directory / f"{done // config.rows_per_file:06d}.tar"
+                    # USTAR has no extended headers, and every tar reader knows it.
                     tar = tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
                 assert tar is not None
-                _add_row(tar, f"{number:09d}", part, k, source)
+                _add_row(tar, f"{number:09d}", part, k)
                 done += 1
             yield len(part.numbers)
     finally:
@@ -156,7 +169,8 @@ def webdataset(source: Source, config: ExportConfig, directory: Path) -> Iterato
     write_new(directory / "dataset.json", json.dumps(note, indent=1, sort_keys=True).encode() + b"\n")
 
 
-def _add_row(tar: tarfile.TarFile, key: str, part: Part, k: int, source: Source) -> None:
+def _add_row(tar: tarfile.TarFile, key: str, part: Part, k: int) -> None:
+    """Add row `k` of a part; members with one key are one sample for webdataset."""
     facts = {name: _json(values[k]) for name, values in part.catalog.items() if values.ndim == 1}
     members = {
         "image.npy": npy_bytes(np.nan_to_num(part.image[k], nan=0.0)),
@@ -173,6 +187,7 @@ def _add_row(tar: tarfile.TarFile, key: str, part: Part, k: int, source: Source)
 
 
 def _json(value: Any) -> Any:
+    """A value as JSON has it: no bytes, and null for NaN and infinity."""
     plain = value.item() if isinstance(value, np.generic) else value
     if isinstance(plain, bytes):
         return plain.decode("utf-8", "replace")
@@ -185,6 +200,7 @@ def zarr_v3(source: Source, config: ExportConfig, directory: Path) -> Iterator[i
         import zarr
     except ModuleNotFoundError:
         raise ConfigError("zarr is not installed", hint="pip install 'ripple-lsst[export]'") from None
+    # Loaded here because it is an extra, and only this layout needs it.
     root = zarr.create_group(store=str(directory / "data.zarr"), zarr_format=3)
     arrays: dict[str, Any] = {}
     for part in source.parts():
@@ -195,8 +211,10 @@ def zarr_v3(source: Source, config: ExportConfig, directory: Path) -> Iterator[i
                 continue
             if name not in arrays:
                 shape = (source.rows, *values.shape[1:])
+                # Whole cutouts in a chunk: they are read by row, all bands at once.
                 chunks = (min(config.rows_per_file, source.rows), *values.shape[1:])
                 arrays[name] = root.create_array(name, shape=shape, chunks=chunks, dtype=values.dtype)
+            # Rows of a part are consecutive: exports are sorted by shard.
             arrays[name][int(part.numbers[0]) : int(part.numbers[-1]) + 1] = values
         yield len(part.numbers)
     catalog = root.create_group("catalog")
@@ -217,13 +235,15 @@ def zarr_v3(source: Source, config: ExportConfig, directory: Path) -> Iterator[i
     )
 
 
-def fits_stamps(source: Source, config: ExportConfig, directory: Path) -> Iterator[int]:
+def fits_cutouts(source: Source, config: ExportConfig, directory: Path) -> Iterator[int]:
     """`0000000.fits`: IMAGE, VARIANCE, MASK and PSF of each band, with the WCS of the tract.
 
     MASK names its bits as afw does: card `MP_<plane>` is the number of the bit.
     """
     if source.kind != "cutouts":
-        raise DataError(f"{config.source} holds {source.kind}", hint="FITS stamps are made from cutouts")
+        raise DataError(
+            f"{config.source} contains {source.kind}", hint="FITS files can only be written from cutouts"
+        )
     names = []
     for part in source.parts():
         for k, number in enumerate(part.numbers.tolist()):
@@ -234,8 +254,7 @@ def fits_stamps(source: Source, config: ExportConfig, directory: Path) -> Iterat
 
 
 def _fits_file(part: Part, k: int, source: Source) -> bytes:
-    from astropy.io import fits
-
+    """One row as the bytes of a FITS file; a band without data has NaN in its IMAGE."""
     row = {name: values[k] for name, values in part.catalog.items() if values.ndim == 1}
     cards = _wcs_cards(part.wcs.get(int(row.get("tract", -1))), row)
     primary = fits.PrimaryHDU()
@@ -246,6 +265,7 @@ def _fits_file(part: Part, k: int, source: Source) -> bytes:
         if part.variance is not None and np.isfinite(part.variance[k, b]).any():
             planes.append(("VARIANCE", part.variance[k, b], "nJy**2"))
         if part.mask is not None:
+            # FITS integers are signed: bit 31 needs the next larger type.
             planes.append(
                 ("MASK", part.mask[k, b].astype(np.int32 if len(part.mask_planes) < 32 else np.int64), "")
             )
@@ -260,13 +280,12 @@ def _fits_file(part: Part, k: int, source: Source) -> bytes:
 
 
 def _bits(planes: tuple[str, ...]) -> dict[str, int]:
-    # Names of more than eight characters need the HIERARCH convention.
+    """Cards that name the bits of a mask."""
+    # `MP_` and more than five letters exceed the eight of a FITS keyword, and need the HIERARCH convention.
     return {f"HIERARCH MP_{name}" if len(name) > 5 else f"MP_{name}": bit for bit, name in enumerate(planes)}
 
 
 def _image_hdu(name: str, band: str, data: NDArray[Any], cards: dict[str, Any]) -> Any:
-    from astropy.io import fits
-
     hdu = fits.ImageHDU(data, name=f"{name}_{band}")
     hdu.header["BAND"] = band
     hdu.header.update(cards)
@@ -274,26 +293,22 @@ def _image_hdu(name: str, band: str, data: NDArray[Any], cards: dict[str, Any]) 
 
 
 def _wcs_cards(tan: Tan | None, row: dict[str, Any]) -> dict[str, Any]:
-    """WCS of the stamp and who it is: FITS pixel (1, 1) is parent pixel `(x0, y0)`."""
-    # FITS text is printable ASCII: anything else is written as an escape.
+    """Cards with id, position, label and WCS of a cutout: FITS pixel (1, 1) is PARENT pixel `(x0, y0)`."""
+    # FITS text is printable ASCII, so anything else is written as an escape.
     cards: dict[str, Any] = {
         "ORIGIN": "RIPPLe",
         "OBJID": str(row.get("id", "")).encode("unicode_escape").decode(),
     }
     for name, card in (("ra", "OBJ_RA"), ("dec", "OBJ_DEC")):
-        if np.isfinite(float(row.get(name, np.nan))):
+        if np.isfinite(float(row.get(name, np.nan))):  # FITS cards cannot hold NaN
             cards[card] = float(row[name])
     if int(row.get("label", -1)) >= 0:
         cards["LABEL"] = int(row["label"])
     if tan is None:
         return cards
     x0, y0 = int(row["x0"]), int(row["y0"])
-    stamp = Tan(tan.ra0, tan.dec0, tan.x0 - x0, tan.y0 - y0, tan.cd)
-    return cards | stamp.cards() | {"TRACT": int(row["tract"]), "X0": x0, "Y0": y0}
-
-
-#: Order of the HEALPix cells of the Multimodal Universe (nested).
-MMU_NSIDE = 64
+    cutout = Tan(tan.ra0, tan.dec0, tan.x0 - x0, tan.y0 - y0, tan.cd)
+    return cards | cutout.cards() | {"TRACT": int(row["tract"]), "X0": x0, "Y0": y0}
 
 
 def npy_bytes(array: NDArray[Any]) -> bytes:

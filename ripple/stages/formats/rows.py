@@ -6,20 +6,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ripple.errors import ConfigError, DataError
 from ripple.imaging.batch import CutoutBatch, TensorBatch
-from ripple.sky.geometry import Tan
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 from ripple.imaging.psf.shape import fwhm
 from ripple.imaging.quality.measure import usable
+from ripple.sky.geometry import Tan
 from ripple.sky.splits import SPLITS, split_blocks, split_keys
 from ripple.stages.formats.config import ExportConfig
 from ripple.storage.artefact import Artefact, open_artefact
@@ -30,17 +28,16 @@ Float = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Rows to write.
+    """Rows of one shard to write.
 
     Parameters
     ----------
     numbers
-        `(n,)` running row numbers of the export.
+        `(n,)` running row numbers of the export, from 0 and without gaps.
     image
         `(n, B, H, W)` float32 as stored; NaN where there is no pixel.
     variance, bad
-        Like `image`, or None. `bad` is true where a pixel is no measurement:
-        the rule of `ripple preprocess`.
+        Like `image`, or None. `bad` is true where `ripple preprocess` would not use a pixel.
     mask, mask_planes
         Like `image`, uint32, and the name of each bit; None and empty for tensors.
     psf
@@ -68,7 +65,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """An artefact, which of its rows go out, and the facts all rows share."""
+    """An artefact, which of its rows are exported, and what all rows share."""
 
     artefact: Artefact
     table: pa.Table
@@ -95,24 +92,27 @@ class Source:
         chosen = np.arange(self.rows) if numbers is None else numbers
         for k in np.unique(shard[chosen]):
             here = chosen[shard[chosen] == k]
+            # One shard in memory at a time, whatever the size of the artefact.
             yield _part(self, _batch(self.artefact, int(k)), here, row[here])
 
 
 def open_source(config: ExportConfig) -> Source:
-    """The artefact and the rows of it that are wanted, sorted by shard and row."""
-    import pyarrow.compute as pc
-
+    """The artefact and the rows of it to export, sorted by shard and row."""
     artefact = open_artefact(config.source)
     kind = artefact.kind
     if kind not in ("cutouts", "tensors"):
-        raise DataError(f"{config.source} holds {kind}", hint="give cutouts or tensors")
+        raise DataError(f"{config.source} contains {kind}", hint="give cutouts or tensors")
     index = artefact.index()
+    # Shard -1: rejected before any pixel was read.
     keep = pc.greater_equal(index["shard"], 0)
     if not config.rejected:
         keep = pc.and_(keep, pc.not_equal(index["status"], "rejected"))
     table = index.filter(keep).sort_by([("shard", "ascending"), ("row", "ascending")])
     if table.num_rows == 0:
-        raise DataError(f"{config.source}: no row to export", hint="--rejected takes the rejected ones too")
+        raise DataError(
+            f"{config.source}: no rows to export", hint="--rejected exports rejected rows as well"
+        )
+    # Bands, scale, unit and classes are the same in all shards.
     first = _batch(artefact, int(table["shard"][0].as_py()))
     if isinstance(first, TensorBatch):
         class_map, unit = first.class_map, f"normalised ({first.normalization.get('method')})"
@@ -121,6 +121,7 @@ def open_source(config: ExportConfig) -> Source:
     return Source(artefact, table, first.bands, first.pixel_scale, unit, dict(class_map), kind)
 
 
+# Layouts that go by sky position return to a shard, so the last two are kept.
 @lru_cache(maxsize=2)
 def _unpacked(directory: Path, digest: str, k: int) -> CutoutBatch | TensorBatch:
     return images_of(open_artefact(directory), k)
@@ -133,15 +134,18 @@ def _batch(artefact: Artefact, k: int) -> CutoutBatch | TensorBatch:
 def _part(
     source: Source, batch: CutoutBatch | TensorBatch, numbers: NDArray[np.int64], rows: NDArray[np.int32]
 ) -> Part:
+    """These rows of a batch, with the pixels of other rows left out."""
     catalog = {name: np.asarray(values)[rows] for name, values in batch.catalog.items()}
     image = np.asarray(batch.image[rows], np.float32)
     shape = (len(rows), len(batch.bands))
     if isinstance(batch, TensorBatch):
+        # Tensors have neither variance nor kernels, but one PSF width for all rows and bands.
         width = np.full(shape, batch.psf_fwhm, np.float32)
         return Part(numbers, image, None, batch.valid[rows] == 0, None, None, width, catalog, {})
 
     bad, mask = ~usable(batch)[rows], np.asarray(batch.mask[rows])
     which = batch.psf_index[rows]
+    # Index -1, no kernel, then picks the NaN at the end. Pixels to arcsec.
     widths = np.append(fwhm(batch.psf) if len(batch.psf) else np.zeros(0), np.nan) * batch.pixel_scale
     return Part(
         numbers,
@@ -164,17 +168,18 @@ def splits(source: Source, config: ExportConfig) -> NDArray[np.str_]:
         if config.split_column not in source.table.column_names:
             raise ConfigError(f"{config.source} has no column {config.split_column!r}")
         found = source.column(config.split_column, "").astype(np.str_)
-        for name in np.unique(found).tolist():  # they become names of folders
+        for name in np.unique(found).tolist():  # they become folder names, so no `..` and no slashes
             if name and not (name.isascii() and name.replace("_", "").replace("-", "").isalnum()):
                 raise DataError(
-                    f"{config.source}: split {name[:80]!r} in column {config.split_column!r}",
-                    hint="letters, digits, - and _ only",
+                    f"{config.source}: {name[:80]!r} in column {config.split_column!r} cannot be a folder name",
+                    hint="use only letters, digits, - and _",
                 )
         return found
     if config.split == "none":
         return np.full(source.rows, "", np.str_)
 
     ra, dec = (source.column(name, np.nan).astype(float) for name in ("ra", "dec"))
+    # By blocks of sky, so that neighbours that share pixels are in one split; without positions by id.
     if np.isfinite(ra + dec).all():
         chosen = split_blocks(ra, dec, fractions=config.fractions, seed=config.seed, nside=config.nside)
     else:

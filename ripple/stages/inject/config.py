@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from pydantic import Field, model_validator
 
-from ripple.config import Config, neutral
-
-if TYPE_CHECKING:
-    pass
+from ripple.config import Config, neutral, setting
 
 
 class InjectConfig(Config):
@@ -22,12 +19,15 @@ class InjectConfig(Config):
     fraction: float = Field(0.5, gt=0.0, le=1.0, description="Share of the rows that get a lensed source.")
     theta_min: float = Field(0.6, gt=0.0, le=10.0, description="Smallest Einstein radius, arcsec.")
     theta_max: float = Field(2.5, gt=0.0, le=10.0, description="Largest Einstein radius, arcsec.")
-    source_bright: float = Field(22.2, description="Brightest source before lensing, i magnitude.")
-    source_faint: float = Field(27.2, description="Faintest source before lensing, i magnitude.")
+    source_bright: float = setting(22.2, description="Brightest source before lensing, i magnitude.")
+    source_faint: float = setting(27.2, description="Faintest source before lensing, i magnitude.")
     seed: int = Field(1, ge=0, description="Same seed, same sources.")
     workers: int = neutral(1, ge=0, description="Worker processes; 0 works in this process.")
-    deadline: float = neutral(
-        3600.0, gt=0, description="Seconds a shard may take before its worker is killed as stuck."
+    deadline: float = setting(
+        3600.0,
+        neutral=True,
+        gt=0,
+        description="Seconds a shard may take before its worker is killed as stuck.",
     )
     memory: str = neutral("4GiB", description="Memory for the whole run.")
 

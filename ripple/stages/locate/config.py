@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from ripple.config import Config, neutral
-
-if TYPE_CHECKING:
-    pass
 
 
 class LocateConfig(Config):

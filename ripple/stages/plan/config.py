@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from ripple.config import Config
+from ripple.config import Config, neutral, setting
 from ripple.errors import ConfigError
 
 
@@ -27,7 +27,7 @@ class Selection(Config):
     skymap: str | None = Field(None, description="Sky map; needed when the repository has several.")
     bands: tuple[str, ...] = Field((), description="Bands in order (gri or g,r,i); by default all there are.")
     size: int | str = Field(64, description="Side of a cutout: pixels, or arcsec as in 12.8arcsec.")
-    size_column: str | None = Field(None, description="Column of the targets with the side in pixels.")
+    size_column: str | None = setting(None, description="Column of the targets with the side in pixels.")
     region: str | None = Field(
         None, description="Piece of sky: 'CIRCLE ra dec r', 'POLYGON ra dec ...', 'RANGE ra0 ra1 dec0 dec1'."
     )
@@ -43,7 +43,7 @@ class Selection(Config):
     ra_unit: Literal["deg", "hour"] | None = Field(
         None, description="Unit of right ascension when the table does not say it."
     )
-    object_type: str | None = Field(
+    object_type: str | None = setting(
         None, description="Dataset type of the object table used without --targets; recognised by default."
     )
     select: str | None = Field(
@@ -53,7 +53,7 @@ class Selection(Config):
         None, gt=0, description="Blind windows instead of targets: distance of their centres, pixels."
     )
     where: str | None = Field(None, description="Butler query expression that coadds must satisfy.")
-    duplicate_radius: float = Field(
+    duplicate_radius: float = setting(
         0.2, ge=0, description="Arcsec within which two targets count as the same object; 0: only equal ids."
     )
     margin: int = Field(0, ge=0, le=256, description="Pixels read beyond each side of a cutout.")
@@ -75,6 +75,12 @@ class Selection(Config):
         return int(value) if isinstance(value, str) and value.strip().isdecimal() else value
 
 
+class PlanConfig(Selection):
+    """Options of `ripple plan`: the selection of fetch, and with how many workers it would run."""
+
+    workers: int = neutral(1, ge=0, description="Worker processes that fetch would have.")
+
+
 def check_selection(selection: Selection) -> None:
     """Refuse combinations that cannot be meant.
 
@@ -91,7 +97,7 @@ def check_selection(selection: Selection) -> None:
         raise ConfigError("plan: --grid needs --region or --tract")
     if selection.grid is not None and (selection.select or selection.label_column or selection.size_column):
         raise ConfigError(
-            "plan: a --grid has no columns: --select, --label-column and --size-column need targets"
+            "plan: a --grid has no columns: --select, --label-column and size_column need targets"
         )
     if len(set(selection.bands)) != len(selection.bands):
         raise ConfigError(f"plan: a band occurs twice in {','.join(selection.bands)}")

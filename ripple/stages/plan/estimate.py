@@ -1,4 +1,4 @@
-"""What a fetch will cost: the dry run, as JSON values and as a screen."""
+"""What a fetch will cost: the dry run, as JSON values and as a table on the terminal."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROW_BYTES, BASE_BYTES = 200, 200_000_000
 #: Compressed bytes that one worker reads, decodes and checks per second, bytes of cutouts that it cuts, packs
 #: and writes, and seconds until it does: rough, of one busy core of 2024.
 READ_RATE, WRITE_RATE, START_SECONDS = 30e6, 150e6, 3.0
-#: Rows, patches and datasets that a screen lists.
+#: Rows, tracts and patches that the table lists; with --json all of them.
 SHOWN = 10
 
 
@@ -34,7 +34,7 @@ class Estimate:
     Parameters
     ----------
     read_bytes
-        Compressed bytes of coadds, those that several units need counted as often.
+        Compressed bytes of coadds; one that several units need is read, and counted, once for each.
     unknown_sizes
         Datasets whose size the Butler does not know.
     write_bytes
@@ -59,29 +59,45 @@ def estimate(plan: Plan, workers: int = 1) -> Estimate:
         datasets = plan.unit_datasets(unit)
         cost = sum(max(0, d.size) for d in datasets)
         bands = len(plan.bands)
+        # All rows of a unit have one size, so the first one tells.
         side = int(plan.reach[unit.rows[0]])
+        # A shard stores each kernel once: one per band and per cell that holds a target.
         cells = np.stack([plan.x[unit.rows] // CELL, plan.y[unit.rows] // CELL], axis=1)
         kernels = bands * len(np.unique(cells, axis=0))
         rows = len(unit.rows) * (bands * PIXEL_BYTES * side * side + ROW_BYTES) + kernels * PSF_BYTES
         areas = [plan.patch_boxes[d.tract, d.patch] for d in datasets]
         planes = bands * max((b.width * b.height * PIXEL_BYTES for b in areas), default=0)
-        read, write, memory = read + cost, write + rows, max(memory, BASE_BYTES + 2 * rows + planes + cost)
+        read, write = read + cost, write + rows
+        # The worst case of a worker: the files, all bands of the largest patch decoded, and the cutouts
+        # twice, as arrays and packed for the shard.
+        memory = max(memory, BASE_BYTES + 2 * rows + planes + cost)
     unknown = sum(d.size < 0 for d in plan.datasets.values())
+    # More workers than units have nothing to do.
     seconds = START_SECONDS + (read / READ_RATE + write / WRITE_RATE) / max(1, min(workers, len(plan.units)))
     return Estimate(read, unknown, write, memory, seconds)
 
 
 def facts(plan: Plan, workers: int = 1, rows: int | None = None) -> dict[str, Any]:
-    """The dry run as JSON values; `missing` and `rejected` name every patch and row."""
+    """The dry run as JSON values.
+
+    Parameters
+    ----------
+    plan
+        The plan to describe.
+    workers
+        Worker processes, for the memory and the time.
+    rows
+        At most so many of the partial and rejected rows; all of them when None.
+    """
     cost = estimate(plan, workers)
-    taken = list(plan.datasets.values())
+    datasets = list(plan.datasets.values())
     sizes = sorted({int(s) for s in np.unique(plan.size)})
     return {
         "verb": "plan",
         "repo": plan.repo,
         "collections": list(plan.collections),
         "dataset_type": plan.dataset_type,
-        "runs": dict(sorted(Counter(d.run for d in taken).items())),
+        "runs": dict(sorted(Counter(d.run for d in datasets).items())),
         "skymap": plan.skymap,
         "skymap_source": plan.skymap_source,
         "bands": list(plan.bands),
@@ -93,7 +109,7 @@ def facts(plan: Plan, workers: int = 1, rows: int | None = None) -> dict[str, An
         "tracts": sorted({u.tract for u in plan.units}),
         "patches": len({(u.tract, p) for u in plan.units for p in u.patches}),
         "units": len(plan.units),
-        "datasets": {band: sum(d.band == band for d in taken) for band in plan.bands},
+        "datasets": {band: sum(d.band == band for d in datasets) for band in plan.bands},
         "missing": [
             {"tract": t, "patch": p, "bands": list(bands)} for (t, p), bands in sorted(plan.gaps.items())
         ],
@@ -109,7 +125,7 @@ def facts(plan: Plan, workers: int = 1, rows: int | None = None) -> dict[str, An
 
 
 def _rows(plan: Plan, count: int | None) -> list[dict[str, Any]]:
-    """The first so many rows that are not whole, with their reasons; rejected ones first."""
+    """The first `count` rows that are rejected or partial, with their reasons; rejected ones first."""
     rejected, partial = (np.flatnonzero(plan.outcomes.has(status)) for status in ("rejected", "partial"))
     return [
         {
@@ -125,7 +141,8 @@ def _rows(plan: Plan, count: int | None) -> list[dict[str, Any]]:
 
 
 def show(found: dict[str, Any]) -> None:
-    """Print the dry run (from `facts`) as a screen on stderr."""
+    """Print the dry run (from `facts`) as a table on stderr."""
+    # Only people at a terminal need it: with --json it is never loaded.
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -134,6 +151,7 @@ def show(found: dict[str, Any]) -> None:
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for key, value in _lines(found):
+        # As Text: square brackets in names and messages are no markup.
         table.add_row(key, Text(plain(value)))
     Console(file=sys.stderr).print(table)
 
@@ -156,14 +174,14 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         for r in found["rows"][:SHOWN]
     ]
     if (more := found["partial"] + found["rejected"] - SHOWN) > 0:
-        lines.append(("  ...", f"{more:,} more rows, all with --json"))
+        lines.append(("  ...", f"{more:,} more rows; --json lists all"))
     lines.append(("tracts", f"{len(found['tracts']):,}: {', '.join(map(str, found['tracts'][:SHOWN]))}"))
     lines.append(("patches", f"{found['patches']:,} in {found['units']:,} units (shards)"))
     lines.append(("datasets", ", ".join(f"{band} {count:,}" for band, count in found["datasets"].items())))
     for gap in found["missing"][:SHOWN]:
         lines.append(("  missing", f"tract {gap['tract']} patch {gap['patch']}: {', '.join(gap['bands'])}"))
     if len(found["missing"]) > SHOWN:
-        lines.append(("  missing", f"... in {len(found['missing']) - SHOWN:,} more patches, all with --json"))
+        lines.append(("  missing", f"{len(found['missing']) - SHOWN:,} more patches; --json lists all"))
     unknown = f", {found['unknown_sizes']:,} datasets of unknown size" if found["unknown_sizes"] else ""
     lines += [
         ("read", f"{amount(found['read_bytes'])}{unknown}"),
@@ -175,7 +193,7 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def amount(size: float) -> str:
-    """Bytes for people, as in `1.5 GB`."""
+    """Bytes for people, for example `1.5 GB`, in powers of 1000."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"

@@ -1,4 +1,4 @@
-"""`ripple plan`: targets plus what exists give units of work; the dry run of fetch."""
+"""A plan: the targets, the coadds that they need, and the units of work that `fetch` carries out."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Unit:
     number
         Position among the units; shard number.
     tract
-        The tract of all its rows; they have one size, too.
+        The tract of all its rows, which also have the same size.
     patches
-        Inner patches of its rows, ascending. Other units have them only when one patch holds more rows than a
-        unit may.
+        Inner patches of its rows, ascending. Two units share a patch only when it has more rows than one unit
+        may hold.
     rows
         `(n,)` int64 positions in the targets, sorted by (patch, row).
     """
@@ -49,7 +49,7 @@ class Plan:
     skymap, repo, collections, dataset_type
         What was searched; `collections` in search order, chains as given.
     targets
-        All targets that were asked for, N rows.
+        All requested targets, N rows.
     tract, patch
         `(N,)` int32; inner patch of each target, -1 where there is none.
     x, y
@@ -61,7 +61,7 @@ class Plan:
     patch_boxes
         (tract, patch) -> outer box, for every dataset.
     datasets
-        (tract, patch, band) -> dataset, those of neighbouring patches that a box reaches into included.
+        (tract, patch, band) -> dataset, including those of neighbouring patches that a box reaches into.
     units
         In the order of shards.
     outcomes
@@ -76,7 +76,7 @@ class Plan:
     gaps
         (tract, inner patch of a target) -> bands without dataset there; of tracts that have datasets.
     notes
-        Lines worth reading.
+        What the user should know about how targets and coadds were found.
     """
 
     bands: tuple[str, ...]
@@ -101,6 +101,7 @@ class Plan:
     gaps: dict[tuple[int, int], tuple[str, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    # Cached: `unit_datasets` runs once per unit, and a plan may have thousands of both.
     @cached_property
     def _patches(self) -> dict[int, list[tuple[int, Box]]]:
         """Tract -> (patch, outer box) of the patches that have datasets."""
@@ -112,10 +113,14 @@ class Plan:
     def unit_datasets(self, unit: Unit) -> list[Dataset]:
         """Datasets whose pixels the boxes of a unit may need, by patch and then band."""
         found = []
+        # (n, 4) x0, y0, x1, y1 in pixels of the tract (PARENT).
         boxes = boxes_around(self.x[unit.rows], self.y[unit.rows], self.reach[unit.rows])
+        # Outer boxes of patches overlap, so a box near an edge may be read from up to four of them.
         for patch, box in self._patches.get(unit.tract, []):
             edge = np.array([box.x0, box.y0, box.x1, box.y1])
+            # Half-open boxes overlap when each begins before the other ends, along both axes.
             if ((boxes[:, :2] < edge[2:]) & (boxes[:, 2:] > edge[:2])).all(axis=1).any():
+                # Bands without a dataset in this patch are simply missing from the row.
                 keys = ((unit.tract, patch, band) for band in self.bands)
                 found += [self.datasets[key] for key in keys if key in self.datasets]
         return found

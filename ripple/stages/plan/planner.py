@@ -1,4 +1,4 @@
-"""How a plan is made: targets, tracts and patches, what exists, units."""
+"""Making a plan: targets, their tracts and patches, which coadds exist for them, and units of work."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from ripple.config import suggest
 from ripple.errors import InputError, Reason, RegionError
 from ripple.imaging.stitch import is_sparse
 from ripple.rubin.regions import Region, grid, parse_region, tracts_near
-from ripple.rubin.repository import Dataset, Repository
+from ripple.rubin.repository import Dataset, Repository, open_repository
 from ripple.rubin.skymap import resolve_skymap
 from ripple.sky.coverage import Coverage, boxes_around, cover, touched
 from ripple.sky.geometry import Box
 from ripple.sky.skymap import Float, Int, ObservedSkyMap
-from ripple.stages.plan.config import Selection, side_of
+from ripple.stages.plan.config import Selection, check_selection, side_of
 from ripple.stages.plan.plan import Plan, Unit
 from ripple.stages.plan.select import columns_of
 from ripple.stages.plan.tables import UserTable, read_table, table_digest
@@ -36,20 +37,15 @@ from ripple.stages.plan.targets import (
 )
 from ripple.storage.outcomes import Outcome, Outcomes, Status
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-from ripple.rubin.repository import open_repository
-from ripple.stages.plan.config import check_selection
-
 #: Patches share a unit (one shard) up to this many rows and bytes of image, variance and mask.
 UNIT_ROWS, UNIT_BYTES = 2000, 400_000_000
-#: Patches share a unit up to this many bytes of files that are read whole: a worker holds them all.
+#: Patches share a unit up to this many bytes of files that are read whole, for a worker holds them all.
 FILE_BYTES = 600_000_000
 #: A patch with more bytes than this is divided, and decoded once for each of its units.
 PATCH_BYTES = 1_000_000_000
-#: Rows looked at together.
+#: Rows handled together, so that temporary arrays stay small with millions of targets.
 PIECE = 1 << 19
-#: Object tables with more columns than this lose those that nobody asked for.
+#: Of object tables with more columns than this, only those that are used are read.
 WIDE_TABLE = 64
 #: Bytes per pixel and band of a cutout: image, variance, mask.
 PIXEL_BYTES = 12
@@ -74,7 +70,7 @@ class Place:
 
 
 class Planner:
-    """The making of one plan.
+    """Plans for one selection, in one open repository.
 
     Parameters
     ----------
@@ -87,6 +83,7 @@ class Planner:
     def __init__(self, selection: Selection, repository: Repository) -> None:
         self.selection, self.repository = selection, repository
         self.notes: list[str] = []
+        # Tract -> its datasets: several steps and several plans ask for the same tracts.
         self._known: dict[int, list[Dataset]] = {}
         self.region: Region | None = parse_region(selection.region) if selection.region else None
         self.dataset_type = repository.coadd_type(selection.dataset_type)
@@ -96,12 +93,13 @@ class Planner:
             repository, self.skymap_name, self.dataset_type, selection.tract or None
         )
         for tract in selection.tract:
-            self.skymap.patch_xy(tract, selection.patch or (0,))  # refuses ids that do not exist
+            self.skymap.patch_xy(tract, selection.patch or (0,))  # raises when an id does not exist
 
     def plan(self, targets: Targets | None = None) -> Plan:
-        """The plan, of the selection's targets or of those given; it may be made again for others."""
+        """The plan for these targets, or for those of the selection; may be called again for others."""
         targets = self._targets() if targets is None else targets
         self.notes += targets.notes
+        # All tracts of a sky map have the same pixel scale.
         scale = self.skymap.tan(int(self.skymap.table.ids[0])).pixel_scale
         side = side_of(self.selection.size, scale)
         size = np.full(len(targets), side, np.int32) if targets.size is None else targets.size
@@ -116,12 +114,14 @@ class Planner:
                 hint="a blind grid needs coadds: another --region or --tract",
             )
         have = self._have(datasets)
+        # First what covers each box in its own tract; then some boxes move to a neighbour that has more.
         covered = self._cover(place, reach, have)
         place, covered = self._moved(place, other, covered, reach, have)
         outcomes = self._judge(targets, place, covered, {t for t, _ in have})
         rejected = outcomes.has("rejected")
         cross = self._cross(targets, place, reach, rejected)
         datasets = self._needed(datasets, place, reach, rejected, cross)
+        # Tracts of rejected targets as well: the manifest records the projections of all.
         projections = sorted(
             {t for t, _, _ in datasets} | set(np.unique(place.tract[place.tract >= 0]).tolist())
         )
@@ -156,7 +156,7 @@ class Planner:
             raise InputError(
                 f"{self.repository.name}: no {self.dataset_type} of {self.skymap_name} has band"
                 f" {unknown[0]!r}{suggest(unknown[0], list(there))}",
-                hint=f"there are {', '.join(there)}",
+                hint=f"it has {', '.join(there)}",
             )
         return self.selection.bands or there
 
@@ -180,6 +180,7 @@ class Planner:
             source = {"name": path.name, "sha256": table.sha256}
         else:
             table, source = self._objects()
+            # The schemas of Rubin's object tables say degrees, their files do not.
             columns = replace(columns, ra_unit=columns.ra_unit or "deg")
         restricted = self.region is not None or bool(selection.tract)
         targets = from_table(
@@ -190,12 +191,12 @@ class Planner:
             keep=self._inside if restricted else None,
             duplicate_radius=selection.duplicate_radius,
         )
-        if source.get("sha256") == "":  # many files: what was read of them identifies the targets
+        if source.get("sha256") == "":  # many files: their ids and positions identify the targets
             return replace(targets, source=source | {"sha256": _digest(targets)})
         return targets
 
     def _inside(self, ra: Float, dec: Float) -> NDArray[np.bool_]:
-        """Which positions the region, tracts and patches of the selection hold."""
+        """Which positions lie in the region, tracts and patches of the selection; `(N,)`."""
         keep = np.ones(len(ra), bool) if self.region is None else self.region.contains(ra, dec)
         if self.selection.tract:
             place = self._place(ra, dec)
@@ -206,10 +207,9 @@ class Planner:
 
     def _grid(self, step: float) -> Targets:
         """Blind windows as targets; the id packs tract, row and column."""
-        import pyarrow as pa
-
         tracts = np.array(self.selection.tract, np.int64) if self.selection.tract else None
         patches = np.array(self.selection.patch, np.int64) if self.selection.patch else None
+        # A sky map observed from its coadds knows only some tracts: no formula gives those of a region.
         if tracts is None and isinstance(self.skymap, ObservedSkyMap) and self.region is not None:
             tracts = tracts_near(self.skymap, self.region)
         tract, column, row, ra, dec = grid(
@@ -217,12 +217,11 @@ class Planner:
         )
         extra = pa.table({"grid_column": column.astype(np.int32), "grid_row": row.astype(np.int32)})
         source = {"name": "grid", "step": step, "windows": len(ra)}
+        # 20 bits each for row and column. A window has the same id whatever the region.
         return Targets((tract << 40) | (row << 20) | column, ra, dec, extra, source=source)
 
     def _objects(self) -> tuple[UserTable, dict[str, Any]]:
-        """The Butler's own object tables of the selected tracts."""
-        import pyarrow as pa
-
+        """The Butler's own object tables of the selected tracts, and what identifies them."""
         kind = self.repository.object_type(self.selection.object_type)
         there = self.repository.tracts(kind, self.skymap_name)
         tracts: Any = self.selection.tract or there
@@ -231,7 +230,7 @@ class Planner:
             if not tracts:
                 raise RegionError(
                     f"region {self.region.text!r}: no {kind} of {self.repository.name} lies there",
-                    hint=f"there are {len(there)} tracts, {there[0]} to {there[-1]}",
+                    hint=f"it has {len(there)} tracts with one, {there[0]} to {there[-1]}",
                 )
         found: list[pa.Table] = []
         digests: dict[str, str] = {}
@@ -239,11 +238,12 @@ class Planner:
             # The UUID names a dataset, not its bytes: another file under it gives other targets.
             digests[uuid] = table_digest(UserTable.of(table).columns)
             found.append(table)
+        # Tables of different tracts may lack columns of each other: nulls there.
         whole = pa.concat_tables(found, promote_options="default")
         return UserTable.of(whole), {"name": kind, "datasets": digests}
 
     def _wanted(self, there: list[str]) -> list[str]:
-        """Columns of an object table to read."""
+        """Columns of an object table to read: all of a narrow one, else those that are used or recognised."""
         if len(there) <= WIDE_TABLE:
             return there
         s = self.selection
@@ -256,30 +256,33 @@ class Planner:
 
     def _place(self, ra: Float, dec: Float) -> Place:
         tract, patch, x, y = self.skymap.locate(ra, dec)
+        # Inside the nearest tract's circle, but on none of its patches.
         nowhere = patch < 0
         return Place(
             np.where(nowhere, -1, tract), patch, np.where(nowhere, np.nan, x), np.where(nowhere, np.nan, y)
         )
 
     def _elsewhere(self, targets: Targets, place: Place, reach: NDArray[np.int32]) -> Place:
-        """For boxes that leave their tract: the first other tract that holds them whole; -1 elsewhere."""
+        """For boxes that leave their tract: the first other tract that holds the whole box; -1 elsewhere."""
         n = len(targets)
         none = Place(np.full(n, -1), np.full(n, -1), np.full(n, np.nan), np.full(n, np.nan))
         leaving = self._leaving(place, reach)
         if self.selection.cross_tract != "whole" or not len(leaving):
             return none
         row, tract = self.skymap.all_tracts(targets.ra[leaving], targets.dec[leaving])
-        row = leaving[row]
+        row = leaving[row]  # several times where several tracts overlap
         x, y = self.skymap.sky_to_pixel(tract, targets.ra[row], targets.dec[row])
         fits = (tract != place.tract[row]) & self._within(tract, boxes_around(x, y, reach[row]))
+        # Reversed: where a row occurs twice, the last assignment stays, which is then the lowest tract id.
         row, tract, x, y = row[fits][::-1], tract[fits][::-1], x[fits][::-1], y[fits][::-1]
-        none.tract[row], none.x[row], none.y[row] = tract, x, y  # the lowest tract id comes last and stays
+        none.tract[row], none.x[row], none.y[row] = tract, x, y
         none.patch[row] = self.skymap.find_patch(tract, x, y)
         return none
 
     def _within(self, tract: Int, boxes: Int) -> NDArray[np.bool_]:
         """Whether boxes lie within the pixels of a tract."""
         t, p = self.skymap.table, self.skymap.patches
+        # Outer patches reach over the edge of the grid by their border, unless the sky map clips them.
         k, grown = t.rows(tract, self.skymap.name), 0 if p.clip else p.border
         top = np.stack([t.nx[k] * p.width, t.ny[k] * p.height], axis=1) + grown
         return np.asarray((boxes[:, :2] >= -grown).all(axis=1) & (boxes[:, 2:] <= top).all(axis=1))
@@ -300,18 +303,19 @@ class Planner:
         reach: NDArray[np.int32],
         have: dict[tuple[int, int], int],
     ) -> tuple[Place, Coverage]:
-        """Rows taken to another tract where that has the whole box in all bands that the own one has."""
+        """Move rows to another tract where that has the whole box in all bands that their own tract has."""
         rows = np.flatnonzero(other.tract >= 0)
         if not len(rows):
             return place, covered
         there = self._cover(other, reach, have)
+        # One bit per band: no band that the centre has here may be lost by moving.
         better = rows[(there.whole[rows] & covered.centre[rows]) == covered.centre[rows]]
         better = better[there.whole[better] > 0]
         take = np.zeros(len(reach), bool)
         take[better] = True
         if len(better):
             self.notes.append(
-                f"{len(better)} targets are cut from a neighbouring tract that holds them whole"
+                f"{len(better)} targets are cut from a neighbouring tract, which holds their whole box"
             )
         moved = Place(
             *(np.where(take, getattr(other, n), getattr(place, n)) for n in ("tract", "patch", "x", "y"))
@@ -323,21 +327,25 @@ class Planner:
     # ---- what exists
 
     def _datasets(self, tracts: set[int]) -> list[Dataset]:
+        """The coadds of these tracts in the bands of the plan; each tract is queried once."""
         found = self.repository.datasets(
             self.dataset_type, self.skymap_name, tracts - set(self._known), self.bands, self.selection.where
         )
+        # Tracts without datasets are remembered as well.
         self._known |= {tract: [] for tract in tracts if tract not in self._known}
         for dataset in found:
             self._known[dataset.tract].append(dataset)
         return [dataset for tract in sorted(tracts) for dataset in self._known[tract]]
 
     def _have(self, datasets: dict[tuple[int, int, str], Dataset]) -> dict[tuple[int, int], int]:
+        """(tract, patch) -> bands that have a coadd, one bit per band in the order of the plan."""
         have: dict[tuple[int, int], int] = {}
         for tract, patch, band in datasets:
             have[tract, patch] = have.get((tract, patch), 0) | 1 << self.bands.index(band)
         return have
 
     def _cover(self, place: Place, reach: NDArray[np.int32], have: dict[tuple[int, int], int]) -> Coverage:
+        """Which bands cover the centre of each box, and which the whole box; rows without tract have none."""
         n = len(place.tract)
         covered = Coverage(np.zeros(n, np.uint64), np.zeros(n, np.uint64))
         for rows in _pieces(np.flatnonzero(place.tract >= 0)):
@@ -355,33 +363,37 @@ class Planner:
         return covered
 
     def _judge(self, targets: Targets, place: Place, covered: Coverage, tracts: set[int]) -> Outcomes:
-        """Rows to reject, and rows that lack something, with reasons."""
+        """What is already known about each row: rejected, partial or ok, with the reason."""
         full = np.uint64((1 << len(self.bands)) - 1)
         outcomes = Outcomes(len(targets))
         for row, (reason, text) in targets.rejected.items():
             outcomes.add([row], Outcome("rejected", reason, text))
-        nowhere = f"no tract of {self.skymap_name} that has coadds holds the position"
+        nowhere = f"the position lies in no tract of {self.skymap_name} that has coadds"
         outcomes.add(place.tract < 0, Outcome("rejected", Reason.NO_TRACT, nowhere))
         empty = np.flatnonzero((covered.centre == 0) & (place.tract >= 0))
         for rows, outcome in self._empty(place, empty, tracts):
             outcomes.add(rows, outcome)
+        # The centre decides whether a band is missing: its pixels are the object's.
         short = np.flatnonzero((covered.centre != 0) & (covered.centre != full))
         lacking: Status = "rejected" if self.selection.require_all_bands else "partial"
         for bits, rows in _by_value(covered.centre[short], short):
             outcomes.add(rows, Outcome(lacking, Reason.MISSING_BAND, self._lacking(bits)))
         cut = np.flatnonzero((covered.centre != 0) & (covered.whole != covered.centre))
         outside: Status = "rejected" if self.selection.edge == "reject" else "partial"
+        # One outcome per set of bands, not per row: rows with the same text share it.
         for bits, rows in _by_value((covered.centre & ~covered.whole)[cut], cut):
             text = f"part of the box has {self._lacking(~bits)}"
             outcomes.add(rows, Outcome(outside, Reason.OUTSIDE, text))
         return outcomes
 
     def _lacking(self, bits: int) -> str:
+        """The bands whose bit is not set, as in `no g, r`."""
         return "no " + ", ".join(b for k, b in enumerate(self.bands) if not bits >> k & 1)
 
     def _empty(self, place: Place, rows: Int, tracts: set[int]) -> Iterator[tuple[Int, Outcome]]:
         """Outcomes of rows whose position no dataset covers; `tracts` are those that have some."""
         bare = ~np.isin(place.tract[rows], sorted(tracts))
+        # The registry tells tracts without coadds from tracts that do not exist; asked only when needed.
         known = self.repository.registered_tracts(self.skymap_name) if bare.any() else set()
         for piece in _pieces(rows[bare]):
             for tract, some in _by_value(place.tract[piece], piece):
@@ -399,6 +411,7 @@ class Planner:
             self.skymap_name, set(np.unique(place.tract[rows]).tolist())
         )
         for piece in _pieces(rows):
+            # Tract and patch packed into one number, to group by both.
             for key, some in _by_value((place.tract[piece] << 32) + place.patch[piece], piece):
                 tract, patch = key >> 32, key & 0xFFFFFFFF
                 where = f"tract {tract} patch {patch}"
@@ -410,7 +423,7 @@ class Planner:
     def _gaps(
         self, place: Place, have: dict[tuple[int, int], int], targets: Targets
     ) -> dict[tuple[int, int], tuple[str, ...]]:
-        """Bands that the inner patches of targets lack, in tracts that have something."""
+        """Bands that the inner patches of targets lack, in tracts that have coadds."""
         some = np.isin(place.tract, sorted({t for t, _ in have}))
         keys = np.unique(np.stack([place.tract, place.patch], axis=1)[some], axis=0)
         gaps = {}
@@ -433,11 +446,12 @@ class Planner:
                 continue
             tan, own = self.skymap.tan(int(place.tract[k])), int(place.tract[k])
             box = Box.around(place.x[k], place.y[k], int(reach[k]))
+            # A 9 x 9 lattice stands for all pixels of the box: patches are much larger than its step.
             px, py = np.meshgrid(np.linspace(box.x0, box.x1 - 1, 9), np.linspace(box.y0, box.y1 - 1, 9))
             ra, dec = tan.pixel_to_sky(px.ravel(), py.ravel())
             row, tract = self.skymap.all_tracts(ra, dec)
             x, y = self.skymap.sky_to_pixel(tract, ra[row], dec[row])
-            pixels = boxes_around(x, y, np.full(len(x), 3, np.int32))  # a pixel more for the kernel
+            pixels = boxes_around(x, y, np.full(len(x), 3, np.int32))  # a pixel around for the kernel
             at, patch = touched(self.skymap, tract, pixels)
             pairs = set(zip(tract[at].tolist(), patch.tolist(), strict=True))
             out[k] = tuple(sorted(p for p in pairs if p[0] != own))
@@ -451,7 +465,7 @@ class Planner:
         rejected: NDArray[np.bool_],
         cross: dict[int, tuple[tuple[int, int], ...]],
     ) -> dict[tuple[int, int, str], Dataset]:
-        """The datasets that some box reaches into."""
+        """The datasets that at least one box reaches into."""
         rows = np.flatnonzero(~rejected)
         row, patch = touched(
             self.skymap, place.tract[rows], boxes_around(place.x[rows], place.y[rows], reach[rows])
@@ -459,6 +473,7 @@ class Planner:
         pairs = np.unique(np.stack([place.tract[rows][row], patch], axis=1), axis=0)
         wanted = {(int(t), int(p)) for t, p in pairs}
         others = {pair for patches in cross.values() for pair in patches}
+        # Neighbouring tracts in which no target lies have not been queried yet.
         extra = {d[0] for d in others} - {t for t, _, _ in datasets}
         more = {(d.tract, d.patch, d.band): d for d in self._datasets(extra)} if extra else {}
         wanted |= others
@@ -469,20 +484,22 @@ class Planner:
     def _units(
         self, place: Place, size: NDArray[np.int32], reach: NDArray[np.int32], rejected: NDArray[np.bool_]
     ) -> tuple[Unit, ...]:
-        """Whole patches of one tract and size together, up to the limits; a patch too large is divided."""
+        """Units of whole patches, of one tract and size, up to the limits; a patch too large is divided."""
         rows = np.flatnonzero(~rejected)
         if not len(rows):
             return ()
         rows = rows[np.lexsort((rows, place.patch[rows], size[rows], place.tract[rows]))]
         tract, patch, side = place.tract[rows], place.patch[rows], reach[rows]
+        # Sorted, so each (tract, size, patch) is one run of rows.
         change = np.flatnonzero((np.diff(tract) != 0) | (np.diff(patch) != 0) | (np.diff(side) != 0)) + 1
         groups = np.split(rows, change)
         units: list[Unit] = []
-        held: list[Int] = []
+        held: list[Int] = []  # groups of the unit that is being filled
         files = self._file_bytes()
-        weight = 0
+        weight = 0  # bytes of its files
         for group in groups:
             box = self.skymap.patch_outer(int(place.tract[group[0]]), int(place.patch[group[0]]))
+            # Of patches with few targets only some tiles are read, so their files do not weigh.
             few = is_sparse(len(group), int(reach[group[0]]), box)
             load = 0 if few else files.get((int(place.tract[group[0]]), int(place.patch[group[0]])), 0)
             limit = self._limit(int(reach[group[0]]), UNIT_BYTES, UNIT_ROWS)
@@ -498,6 +515,7 @@ class Planner:
                 held, weight = [], 0
             held.append(group)
             weight += load
+            # Only a patch that is alone in its unit can be that large.
             while len(held) == 1 and len(held[0]) > whole:
                 units.append(_unit(len(units), [held[0][:whole]], place))
                 held = [held[0][whole:]]
@@ -510,10 +528,11 @@ class Planner:
         total: Counter[tuple[int, int]] = Counter()
         for datasets in self._known.values():
             for d in datasets:
-                total[d.tract, d.patch] += max(0, d.size)
+                total[d.tract, d.patch] += max(0, d.size)  # -1: unknown
         return total
 
     def _limit(self, side: int, size: int, rows: int) -> int:
+        """How many cutouts of `side` pixels make `size` bytes, at most `rows` and at least 1."""
         return max(1, min(rows, size // (PIXEL_BYTES * len(self.bands) * side * side)))
 
 
@@ -525,12 +544,12 @@ def _digest(targets: Targets) -> str:
 
 
 def _pieces(rows: Int) -> Iterator[Int]:
-    """So many rows at a time that what is made of them takes little memory."""
+    """Rows in pieces of `PIECE`, which bounds the memory of what is computed from them."""
     yield from (rows[at : at + PIECE] for at in range(0, len(rows), PIECE))
 
 
 def _by_value(values: NDArray[Any], rows: Int) -> Iterator[tuple[int, Int]]:
-    """Rows by their value."""
+    """(value, rows that have it), by ascending value; rows keep their order."""
     order = np.argsort(values, kind="stable")
     known, start = np.unique(values[order], return_index=True)
     yield from zip(known.tolist(), np.split(rows[order], start[1:]) if len(known) else [], strict=True)
@@ -553,8 +572,8 @@ def make_plan(selection: Selection) -> Plan:
     Raises
     ------
     ConfigError, InputError, SourceError
-        The selection contradicts itself, names things that do not exist, or the repository is out of reach.
-        What is wrong with single targets is in `Plan.outcomes` instead.
+        The selection contradicts itself, names things that do not exist, or the repository cannot be reached.
+        Problems with single targets are in `Plan.outcomes` instead.
     """
     check_selection(selection)
     with open_repository(selection.repo, selection.collections) as repository:

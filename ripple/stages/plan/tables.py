@@ -1,23 +1,23 @@
-"""Tables of other people as Arrow tables: CSV, ECSV, FITS, VOTable, Parquet, HATS."""
+"""The user's tables as Arrow tables: CSV, ECSV, FITS, VOTable, Parquet, HATS."""
 
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from ripple.errors import CatalogueError, ConfigError, IntegrityError
 from ripple.storage.files import Pin
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-
-#: Rows hashed together: bounds what is copied for it.
+#: Rows hashed together: hashing copies them, which must not double the memory of a large table. Part of the
+#: digest, so it can never change.
 _PIECE = 1 << 18
 
 
@@ -34,7 +34,7 @@ class UserTable:
     sha256
         Of the file; empty for catalogues of many files.
     notes
-        What was left out.
+        Which columns were left out, for the user to read.
     """
 
     columns: pa.Table
@@ -57,19 +57,17 @@ def read_table(path: Path, *, cone: tuple[float, float, float] | None = None) ->
     path
         A file, or the directory of a HATS catalogue.
     cone
-        `(ra, dec, radius)` deg that holds all rows of interest: lets HATS catalogues skip pixels.
+        `(ra, dec, radius)` deg around all rows of interest: lets HATS catalogues skip sky pixels.
 
     Raises
     ------
     CatalogueError
         Missing, unreadable, not a table, or changed while it was read.
     """
-    import pyarrow as pa
-
     if path.is_dir():
         return _read_hats(path, cone)
     try:
-        # Ten million rows are too much to hold as bytes and as a table: hashed before and after instead.
+        # A large table does not fit into memory as bytes and as columns: the file is hashed before and after.
         pin = Pin.of(path)
         with path.open("rb") as stream:
             start = stream.read(64)
@@ -81,7 +79,10 @@ def read_table(path: Path, *, cone: tuple[float, float, float] | None = None) ->
     except OSError as err:
         raise CatalogueError(f"{path}: {err.strerror or err}", hint="give a readable table") from None
     except (pa.ArrowException, ValueError, TypeError, LookupError, UnicodeError) as err:
-        raise CatalogueError(f"{path}: not a table: {' '.join(str(err).split())[:300]}") from None
+        # What pyarrow and astropy raise for damaged files; the first 300 characters say enough.
+        reason = " ".join(str(err).split())[:300]
+        raise CatalogueError(f"{path}: cannot be read as a table: {reason}") from None
+    # Arrow allows it, but then a name would not say which column is meant.
     if len(set(found.column_names)) != found.num_columns:
         twice = sorted({n for n in found.column_names if found.column_names.count(n) > 1})
         raise CatalogueError(f"{path}: column {twice[0]!r} occurs twice", hint="rename one")
@@ -89,6 +90,7 @@ def read_table(path: Path, *, cone: tuple[float, float, float] | None = None) ->
 
 
 def _read_file(path: Path, start: bytes) -> tuple[pa.Table, dict[str, str]]:
+    """The table as it is in the file, and the units of its columns; `start` is its first bytes."""
     import pyarrow.csv
     import pyarrow.parquet
 
@@ -105,6 +107,7 @@ def _read_file(path: Path, start: bytes) -> tuple[pa.Table, dict[str, str]]:
         return _by_astropy(path, "votable")
     if name.endswith((".fits.gz", ".fit.gz")):
         return _by_astropy(path, "fits")
+    # Anything else is text with commas or tabs; pyarrow decompresses .gz by the name.
     delimiter = "\t" if name.endswith((".tsv", ".tsv.gz")) else ","
     options = pyarrow.csv.ParseOptions(delimiter=delimiter)
     return pyarrow.csv.read_csv(path, parse_options=options), {}
@@ -112,14 +115,12 @@ def _read_file(path: Path, start: bytes) -> tuple[pa.Table, dict[str, str]]:
 
 def _by_astropy(path: Path, form: str) -> tuple[pa.Table, dict[str, str]]:
     """A table read by astropy; masked values become nulls."""
-    import warnings
-
-    import pyarrow as pa
     from astropy.io.fits import VerifyError
     from astropy.table import Table
     from astropy.utils.exceptions import AstropyWarning
 
     with warnings.catch_warnings():
+        # About units and headers that break the standard, which are common and do not matter here.
         warnings.simplefilter("ignore", AstropyWarning)
         warnings.simplefilter("ignore", UserWarning)
         try:
@@ -131,43 +132,43 @@ def _by_astropy(path: Path, form: str) -> tuple[pa.Table, dict[str, str]]:
 
 
 def _column(column: Any) -> pa.Array:
-    import pyarrow as pa
-
+    """An astropy column, of numbers or text, as an Arrow array."""
     data = np.asarray(column)
+    # Only masked columns have a mask.
     mask = np.broadcast_to(np.asarray(getattr(column, "mask", False)), data.shape)
     if data.ndim != 1:
-        return pa.array(list(data))
+        return pa.array(list(data))  # lists, which `_scalars` leaves out and names
     if data.dtype.kind == "S":
         data = np.char.decode(data, "utf-8", "replace")
     if data.dtype.kind == "O":
         return pa.array([None if m or v is None else str(v) for v, m in zip(data, mask, strict=True)])
+    # FITS is big-endian, which Arrow does not take.
     native = data.astype(data.dtype.newbyteorder("="), copy=False)
     return pa.array(native, mask=mask if mask.any() else None)
 
 
 def _read_hats(path: Path, cone: tuple[float, float, float] | None) -> UserTable:
     """A HATS catalogue through lsdb (an extra)."""
-    import pyarrow as pa
-
+    # The names that HATS has had for its top file; of collections of catalogues as well.
     if not any((path / n).exists() for n in ("hats.properties", "properties", "collection.properties")):
-        raise CatalogueError(f"{path}: a directory that is no HATS catalogue", hint="give a table file")
+        raise CatalogueError(f"{path}: is a directory, but not a HATS catalogue", hint="give a table file")
     try:
         import lsdb
     except ImportError:
         raise ConfigError(
             f"{path}: reading HATS needs lsdb", hint="pip install 'ripple-lsst[hats]'"
         ) from None
+    # lsdb takes the radius in arcsec.
     search = None if cone is None else lsdb.ConeSearch(cone[0], cone[1], cone[2] * 3600.0)
     catalogue = lsdb.open_catalog(path, columns="all", search_filter=search)
     frame = catalogue.compute()
+    # The metadata would be a JSON text about pandas.
     table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
     return UserTable.of(table)
 
 
 def _scalars(table: pa.Table) -> tuple[pa.Table, tuple[str, ...]]:
-    """Only columns of numbers, booleans and text, decoded to plain types; the others are named."""
-    import pyarrow as pa
-
+    """The columns of numbers, booleans and text, decoded to plain types, and a note that names the others."""
     kept: dict[str, Any] = {}
     dropped: list[str] = []
     for name in table.column_names:
@@ -175,10 +176,11 @@ def _scalars(table: pa.Table) -> tuple[pa.Table, tuple[str, ...]]:
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
         kind = column.type
+        # Kept as text, for there is no such type in HDF5; dates as ISO 8601.
         texts = (pa.types.is_temporal, pa.types.is_decimal, pa.types.is_binary, pa.types.is_large_string)
         if any(is_text(kind) for is_text in texts) or pa.types.is_string_view(kind):
             column = column.cast(pa.string())
-        elif pa.types.is_null(kind):
+        elif pa.types.is_null(kind):  # a column without a single value
             column = column.cast(pa.float64())
         elif not (pa.types.is_primitive(kind) or pa.types.is_string(kind)):
             dropped.append(name)
@@ -189,7 +191,7 @@ def _scalars(table: pa.Table) -> tuple[pa.Table, tuple[str, ...]]:
 
 
 def table_digest(table: pa.Table) -> str:
-    """SHA-256 of names, types and values, whatever the file and the chunks they came in.
+    """SHA-256 of names, types and values, which does not depend on the file format or on Arrow's chunks.
 
     Parameters
     ----------
@@ -206,16 +208,15 @@ def table_digest(table: pa.Table) -> str:
 
 
 def _canonical(column: pa.ChunkedArray) -> Iterator[bytes]:
-    """Which are null, and the values; of text the lengths and the letters."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
+    """Bytes to hash for a column: which values are null, then the values (of text lengths and letters)."""
     text = pa.types.is_string(column.type)
     whole = column.combine_chunks()
     yield np.packbits(whole.is_null().to_numpy(zero_copy_only=False)).tobytes()
+    # What lies under a null is not defined, so it gets one value.
     blank: Any = "" if text else pa.scalar(0).cast(column.type)
     filled = pc.fill_null(whole, blank) if whole.null_count else whole
     if text:
+        # With the lengths: ("ab", "c") and ("a", "bc") must differ.
         yield pc.binary_length(filled).to_numpy().tobytes()
         yield (
             pc.binary_join(pa.ListArray.from_arrays([0, len(filled)], filled), "")[0].as_buffer().to_pybytes()
@@ -229,9 +230,6 @@ def plain_columns(table: pa.Table) -> pa.Table:
 
     Integer columns with nulls become float64. HDF5 and NumPy have no nulls.
     """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     out: dict[str, Any] = {}
     for name in table.column_names:
         column = table[name]

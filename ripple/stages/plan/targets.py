@@ -5,18 +5,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ripple.config import suggest
 from ripple.errors import CatalogueError, Reason
 from ripple.stages.plan.select import matching
 from ripple.stages.plan.tables import UserTable, plain_columns
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 Float = NDArray[np.float64]
 
@@ -35,7 +34,9 @@ RESERVED = frozenset({
     "index", "id", "ra", "dec", "tract", "patch", "x", "y", "x0", "y0", "dx", "dy", "status", "reason",
     "bands", "band_mask", "shard", "row", "qc", "size", "accept",
 })  # fmt: skip
+#: Pairs of close targets before giving up, which bounds the memory of `_close`.
 MAX_PAIRS = 20_000_000
+#: Rows that a message names.
 SHOWN = 5
 
 
@@ -55,11 +56,11 @@ class Targets:
     size
         `(N,)` int32 pixels when the table gives sizes.
     rejected
-        Row -> reason and text, for rows that are refused already (duplicates).
+        Row -> reason and text, for rows that are already rejected (duplicates).
     source
-        What the positions were read from, JSON values, with a digest where there is one.
+        What the positions were read from, JSON values, with a checksum where there is one.
     notes
-        How columns were understood.
+        How columns were understood, for the user to check.
     """
 
     id: NDArray[Any]
@@ -77,14 +78,14 @@ class Targets:
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Which columns mean what; None where they are to be recognised.
+    """Which columns mean what; None for those to be recognised by their names.
 
     Parameters
     ----------
     id, ra, dec, label, size
         Column names.
     ra_unit
-        Unit of right ascension when the table does not say it.
+        Unit of right ascension; None to take it from the table.
     """
 
     id: str | None = None
@@ -124,10 +125,9 @@ def from_table(
     Raises
     ------
     CatalogueError
-        Columns missing or not understood, no rows, positions off the sphere; names rows, counted from 0.
+        Columns are missing or not understood, no rows are left, or positions are not on the sphere; names
+        rows, counted from 0.
     """
-    import pyarrow as pa
-
     name = str(source.get("name", "targets"))
     data, notes = table.columns, list(table.notes)
     id_name = pick(data, columns.id, ID_NAMES, "id", name)
@@ -135,24 +135,25 @@ def from_table(
     dec_name = _required(data, columns.dec, DEC_NAMES, "dec", name)
     label_name = pick(data, columns.label, LABEL_NAMES, "label", name)
     size_name = pick(data, columns.size, (), "size", name)
-    rows = np.arange(data.num_rows)
+    rows = np.arange(data.num_rows)  # in the file, for messages, whatever is left out below
     if select:
         rows = rows[matching(data, select).to_numpy()]
         data = data.take(pa.array(rows))
     ra = _ra(data[ra_name], table.units.get(ra_name), columns.ra_unit, f"{name}: {ra_name}", rows, notes)
     dec = _angle(data[dec_name], table.units.get(dec_name), False, f"{name}: {dec_name}", rows, notes)
     check_positions(ra, dec, rows, name)
-    ra = np.mod(ra, 360.0)
+    ra = np.mod(ra, 360.0)  # some catalogues count from -180 to 180
     if keep is not None and len(ra):
         inside = np.flatnonzero(keep(ra, dec))
         rows, ra, dec, data = rows[inside], ra[inside], dec[inside], data.take(pa.array(inside))
     if not len(rows):
         left = " are left after --select, --region, --tract and --patch" if select or keep else ""
-        raise CatalogueError(f"{name}: no rows{left}", hint="is the selection where the targets are?")
+        raise CatalogueError(f"{name}: no rows{left}", hint="check that the targets lie where you select")
     ids = _ids(data, id_name, rows, name, notes)
     size = _sizes(data[size_name], rows, f"{name}: {size_name}") if size_name else None
-    taken = {n for n in (id_name, ra_name, dec_name, size_name) if n}
-    extra = _extra(data, taken, label_name, name)
+    # The label travels with the user's other columns; the rest has columns of its own.
+    used = {n for n in (id_name, ra_name, dec_name, size_name) if n}
+    extra = _extra(data, used, label_name, name)
     rejected = duplicates(ids, ra, dec, duplicate_radius)
     return Targets(ids, ra, dec, extra, size, rejected, source, tuple(notes))
 
@@ -167,6 +168,7 @@ def pick(data: pa.Table, given: str | None, known: tuple[str, ...], what: str, n
                 hint=f"columns: {', '.join(there[:30])}{' ...' if len(there) > 30 else ''}",
             )
         return given
+    # The exact name first: a table may have both `ra` and `RA`.
     by_lower: dict[str, str] = {}
     for column in there:
         by_lower.setdefault(column.lower(), column)
@@ -190,13 +192,14 @@ def _required(data: pa.Table, given: str | None, known: tuple[str, ...], what: s
 
 
 def check_positions(ra: Float, dec: Float, rows: NDArray[np.int64], name: str) -> None:
-    """Refuse positions off the sphere.
+    """Raise for positions that are not on the sphere.
 
     Raises
     ------
     CatalogueError
         NaN, right ascension outside [-180, 360] deg or declination outside [-90, 90] deg; names the rows.
     """
+    # In this order, so that NaN is not called a declination outside its range.
     checks = (
         (~(np.isfinite(ra) & np.isfinite(dec)), "position is not a number"),
         ((ra < -180) | (ra > 360), "right ascension outside -180 to 360 deg"),
@@ -213,6 +216,7 @@ def check_positions(ra: Float, dec: Float, rows: NDArray[np.int64], name: str) -
 
 
 def _rows(rows: NDArray[np.int64]) -> str:
+    """The first rows for a message, as in `rows 3, 17 counted from 0`."""
     more = " ..." if len(rows) > SHOWN else ""
     return (
         f"row{'s' if len(rows) > 1 else ''} {', '.join(map(str, rows[:SHOWN].tolist()))}{more} counted from 0"
@@ -222,23 +226,23 @@ def _rows(rows: NDArray[np.int64]) -> str:
 def _ra(
     column: pa.ChunkedArray,
     unit: str | None,
-    asked: str | None,
+    given: str | None,
     name: str,
     rows: NDArray[np.int64],
     notes: list[str],
 ) -> Float:
-    """Right ascension in deg; a bare column that could be hours is refused."""
-    import pyarrow as pa
-
-    if unit is None or asked is not None:
-        unit = {"deg": "deg", "hour": "hourangle", None: None}[asked]
-    hours = asked != "deg"
+    """Right ascension in deg; numbers without unit that could be hours raise `CatalogueError`."""
+    # What the user says with --ra-unit overrides the table.
+    if unit is None or given is not None:
+        unit = {"deg": "deg", "hour": "hourangle", None: None}[given]
+    hours = given != "deg"  # of sexagesimal text
     if pa.types.is_string(column.type):
         return _angle(column, unit, hours, name, rows, notes)
     ra = _angle(column, unit, hours, name, rows, notes)
+    # A wrong guess would cut real but unrelated sky, without an error.
     if unit is None and len(ra) and ((ra >= 0) & (ra <= 24)).all():
         raise CatalogueError(
-            f"{name}: all values lie between 0 and 24: hours or degrees?",
+            f"{name}: all values lie between 0 and 24, which may be hours or degrees",
             hint="say which with --ra-unit deg or --ra-unit hour",
         )
     return ra
@@ -253,19 +257,17 @@ def _angle(
     notes: list[str],
 ) -> Float:
     """Angles in deg of a column of numbers (in `unit`, deg by default), also as text, or sexagesimal."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     if pa.types.is_string(column.type):
         number = pc.fill_null(pc.match_substring_regex(column, _NUMBER), False).to_numpy()
+        # All rows or none: a mixture would give some of them the wrong unit.
         if not number.any():
             return _sexagesimal(column, hours, name, rows, notes)
         if not number.all():
             bad = column[int(np.flatnonzero(~number)[0])].as_py()
-            raise CatalogueError(f"{name}: {bad!r} is no number, {_rows(rows[~number])}")
+            raise CatalogueError(f"{name}: {bad!r} cannot be read as a number, {_rows(rows[~number])}")
         column = pc.utf8_trim_whitespace(column).cast(pa.float64())
     if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):
-        raise CatalogueError(f"{name}: {column.type} is no angle")
+        raise CatalogueError(f"{name}: a column of {column.type} cannot be read as an angle")
     values = pc.fill_null(column.cast(pa.float64(), safe=False), float("nan")).to_numpy()
     scale = {
         "deg": 1.0,
@@ -276,14 +278,18 @@ def _angle(
         "h": 15.0,
     }
     if unit is not None and unit.lower() not in scale:
-        raise CatalogueError(f"{name}: unit {unit!r} is no angle", hint="deg, rad and hourangle are known")
+        raise CatalogueError(
+            f"{name}: {unit!r} is not a unit of angle", hint="deg, rad and hourangle are understood"
+        )
     factor = scale[unit.lower()] if unit else 1.0
     if factor != 1.0:
         notes.append(f"{name}: converted from {unit} to deg")
     return np.asarray(values * factor, float)
 
 
+# Regular expressions of RE2, which Arrow uses.
 _NUMBER = r"^\s*[+\-]?(\d+\.?\d*|\.\d+)([eE][+\-]?\d+)?\s*$"
+# U+2212 is the minus sign of typeset tables, as in papers and VizieR.
 _SEXAGESIMAL = (
     r"^\s*(?P<sign>[+\-\x{2212}]?)\s*(?P<a>\d{1,3})\s*[:hd°\s]\s*(?P<b>\d{1,2})\s*[:m'\s]\s*"
     r"(?P<c>\d{1,2}(?:\.\d*)?)\s*[s\"]?\s*$"
@@ -293,10 +299,7 @@ _SEXAGESIMAL = (
 def _sexagesimal(
     column: pa.ChunkedArray, hours: bool, name: str, rows: NDArray[np.int64], notes: list[str]
 ) -> Float:
-    """Deg of `03:32:30.5`, `3h32m30.5s`, `-28 06 00`; in hours for right ascension."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
+    """Deg of `03:32:30.5`, `3h32m30.5s`, `-28 06 00`; read as hours for right ascension."""
     text = pc.fill_null(column, "")
     parts = pc.extract_regex(text, _SEXAGESIMAL).combine_chunks()
     wrong = parts.is_null().to_numpy(zero_copy_only=False)
@@ -304,27 +307,27 @@ def _sexagesimal(
         bad = text.to_pylist()[int(np.flatnonzero(wrong)[0])]
         raise CatalogueError(
             f"{name}: {bad!r} is neither a number nor like 03:32:30.5, {_rows(rows[wrong])}",
-            hint="numbers are degrees, text is sexagesimal",
+            hint="give numbers in degrees, or sexagesimal text",
         )
     a, b, c = (parts.field(k).cast(pa.float64()).to_numpy(zero_copy_only=False) for k in ("a", "b", "c"))
     if ((b >= 60) | (c >= 60)).any():
         raise CatalogueError(
             f"{name}: minutes or seconds of 60 or more, {_rows(rows[(b >= 60) | (c >= 60)])}"
         )
+    # The sign is kept apart from the degrees: -00 30 00 is negative. Both minus signs count.
     negative = pc.not_equal(pc.fill_null(parts.field("sign"), ""), "").to_numpy(zero_copy_only=False)
     negative &= pc.not_equal(pc.fill_null(parts.field("sign"), ""), "+").to_numpy(zero_copy_only=False)
     value = (a + b / 60 + c / 3600) * np.where(negative, -1.0, 1.0)
-    notes.append(f"{name}: read as sexagesimal {'hours' if hours else 'degrees'}")
+    notes.append(f"{name}: values were read as sexagesimal {'hours' if hours else 'degrees'}")
     return np.asarray(value * (15.0 if hours else 1.0), float)
 
 
 def _ids(
     data: pa.Table, id_name: str | None, rows: NDArray[np.int64], name: str, notes: list[str]
 ) -> NDArray[Any]:
-    import pyarrow as pa
-
+    """Ids as int64 where they are integers that fit, else as text."""
     if id_name is None:
-        notes.append(f"{name}: no column looks like id: the row number is used")
+        notes.append(f"{name}: no column looks like id, so the row number is used")
         return rows.astype(np.int64)
     column = data[id_name]
     if column.null_count:
@@ -339,24 +342,22 @@ def _ids(
 
 
 def _sizes(column: pa.ChunkedArray, rows: NDArray[np.int64], name: str) -> NDArray[np.int32]:
-    import pyarrow as pa
-
+    """Sizes in pixels, int32; floats must be whole numbers."""
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         raise CatalogueError(f"{name}: sizes must be whole numbers of pixels")
     values = column.cast(pa.float64()).to_numpy()
+    # Nulls are NaN here, and fail all comparisons. No tract is as wide as 65536 pixels.
     wrong = ~((values >= 1) & (values <= 65536) & (values == np.floor(values)))
     if wrong.any():
         raise CatalogueError(f"{name}: sizes must be whole numbers of pixels, {_rows(rows[wrong])}")
     return np.asarray(values, np.int32)
 
 
-def _extra(data: pa.Table, taken: set[str], label_name: str | None, name: str) -> pa.Table:
-    """The user's other columns, under names that do not collide with ours."""
-    import pyarrow as pa
-
+def _extra(data: pa.Table, used: set[str], label_name: str | None, name: str) -> pa.Table:
+    """The user's other columns, renamed where RIPPLe has a column of that name."""
     columns: dict[str, Any] = {}
     for column in data.column_names:
-        if column in taken:
+        if column in used:
             continue
         if column == label_name:
             columns["label"] = _labels(data[column], f"{name}: {column}")
@@ -364,31 +365,32 @@ def _extra(data: pa.Table, taken: set[str], label_name: str | None, name: str) -
         renamed = f"input_{column}" if column in RESERVED or column == "label" else column
         columns[renamed] = data[column]
     if not columns:
+        # An Arrow table without columns only keeps its number of rows when it is selected from another.
         return pa.table({"": pa.array(np.zeros(data.num_rows, np.int8))}).select([])
     return plain_columns(pa.table(columns))
 
 
 def _labels(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     """Labels as int64; empty ones are -1 (unknown)."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     try:
         return pc.fill_null(column.cast(pa.int64()), -1)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        raise CatalogueError(f"{name}: labels must be integers", hint="1 lens, 0 not, -1 unknown") from None
+        raise CatalogueError(
+            f"{name}: labels must be integers", hint="1 is a lens, 0 is none, -1 is unknown"
+        ) from None
 
 
 def duplicates(ids: NDArray[Any], ra: Float, dec: Float, radius: float) -> dict[int, tuple[Reason, str]]:
-    """Rows that repeat an earlier row: the same id, or a place within `radius` arcsec of it.
+    """Rows that repeat an earlier row: they have its id, or lie within `radius` arcsec of it.
 
-    The first row of a group stays; a row that repeats a repeated row is a repeat as well.
+    The first row of a group stays. A row close to a duplicate is a duplicate as well, so chains of close rows
+    leave only their first one.
     """
     _, first = np.unique(ids, return_index=True)
     repeat = np.ones(len(ids), bool)
     repeat[first] = False
     again = np.flatnonzero(repeat)
-    order = np.argsort(ids, kind="stable")
+    order = np.argsort(ids, kind="stable")  # stable: the earliest row of each id comes first
     start = np.searchsorted(ids[order], ids[again])
     found = {
         int(k): (Reason.DUPLICATE, f"id {ids[k]} is also that of row {int(order[s])}")
@@ -406,20 +408,25 @@ def _close(ra: Float, dec: Float, radius: float) -> list[tuple[int, int, float]]
     """(row, earlier row, arcsec) for each row with an earlier one within `radius` arcsec; the first such."""
     from scipy.spatial import cKDTree
 
+    # Between unit vectors the straight distance grows with the angle, so a k-d tree can compare it.
     chord = 2 * np.sin(np.radians(radius / 3600.0) / 2)
+    # Almost no target has a neighbour, so the tree is built of the few that may have one.
     rows = _crowded(ra, dec, chord)
     points = _points(ra[rows], dec[rows])
     places, first, place = np.unique(points, axis=0, return_index=True, return_inverse=True)
+    # Identical positions as one: a column of zeros would otherwise make N² pairs.
     tree = cKDTree(places)
+    # count_neighbors counts each pair twice and each point with itself.
     if tree.count_neighbors(tree, chord) - len(places) > 2 * MAX_PAIRS:
         raise CatalogueError(
             f"more than {MAX_PAIRS} pairs of targets lie within {radius} arcsec",
-            hint="lower --duplicate-radius, 0 compares ids only",
+            hint="--set duplicate_radius=0 compares ids only",
         )
     pairs = tree.query_pairs(chord, output_type="ndarray")
     pairs = np.sort(first[pairs], axis=1)  # (earlier, later) by first row of each place
     same = np.flatnonzero(first[place.ravel()] != np.arange(len(rows)))
     pairs = np.concatenate([pairs, np.stack([first[place.ravel()[same]], same], axis=1)])
+    # By later row, then by earlier: the first pair of each later row has its earliest partner.
     pairs = pairs[np.lexsort((pairs[:, 0], pairs[:, 1]))]
     later, at = np.unique(pairs[:, 1], return_index=True)
     earlier = pairs[at, 0]
@@ -430,7 +437,7 @@ def _close(ra: Float, dec: Float, radius: float) -> list[tuple[int, int, float]]
 
 
 def _points(ra: Float, dec: Float) -> Float:
-    """Unit vectors `(N, 3)`."""
+    """Unit vectors `(N, 3)` of positions in deg."""
     r, d = np.radians(ra), np.radians(dec)
     return np.stack([np.cos(d) * np.cos(r), np.cos(d) * np.sin(r), np.sin(d)], axis=1)
 
@@ -438,15 +445,18 @@ def _points(ra: Float, dec: Float) -> Float:
 def _crowded(ra: Float, dec: Float, chord: float) -> NDArray[np.intp]:
     """Rows that may have another within `chord`, ascending: those that share a cell with one.
 
-    Two points that near share a cell of twice the side in at least one of eight grids, each half a cell off
-    along some of the axes. Cells are told apart by a hash, so that some rows come along for nothing.
+    Two points as close as `chord` share a cell of twice that side in at least one of eight grids, each
+    shifted by half a cell along some of the axes. Cells are compared by a hash, so a few rows come in vain.
     """
     n = len(ra)
+    # int32 holds the numbers of half cells down to 1e-8 rad (2 mas), at half the memory.
     halves = np.empty((n, 3), np.int32 if chord > 1e-8 else np.int64)  # numbers of half cells
     for at in range(0, n, 1 << 19):
         part = slice(at, at + (1 << 19))
+        # Half a per cent larger, so that rounding cannot part two points.
         halves[part] = np.floor(_points(ra[part], dec[part]) / (1.005 * chord))
     crowded = np.zeros(n, bool)
+    # Odd 64-bit factors that spread the bits: those of golden-ratio hashing and of xxHash64.
     factors = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], np.uint64)
     for shift in itertools.product((0, 1), repeat=3):
         key = np.zeros(n, np.uint64)

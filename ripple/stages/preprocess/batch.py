@@ -46,6 +46,8 @@ class Prepared:
         Measures.
     extra
         Measures made outside of `quality`, `(N, B)` each.
+    variance
+        `(N, B, H, W)` float32 nJy² after matching, NaN in missing bands; None when not wanted.
     """
 
     batch: CutoutBatch
@@ -54,6 +56,7 @@ class Prepared:
     noise: Float
     quality: measure.Quality
     extra: dict[str, Float]
+    variance: Float | None = None
 
 
 def preprocess_batch(batch: CutoutBatch, config: PreprocessConfig, constants: dict[str, Any]) -> TensorBatch:
@@ -105,6 +108,7 @@ def preprocess_batch(batch: CutoutBatch, config: PreprocessConfig, constants: di
         psf_fwhm=target if isinstance(target, float) else float("nan"),
         normalization=describe(config, constants),
         class_map=dict(constants.get("class_map", {})),
+        variance=prepared.variance,
     )
 
 
@@ -120,14 +124,17 @@ def prepare(batch: CutoutBatch, config: PreprocessConfig, constants: dict[str, A
     )
     rho = _rho(batch, config, constants)
     damping = None if rho is None else noise.damping(rho)
-    frame = match.make_frame(plan.kernels, (h, w), margin, variance=False)
+    frame = match.make_frame(plan.kernels, (h, w), margin, variance=config.variance)
+    spread = match.variance_of_parts(batch, plan, rho) if config.variance else None
     parts, device = plan.parts, _device(config.device)
     if device is not None:
-        frame = replace(frame, image=device.put(frame.image))
+        spectra = {"image": frame.image, "variance": frame.variance}
+        frame = replace(frame, **{k: device.put(v) for k, v in spectra.items() if v is not None})
         kernels = {name: device.put(getattr(parts, name)) for name in ("kernel", "backward")}
         parts = replace(parts, **kernels)
     image = np.empty((n, b, h - 2 * margin, w - 2 * margin), np.float32)
     valid = np.empty(image.shape, bool)
+    variance = np.empty(image.shape, np.float32) if config.variance else None
     judged: list[measure.Quality] = []
     step = convolve.CHUNK if device is None else 64 * convolve.CHUNK
     for start in range(0, max(n, 1), step):  # once for an empty batch: it has columns too
@@ -138,20 +145,25 @@ def prepare(batch: CutoutBatch, config: PreprocessConfig, constants: dict[str, A
         judged.append(measure.measure(_rows(batch, rows, margin), good[inner], damping))
         planes = piece.image if good.all() else np.where(good, piece.image, np.float32(0))
         how = (plan.number[rows], parts.of(rows), frame)
-        if device is None:
-            image[rows], valid[rows], _ = match.apply(planes, good, *how)
-        else:
-            done = match.apply(device.put(planes), device.put(good), *how)
-            image[rows], valid[rows] = convolve.to_numpy(done[0]), convolve.to_numpy(done[1])
+        given = [planes, good, None if spread is None else spread[rows]]
+        if device is not None:
+            given = [None if array is None else device.put(array) for array in given]
+        done = match.apply(given[0], given[1], *how, given[2])
+        image[rows], valid[rows] = convolve.to_numpy(done[0]), convolve.to_numpy(done[1])
+        if variance is not None:
+            variance[rows] = convolve.to_numpy(done[2])
     measured = _joined(judged)
     image[~measured.present] = 0
     valid[~measured.present] = False
-    gain, _ = match.gains(plan, rho)
+    gain, factor = match.gains(plan, rho)
+    if variance is not None:
+        variance *= factor[..., None, None]  # K² * variance is right for white noise only
+        variance[~measured.present] = np.nan
     after = (measured.noise * gain).astype(np.float32)
     extra = _psf_measures(batch, config, plan, gain, margin, rho)
     if config.registration and b > 1 and n:
         extra["registration"] = _registration(batch, margin, measured.good)
-    return Prepared(batch, image, valid, after, measured, extra)
+    return Prepared(batch, image, valid, after, measured, extra, variance)
 
 
 def _rows(batch: CutoutBatch, rows: slice, margin: int) -> CutoutBatch:

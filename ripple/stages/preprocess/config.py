@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from ripple.config import Config, neutral
+from ripple.config import Config, neutral, setting
 from ripple.imaging.normalize import Method, Scope
 from ripple.imaging.quality.judge import Thresholds
 
@@ -21,14 +21,14 @@ class PreprocessConfig(Config):
     psf: str = Field(
         "match", description="Common PSF: none, match (broadest band of each row), or a FWHM in arcsec."
     )
-    psf_profile: Literal["moffat", "gaussian"] = Field(
+    psf_profile: Literal["moffat", "gaussian"] = setting(
         "moffat", description="Shape of a target given by FWHM."
     )
-    psf_beta: float = Field(3.5, gt=1, le=20, description="Exponent of a Moffat target.")
-    psf_tolerance: float = Field(
+    psf_beta: float = setting(3.5, gt=1, le=20, description="Exponent of a Moffat target.")
+    psf_tolerance: float = setting(
         0.003, ge=0, le=0.1, description="Misfit at which the smoothest kernel is taken; 0: the best fit."
     )
-    noise_correlation: Literal["measured", "white"] = Field(
+    noise_correlation: Literal["measured", "white"] = setting(
         "measured", description="Noise correlation with which noise after matching is predicted."
     )
     normalize: Method = Field("asinh", description="Stretch of the pixel values; all can be undone.")
@@ -36,6 +36,7 @@ class PreprocessConfig(Config):
         "row", description="What shares constants: all bands of a row, each band, or the data set."
     )
     softening: float = Field(3.0, gt=0, description="Noise levels per unit in asinh, log, sqrt and lupton.")
+    variance: bool = Field(False, description="Also write the variance after PSF matching, nJy².")
     dtype: Literal["float32", "float16"] = Field(
         "float32", description="Of the tensors; float16 keeps 3 digits."
     )
@@ -50,15 +51,18 @@ class PreprocessConfig(Config):
         (), description="Magnitudes to add per band, as in g:0.023,r:0.001 (fluxes are multiplied)."
     )
     registration: bool = Field(True, description="Check that the bands show the same sky the same way up.")
-    train_fractions: tuple[float, ...] = Field(
+    train_fractions: tuple[float, ...] = setting(
         (0.7, 0.15, 0.15),
         description="Train, validation, test shares; scope dataset looks at training rows only.",
     )
-    train_seed: int = Field(0, description="Seed of that split.")
-    train_nside: int = Field(2048, gt=0, description="HEALPix cells of that split.")
+    train_seed: int = setting(0, description="Seed of that split.")
+    train_nside: int = setting(2048, gt=0, description="HEALPix cells of that split.")
     workers: int = neutral(1, ge=0, description="Worker processes; 0 works in this process.")
-    deadline: float = neutral(
-        3600.0, gt=0, description="Seconds a shard may take before its worker is killed as stuck."
+    deadline: float = setting(
+        3600.0,
+        neutral=True,
+        gt=0,
+        description="Seconds a shard may take before its worker is killed as stuck.",
     )
     memory: str = neutral("4GiB", description="Memory for the whole run.")
     device: Literal["cpu", "cuda"] = neutral("cpu", description="Where to convolve and normalise.")

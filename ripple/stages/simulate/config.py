@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field, field_validator
 
-from ripple.config import Config, neutral
+from ripple.config import Config, neutral, setting
 
 BANDS = ("g", "r", "i", "z")
 
@@ -23,13 +23,13 @@ class SimulateConfig(Config):
     bands: tuple[str, ...] = Field(BANDS, description="Bands out of ugrizy.")
     seed: int = Field(1, ge=0, description="Same seed, same sky.")
     targets: int = Field(144, ge=1, le=400, description="Lenses and look-alikes per patch, on a loose grid.")
-    lens_fraction: float = Field(
+    lens_fraction: float = setting(
         0.15,
         ge=0.0,
         le=1.0,
         description="Share of targets that are lenses: far above nature, where it is a few in 10^5 galaxies.",
     )
-    tract: int = Field(5063, ge=0, description="Tract of the sky map ripple_mini_v1; 5063 holds ECDFS.")
+    tract: int = setting(5063, ge=0, description="Tract of the sky map ripple_mini_v1; 5063 holds ECDFS.")
     defects: bool = Field(
         True, description="Missing cell, hole, cosmic ray, trail, and a patch without one band."
     )

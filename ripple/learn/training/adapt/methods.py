@@ -273,7 +273,7 @@ class Teacher(Method):
     def loss(self, step: Step) -> Tensor:
         """Cross-entropy against the teacher where the teacher is certain enough."""
         if step.average is None:
-            raise ConfigError("--adapt teacher needs a moving average", hint="set --ema above 0")
+            raise ConfigError("--adapt teacher needs a moving average", hint="--set ema=0.98")
         image = step.target_batch["image"]
         with torch.no_grad():
             teacher = step.average.train()  # normalised by this batch, as the pupil is

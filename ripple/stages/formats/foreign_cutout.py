@@ -1,4 +1,4 @@
-"""One picture of somebody else and what its file says of it; readers make these."""
+"""One cutout in a foreign format, and what its file says about it; all readers return these."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from ripple.sky.geometry import Tan
 from ripple.stages.formats.source_files import SourceFiles
 
 Float = NDArray[np.float32]
+#: Band names to recognise, by wavelength.
 BANDS = "ugrizy"
-#: What numpy and h5py raise on damaged files, and on those that claim more than there is memory.
+#: What numpy, h5py and astropy raise for damaged files, and for those that claim more than there is memory.
 DAMAGE = (
     OSError, ValueError, TypeError, LookupError, ArithmeticError, EOFError, MemoryError, RuntimeError,
     SyntaxError, tokenize.TokenError, zlib.error, zipfile.BadZipFile,
@@ -27,7 +28,7 @@ HSC_SCALE = 0.168
 
 
 @dataclass(frozen=True, slots=True)
-class Stamp:
+class ForeignCutout:
     """One object in all its bands, in the unit of its source.
 
     Parameters
@@ -49,9 +50,9 @@ class Stamp:
     label
         -1 when unknown.
     wcs
-        Projection in pixels of the stamp (zero-based), or None.
+        Projection in pixels of the cutout (zero-based), or None.
     place
-        `(tract, x0, y0)` when the source says where the stamp was cut.
+        `(tract, x0, y0)` when the source says from which tract and pixels it was cut.
     unit
         `nJy` when the source names its flux unit (and the reader has converted), empty when it does not.
     columns
@@ -61,6 +62,7 @@ class Stamp:
     id: str
     image: Float
     variance: Float | None = None
+    # A source has `bad`, which only says good or bad, or `mask` with the planes of Rubin's masks.
     bad: NDArray[np.bool_] | None = None
     mask: NDArray[np.uint32] | None = None
     psf: Float | None = None
@@ -83,7 +85,7 @@ class Unreadable:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What a source holds.
+    """What a source contains, found without reading all of its pixels.
 
     Parameters
     ----------
@@ -96,18 +98,18 @@ class Listing:
     classes
         Class names by label value; empty when the source does not say.
     read
-        Row number to stamp.
+        Row number -> cutout. Never raises for a damaged row.
     paths
-        Every file that decides the result, sorted.
+        Every file that the result depends on, sorted.
     files
-        Through which `read` reads them.
+        What `read` reads them through.
     """
 
     rows: int
     bands: tuple[str, ...]
     pixel_scale: float | None
     classes: tuple[str, ...]
-    read: Callable[[int], Stamp | Unreadable]
+    read: Callable[[int], ForeignCutout | Unreadable]
     paths: tuple[Path, ...]
     files: SourceFiles
 
@@ -124,3 +126,8 @@ class Keys:
     id: str = "id"
     ra: str = "ra"
     dec: str = "dec"
+
+
+def one_line(err: BaseException) -> str:
+    """The message of an error of somebody else's library, as one line for the column `detail`."""
+    return " ".join(str(err).split())[:200] or type(err).__name__
