@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.spatial import cKDTree
 
 from ripple.errors import ConfigError, DataError
+from ripple.sky.neighbours import chord, unit_vectors
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
 #: Split value -> name. -1 means "in no split" (dropped next to a border).
@@ -233,17 +235,10 @@ def _near_pairs(
     ra: ArrayLike, dec: ArrayLike, split: NDArray[np.int8], radius: float
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows `(first, second)` of different splits nearer than `radius` arcsec, ordered."""
-    from scipy.spatial import cKDTree
-
-    lon, lat = np.radians(np.asarray(ra, np.float64)), np.radians(np.asarray(dec, np.float64))
-    rows = np.flatnonzero(np.isfinite(lon) & np.isfinite(lat) & (split >= 0))
-    lon, lat = lon[rows], lat[rows]
-    xyz = np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=1)
-    trees = [cKDTree(xyz[split[rows] == s]) for s in range(3)]
-    members = [rows[split[rows] == s] for s in range(3)]
-    # On the unit sphere, which has no edge at RA 0 or the poles; angles become chords.
-    chord = 2.0 * np.sin(np.radians(radius / 3600.0) / 2.0)
-    return _pairs_between(trees, members, chord)
+    points = unit_vectors(ra, dec)
+    known = np.isfinite(points).all(axis=1)
+    members = [np.flatnonzero(known & (split == s)) for s in range(3)]
+    return _pairs_between([cKDTree(points[m]) for m in members], members, chord(radius))
 
 
 def twin_images(
@@ -269,8 +264,6 @@ def twin_images(
     first, second
         `(P,)` int64 row numbers, ordered.
     """
-    from scipy.spatial import cKDTree
-
     n, b, h, w = image.shape
     if h < 8 or w < 8:
         raise DataError(

@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -130,14 +130,11 @@ def stage_chunks(directory: Path, name: str, chunks: Iterable[Any], size: int) -
         )
     except OSError as err:
         raise write_error(directory / name, err, size) from None
-    try:
-        output = _write_all(handle, chunks)
-    except BaseException as err:
-        with suppress(OSError):
-            temporary.unlink()
-        if isinstance(err, OSError):
+    with _removed_unless_whole(temporary):
+        try:
+            output = _write_all(handle, chunks)
+        except OSError as err:
             raise write_error(directory / name, err, size) from None
-        raise
     return Staged(temporary.name, output.bytes, output.sha256.hexdigest(), output.seconds, output.waited)
 
 
@@ -168,7 +165,8 @@ def _write_all(handle: int, chunks: Iterable[Any]) -> _Output:
     they release the interpreter.
     """
     output, flushed = _Output(handle), 0
-    try:
+    with ExitStack() as stack:
+        stack.callback(_close_quietly, handle)
         with ThreadPoolExecutor(1) as writer, ThreadPoolExecutor(1) as flusher:
             pending: deque[Future[None]] = deque()
             flush: Future[None] = Future()
@@ -186,25 +184,38 @@ def _write_all(handle: int, chunks: Iterable[Any]) -> _Output:
             flush.result()
         os.fsync(handle)
         output.waited = time.perf_counter() - start
-    except BaseException:
-        with suppress(OSError):
-            os.close(handle)
-        raise
-    os.close(handle)
+        stack.pop_all()
+    os.close(handle)  # not quietly: some file systems report a full disk only here
     return output
+
+
+def _close_quietly(handle: int) -> None:
+    with suppress(OSError):
+        os.close(handle)
+
+
+@contextmanager
+def _removed_unless_whole(temporary: Path) -> Iterator[None]:
+    """Remove a file when the block does not reach its end, whatever stopped it."""
+    with ExitStack() as stack:
+        stack.callback(_unlink_quietly, temporary)
+        yield
+        stack.pop_all()
+
+
+def _unlink_quietly(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()
 
 
 def publish(path: Path, staged: Staged) -> None:
     temporary = path.parent / staged.temporary
-    try:
-        temporary.rename(path)
-        sync_directory(path.parent)
-    except BaseException as err:
-        with suppress(OSError):
-            temporary.unlink()
-        if isinstance(err, OSError):
+    with _removed_unless_whole(temporary):
+        try:
+            temporary.rename(path)
+            sync_directory(path.parent)
+        except OSError as err:
             raise write_error(path, err, staged.bytes) from None
-        raise
 
 
 def make_directory(directory: Path) -> None:

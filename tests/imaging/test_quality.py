@@ -9,8 +9,8 @@ from stampmaker import SIGMA, bit, make_batch
 
 from ripple.errors import ConfigError
 from ripple.imaging.batch import CutoutBatch
-from ripple.imaging.quality import judge
 from ripple.imaging.quality.flags import Flag, flag_names
+from ripple.sky.neighbours import repeated
 from ripple.stages.preprocess.batch import preprocess_batch
 from ripple.stages.preprocess.config import PreprocessConfig
 
@@ -82,4 +82,4 @@ def test_unknown_flag_is_refused() -> None:
 
 def test_duplicates_across_ra_zero() -> None:
     ra, dec = np.array([359.99999, 0.00001, 10.0, np.nan]), np.array([0.0, 0.0, 0.0, 0.0])
-    assert judge.duplicates(ra, dec, 1.0).tolist() == [False, True, False, False]
+    assert repeated(ra, dec, 1.0).tolist() == [False, True, False, False]

@@ -115,7 +115,10 @@ def test_sexagesimal_agrees_with_astropy(ra: float, dec: float) -> None:
         ({"ra": [100.0, 400.0], "dec": [1.0, 2.0]}, r"right ascension outside .* row 1 .*ra 400"),
         ({"ra": [100.0, 200.0], "dec": [1.0, -91.0]}, r"declination outside .* row 1"),
         ({"ra": ["12:00:00", "noon"], "dec": [1.0, 2.0]}, r"'noon' is neither .* row 1"),
-        ({"ra": ["53.1", "53.2", "noon"], "dec": [1.0, 2.0, 3.0]}, r"'noon' cannot be read as a number, row 2"),
+        (
+            {"ra": ["53.1", "53.2", "noon"], "dec": [1.0, 2.0, 3.0]},
+            r"'noon' cannot be read as a number, row 2",
+        ),
         ({"ra": ["53.1", None], "dec": [1.0, 2.0]}, r"None cannot be read as a number, row 1"),
         ({"ra": ["53.1", "03:32:30"], "dec": [1.0, 2.0]}, r"'03:32:30' cannot be read as a number, row 1"),
         ({"ra": ["12:61:00"], "dec": [1.0]}, r"60 or more, row 0"),

@@ -226,23 +226,6 @@ def _bands_beyond(row: Mapping[str, float], name: str, limit: float, *, over: bo
     ]
 
 
-def duplicates(ra: NDArray[np.floating], dec: NDArray[np.floating], separation: float) -> Bool:
-    """Rows closer than `separation` arcsec to an earlier row, `(N,)`; rows without a position never are."""
-    from scipy.spatial import cKDTree
-
-    out = np.zeros(len(ra), bool)
-    known = np.flatnonzero(np.isfinite(ra) & np.isfinite(dec))
-    if separation <= 0 or len(known) < 2:
-        return out
-    a, d = np.radians(np.asarray(ra, float)[known]), np.radians(np.asarray(dec, float)[known])
-    # On the unit sphere, which has no edge at RA 0 or the poles; angles become chords.
-    xyz = np.stack([np.cos(d) * np.cos(a), np.cos(d) * np.sin(a), np.sin(d)], axis=1)
-    pairs = cKDTree(xyz).query_pairs(2 * np.sin(np.radians(separation / 3600) / 2), output_type="ndarray")
-    # The later row of each pair: the first of a group stays.
-    out[known[pairs.max(axis=1)]] = True
-    return out
-
-
 def verdict(qc: NDArray[np.uint64], reject: Iterable[str]) -> NDArray[np.uint8]:
     """`accept` `(N,)` from the row masks `qc` `(N,)`: 0 when a flag named in `reject` is set."""
     bits = sum(1 << Flag[name.upper()] for name in reject)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,6 +78,10 @@ class TrainingSet:
         `(total,)` int8: 0 train, 1 validation, 2 test, -1 unused.
     sky
         How the sky was divided; None when rows have no positions or the data came with a split.
+    split_by
+        How rows were held out: by blocks of sky, by a column of the data, or by id.
+    validation_drawn
+        Whether that column named no validation rows, so that some training rows were drawn by id.
     digests
         Content digest of each artefact.
     notes
@@ -91,6 +95,8 @@ class TrainingSet:
     class_map: dict[str, str]
     split: NDArray[np.int8]
     sky: SkySplit | None
+    split_by: Literal["sky", "column", "id"]
+    validation_drawn: bool
     digests: tuple[str, ...]
     notes: tuple[str, ...] = ()
     target: TargetSet | None = None
@@ -150,14 +156,15 @@ def training_set(config: TrainConfig) -> TrainingSet:
     usable &= _has_truth(dataset, config)
     if not usable.any():
         raise DataError("no row has a label", hint="fetch with a label column: 1 lens, 0 not")
-    split, sky, notes = _split_rows(dataset, facts, usable, config)
+    split, sky, drawn, notes = _split_rows(dataset, facts, usable, config)
+    by: Literal["sky", "column", "id"] = "sky" if sky else "column" if config.split_column else "id"
     class_map = facts.class_map or (LENS_MAP if config.task == "lens" else {})
     if config.labelled_rows:
         split = _keep_few(split, np.asarray(dataset.column("label")), config)
     digests = tuple(a.digest for a in artefacts)
     # Also for splits that came with the data: published ones may share objects.
     check_leakage(*positions(dataset), split)
-    data = TrainingSet(dataset, facts, class_map, split, sky, digests, notes)
+    data = TrainingSet(dataset, facts, class_map, split, sky, by, drawn, digests, notes)
     _require_classes(data, config)
     return with_target(data, config) if config.target else data
 
@@ -193,7 +200,7 @@ def with_target(source: TrainingSet, config: TrainConfig) -> TrainingSet:
     dataset = TensorDataset(artefacts)
     usable = np.zeros(dataset.total, bool)
     usable[dataset.rows] = True
-    split, sky, _ = _split_rows(dataset, facts, usable, config)
+    split, sky, _, _ = _split_rows(dataset, facts, usable, config)
     if not (split == TRAIN).any():
         raise DataError(
             "--target has no row on the training sky", hint="give more sky, or another --split-seed"
@@ -255,23 +262,27 @@ def _has_truth(dataset: TensorDataset, config: TrainConfig) -> NDArray[np.bool_]
 
 def _split_rows(
     dataset: TensorDataset, facts: Facts, usable: NDArray[np.bool_], config: TrainConfig
-) -> tuple[NDArray[np.int8], SkySplit | None, tuple[str, ...]]:
-    """Split by the column given, by blocks of sky, or, without positions, by id."""
+) -> tuple[NDArray[np.int8], SkySplit | None, bool, tuple[str, ...]]:
+    """Split by the column given, by blocks of sky, or, without positions, by id.
+
+    Returns the splits, the blocks, whether validation rows were drawn by id, and notes.
+    """
     if config.split_column is not None:
         split = named_split(np.asarray(dataset.column(config.split_column)), config.split_column)
         notes: tuple[str, ...] = ("split as given by the data",)
-        if not (split[usable] == VALIDATION).any():
+        drawn = not (split[usable] == VALIDATION).any()
+        if drawn:
             split = with_validation(
                 split, np.asarray(dataset.column("id")), config.fractions, config.split_seed
             )
-            notes += (VALIDATION_DRAWN,)
-        return np.where(usable, split, -1).astype(np.int8), None, notes
+            notes += ("the data have no validation rows: drawn from the training rows by id",)
+        return np.where(usable, split, -1).astype(np.int8), None, drawn, notes
     ra, dec = positions(dataset)
     if not np.isfinite(ra[usable] + dec[usable]).all():
         keys = np.asarray(dataset.column("id"))
         split = split_keys(keys, fractions=config.fractions, seed=config.split_seed)
         note = "rows without positions: split by id, so neighbours on the sky may lie in different splits"
-        return np.where(usable, split, -1).astype(np.int8), None, (note,)
+        return np.where(usable, split, -1).astype(np.int8), None, False, (note,)
     split = np.full(dataset.total, -1, np.int8)
     at = {"fractions": config.fractions, "seed": config.split_seed, "nside": config.nside}
     # By blocks and not by rows: neighbours share pixels, PSF and noise.
@@ -291,11 +302,7 @@ def _split_rows(
         validation=tuple(np.unique(cells[split == VALIDATION]).tolist()),
     )
     note = f"{dropped} rows were left out: they lie within {guard:.1f} arcsec of a row of another split"
-    return split, sky, (note,) if dropped else ()
-
-
-#: Noted in the contract, by which `score` divides the rows in the same way: the text must not change.
-VALIDATION_DRAWN = "the data have no validation rows: drawn from the training rows by id"
+    return split, sky, False, (note,) if dropped else ()
 
 
 def with_validation(

@@ -113,6 +113,8 @@ class Contract(Strict):
 
     `output` is "lens" (one logit), "classes" (one logit per entry of `class_map`) or "regression" (`targets`,
     standardised with `target_mean` and `target_std`). `psf_fwhm` is None when the PSF was not homogenised.
+    `split_by` says how rows were held out: by blocks of sky (`split`), by a column of the data or by id;
+    `validation_drawn`: the column named no validation rows, some training rows were drawn by id.
     `threshold` is the operating point on `score`, chosen on validation sky.
     """
 
@@ -133,6 +135,8 @@ class Contract(Strict):
     calibration: Calibration = Calibration()
     uncertainty: Uncertainty | None = None
     split: SkySplit | None = None
+    split_by: Literal["sky", "column", "id"] | None = None
+    validation_drawn: bool = False
     members: tuple[Member, ...] = Field(min_length=1, max_length=100)
     training: dict[str, Any] = {}
     gates: dict[str, Any] = {}

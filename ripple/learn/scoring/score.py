@@ -8,11 +8,10 @@ whether the model was trained on its piece of sky; only sky the model has not se
 from __future__ import annotations
 
 import io
-import queue
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +26,7 @@ from ripple.errors import ConfigError, DataError, IntegrityError
 from ripple.imaging.batch import TensorBatch
 from ripple.learn.config import ScoreConfig
 from ripple.learn.data.augment import orient
-from ripple.learn.data.training_set import VALIDATION_DRAWN, named_split, with_validation
+from ripple.learn.data.training_set import named_split, with_validation
 from ripple.learn.evaluation.robustness import stress
 from ripple.learn.model.calibrate import sigmoid
 from ripple.learn.model.contract import Contract, Conversion, Facts, check
@@ -101,7 +100,7 @@ def score(config: ScoreConfig) -> Summary:
         todo = [unit for unit in units if writer.done(unit.number) is None]
         rows = sum(u.artefact.shards[u.shard].rows for u in units)
         read = _read_shards(todo, model.contract, config, device)
-        with progress(rows, "scoring") as advance, _read_ahead(read) as shards:
+        with progress(rows, "scoring") as advance, closing(_read_ahead(read)) as shards:
             for unit, batch, images in shards:
                 stop.check()  # between shards, where everything so far is committed
                 table = score_shard(model, unit, batch, images, config, device, advance)
@@ -209,49 +208,17 @@ def _read_shards(
         yield unit, batch, images
 
 
-@contextmanager
-def _read_ahead[T](items: Iterable[T]) -> Iterator[Iterator[T]]:
-    """The same items, read one ahead in a thread; an error is raised where its item would have come.
+def _read_ahead[T](items: Iterator[T]) -> Generator[T]:
+    """The items, each made by another thread while the one before it is worked on.
 
-    The thread ends with the context: if Python exits while HDF5 reads, the process crashes.
+    The thread ends with the iterator: if Python exits while HDF5 reads, the process crashes.
     """
-    box: queue.Queue[tuple[bool, Any]] = queue.Queue(maxsize=1)  # (True, item), (False, None or error)
-    stop = threading.Event()
-
-    def put(entry: tuple[bool, Any]) -> None:
-        # With a timeout, because a consumer that has left never makes room.
-        while not stop.is_set():
-            with suppress(queue.Full):
-                box.put(entry, timeout=0.1)
-                return
-
-    def work() -> None:
-        try:
-            for item in items:
-                put((True, item))
-                if stop.is_set():
-                    return
-            put((False, None))
-        except BaseException as err:  # noqa: BLE001 - raised again in the caller's thread
-            put((False, err))
-
-    def received() -> Iterator[T]:
-        while True:
-            more, item = box.get()
-            if more:
-                yield item
-            elif item is not None:
-                raise item
-            else:
-                return
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        yield received()
-    finally:
-        stop.set()
-        thread.join()
+    end = object()
+    with ThreadPoolExecutor(1) as reader:
+        ahead: Future[Any] = reader.submit(next, items, end)
+        while (item := ahead.result()) is not end:
+            ahead = reader.submit(next, items, end)
+            yield item
 
 
 def score_shard(
@@ -447,7 +414,7 @@ def split_names(contract: Contract, artefact: Artefact, batch: TensorBatch) -> N
         if options["split_column"] is not None:
             number = named_split(np.asarray(batch.catalog[options["split_column"]]), options["split_column"])
             # The data had no validation rows: training drew some, and the same draw is repeated here.
-            if VALIDATION_DRAWN in contract.training["notes"]:
+            if contract.validation_drawn:
                 number = with_validation(number, np.asarray(key), fractions, seed)
         else:
             number = split_keys(key, fractions=fractions, seed=seed)

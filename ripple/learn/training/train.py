@@ -306,6 +306,8 @@ def _contract(
         target_mean=tuple(mean),
         target_std=tuple(std),
         split=data.sky,
+        split_by=data.split_by,
+        validation_drawn=data.validation_drawn,
         licence=config.licence,
         members=tuple(
             Member(file=member_file(k), bytes=0, sha256="", seed=config.seed + k, epoch=m.progress.best_epoch)

@@ -4,44 +4,40 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import defaultdict
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-
-from ripple.errors import ConfigError, Reason
-from ripple.runtime.profile import Profile, Timeline, peak_rss
-from ripple.runtime.summary import Summary, tally
-from ripple.stages.plan.plan import Plan
-from ripple.stages.plan.planner import make_plan
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-from collections import defaultdict
-from collections.abc import Iterable
+import pyarrow as pa
 
 from ripple.config import canonical_json
+from ripple.errors import ConfigError, Reason
 from ripple.imaging.batch import MASK_PLANES
 from ripple.rubin.open import RepositoryFiles
 from ripple.runtime.memory import IDLE_WORKER
 from ripple.runtime.pool import Started, starting
+from ripple.runtime.profile import Profile, Timeline, peak_rss
+from ripple.runtime.summary import Summary, tally
 from ripple.stages.fetch.config import FetchConfig
 from ripple.stages.fetch.digests import merge_digests, trusted_digests
 from ripple.stages.fetch.open_unit import open_unit
 from ripple.stages.fetch.planes import CHUNK_BYTES, PlaneStream
 from ripple.stages.fetch.reading import Damaged, DamagedError, UnitReading
 from ripple.stages.fetch.task import UnitTask, unit_task, user_columns
+from ripple.stages.plan.plan import Plan
+from ripple.stages.plan.planner import make_plan
 from ripple.storage.files import AHEAD, stage_chunks
 from ripple.storage.manifest import MANIFEST
 from ripple.storage.map_shards import ShardResult, Workers, map_shards
 from ripple.storage.outcomes import Outcome, Outcomes
 from ripple.storage.writer import ArtefactWriter, Finished, create
 
-#: Workers that start before it is known how many units there are.
+# Workers that start before the number of units is known: there may not be enough units for more.
 _EARLY = 4
 
 
@@ -63,12 +59,12 @@ class ShardTask:
 
 
 def fetch(config: FetchConfig) -> Summary:
-    """Cut what the selection asks for and write it as cutout shards.
+    """Cut out the selected targets and write them as cutout shards.
 
     Raises
     ------
     RippleError
-        As listed in `ripple.errors`; faults of single targets and files are in the index instead.
+        As listed in `ripple.errors`; problems with single targets and files are in the index instead.
     """
     if not config.output:
         raise ConfigError("fetch: no output directory", hint="give one with -o DIR")
@@ -85,6 +81,7 @@ def fetch(config: FetchConfig) -> Summary:
             return _summary(config, done.index(), done.attributes, 0.0)
         with opened as writer:
             timeline = Timeline(start)
+            # Shards of an interrupted run are verified here; only the missing ones are made.
             with profile.time("verify"):
                 units = [plan.units[k] for k in writer.todo()]
             tasks = {
@@ -128,24 +125,27 @@ def fetch(config: FetchConfig) -> Summary:
 
 
 def _started(config: FetchConfig) -> AbstractContextManager[Started | None]:
-    """The first workers, started beside the making of the plan; none where a finished output needs none."""
+    """The first workers, which start while the plan is made; none when the output is already complete."""
+    # Dask has workers of its own, and with 0 workers this process does the work.
     if config.dask is not None or config.workers == 0 or (Path(config.output) / MANIFEST).exists():
         return nullcontext()
     return starting(make_shard, min(config.workers, _EARLY), prepare=prepare_worker)
 
 
 def prepare_worker() -> None:
-    """Load the readers and the compiled loops, which a worker would otherwise do at its first unit."""
+    """Load the readers and the compiled loops, which a worker would otherwise do with its first unit."""
     from ripple.imaging.loops import copy_boxes
     from ripple.rubin.formats.decode_loops import load
 
     load()
+    # numba loads a compiled loop at its first call with these types; no pixel is copied.
     none = np.zeros(0, np.int64)
     copy_boxes(np.zeros((1, 1), np.uint32), none, none, np.zeros((0, 1, 1, 1), np.uint32), 0)
 
 
 def plan_inputs(plan: Plan) -> dict[str, Any]:
-    """What the output depends on beside the configuration: targets and datasets, by identity."""
+    """What the output depends on apart from the configuration: targets and datasets, by identity."""
+    # UUIDs identify datasets; run and data ID are for people who read the manifest.
     datasets = sorted(plan.datasets.values(), key=lambda d: (d.tract, d.patch, d.band))
     return {
         "repo": plan.repo,
@@ -158,26 +158,28 @@ def plan_inputs(plan: Plan) -> dict[str, Any]:
 
 
 def _trusted(config: FetchConfig, plan: Plan) -> tuple[Plan, dict[str, Any]]:
-    """The plan with the digests its files must have, and the inputs, which name the list by its content."""
+    """The plan with the checksums that its files must have, and the inputs, which identify their list."""
     inputs = plan_inputs(plan)
     if config.digests is None:
         return plan, inputs
 
     known = trusted_digests(config.digests)
     datasets = {k: replace(d, sha256=known.get(d.uuid.lower(), "")) for k, d in plan.datasets.items()}
+    # Only what this plan uses: a longer list with the same checksums of these files is no other input.
     used = {d.uuid: d.sha256 for d in datasets.values() if d.sha256}
     inputs["digests"] = hashlib.sha256(canonical_json(used)).hexdigest()
     if missing := len(datasets) - len(used):
         plan = replace(
-            plan, notes=(*plan.notes, f"{config.digests}: no digest of {missing} of {len(datasets)} files")
+            plan, notes=(*plan.notes, f"{config.digests}: no checksum for {missing} of {len(datasets)} files")
         )
     return replace(plan, datasets=datasets), inputs
 
 
 def make_shard(task: ShardTask) -> ShardResult:
-    """Read one unit and write its shard beside its place: what a worker does."""
+    """Read one unit and write its shard under a temporary name: what a worker does."""
     start, profile = time.perf_counter(), Profile()
     damaged: Damaged = {}
+    # One more thread, which hashes the files while this one decodes them.
     with ThreadPoolExecutor(1) as beside:
         files = RepositoryFiles(task.unit.repo, beside, profile)
         while True:  # each round leaves out one more file, so this ends
@@ -188,7 +190,7 @@ def make_shard(task: ShardTask) -> ShardResult:
                 break
             except DamagedError as err:
                 damaged[err.key] = err.error
-        digests = reading.digests()
+        digests = reading.digests()  # waits for the hashing, so before its thread ends
     profile.count("write", calls=1, seconds=staged.write_seconds, bytes=staged.bytes)
     profile.count("sync", calls=1, seconds=staged.sync_seconds, bytes=staged.bytes)
     profile.count("unit", calls=1, seconds=time.perf_counter() - start, bytes=staged.bytes)
@@ -202,7 +204,7 @@ def make_shard(task: ShardTask) -> ShardResult:
 
 
 def _band_lists(reading: UnitReading) -> dict[str, list[int]]:
-    """Bands, run together -> rows that have these, of the rows that lack some."""
+    """Bands joined, as in `gri` -> rows that have exactly these, for the rows that lack some."""
     rows: dict[str, list[int]] = defaultdict(list)
     has = np.stack([band.has for band in reading.bands], axis=1)
     for row in np.flatnonzero(~has.all(axis=1)).tolist():
@@ -211,22 +213,24 @@ def _band_lists(reading: UnitReading) -> dict[str, list[int]]:
 
 
 def _worker_bytes(tasks: Iterable[ShardTask]) -> int:
-    """Memory that a worker needs: files, a plane per band, what decoding takes, what waits to be written."""
+    """Memory of a worker: files, a plane per band, what decoding takes, and what waits to be written."""
     most = 0
     for task in tasks:
         unit = task.unit
         own = set(unit.catalog["patch"].tolist())
+        # Neighbours are only read in parts, for the boxes that reach into them.
         files = sum(max(0, d.size) for d in unit.datasets if d.patch in own)
         plane = max((b.width * b.height * 4 for b in unit.boxes.values()), default=0)
-        rows = unit.rows * len(unit.bands) * unit.size**2 * 12
+        rows = unit.rows * len(unit.bands) * unit.size**2 * 12  # image, variance, mask
         waiting = min(rows, AHEAD * CHUNK_BYTES)
+        # One decoded plane per band, and three more for what decoding takes.
         most = max(most, files + (len(unit.bands) + 3) * plane + waiting)
     return IDLE_WORKER + most
 
 
 def _lost(task: ShardTask, message: str) -> ShardResult:
-    """The result of a unit whose worker died twice: every row rejected, nothing hidden."""
-    # Without datasets nothing is read: an empty shard with the right columns.
+    """The result of a unit whose worker died twice: an empty shard, and every row rejected for that reason."""
+    # Without datasets nothing is read, so this is safe where the worker died; all columns are there.
     result = make_shard(replace(task, unit=replace(task.unit, datasets=())))
     outcomes = Outcomes(task.unit.rows)
     outcomes.add(np.arange(task.unit.rows), Outcome("rejected", Reason.WORKER_LOST, message))
@@ -234,9 +238,7 @@ def _lost(task: ShardTask, message: str) -> ShardResult:
 
 
 def _index(config: FetchConfig, plan: Plan, writer: ArtefactWriter) -> pa.Table:
-    """One row per target asked for, in input order."""
-    import pyarrow as pa
-
+    """One row per requested target, in input order."""
     n = len(plan.targets)
     outcomes, places = _places(plan, writer)
     columns: dict[str, Any] = {
@@ -252,7 +254,7 @@ def _index(config: FetchConfig, plan: Plan, writer: ArtefactWriter) -> pa.Table:
         **places,
     }
     for name, values in user_columns(plan.targets.extra).items():
-        columns.setdefault(name, values)
+        columns.setdefault(name, values)  # never instead of one of ours
     return pa.table({k: pa.array(v) for k, v in columns.items()})
 
 
@@ -260,8 +262,10 @@ def _places(plan: Plan, writer: ArtefactWriter) -> tuple[Outcomes, dict[str, Any
     """Outcome of each target, and the columns `bands`, `shard` and `row`, from the records of the units."""
     n = len(plan.targets)
     outcomes = Outcomes(n)
+    # Rejected rows of the plan are in no unit; partial ones are judged anew, by what was really read.
     for rows, outcome in plan.outcomes.groups("rejected"):
         outcomes.add(rows, outcome)
+    # numpy text has a fixed width: that of all bands.
     bands = np.full(n, "", f"U{max(1, len(''.join(plan.bands)))}")
     shard, row = np.full(n, -1, np.int32), np.full(n, -1, np.int32)
     for unit in plan.units:
@@ -272,19 +276,21 @@ def _places(plan: Plan, writer: ArtefactWriter) -> tuple[Outcomes, dict[str, Any
         for names, lacking in facts["bands"].items():
             bands[unit.rows[lacking]] = names
         kept = unit.rows[~found.has("rejected")]
+        # The delivered rows of a shard are in the order of its unit.
         shard[kept], row[kept] = unit.number, np.arange(len(kept))
     return outcomes, {"bands": bands, "shard": shard, "row": row}
 
 
 def _attributes(config: FetchConfig, plan: Plan, writer: ArtefactWriter) -> dict[str, Any]:
-    """Facts of the whole artefact for the manifest: enough to use the shards without the repository."""
+    """Facts for the manifest: enough to use the shards without the repository."""
     records = [writer.record(unit.number).extra for unit in plan.units]
+    # Each remark once, in order; one damaged file may concern many units.
     notes: dict[str, None] = dict.fromkeys(plan.notes)
     for record in records:
         notes |= dict.fromkeys(record["notes"])
     return {
         "bands": list(plan.bands),
-        "size": int(plan.size[0]) if len(set(plan.size.tolist())) == 1 else None,
+        "size": int(plan.size[0]) if len(set(plan.size.tolist())) == 1 else None,  # None: by target
         "margin": config.margin,
         "unit": "nJy",
         "mask_planes": list(MASK_PLANES),
@@ -298,7 +304,7 @@ def _attributes(config: FetchConfig, plan: Plan, writer: ArtefactWriter) -> dict
 
 
 def _summary(config: FetchConfig, index: pa.Table, attributes: dict[str, Any], seconds: float) -> Summary:
-    """The closing screen; raises `TooManyRejected` when the user's limit is passed."""
+    """The closing summary; raises `TooManyRejected` when more rows are rejected than the user allows."""
     facts, reasons = tally(index, config.output, config.max_rejected)
     facts["bands"] = ", ".join(attributes["bands"])
     if seconds:

@@ -16,29 +16,29 @@ from ripple.stages.fetch.reading import BandReading, box_of
 from ripple.stages.fetch.task import UnitTask
 from ripple.storage.outcomes import Outcome, Outcomes, Status
 
-#: Overlapping patches hold the same pixels; a difference beyond this share of the noise is named.
+#: Overlapping patches have the same pixels; a difference beyond this many sigma of noise is reported.
 SEAM_SIGMA = 1.0
-#: A share below one by no more than this is one: it is a mean of float32.
+#: A share of a box below one by no more than this counts as one, because it is a mean of float32.
 ROUNDING = 1e-6
-#: Faults of files, gravest first.
+#: Reasons why a file cannot be used, most serious first.
 FAULTS = (Reason.WRONG_WCS, Reason.WRONG_UNIT, Reason.BAD_PSF, Reason.UNREADABLE_SOURCE)
 
 Ints = NDArray[np.int64]
 
 
 def judge(task: UnitTask, x0: Ints, y0: Ints, bands: Sequence[BandReading]) -> Outcomes:
-    """The outcome of each of N rows: the first reason that applies, gravest first.
+    """The outcome of each of N rows: the most serious reason that applies.
 
     Parameters
     ----------
     task
-        What was asked for.
+        The requested rows.
     x0, y0
         `(N,)` first pixels of the boxes, PARENT frame.
     bands
         What was read.
     """
-    has = np.stack([band.has for band in bands], axis=1)
+    has = np.stack([band.has for band in bands], axis=1)  # (N, B), as the three below
     coverage = np.stack([band.coverage for band in bands], axis=1)
     missing = np.stack([band.missing for band in bands], axis=1)
     seams = np.stack([band.disagreement for band in bands], axis=1)
@@ -47,6 +47,8 @@ def judge(task: UnitTask, x0: Ints, y0: Ints, bands: Sequence[BandReading]) -> O
     outcomes = Outcomes(task.rows)
 
     def mark(rows: NDArray[np.bool_], status: Status, reason: Reason, text: Callable[[int], str]) -> None:
+        # `Outcomes` keeps the first of equally serious outcomes, so the calls below are in order of importance.
+        # Rows with the same text share one outcome.
         alike: dict[str, list[int]] = defaultdict(list)
         for row in np.flatnonzero(rows).tolist():
             faults = _faults_under(task, x0, y0, bands, row)
@@ -58,18 +60,21 @@ def judge(task: UnitTask, x0: Ints, y0: Ints, bands: Sequence[BandReading]) -> O
         return ", ".join(band.name for band, chosen in zip(bands, rows[row], strict=True) if chosen)
 
     def shares(values: NDArray[np.floating], row: int, form: str) -> str:
-        told = zip(bands, values[row], has[row], strict=True)
-        return ", ".join(f"{band.name} {format(value, form)}" for band, value, there in told if there)
+        by_band = zip(bands, values[row], has[row], strict=True)
+        return ", ".join(f"{band.name} {format(value, form)}" for band, value, there in by_band if there)
 
     level: Status = "rejected" if task.require_all_bands else "partial"
+    # First rows without any band: a damaged file, whose message is the detail, counts before a missing one.
     for why in FAULTS:
         mark(lost & failed[why].any(axis=1), "rejected", why, lambda _: "")
-    mark(lost, "rejected", Reason.NO_DATASET, lambda _: "no coadd holds the centre of the box")
+    mark(lost, "rejected", Reason.NO_DATASET, lambda _: "no coadd covers the centre of the box")
     empty = np.where(has, missing >= 1 - ROUNDING, True).all(axis=1)
     mark(empty, "rejected", Reason.MISSING_CELL, lambda row: f"all of the box in {names(has, row)}")
+    # Then rows that lack a band; `level` is what the user wants for these.
     for why in FAULTS:
         mark(failed[why].any(axis=1), level, why, lambda _: "")
     mark(~has.all(axis=1), level, Reason.MISSING_BAND, lambda row: f"no {names(~has, row)}")
+    # Last, rows that have all bands, but not all pixels, or doubtful ones.
     outside = np.where(has, coverage < 1 - ROUNDING, False).any(axis=1)
     mark(
         outside,
@@ -93,7 +98,7 @@ def _failed(own: Ints, bands: Sequence[BandReading], why: Reason) -> NDArray[np.
 
 
 def _faults_under(task: UnitTask, x0: Ints, y0: Ints, bands: Sequence[BandReading], row: int) -> list[str]:
-    """What is wrong with files that the box of a row needs, each once."""
+    """Messages about the files under the box of a row that could not be used, each once."""
     found: dict[str, None] = {}
     box = box_of(x0, y0, task.size, row)
     for band in bands:
@@ -110,9 +115,10 @@ def _faults_under(task: UnitTask, x0: Ints, y0: Ints, bands: Sequence[BandReadin
 
 
 def delivered(task: UnitTask, x0: Ints, y0: Ints, bands: Sequence[BandReading], kept: Ints) -> CutoutTable:
-    """All but the planes of the rows `kept`."""
-    place = np.full(task.rows, -1, np.int32)
+    """The shard of the rows `kept` without its planes: catalogue, PSFs and projection."""
+    place = np.full(task.rows, -1, np.int32)  # row of the unit -> row of the shard
     place[kept] = np.arange(len(kept))
+    # Kernels of all bands in one list; `starts` is where those of each band begin.
     starts = np.cumsum([0, *(len(band.psfs.kernels) for band in bands)])[:-1]
     centres = np.stack(
         [np.where(b.psfs.key >= 0, b.psfs.key + s, -1) for b, s in zip(bands, starts, strict=True)], axis=1
@@ -121,18 +127,18 @@ def delivered(task: UnitTask, x0: Ints, y0: Ints, bands: Sequence[BandReading], 
         [_cells(band, k, int(s)) for k, (band, s) in enumerate(zip(bands, starts, strict=True))]
     )
     cells[:, 0] = place[cells[:, 0]]
-    cells = cells[cells[:, 0] >= 0]
+    cells = cells[cells[:, 0] >= 0]  # of rejected rows
     kernels = [kernel for band in bands for kernel in band.psfs.kernels]
     psf, keys = pack_kernels(kernels, np.concatenate([centres.ravel(), cells[:, 6]]))
     index, cells[:, 6] = keys[: centres.size].reshape(centres.shape), keys[centres.size :]
-    # A cell whose PSF is that of the centre after all is no part of its own.
+    # A part whose kernel equals that of the centre needs no entry of its own.
     cells = cells[cells[:, 6] != index[cells[:, 0], cells[:, 1]]]
     return CutoutTable(
         bands=task.bands,
         mask_planes=MASK_PLANES,
         psf=psf,
         psf_index=index,
-        psf_cells=cells[np.lexsort(cells.T[::-1])],
+        psf_cells=cells[np.lexsort(cells.T[::-1])],  # by row, band, y, x: the same bytes in every run
         catalog=_catalog(task, x0, y0, bands, kept),
         wcs={task.tract: task.projection},
         pixel_scale=task.projection.pixel_scale,
@@ -150,10 +156,12 @@ def _cells(band: BandReading, k: int, start: int) -> NDArray[np.int32]:
 def pack_kernels(
     kernels: Sequence[NDArray[np.float32]], index: NDArray[np.integer]
 ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Kernels in use, padded about their centre to one odd size, and `index` into them; equal ones once."""
+    """The distinct kernels in use, padded around their centre to one size, and `index` into them."""
     seen: dict[str, int] = {}
+    # One entry more, so that index -1 stays -1.
     place = np.full(len(kernels) + 1, -1, np.int32)
     for k in np.unique(index[index >= 0]):
+        # By checksum: neighbouring patches and units repeat the kernel of a cell.
         name = hashlib.sha256(np.ascontiguousarray(kernels[k]).tobytes()).hexdigest()
         place[k] = seen.setdefault(f"{kernels[k].shape} {name}", len(seen))
     side = max((s for k in kernels for s in k.shape), default=1)
@@ -173,10 +181,12 @@ def _catalog(
     half, bits = task.size // 2, np.arange(len(bands), dtype=np.uint32)
     has = np.stack([band.has for band in bands], axis=1)
     coverage = np.stack([band.coverage for band in bands], axis=1)
+    # Facts with one value per row take the worst band.
     own: dict[str, NDArray[Any]] = {
         "tract": np.full(task.rows, task.tract, np.int32),
         "x0": x0.astype(np.int32),
         "y0": y0.astype(np.int32),
+        # Position minus the centre of the central pixel, in pixels: within half a pixel.
         "dx": (task.catalog["x"] - (x0 + half)).astype(np.float32),
         "dy": (task.catalog["y"] - (y0 + half)).astype(np.float32),
         "band_mask": np.left_shift(has.astype(np.uint32), bits).sum(axis=1).astype(np.uint32),

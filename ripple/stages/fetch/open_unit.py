@@ -40,7 +40,7 @@ Planes = dict[str, NDArray[np.generic]]
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """What the functions of this file need: the task, the files, and what to leave out."""
+    """What the functions of this module share: the task, the files, and which files to leave out."""
 
     task: UnitTask
     files: CoaddFiles
@@ -55,13 +55,13 @@ class _Source:
 
 @dataclass(frozen=True, slots=True)
 class _Edges:
-    """Boxes that leave their patch, stitched from all patches that hold a part of them.
+    """Boxes that leave their patch, put together from all patches that have a part of them.
 
-    `(E,)` arrays, but for `stamps` (plane -> `(E, S, S)`); `centre` is the patch that the central pixel is
-    from, -1 for none.
+    `(E,)` arrays, except `stitched` (plane -> `(E, S, S)`). `centre` is the patch of the central pixel, -1 for
+    none; `parts` is the number of patches used.
     """
 
-    stamps: Planes
+    stitched: Planes
     centre: Ints
     coverage: NDArray[np.float32]
     disagreement: NDArray[np.float32]
@@ -89,6 +89,7 @@ def open_unit(task: UnitTask, files: CoaddFiles, damaged: Damaged, profile: Prof
     """
     source = _Source(task, files, damaged, profile, *task.corners())
     bands = tuple(_open_band(source, k) for k in range(len(task.bands)))
+    # Judged before the planes are streamed, which leaves out the rejected rows.
     outcomes = judge(task, source.x0, source.y0, bands)
     kept = np.flatnonzero(~outcomes.has("rejected"))
     table = delivered(task, source.x0, source.y0, bands, kept)
@@ -96,18 +97,20 @@ def open_unit(task: UnitTask, files: CoaddFiles, damaged: Damaged, profile: Prof
 
 
 def _open_band(source: _Source, k: int) -> BandReading:
+    """The reading of band number k."""
     task, own = source.task, source.task.patch
     band = task.bands[k]
     coadds, failures, notes, whole = _open_files(source, k)
-    # A row whose own file cannot be used is not patched together from its neighbours.
+    # A row whose own file cannot be used is not put together from neighbours, which hold only its border.
     edge = np.flatnonzero(~whole & ~np.isin(own, list(failures)))
     edges = _stitched(source, k, coadds, edge)
-    coverage = whole.astype(np.float32)
+    coverage = whole.astype(np.float32)  # share of the box: 1 inside the own file
     coverage[edge] = edges.coverage
     resampled, crossed, cross_failures = _completed(source, band, edge, edges)
     coverage += resampled
     disagreement, parts = np.zeros(task.rows, np.float32), np.ones(task.rows, np.int16)
     disagreement[edge], parts[edge] = edges.disagreement, np.maximum(edges.parts, 1)
+    # The PSF is that of the patch whose pixel is at the centre.
     centre = np.where(whole, own, -1)
     centre[edge] = edges.centre
     psfs, remarks = _psfs(source, k, coadds, centre)
@@ -120,7 +123,7 @@ def _open_band(source: _Source, k: int) -> BandReading:
         failures,
         whole,
         edge,
-        edges.stamps,
+        edges.stitched,
         coverage,
         resampled,
         missing,
@@ -139,21 +142,21 @@ def _open_band(source: _Source, k: int) -> BandReading:
 def _open_files(
     source: _Source, k: int
 ) -> tuple[dict[int, Coadd], dict[int, UnreadableError], list[str], Flags]:
-    """Open files by patch, faults by patch, remarks, and the rows whose box their own file holds."""
+    """Open files by patch, errors by patch, remarks, and the rows whose box lies inside their own file."""
     task, own = source.task, source.task.patch
     here = {d.patch: d for d in task.datasets if d.band == task.bands[k]}
     coadds: dict[int, Coadd] = {}
     failures = {patch: error for (patch, band), error in source.damaged.items() if band == k}
     notes: list[str] = []
     whole = np.zeros(task.rows, bool)
-    # Own patches first: neighbours are opened only for boxes that leave them.
+    # Own patches first: neighbours are only opened for boxes that leave their own patch.
     for patch in sorted(here.keys() - failures.keys(), key=lambda p: (p not in own, p)):
         if patch not in own and not _reached(source, task.boxes[patch], ~whole):
             continue
         try:
             coadd = _open(source, here[patch])
         except UnreadableError as err:
-            failures[patch] = err  # concerns this patch and band only
+            failures[patch] = err  # only this patch and band
             continue
         coadds[patch] = coadd
         notes += coadd.notes
@@ -167,26 +170,27 @@ def _reached(source: _Source, patch: Box, rows: Flags) -> bool:
 
 
 def _open(source: _Source, dataset: Dataset) -> Coadd:
-    """The open file, on the pixel grid of the tract."""
+    """The open file, after a check that it is on the pixel grid of the tract."""
     task, planned = source.task, source.task.boxes[dataset.patch]
     rows = int(touches(planned, source.x0, source.y0, task.size).sum())
     sparse = is_sparse(rows, task.size, planned)
     label = "open sparse" if sparse else "open dense"
     with source.profile.time(label):
         coadd = source.files.open(dataset, sparse=sparse)
-    # What the choice was made of, see `is_sparse`.
+    # On what the choice was based, see `is_sparse`.
     source.profile.count(label, rows=rows, plane_pixels=planned.width * planned.height)
     _check_grid(coadd, task.projection, task.tract)
     return coadd
 
 
 def _check_grid(coadd: Coadd, projection: Tan, tract: int) -> None:
-    """Refuse a file that is not on the pixel grid of its tract."""
+    """Raise when a file is not on the pixel grid of its tract."""
     gap = projection.separation(coadd.projection, coadd.box)
+    # Written so that NaN fails as well.
     if not gap <= WCS_TOLERANCE:
         raise UnreadableError(
-            f"{coadd.name}: its projection is {gap:.3g} px away from that of tract {tract}",
-            hint="the file is not on the tract's pixel grid",
+            f"{coadd.name}: its projection differs from that of tract {tract} by {gap:.3g} px",
+            hint="the file is not on the pixel grid of its tract",
             reason=Reason.WRONG_WCS,
         )
 
@@ -199,8 +203,9 @@ def read_plane(
     Raises
     ------
     DamagedError
-        Its bytes are damaged.
+        The file is damaged.
     """
+    # Image, variance and mask have four bytes per pixel each.
     with profile.time("decode", bytes=4 * box.width * box.height):
         try:
             if plane == "mask":
@@ -214,15 +219,16 @@ def read_plane(
 
 
 def _stitched(source: _Source, k: int, coadds: dict[int, Coadd], edge: Ints) -> _Edges:
-    """Complete the boxes of the rows `edge` from all patches that hold a part of them."""
+    """Put the boxes of the rows `edge` together from all patches that have a part of them."""
     task, own = source.task, source.task.patch
     shape = (len(edge), task.size, task.size)
     none = np.zeros(len(edge), np.float32)
     parts = np.zeros(len(edge), np.int16)
+    # Patch -> rows of `edge` whose box it touches.
     near = {p: edge[touches(c.box, source.x0[edge], source.y0[edge], task.size)] for p, c in coadds.items()}
     if not any(len(rows) for rows in near.values()):
         return _Edges({}, np.full(len(edge), -1), none, none, parts)
-    stamps: Planes = {
+    stitched: Planes = {
         "image": np.full(shape, np.nan, np.float32),
         "variance": np.full(shape, np.nan, np.float32),
         "mask": np.full(shape, NO_DATA, np.uint32),
@@ -233,6 +239,7 @@ def _stitched(source: _Source, k: int, coadds: dict[int, Coadd], edge: Ints) -> 
             continue
         coadd, key = coadds[patch], (patch, k)
         commons = [source.box(row) & coadd.box for row in rows.tolist()]
+        # Many boxes: one read of all that they touch in this patch; few: one read each.
         whole = _union(commons)
         dense = not is_sparse(len(rows), task.size, whole)
         planes = {n: read_plane(coadd, n, whole, key, source.profile) for n in PLANES} if dense else {}
@@ -242,17 +249,17 @@ def _stitched(source: _Source, k: int, coadds: dict[int, Coadd], edge: Ints) -> 
                 pixels = {n: read_plane(coadd, n, common, key, source.profile) for n in PLANES}
                 box = common
             e = int(np.searchsorted(edge, row))
-            out = {n: stamps[n][e] for n in PLANES}
+            out = {n: stitched[n][e] for n in PLANES}  # views: filled in place
             with source.profile.time("stitch"):
                 stitch_row(seams, e, source.box(row), pixels, box, out, patch=patch, own=own[row] == patch)
             parts[e] += 1
-    centre = _drop_uncentred(seams, stamps)
+    centre = _drop_uncentred(seams, stitched)
     filled = seams.filled.mean(axis=(1, 2)).astype(np.float32)
-    return _Edges(stamps, centre, filled, seams.disagreement.astype(np.float32), parts)
+    return _Edges(stitched, centre, filled, seams.disagreement.astype(np.float32), parts)
 
 
-def _drop_uncentred(seams: Seams, stamps: Planes) -> Ints:
-    """A row has a band when a file covers the centre of its box: a mere border piece is no cutout.
+def _drop_uncentred(seams: Seams, stitched: Planes) -> Ints:
+    """Blank the boxes whose central pixel no file covers: they are pieces of a border, not cutouts.
 
     Returns the patch of each central pixel, -1 for none.
     """
@@ -260,7 +267,7 @@ def _drop_uncentred(seams: Seams, stamps: Planes) -> Ints:
     lost = ~seams.filled[:, half, half]
     seams.filled[lost] = False
     seams.disagreement[lost] = 0
-    for name, pixels in stamps.items():
+    for name, pixels in stitched.items():
         pixels[lost] = NO_DATA if name == "mask" else np.nan
     return np.where(lost, -1, seams.source[:, half, half])
 
@@ -277,10 +284,10 @@ def _union(boxes: Sequence[Box]) -> Box:
 def _completed(
     source: _Source, band: str, edge: Ints, edges: _Edges
 ) -> tuple[NDArray[np.float32], dict[str, Coadd], dict[tuple[int, int], UnreadableError]]:
-    """Fill what is left of boxes from other tracts, resampled onto this one's grid.
+    """Fill what is still empty in boxes from other tracts, resampled onto the grid of this one.
 
     Returns the share of each of the N boxes that was filled, the files it came from, and files that could
-    not be used. The pixels go into `edges.stamps`.
+    not be used. The pixels are written into `edges.stitched`.
     """
     task = source.task
     here = {(d.tract, d.patch): d for d in task.cross_datasets if d.band == band}
@@ -289,15 +296,16 @@ def _completed(
     failures: dict[tuple[int, int], UnreadableError] = {}
     for e, row in enumerate(edge.tolist()):
         if row not in task.cross or edges.coverage[e] == 0:
-            continue  # nothing of the own tract in this band: a resampled cutout would be all there is
-        out = {n: edges.stamps[n][e] for n in PLANES}
+            continue  # nothing of the own tract in this band: all of the cutout would be resampled
+        out = {n: edges.stitched[n][e] for n in PLANES}
+        # Pixels that no file of this tract gave; masked ones that are there stay.
         wanted = np.asarray((out["mask"] == NO_DATA) & np.isnan(out["image"]))
         for pair in task.cross[row]:
             if pair not in here or not wanted.any():
                 continue
             dataset = here[pair]
             if pair in failures and dataset.uuid not in crossed:
-                continue  # it cannot be opened
+                continue  # it could not be opened; one that failed at another box is tried again
             try:
                 if dataset.uuid not in crossed:
                     coadd = source.files.open(dataset, sparse=True)
@@ -312,9 +320,10 @@ def _completed(
     return filled, crossed, failures
 
 
-def _resampled(coadd: Coadd, stamp: Box, task: UnitTask, tract: int, wanted: Flags, out: Planes) -> Flags:
-    """Write what one patch of another tract gives; which pixels that were."""
-    sources = locate(stamp, task.projection, task.cross_projections[tract])
+def _resampled(coadd: Coadd, target: Box, task: UnitTask, tract: int, wanted: Flags, out: Planes) -> Flags:
+    """Write the `wanted` pixels that a patch of another tract has into `out`, `(S, S)`; returns which."""
+    # Where each pixel of the box lies on the grid of the other tract.
+    sources = locate(target, task.projection, task.cross_projections[tract])
     box = sources.box(wanted) & coadd.box
     if box.empty:
         return np.zeros_like(wanted)
@@ -333,7 +342,7 @@ def _resampled(coadd: Coadd, stamp: Box, task: UnitTask, tract: int, wanted: Fla
 
 
 def _psfs(source: _Source, k: int, coadds: dict[int, Coadd], centre: Ints) -> tuple[Psfs, list[str]]:
-    """PSFs at the centre of each row and in the other cells under its box; remarks on files without any."""
+    """PSFs at the centre of each row and in the other cells under its box; remarks on files without PSFs."""
     task = source.task
     kernels: list[NDArray[np.float32]] = []
     key = np.full(task.rows, -1, np.int32)
@@ -352,6 +361,7 @@ def _psfs(source: _Source, k: int, coadds: dict[int, Coadd], centre: Ints) -> tu
             if isinstance(psf, PsfCells):
                 cells.append(_look_up(source, psf, rows, kernels, key, jump))
             else:
+                # The cutouts are good for all that needs no PSF, so this rejects nothing.
                 notes.append(f"{coadd.name}: no PSF: {psf.reason}")
     return Psfs(tuple(kernels), key, np.concatenate(cells), jump), notes
 
@@ -364,17 +374,21 @@ def _look_up(
     key: NDArray[np.int32],
     jump: NDArray[np.float32],
 ) -> NDArray[np.int32]:
-    """Add the kernels of one file that `rows` need, fill in `key` and `jump`; the parts in other cells."""
-    half, columns = source.task.size // 2, psf.kernels.shape[1]
+    """Add the kernels of one file that `rows` need to `kernels`, and fill in `key` and `jump`.
+
+    Returns the parts of boxes in other cells, as `Psfs.cells`.
+    """
+    half, columns = source.task.size // 2, psf.kernels.shape[1]  # kernels: (rows, columns, K, K)
     place = psf.index(source.x0[rows] + half, source.y0[rows] + half)
-    rows, place = rows[place[:, 0] >= 0], place[place[:, 0] >= 0]
-    centre = place[:, 0] * columns + place[:, 1]
+    rows, place = rows[place[:, 0] >= 0], place[place[:, 0] >= 0]  # -1: the cell has no PSF
+    centre = place[:, 0] * columns + place[:, 1]  # flat number of the cell
     at, box, cell = _other_cells(source, psf, rows, centre)
     used, number = np.unique(np.concatenate([centre, cell]), return_inverse=True)
-    number += len(kernels)
+    number += len(kernels)  # behind those of the files before
     kernels.extend(psf.kernels[c // columns, c % columns] for c in used)
     key[rows] = number[: len(rows)]
     flat = psf.kernels.reshape(-1, *psf.kernels.shape[2:])
+    # A box may touch several other cells: the largest difference counts.
     np.maximum.at(jump, rows[at], psf_gaps(flat, cell, centre[at]))
     return np.column_stack([rows[at], box, number[len(rows) :]]).astype(np.int32)
 
@@ -390,12 +404,15 @@ def _other_cells(source: _Source, psf: PsfCells, rows: Ints, centre: Ints) -> tu
     """
     size, (ny, nx) = source.task.size, psf.kernels.shape[:2]
     y0, x0 = source.y0[rows] - psf.y0, source.x0[rows] - psf.x0
+    # First and last cell, row and column, under each box, within the grid of cells.
     (i0, i1), (j0, j1) = (
         (np.maximum(first // cell, 0), np.minimum((first + size - 1) // cell, count - 1))
         for first, cell, count in ((y0, psf.cell_height, ny), (x0, psf.cell_width, nx))
     )
+    # Cells without PSF are NaN throughout, so the central pixel tells.
     known = np.isfinite(psf.kernels[:, :, psf.kernels.shape[2] // 2, psf.kernels.shape[3] // 2]).ravel()
     found: list[Ints] = [np.empty((0, 6), np.int64)]
+    # Over the few offsets between cells instead of over rows: each step is one operation on all boxes.
     for di in range(int((i1 - i0).max(initial=-1)) + 1):
         for dj in range(int((j1 - j0).max(initial=-1)) + 1):
             i, j = i0 + di, j0 + dj
@@ -412,6 +429,7 @@ def _other_cells(source: _Source, psf: PsfCells, rows: Ints, centre: Ints) -> tu
 def _missing_cells(source: _Source, coadd: Coadd, rows: Flags) -> NDArray[np.float32]:
     """`(N,)` share of the boxes of `rows` that lies in missing cells of a file."""
     size, share = source.task.size, np.zeros(source.task.rows, np.float32)
+    # Missing cells do not overlap, so their shares add up.
     for cell in coadd.missing:
         for row in np.flatnonzero(rows & touches(cell, source.x0, source.y0, size)).tolist():
             common = source.box(row) & cell

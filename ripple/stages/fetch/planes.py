@@ -19,13 +19,13 @@ from ripple.stages.fetch.reading import NO_DATA, PLANES, BandReading, Damaged, D
 from ripple.stages.fetch.task import UnitTask
 from ripple.storage.shard_reader import unpack_cutouts
 
-#: Bytes per chunk of a shard: a chunk stays in the processor's cache from the cut to the disk.
+#: Bytes per chunk of a shard: small enough to stay in the processor's cache until it is written.
 CHUNK_BYTES = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """A decoded plane of one file, or the boxes of single rows when there are few."""
+    """A decoded plane of one file, or, when few rows need it, only their boxes."""
 
     plane: NDArray[np.generic] | None
     pieces: dict[int, NDArray[np.generic]]
@@ -45,7 +45,7 @@ class PlaneStream:
 
     def __init__(self, reading: UnitReading, profile: Profile) -> None:
         self._reading, self._profile, self._draft = reading, profile, reading.draft()
-        # Planes (row, band number) whose variance is NaN throughout; the mask, which comes later, says so.
+        # (row, band number) whose variance is NaN everywhere; the mask, which comes later, marks them.
         self._unweighted: set[tuple[int, int]] = set()
 
     @property
@@ -66,12 +66,14 @@ class PlaneStream:
     def plane(self, name: str) -> Iterator[NDArray[np.generic]]:
         """One plane of all delivered rows in order, `(n, B, S, S)` at a time; errors as for `chunks`."""
         reading = self._reading
+        # Rows are sorted by patch, so the plane of a patch is decoded once and then released.
         own = reading.task.patch[reading.kept]
         b, s = len(reading.bands), reading.task.size
         step = max(1, CHUNK_BYTES // (b * s * s * 4))
         dtype = np.dtype(np.uint32 if name == "mask" else np.float32)
         for first, last in _runs(own):
             rows = reading.kept[first:last]
+            # All bands of the patch at once: the shard stores row by row, and bands within a row.
             layers = [self._layer(k, int(own[first]), name, rows) for k in range(b)]
             for start in range(0, len(rows), step):
                 part = rows[start : start + step]
@@ -83,8 +85,9 @@ class PlaneStream:
                 yield out
 
     def _mark_unweighted(self, out: NDArray[np.generic], name: str, rows: NDArray[np.int64]) -> None:
-        """NO_DATA in planes whose variance is NaN throughout, which would otherwise mean "not known"."""
+        """Set NO_DATA where the variance is NaN everywhere, which would otherwise mean "unknown variance"."""
         if name == "variance":
+            # The first pixel decides for almost all planes, without a look at the others.
             for i, k in np.argwhere(np.isnan(out[:, :, 0, 0])).tolist():
                 if np.isnan(out[i, k]).all():
                     self._unweighted.add((int(rows[i]), k))
@@ -95,7 +98,7 @@ class PlaneStream:
                         out[i, k] |= NO_DATA
 
     def _layer(self, k: int, patch: int, name: str, rows: NDArray[np.int64]) -> _Layer | None:
-        """The plane of a patch that rows of it are cut from; None when no row lies wholly inside it."""
+        """The plane of a patch to cut its rows from; None when no row lies completely inside it."""
         band = self._reading.bands[k]
         coadd = band.coadds.get(patch)
         inside = rows[band.whole[rows]]
@@ -111,8 +114,9 @@ class PlaneStream:
     def _fill(
         self, out: NDArray[np.generic], k: int, name: str, rows: NDArray[np.int64], layer: _Layer | None
     ) -> None:
-        """Band number k of some rows."""
+        """Fill band number k of these rows into `out`, `(n, B, S, S)`."""
         reading, band = self._reading, self._reading.bands[k]
+        # The usual case, in one compiled loop over all rows.
         if layer is not None and layer.plane is not None and band.whole[rows].all():
             cut(layer.plane, reading.x0[rows] - layer.box.x0, reading.y0[rows] - layer.box.y0, out, k)
             return
@@ -126,21 +130,22 @@ class PlaneStream:
 
 
 def _stitched_or_blank(band: BandReading, name: str, row: int) -> NDArray[Any] | np.generic:
+    """The pixels of a box that leaves its patch; one value for all of it when the row lacks the band."""
     at = int(np.searchsorted(band.edge, row))
-    if name in band.stamps and at < len(band.edge) and band.edge[at] == row:
-        return np.asarray(band.stamps[name][at])
+    if name in band.stitched and at < len(band.edge) and band.edge[at] == row:
+        return np.asarray(band.stitched[name][at])
     return NO_DATA if name == "mask" else np.float32(np.nan)
 
 
 def _runs(values: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """Bounds of the runs of equal values."""
+    """First and end index of each run of equal values."""
     if len(values):
         cuts = np.flatnonzero(values[1:] != values[:-1]) + 1
         yield from zip([0, *cuts.tolist()], [*cuts.tolist(), len(values)], strict=True)
 
 
 def read_batch(task: UnitTask, files: CoaddFiles) -> tuple[UnitReading, CutoutBatch]:
-    """A unit in memory: what its shard would hold, and how it was read."""
+    """A unit in memory: how it was read, and what its shard would contain."""
     damaged: Damaged = {}
     profile = Profile()
     while True:  # each round leaves out one more file, so this ends

@@ -1,7 +1,7 @@
-"""A unit that has been opened: everything known of its rows but the pixels of boxes inside their patch.
+"""A unit that has been opened: everything about its rows except the pixels of boxes inside their patch.
 
 Those are streamed afterwards (`planes.py`), so that only one plane per band is in memory at a time, however
-many rows there are. A reading never changes: what is found out about a band is in the reading of that band.
+many rows there are. A reading never changes: what is learnt about a band is in the reading of that band.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ripple.storage.outcomes import Outcomes
 from ripple.storage.shard_writer import Draft, draft_cutouts
 
 NO_DATA = np.uint32(1 << MASK_PLANES.index("NO_DATA"))
+#: In the order in which a shard stores them.
 PLANES = ("image", "variance", "mask")
 
 #: (patch, band number) of the files found damaged so far, and what is wrong with each.
@@ -49,9 +50,9 @@ class Psfs:
     Parameters
     ----------
     kernels
-        Those in use, some of them twice, `(K, K)` float32 each.
+        Those in use, `(K, K)` float32 each; equal ones of different files occur twice.
     key
-        `(N,)` int32 which of them each row has at its centre; -1 for none.
+        `(N,)` int32 which of them applies at the centre of each row; -1 for none.
     cells
         `(L, 6)` int32 parts of boxes in other cells: row, first and end pixel in y and in x, kernel.
     jump
@@ -66,7 +67,7 @@ class Psfs:
 
 @dataclass(frozen=True, slots=True)
 class BandReading:
-    """One band of a unit: its open files, what is known of each row, and the boxes that leave their patch.
+    """One band of a unit: its open files, facts about each row, and the boxes that leave their patch.
 
     Parameters
     ----------
@@ -80,8 +81,9 @@ class BandReading:
         `(N,)` rows whose box lies inside the file of their own patch.
     edge
         `(E,)` the other rows, ascending.
-    stamps
-        Plane -> `(E, S, S)` the boxes of these rows, stitched; empty when there is nothing to stitch.
+    stitched
+        Plane -> `(E, S, S)` pixels of these boxes, put together from several patches; empty when there are
+        none.
     coverage
         `(N,)` share of the box that has pixels, those from other tracts included.
     resampled
@@ -99,7 +101,7 @@ class BandReading:
     psfs
         PSFs of the rows.
     notes
-        What users should know of how the files were read.
+        What users should know about how the files were read.
     """
 
     name: str
@@ -107,7 +109,7 @@ class BandReading:
     failures: dict[int, UnreadableError]
     whole: NDArray[np.bool_]
     edge: NDArray[np.int64]
-    stamps: dict[str, NDArray[np.generic]]
+    stitched: dict[str, NDArray[np.generic]]
     coverage: NDArray[np.float32]
     resampled: NDArray[np.float32]
     missing: NDArray[np.float32]
@@ -121,6 +123,7 @@ class BandReading:
     @property
     def has(self) -> NDArray[np.bool_]:
         """`(N,)` rows that have this band."""
+        # Boxes whose central pixel no file covers have coverage 0, whatever their borders have.
         return np.asarray(self.coverage > 0)
 
 
@@ -131,7 +134,7 @@ class UnitReading:
     Parameters
     ----------
     task
-        What was asked for: N rows.
+        The N requested rows.
     x0, y0
         `(N,)` first pixels of the boxes, PARENT frame.
     bands
@@ -139,7 +142,7 @@ class UnitReading:
     outcomes
         Of the N rows.
     table
-        The delivered rows: all of their shard but the planes.
+        The delivered rows: all of their shard except the planes.
     kept
         Row numbers of the delivered rows, ascending.
     """
@@ -162,12 +165,12 @@ class UnitReading:
         return box_of(self.x0, self.y0, self.task.size, row)
 
     def draft(self) -> Draft:
-        """The shard without its planes."""
+        """The shard without its planes, whose size is known before any pixel is read."""
         shape = (len(self.kept), len(self.bands), self.task.size, self.task.size)
         return draft_cutouts(shape, self.table, {"margin": self.task.margin})
 
     def digests(self) -> dict[str, str]:
-        """Dataset UUID -> SHA-256 of what was read so far, as `Coadd.digest`."""
+        """Dataset UUID -> SHA-256 of what was read so far, as `Coadd.digest` gives it."""
         files = {(d.patch, d.band): d.uuid for d in self.task.datasets}
         found = {
             files[patch, band.name]: coadd for band in self.bands for patch, coadd in band.coadds.items()
@@ -176,8 +179,8 @@ class UnitReading:
         return {uuid: coadd.digest for uuid, coadd in (found | crossed).items()}
 
     def notes(self) -> list[str]:
-        """Remarks of the readers and files that could not be used, each once."""
-        found: dict[str, None] = {}
+        """Remarks of the readers, and files that could not be used, each once."""
+        found: dict[str, None] = {}  # a set that keeps the order
         for band in self.bands:
             faults = (*band.failures.values(), *band.cross_failures.values())
             found |= dict.fromkeys((*band.notes, *(str(error) for error in faults)))

@@ -1,4 +1,7 @@
-"""What a worker needs to know to read one unit of a plan."""
+"""What a worker needs to read one unit of a plan.
+
+A task is pickled once per unit, so it has only what concerns its own rows, never the whole plan.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from ripple.stages.plan.plan import Plan, Unit
 
 @dataclass(frozen=True, slots=True)
 class UnitTask:
-    """All that a worker needs to read one unit.
+    """One unit of a plan, with its rows, datasets and projections.
 
     Parameters
     ----------
@@ -29,7 +32,7 @@ class UnitTask:
     size
         Pixels per side, margins included.
     margin
-        Pixels of it on each side that preprocess trims.
+        Pixels on each side of it that `preprocess` trims.
     tract
         Tract of all rows.
     projection
@@ -37,7 +40,7 @@ class UnitTask:
     catalog
         Columns of the N rows, sorted by patch: `index`, `id`, `ra`, `dec`, `patch`, `x`, `y`, user columns.
     datasets
-        What exists for the patches that the boxes touch.
+        Coadds of the patches that the boxes touch.
     boxes
         Outer box of each of these patches, as planned.
     repo
@@ -45,7 +48,7 @@ class UnitTask:
     cross
         Row -> (tract, patch) pairs to complete it from by resampling.
     cross_datasets, cross_projections
-        What exists for these pairs, and the projections of their tracts.
+        Coadds of these pairs, and the projections of their tracts.
     require_all_bands, edge
         Policies, as in `FetchConfig`.
     """
@@ -68,23 +71,24 @@ class UnitTask:
 
     @property
     def rows(self) -> int:
-        """Number of rows asked for."""
+        """Number of requested rows."""
         return len(self.catalog["index"])
 
     @property
     def patch(self) -> NDArray[np.int64]:
-        """`(N,)` inner patch of each row: its own patch."""
+        """`(N,)` the patch of each row: the one whose inner box it lies in."""
         return self.catalog["patch"].astype(np.int64)
 
     def corners(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """First pixels of the boxes, `(N,)` x and y, PARENT frame."""
         x, y = (self.catalog[name].astype(np.float64) for name in ("x", "y"))
         half = self.size // 2
+        # Pixel centres are at integers: the central pixel is the nearest one, N // 2 from the first.
         return np.floor(x + 0.5).astype(np.int64) - half, np.floor(y + 0.5).astype(np.int64) - half
 
 
 def unit_task(selection: Selection, plan: Plan, unit: Unit) -> UnitTask:
-    """What a worker needs to make the shard of one unit."""
+    """The task of one unit of a plan."""
     rows, targets = unit.rows, plan.targets
     catalog: dict[str, NDArray[Any]] = {
         "index": rows.astype(np.int64),
@@ -95,9 +99,11 @@ def unit_task(selection: Selection, plan: Plan, unit: Unit) -> UnitTask:
         "x": plan.x[rows],
         "y": plan.y[rows],
     }
+    # A column of the user never replaces one of ours.
     for name, values in user_columns(targets.extra.take(rows)).items():
         catalog.setdefault(name, values)
     datasets = plan.unit_datasets(unit)
+    # From rows of the plan to rows of the unit.
     cross = {k: plan.cross[row] for k, row in enumerate(rows.tolist()) if row in plan.cross}
     pairs = {pair for patches in cross.values() for pair in patches}
     return UnitTask(
@@ -120,7 +126,7 @@ def unit_task(selection: Selection, plan: Plan, unit: Unit) -> UnitTask:
 
 
 def user_columns(table: pa.Table) -> dict[str, NDArray[Any]]:
-    """Columns of an Arrow table as numpy arrays: numbers (null: NaN or -1), booleans, the rest as text."""
+    """Columns of an Arrow table as numpy arrays: numbers (null becomes NaN or -1), booleans, else text."""
     columns: dict[str, NDArray[Any]] = {}
     for name in table.column_names:
         column = table.column(name)
@@ -129,6 +135,7 @@ def user_columns(table: pa.Table) -> dict[str, NDArray[Any]]:
         elif pa.types.is_integer(column.type):
             columns[name] = pc.fill_null(column, -1).to_numpy()
         elif pa.types.is_boolean(column.type):
+            # HDF5 has no booleans.
             columns[name] = pc.fill_null(column, False).to_numpy().astype(np.uint8)
         else:
             text = ["" if v is None else str(v) for v in column.to_pylist()]

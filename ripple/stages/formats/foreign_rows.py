@@ -145,7 +145,7 @@ class Rows:
 
 def fitted(cutout: ForeignCutout, frame: Frame) -> ForeignCutout | Unreadable:
     """The cutout in the common size, with NaN for sentinels, in nJy when zero points are given."""
-    # Shapes are checked here, row by row: a batch needs them equal, and one odd file must not stop the import.
+    # Shapes are checked here, row by row: a batch needs them equal, and one odd file must not stop an import.
     if cutout.image.shape[0] != len(frame.bands):
         return Unreadable(cutout.id, f"{cutout.image.shape[0]} bands, expected {len(frame.bands)}")
     image = cutout.image.copy()

@@ -171,7 +171,7 @@ def splits(source: Source, config: ExportConfig) -> NDArray[np.str_]:
         for name in np.unique(found).tolist():  # they become folder names, so no `..` and no slashes
             if name and not (name.isascii() and name.replace("_", "").replace("-", "").isalnum()):
                 raise DataError(
-                    f"{config.source}: {name[:80]!r} in column {config.split_column!r} cannot be a folder name",
+                    f"{config.source}: split {name[:80]!r} in {config.split_column!r} cannot name a folder",
                     hint="use only letters, digits, - and _",
                 )
         return found

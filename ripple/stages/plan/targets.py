@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from ripple.config import suggest
 from ripple.errors import CatalogueError, Reason
+from ripple.sky.neighbours import earlier_neighbours
 from ripple.stages.plan.select import matching
 from ripple.stages.plan.tables import UserTable, plain_columns
 
@@ -34,8 +34,6 @@ RESERVED = frozenset({
     "index", "id", "ra", "dec", "tract", "patch", "x", "y", "x0", "y0", "dx", "dy", "status", "reason",
     "bands", "band_mask", "shard", "row", "qc", "size", "accept",
 })  # fmt: skip
-#: Pairs of close targets before giving up, which bounds the memory of `_close`.
-MAX_PAIRS = 20_000_000
 #: Rows that a message names.
 SHOWN = 5
 
@@ -397,74 +395,8 @@ def duplicates(ids: NDArray[Any], ra: Float, dec: Float, radius: float) -> dict[
         for k, s in zip(again, start, strict=True)
     }
     if radius > 0:
-        for k, earlier, apart in _close(ra, dec, radius):
+        for k, earlier, apart in earlier_neighbours(ra, dec, radius):
             found.setdefault(
                 k, (Reason.DUPLICATE, f"{apart:.3f} arcsec from row {earlier} (id {ids[earlier]})")
             )
     return dict(sorted(found.items()))
-
-
-def _close(ra: Float, dec: Float, radius: float) -> list[tuple[int, int, float]]:
-    """(row, earlier row, arcsec) for each row with an earlier one within `radius` arcsec; the first such."""
-    from scipy.spatial import cKDTree
-
-    # Between unit vectors the straight distance grows with the angle, so a k-d tree can compare it.
-    chord = 2 * np.sin(np.radians(radius / 3600.0) / 2)
-    # Almost no target has a neighbour, so the tree is built of the few that may have one.
-    rows = _crowded(ra, dec, chord)
-    points = _points(ra[rows], dec[rows])
-    places, first, place = np.unique(points, axis=0, return_index=True, return_inverse=True)
-    # Identical positions as one: a column of zeros would otherwise make N² pairs.
-    tree = cKDTree(places)
-    # count_neighbors counts each pair twice and each point with itself.
-    if tree.count_neighbors(tree, chord) - len(places) > 2 * MAX_PAIRS:
-        raise CatalogueError(
-            f"more than {MAX_PAIRS} pairs of targets lie within {radius} arcsec",
-            hint="--set duplicate_radius=0 compares ids only",
-        )
-    pairs = tree.query_pairs(chord, output_type="ndarray")
-    pairs = np.sort(first[pairs], axis=1)  # (earlier, later) by first row of each place
-    same = np.flatnonzero(first[place.ravel()] != np.arange(len(rows)))
-    pairs = np.concatenate([pairs, np.stack([first[place.ravel()[same]], same], axis=1)])
-    # By later row, then by earlier: the first pair of each later row has its earliest partner.
-    pairs = pairs[np.lexsort((pairs[:, 0], pairs[:, 1]))]
-    later, at = np.unique(pairs[:, 1], return_index=True)
-    earlier = pairs[at, 0]
-    gap = np.linalg.norm(points[later] - points[earlier], axis=1)
-    apart = np.degrees(2 * np.arcsin(np.minimum(gap / 2, 1.0))) * 3600.0
-    found = zip(rows[later].tolist(), rows[earlier].tolist(), apart.tolist(), strict=True)
-    return list(found)
-
-
-def _points(ra: Float, dec: Float) -> Float:
-    """Unit vectors `(N, 3)` of positions in deg."""
-    r, d = np.radians(ra), np.radians(dec)
-    return np.stack([np.cos(d) * np.cos(r), np.cos(d) * np.sin(r), np.sin(d)], axis=1)
-
-
-def _crowded(ra: Float, dec: Float, chord: float) -> NDArray[np.intp]:
-    """Rows that may have another within `chord`, ascending: those that share a cell with one.
-
-    Two points as close as `chord` share a cell of twice that side in at least one of eight grids, each
-    shifted by half a cell along some of the axes. Cells are compared by a hash, so a few rows come in vain.
-    """
-    n = len(ra)
-    # int32 holds the numbers of half cells down to 1e-8 rad (2 mas), at half the memory.
-    halves = np.empty((n, 3), np.int32 if chord > 1e-8 else np.int64)  # numbers of half cells
-    for at in range(0, n, 1 << 19):
-        part = slice(at, at + (1 << 19))
-        # Half a per cent larger, so that rounding cannot part two points.
-        halves[part] = np.floor(_points(ra[part], dec[part]) / (1.005 * chord))
-    crowded = np.zeros(n, bool)
-    # Odd 64-bit factors that spread the bits: those of golden-ratio hashing and of xxHash64.
-    factors = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], np.uint64)
-    for shift in itertools.product((0, 1), repeat=3):
-        key = np.zeros(n, np.uint64)
-        for at in range(0, n, 1 << 19):
-            part = slice(at, at + (1 << 19))
-            cell = ((halves[part].astype(np.int64) + shift) >> 1).view(np.uint64)
-            key[part] = (cell * factors).sum(axis=1, dtype=np.uint64)
-        order = np.argsort(key)
-        again = np.flatnonzero(np.diff(key[order]) == 0)
-        crowded[order[again]] = crowded[order[again + 1]] = True
-    return np.flatnonzero(crowded)

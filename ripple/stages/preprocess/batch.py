@@ -20,6 +20,7 @@ from ripple.imaging.psf import shape as psf
 from ripple.imaging.quality import judge, measure
 from ripple.imaging.quality.flags import Flag
 from ripple.imaging.registration.check import check_registration
+from ripple.sky.neighbours import repeated
 from ripple.stages.preprocess.config import PreprocessConfig
 
 Float = NDArray[np.float32]
@@ -324,7 +325,7 @@ def _duplicate_rows(
     if "ra" not in batch.catalog or "dec" not in batch.catalog:
         return np.zeros(len(batch), bool)
     ra, dec = (np.asarray(batch.catalog[k], np.float64) for k in ("ra", "dec"))
-    return judge.duplicates(ra, dec, config.quality.min_separation)
+    return repeated(ra, dec, config.quality.min_separation)
 
 
 def _band_mask(present: NDArray[np.bool_]) -> NDArray[np.uint32]:

@@ -22,6 +22,7 @@ from ripple.imaging.quality import judge
 from ripple.imaging.quality.flags import LABELS, flag_names
 from ripple.runtime.profile import Profile, peak_rss
 from ripple.runtime.summary import Summary, tally
+from ripple.sky.neighbours import repeated
 from ripple.sky.splits import split_blocks, split_keys
 from ripple.stages.preprocess.batch import (
     CORRELATION_ROWS,
@@ -167,7 +168,7 @@ def data_constants(cutouts: Artefact, config: PreprocessConfig) -> dict[str, Any
     placed = index["shard"].to_numpy() >= 0
     ra, dec = (np.asarray(index[name].to_numpy(zero_copy_only=False), np.float64) for name in ("ra", "dec"))
     twin = np.zeros(len(ra), bool)
-    twin[placed] = judge.duplicates(ra[placed], dec[placed], config.quality.min_separation)
+    twin[placed] = repeated(ra[placed], dec[placed], config.quality.min_separation)
     constants: dict[str, Any] = {
         "margin": attributes.get("margin", 0),
         "duplicates": index["index"].to_numpy()[twin].tolist(),
