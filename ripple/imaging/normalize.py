@@ -223,8 +223,8 @@ class Accumulator:
             )
         self.rows += len(stats.noise)
 
-    def constants(self, method: Method, softening: float) -> dict[str, Any]:
-        """`{"offset": {band: nJy}, "scale": {band: nJy}, "rows": n}`; one scale for all bands when softened.
+    def constants(self, method: Method, softening: float) -> tuple[dict[str, float], dict[str, float]]:
+        """Offset and scale by band, nJy; one scale for all bands when softened.
 
         Raises
         ------
@@ -246,11 +246,10 @@ class Accumulator:
             offset, scale = t[f"{method}_low"], t[f"{method}_high"] - t[f"{method}_low"]
         # Constants are kept as float32 values: what is stored is what is used.
         safe = _usable_scale(scale.astype(np.float32))
-        return {
-            "offset": {band: float(np.float32(v)) for band, v in zip(self.bands, offset, strict=True)},
-            "scale": {band: float(v) for band, v in zip(self.bands, safe, strict=True)},
-            "rows": self.rows,
-        }
+        return (
+            {band: float(np.float32(v)) for band, v in zip(self.bands, offset, strict=True)},
+            {band: float(v) for band, v in zip(self.bands, safe, strict=True)},
+        )
 
 
 def transform(image: Any, offset: Any, scale: Any, method: Method) -> Any:

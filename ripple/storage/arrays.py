@@ -1,6 +1,6 @@
 """Arrays to artefacts: the public way into RIPPLe for pixels that come from elsewhere.
 
-ripple.write_cutouts("stamps", image, "gri", {"label": y}, variance=v, pixel_scale=0.2)
+ripple.write_cutouts("cutouts", image, "gri", {"label": y}, variance=v, pixel_scale=0.2)
 ripple.write_tensors("tensors", x, "gri", {"label": y}, class_map={0: "nonlens", 1: "lens"})
 """
 
@@ -23,14 +23,15 @@ from ripple.storage.artefact import Artefact, open_artefact
 from ripple.storage.shard_writer import pack_cutouts, pack_tensors
 from ripple.storage.writer import ArtefactWriter, Finished, create
 
-#: Flux units and what one is in nJy.
+#: Flux units in nJy.
 NANOJANSKY = {"nJy": 1.0, "uJy": 1e3, "µJy": 1e3, "mJy": 1e6, "Jy": 1e9}
+# Bytes of image in a shard, and rows when images are tiny: a shard is read and verified as a whole.
 _SHARD_BYTES = 1 << 27
 _MAX_ROWS = 4096
 
 
 class WriteConfig(Config):
-    """What decides the bytes besides the arrays."""
+    """What the bytes depend on besides the arrays."""
 
     verb: ClassVar[str] = "write"
     bands: tuple[str, ...]
@@ -62,17 +63,17 @@ def write_cutouts(
     Parameters
     ----------
     directory
-        New, empty, or begun by the same call; a finished one is returned as it is.
+        New, empty, or begun by the same call; one that is complete is returned as it is.
     image
-        `(N, B, H, W)` flux; NaN or infinite where there is no pixel. Sliced shard by shard: an `np.memmap` or
-        an HDF5 dataset need not fit in memory.
+        `(N, B, H, W)` flux; NaN or infinite where there is no pixel. Read shard by shard, so an `np.memmap` or
+        an HDF5 data set need not fit into memory.
     bands
         B names, e.g. `"gri"` or `["g", "r", "i"]`.
     catalog
         N rows by column: a mapping, a structured array, a pyarrow, pandas or astropy table. `id`, `ra`, `dec`
-        (deg ICRS), `label` have their usual meaning; what is missing is filled with row numbers and NaN.
+        (deg ICRS), `label` have their usual meaning; missing ones are filled with row numbers and NaN.
     variance
-        Like `image`, in the square of its unit; without it all NaN, which says "not known".
+        Like `image`, in the square of its unit; without it all NaN, which means "unknown".
     mask, mask_planes
         Integers like `image` and the name of each bit. NO_DATA is set where there is no pixel.
     psf, psf_index
@@ -90,20 +91,21 @@ def write_cutouts(
     Raises
     ------
     DataError
-        Shapes, units or values that do not fit; the message names the argument and the first row.
+        A shape, unit or value is wrong; the message names the argument and the first row.
     ConfigError
-        The directory was written from other arrays or options.
+        The directory was written from different arrays or with different options.
     WriteError
-        It cannot be written.
+        The directory cannot be written.
     """
     shape, names = _shape(image, bands)
     scale = _scale(unit)
     for name, array in (("variance", variance), ("mask", mask)):
         if array is not None and tuple(array.shape) != shape:
-            raise DataError(f"{name}: shape {tuple(array.shape)}, image has {shape}")
+            raise DataError(f"{name} has shape {tuple(array.shape)}, but image has {shape}")
     planes = _planes(mask, mask_planes)
     kernels, which = _kernels(psf, psf_index, shape)
     columns = _catalog(catalog, shape)
+    # One projection for all rows belongs to the tract of the first.
     projections = wcs if isinstance(wcs, Mapping) else {} if wcs is None else {int(columns["tract"][0]): wcs}
 
     def batch(rows: slice) -> CutoutBatch:
@@ -162,7 +164,7 @@ def write_tensors(
     psf_fwhm
         FWHM of the common PSF in arcsec; NaN when there is none.
     normalization
-        How `image` was made, as JSON values; a model trained on it asks for the same.
+        How `image` was normalised, as JSON values; a model trained on it requires the same.
     class_map
         Label value -> class name.
     unit
@@ -173,12 +175,13 @@ def write_tensors(
     Raises
     ------
     DataError, ConfigError, WriteError
-        As in `write_cutouts`; also for a value that is not finite.
+        As in `write_cutouts`; also when a value is not finite.
     """
     shape, names = _shape(image, bands)
     if valid is not None and tuple(valid.shape) != shape:
-        raise DataError(f"valid: shape {tuple(valid.shape)}, image has {shape}")
+        raise DataError(f"valid has shape {tuple(valid.shape)}, but image has {shape}")
     columns = _catalog(catalog, shape)
+    # The columns of `ripple preprocess`: without quality measures every row is accepted.
     columns.setdefault("accept", np.ones(shape[0], np.uint8))
     columns.setdefault("qc", np.zeros(shape[0], np.uint64))
     classes = {str(k): str(v) for k, v in (class_map or {}).items()}
@@ -199,7 +202,7 @@ def write_tensors(
             unit=unit,
         )
 
-    fwhm = None if np.isnan(psf_fwhm) else float(psf_fwhm)
+    fwhm = None if np.isnan(psf_fwhm) else float(psf_fwhm)  # JSON has no NaN
     facts = {"dtype": dtype, "psf_fwhm": fwhm, "normalization": method, "class_map": classes}
     config = _config(shape, names, pixel_scale, unit, rows_per_shard, facts)
     arrays = {"image": image, "valid": valid, **columns}
@@ -218,8 +221,10 @@ def _write(
     batch: Callable[[slice], Any],
     pack: Callable[[Any, Any], bytes],
 ) -> Artefact:
+    """Hash the arrays, then write and commit them shard by shard; returns the finished artefact."""
     n = len(columns["index"])
     slices = [slice(k, min(k + config.rows_per_shard, n)) for k in range(0, n, config.rows_per_shard)]
+    # A first pass over all arrays: their checksums tell whether a directory is to be resumed or refused.
     inputs = {
         name: _digest(array, config.rows_per_shard)
         for name, array in sorted(arrays.items())
@@ -231,10 +236,11 @@ def _write(
     with opened as writer:
         present = np.zeros(n, np.uint32)
         for unit, rows in enumerate(slices):
-            made = batch(rows)
-            present[rows] = made.catalog["band_mask"]
+            part = batch(rows)
+            # Also of shards that are already there: the index needs the bands of every row.
+            present[rows] = part.catalog["band_mask"]
             if writer.done(unit) is None:
-                writer.commit(unit, pack(made, {}), len(made), {})
+                writer.commit(unit, pack(part, {}), len(part), {})
         _finish(writer, config, columns, present)
     return open_artefact(directory)
 
@@ -245,10 +251,13 @@ def _finish(
     columns: Mapping[str, NDArray[Any]],
     present: NDArray[np.uint32],
 ) -> None:
+    """Write the index and the manifest; `present` is `(N,)` bits of the bands that each row has."""
     n, full = len(present), (1 << len(config.bands)) - 1
+    # Columns with more than one value per row stay in the shards.
     index = {
         name: column for name, column in columns.items() if column.ndim == 1 and name not in ("x0", "y0")
     }
+    # PARENT pixels of the target: first pixel, central pixel (N // 2) and offset.
     index["x"] = columns["x0"] + config.size[1] // 2 + columns["dx"].astype(np.float64)
     index["y"] = columns["y0"] + config.size[0] // 2 + columns["dy"].astype(np.float64)
     index["status"] = np.where(present == full, "ok", np.where(present == 0, "rejected", "partial"))
@@ -268,11 +277,11 @@ def _finish(
 def _shape(image: Any, bands: Sequence[str]) -> tuple[tuple[int, int, int, int], tuple[str, ...]]:
     shape, names = tuple(image.shape), tuple(bands)
     if len(shape) != 4 or min(shape[1:], default=0) == 0:
-        raise DataError(f"image: shape {shape}, must be (N, B, H, W)")
+        raise DataError(f"image has shape {shape}, but must be (N, B, H, W)")
     if len(names) != shape[1] or len(set(names)) != len(names):
         raise DataError(f"bands: {len(names)} names for {shape[1]} distinct bands of image")
     if np.dtype(image.dtype).kind not in "fiu":
-        raise DataError(f"image: dtype {image.dtype} is not a number")
+        raise DataError(f"image has dtype {image.dtype}, but must be numbers")
     return shape, names
 
 
@@ -300,8 +309,9 @@ def _config(
 
 
 def _digest(array: Any, rows: int) -> str:
-    """SHA-256 of dtype, shape and values, `rows` at a time, so that nothing has to fit in memory."""
+    """SHA-256 of dtype, shape and values, `rows` at a time, so that nothing has to fit into memory."""
     kind = np.dtype(array.dtype)
+    # Text by its characters: the same strings may come as objects or with another fixed width.
     digest = hashlib.sha256(f"{'text' if kind.kind in 'OU' else kind.str} {tuple(array.shape)}".encode())
     for start in range(0, array.shape[0], rows):
         part = np.asarray(array[start : start + rows])
@@ -319,10 +329,10 @@ def _catalog(table: Any, shape: tuple[int, int, int, int]) -> dict[str, NDArray[
     given = {name: np.asarray(values) for name, values in _columns(table)}
     for name, column in given.items():
         if column.ndim == 0 or len(column) != n:
-            raise DataError(f"catalog column {name!r}: shape {column.shape}, image has {n} rows")
+            raise DataError(f"catalog column {name!r} has shape {column.shape}, but image has {n} rows")
     ids = given.get("id", np.arange(n, dtype=np.int64))
     if len(set(ids.tolist())) != n:
-        raise DataError("catalog column 'id': not distinct", hint="every row needs an id of its own")
+        raise DataError("catalog column 'id': the ids are not distinct", hint="give every row its own id")
     columns: dict[str, NDArray[Any]] = {"index": np.arange(n, dtype=np.int64), "id": ids}
     defaults = {
         "ra": (np.nan, np.float64),
@@ -336,28 +346,32 @@ def _catalog(table: Any, shape: tuple[int, int, int, int]) -> dict[str, NDArray[
     }
     for name, (value, dtype) in defaults.items():
         columns[name] = given[name].astype(dtype) if name in given else np.full(n, value, dtype)
+    # Columns that RIPPLe computes; those of the table are left out.
     reserved = {"index", "band_mask", "shard", "row", "status", "reason", "bands", "x", "y"}
     user = {name: column for name, column in given.items() if name not in {*columns, *reserved}}
     return {**columns, **user}
 
 
 def _columns(table: Any) -> list[tuple[str, Any]]:
+    """Names and values of the columns of any kind of table."""
     if table is None:
         return []
     if isinstance(table, pa.Table):
         return [(name, table[name].to_numpy()) for name in table.column_names]
     if isinstance(table, np.ndarray) and table.dtype.names:
         return [(name, table[name]) for name in table.dtype.names]
+    # astropy and pandas, without importing either.
     names = getattr(table, "colnames", None) or getattr(table, "columns", None)
     if names is not None or isinstance(table, Mapping):
         keys = list(names if names is not None else table)
         return [(str(name), table[name]) for name in keys]
-    raise DataError(f"catalog: {type(table).__name__} is no table", hint="give a mapping of columns")
+    raise DataError(f"catalog: a {type(table).__name__} is not a table", hint="give a mapping of columns")
 
 
 def _rows_of(
     columns: Mapping[str, NDArray[Any]], rows: slice, image: NDArray[Any]
 ) -> dict[str, NDArray[Any]]:
+    """The columns of these rows, with `band_mask`: one bit for each band that has a finite pixel."""
     part = {name: column[rows] for name, column in columns.items()}
     has = np.isfinite(image).any(axis=(2, 3))  # (n, B)
     part["band_mask"] = (has << np.arange(has.shape[1], dtype=np.uint32)).sum(axis=1).astype(np.uint32)
@@ -370,12 +384,14 @@ def _rows_of(
 def _scale(unit: str) -> float:
     if unit not in NANOJANSKY:
         raise DataError(
-            f"unit {unit!r}", hint=f"one of {', '.join(NANOJANSKY)}; convert counts with their zero point"
+            f"unit {unit!r} is not a flux unit",
+            hint=f"give one of {', '.join(NANOJANSKY)}; convert counts with their zero point",
         )
     return NANOJANSKY[unit]
 
 
 def _flux(part: Any, scale: float) -> NDArray[np.float32]:
+    """Pixels in nJy, NaN where there is none; a copy, since the caller's array must not change."""
     flux: NDArray[np.float32] = np.asarray(part).astype(np.float32)
     if scale != 1.0:
         flux *= np.float32(scale)
@@ -384,31 +400,35 @@ def _flux(part: Any, scale: float) -> NDArray[np.float32]:
 
 
 def _variance(variance: Any, rows: slice, flux: NDArray[np.float32], scale: float) -> NDArray[np.float32]:
+    """Variance in nJy², NaN where there is no pixel."""
     if variance is None:
         return np.full(flux.shape, np.nan, np.float32)
+    # In double precision: the factor alone may exceed float32's range (Jy: 1e18 twice over).
     part: NDArray[np.float32] = (np.asarray(variance[rows], np.float64) * scale**2).astype(np.float32)
     bad = np.flatnonzero((part < 0).any(axis=(1, 2, 3)))
     if len(bad):
-        raise DataError(f"variance: negative in row {rows.start + bad[0]}")
+        raise DataError(f"variance is negative in row {rows.start + bad[0]}")
     part[np.isnan(flux)] = np.nan
     return part
 
 
 def _planes(mask: Any, names: Sequence[str]) -> tuple[str, ...]:
-    """Names by bit; NO_DATA is added when the caller's planes lack it."""
+    """Names of the bits, lowest first; NO_DATA is added when the caller's planes lack it."""
     planes = tuple(names) if mask is not None else MASK_PLANES
     if mask is not None and np.dtype(mask.dtype).kind not in "iub":
-        raise DataError(f"mask: dtype {mask.dtype} is not an integer")
+        raise DataError(f"mask has dtype {mask.dtype}, but must be integers")
     if mask is not None and not planes:
-        raise DataError("mask_planes: give the name of each bit of mask, lowest first")
+        raise DataError("mask_planes is empty", hint="give the name of each bit of mask, lowest first")
     planes = planes if "NO_DATA" in planes else (*planes, "NO_DATA")
     if len(planes) > 32 or len(set(planes)) != len(planes):
-        raise DataError(f"mask_planes: {len(planes)} planes, at most 32 distinct names fit")
+        raise DataError(f"mask_planes has {len(planes)} names, but must have at most 32, all distinct")
     return planes
 
 
 def _mask(mask: Any, rows: slice, flux: NDArray[np.float32], planes: tuple[str, ...]) -> NDArray[np.uint32]:
+    """Mask bits, with NO_DATA where there is no pixel."""
     bits = np.zeros(flux.shape, np.uint32) if mask is None else np.asarray(mask[rows]).astype(np.uint32)
+    # A bit without a name would mean nothing to any reader.
     unnamed = np.flatnonzero((bits.astype(np.uint64) >> np.uint64(len(planes))).any(axis=(1, 2, 3)))
     if len(unnamed):
         raise DataError(f"mask: row {rows.start + unnamed[0]} has bits beyond the {len(planes)} planes")
@@ -419,7 +439,7 @@ def _mask(mask: Any, rows: slice, flux: NDArray[np.float32], planes: tuple[str, 
 def _kernels(
     psf: Any, psf_index: Any, shape: tuple[int, int, int, int]
 ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Distinct kernels `(M, K, K)` of sum 1 and `(N, B)` which of them."""
+    """Kernels `(M, K, K)` of sum 1, and which of them each row and band has, `(N, B)`."""
     n, b = shape[:2]
     if psf is None:
         return np.zeros((0, 1, 1), np.float32), np.full((n, b), -1, np.int32)
@@ -429,24 +449,28 @@ def _kernels(
     elif kernels.ndim == 2:
         kernels, which = kernels[None], np.zeros((n, b))
     elif kernels.ndim == 3 and len(kernels) == b:
+        # Without an index, B kernels are one per band, for all rows.
         which = np.tile(np.arange(b), (n, 1))
     else:
         which = np.arange(n * b).reshape(n, b)
         if kernels.shape[:2] != (n, b):
-            raise DataError(f"psf: shape {kernels.shape} fits no rule", hint="see write_cutouts")
+            raise DataError(
+                f"psf has shape {kernels.shape}, which does not match the image", hint="see write_cutouts"
+            )
     kernels = kernels.reshape(-1, *kernels.shape[-2:])
     if kernels.shape[1] != kernels.shape[2] or kernels.shape[1] % 2 == 0:
-        raise DataError(f"psf: kernels of {kernels.shape[1:]}, must be square with an odd side")
+        raise DataError(f"psf has kernels of {kernels.shape[1:]}, but they must be square with an odd side")
     total = kernels.sum(axis=(1, 2))
     bad = np.flatnonzero(~(np.isfinite(total) & (total > 0)))
     if len(bad):
-        raise DataError(f"psf: kernel {bad[0]} sums to {total[bad[0]]:g}, must be positive and finite")
+        raise DataError(f"psf: kernel {bad[0]} sums to {total[bad[0]]:g}, but must be positive and finite")
     if which.shape != (n, b) or which.min(initial=-1) < -1 or which.max(initial=-1) >= len(kernels):
-        raise DataError(f"psf_index: must be ({n}, {b}) within -1 and {len(kernels) - 1}")
+        raise DataError(f"psf_index must have shape ({n}, {b}) and values from -1 to {len(kernels) - 1}")
     return (kernels / total[:, None, None]).astype(np.float32), which.astype(np.int32)
 
 
 def _finite(part: NDArray[Any], first: int, dtype: str) -> NDArray[Any]:
+    """Pixels as `dtype`; raises when one of them is not finite, or does not fit into it."""
     with np.errstate(over="ignore"):
         pixels = part.astype(dtype)
     bad = np.flatnonzero(~np.isfinite(pixels).all(axis=(1, 2, 3)))

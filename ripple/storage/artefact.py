@@ -1,15 +1,15 @@
-"""A finished artefact, read: cutouts, tensors or scores.
+"""Reading a finished artefact: cutouts, tensors or scores.
 
-    DIR/.lock             flock of the writer; its text names the holder
+    DIR/.lock             flock of the writer; its text names the process that holds it
     DIR/.journal          one line per committed unit while the artefact is unfinished
     DIR/shard-00000.h5    unit 0, and so on
-    DIR/index.parquet     one row per target asked for
+    DIR/index.parquet     one row per requested target
     DIR/metrics.json      what it cost; not hashed
-    DIR/manifest.json     the commit: no manifest, not finished
+    DIR/manifest.json     the commit: without a manifest, the artefact is not finished
 
 Commit of a file: a temporary beside it (`O_EXCL`, `O_NOFOLLOW`), fsync, rename, fsync of the directory. A
-journal line follows the rename, so a unit counts only when a line names it and the file hashes to that line;
-anything else is done again. No clock decides anything.
+journal line follows the rename, so a unit counts only when a line names it and the file has the checksum in
+that line; anything else is done again. Nothing depends on clocks, which may differ between machines.
 """
 
 from __future__ import annotations
@@ -19,15 +19,14 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pyarrow as pa
 
 from ripple.errors import IntegrityError
 from ripple.storage.checksums import FileList, compare, differing, parse_listing, read_verified
 from ripple.storage.files import REDO, hash_file, opened, parse_parquet, read_whole
 from ripple.storage.law import check_law
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 from ripple.storage.manifest import (
     INDEX,
     MANIFEST,
@@ -43,6 +42,7 @@ from ripple.storage.schema import KINDS
 
 # Reading ------------------------------------------------------------
 
+# Path, SHA-256 and inode of shards that this process has verified: readers open them again and again.
 _verified: set[tuple[str, str, int]] = set()
 
 
@@ -71,7 +71,7 @@ class Artefact:
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """Facts of the whole, of the layout of `ripple.storage.schema`."""
+        """Facts about all rows, as `ripple.storage.schema` describes them."""
         return dict(self.manifest["attributes"])
 
     @property
@@ -86,7 +86,7 @@ class Artefact:
 
     @property
     def digest(self) -> str:
-        """SHA-256 that identifies the content: provenance of the next stage."""
+        """SHA-256 that identifies the content; the next stage records it as its input."""
         return str(self.manifest["digest"])
 
     @property
@@ -100,17 +100,17 @@ class Artefact:
         Raises
         ------
         IntegrityError
-            Its bytes are not those that were written.
+            Its bytes differ from those that were written.
         """
-        import pyarrow as pa
-
         path, entry = self.directory / INDEX, self.manifest["index"]
         data = read_verified(path, (entry["bytes"], entry["sha256"]))
         try:
             table = parse_parquet(data)
             table.validate(full=True)
-        except (pa.ArrowException, OSError, ValueError) as err:  # of an artefact made by others
-            raise IntegrityError(f"{path}: not a table: {' '.join(str(err).split())[:200]}") from None
+        except (pa.ArrowException, OSError, ValueError) as err:
+            # The bytes are those that were written, but another program may have written them.
+            reason = " ".join(str(err).split())[:200]
+            raise IntegrityError(f"{path}: cannot be read as a table: {reason}") from None
         return table
 
     def shard_path(self, k: int) -> Path:
@@ -123,9 +123,10 @@ class Artefact:
         Raises
         ------
         IntegrityError
-            Its bytes are not those that were written.
+            Its bytes differ from those that were written.
         """
         path, shard = self.shard_path(k), self.shards[k]
+        # With the inode: a file that was replaced is verified again.
         with opened(path) as file:
             key = (str(path.absolute()), shard.sha256, os.fstat(file.fileno()).st_ino)
         if key not in _verified:
@@ -134,12 +135,12 @@ class Artefact:
         return path
 
     def recheck(self) -> None:
-        """Compare the SHA-256 of every shard, whatever was compared before: for readers that mapped them.
+        """Compare the SHA-256 of every shard once more, for readers that have mapped them for a long time.
 
         Raises
         ------
         IntegrityError
-            A shard is no longer what was written.
+            A shard has changed.
         """
         for k, shard in enumerate(self.shards):
             path = self.shard_path(k)
@@ -151,21 +152,21 @@ class Artefact:
         Raises
         ------
         IntegrityError
-            They are not those that were written.
+            They differ from those that were written.
         """
         path, shard = self.shard_path(k), self.shards[k]
         return read_verified(path, (shard.bytes, shard.sha256))
 
     def metrics(self) -> dict[str, Any]:
-        """What the run cost; empty when the file is gone (it is not part of the content).
+        """What the run cost; empty when the file is missing, as it is not part of the content.
 
-        Its seal is its own, as it differs from run to run. Files without one (and without a final newline, so
-        that no flip can pass for that) are of earlier versions.
+        It differs from run to run, so it has a seal of its own instead of a checksum in the manifest. Files of
+        earlier versions have neither a seal nor a final newline; a damaged byte alone cannot imitate that.
 
         Raises
         ------
         IntegrityError
-            Damaged.
+            The file is damaged.
         """
         path = self.directory / METRICS
         if not path.exists() and not path.is_symlink():
@@ -177,7 +178,7 @@ class Artefact:
             value = json.loads(data)
         except (ValueError, RecursionError):
             raise IntegrityError(
-                f"{path}: damaged", hint="remove it: it says only what the run cost"
+                f"{path}: damaged", hint="remove it; it only says what the run cost"
             ) from None
         return value if isinstance(value, dict) else {}
 
@@ -191,21 +192,21 @@ class Artefact:
         Raises
         ------
         IntegrityError
-            The manifest does not name it, or its bytes are not those that were written.
+            The manifest does not list it, or its bytes differ from those that were written.
         """
         path, expected = self.directory / name, self.files().get(name)
         if expected is None:
-            raise IntegrityError(f"{path}: the manifest has no digest of it", hint=REDO)
+            raise IntegrityError(f"{path}: the manifest does not list it", hint=REDO)
         return read_verified(path, expected)
 
 
 def open_artefact(directory: Path, kind: str | None = None) -> Artefact:
-    """Open a finished artefact: the manifest is verified, the shards are there with their sizes.
+    """Open a finished artefact, after verifying the manifest and the sizes of all files.
 
     Raises
     ------
     InputError
-        No artefact, not finished, of another kind, or written by a newer version.
+        The directory is not an artefact, not finished, of another kind, or written by a newer version.
     IntegrityError
         The manifest is damaged, or a shard is missing or of another size.
     """
@@ -227,12 +228,12 @@ def verify(directory: Path, advance: Callable[[int], None] | None = None) -> lis
     Returns
     -------
     problems
-        What is wrong, in order; empty when nothing is.
+        One line per problem, in order; empty when all is well.
 
     Raises
     ------
     InputError
-        RIPPLe did not write it, or it is not finished.
+        RIPPLe did not write the directory, or it is not finished.
     """
     try:
         manifest = read_manifest(directory)
@@ -240,17 +241,18 @@ def verify(directory: Path, advance: Callable[[int], None] | None = None) -> lis
     except IntegrityError as err:
         return [err.message]
     problems = differing(directory, files, advance)
+    # Only artefacts have rows, and so an index whose counts must add up.
     if manifest["kind"] in KINDS:
         problems += _check_artefact(directory, manifest)
     present = {
         p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_symlink() or p.is_file()
     }
     foreign = sorted(name for name in present - files.keys() if _is_stray(name, manifest["kind"]))
-    return problems + [f"{directory / name}: not in the manifest" for name in foreign]
+    return problems + [f"{directory / name}: not listed in the manifest" for name in foreign]
 
 
 def _check_artefact(directory: Path, manifest: Mapping[str, Any]) -> list[str]:
-    """What is wrong beyond the checksums: costs and the conservation law."""
+    """Problems beyond checksums: a damaged `metrics.json`, or an index whose rows do not add up."""
     artefact = Artefact(
         directory, dict(manifest), tuple(ShardRecord(**shard) for shard in manifest["shards"])
     )
@@ -265,7 +267,8 @@ def _check_artefact(directory: Path, manifest: Mapping[str, Any]) -> list[str]:
 
 
 def _is_stray(name: str, kind: str) -> bool:
-    """Whether a file that is in no list should be in one: anything in a page, shards in an artefact."""
+    """Whether an unlisted file should not be there: any file in a page or export, shards in an artefact."""
+    # Users may put notes of their own beside the shards of an artefact.
     if name in (MANIFEST, MARK):
         return False
     return name.startswith("shard-") if kind in KINDS else kind in ("page", "export")

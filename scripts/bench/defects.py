@@ -26,7 +26,7 @@ from planted import DEFECTS, confusion
 from ripple.cli.options import section
 from ripple.imaging.batch import CutoutBatch
 from ripple.imaging.quality import measure
-from ripple.stages.preprocess.batch import correlation_of, preprocess_batch
+from ripple.stages.preprocess.batch import DataConstants, correlation_of, preprocess_batch
 from ripple.stages.preprocess.config import PreprocessConfig
 from ripple.storage.artefact import open_artefact
 from ripple.storage.shard_reader import unpack_cutouts
@@ -41,7 +41,7 @@ def clean_rows(batch: CutoutBatch) -> np.ndarray[Any, Any]:
 
 
 def alarms(
-    batch: CutoutBatch, config: PreprocessConfig, constants: dict[str, Any]
+    batch: CutoutBatch, config: PreprocessConfig, constants: DataConstants
 ) -> tuple[int, int, dict[str, int]]:
     """Rows, rejected rows, and rows per flag, of the clean rows of a batch."""
     tensors = preprocess_batch(batch.take(clean_rows(batch)), config, constants)
@@ -64,7 +64,7 @@ def main() -> None:
     for batch in batches[1:]:
         total = total + correlation_of(batch)
     rho = dict(zip(batches[0].bands, total.rho(), strict=True))
-    constants = {"margin": margin, "noise_correlation": rho}
+    constants = DataConstants(margin, noise_correlation=rho)
     rows, rejected, marked = 0, 0, dict.fromkeys(LABELS, 0)
     for batch in batches:
         n, r, counts = alarms(batch, config, constants)

@@ -36,7 +36,10 @@ from ripple.imaging.psf import match  # noqa: E402
 from ripple.imaging.psf import shape as psf  # noqa: E402
 from ripple.imaging.quality import measure  # noqa: E402
 from ripple.imaging.registration.check import check_registration  # noqa: E402
-from ripple.stages.preprocess.batch import preprocess_batch  # noqa: E402
+from ripple.stages.preprocess.batch import (
+    DataConstants,
+    preprocess_batch,  # noqa: E402
+)
 from ripple.stages.preprocess.config import PreprocessConfig  # noqa: E402
 
 BANDS, SIZE, MARGIN, TARGET, CELL = "griz", 64, 12, 1.25, 150
@@ -127,7 +130,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=400)
     args = parser.parse_args()
-    constants = {"margin": MARGIN, "noise_correlation": dict.fromkeys(BANDS, noise.WHITE)}
+    constants = DataConstants(MARGIN, noise_correlation=dict.fromkeys(BANDS, noise.WHITE.tolist()))
     config = PreprocessConfig.make({"psf": str(TARGET), "registration": False})
     for label, cells in (("dense", 8), ("sparse", args.rows)):
         batch = batch_with_cells(args.rows, cells)

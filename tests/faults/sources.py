@@ -31,7 +31,7 @@ from ripple.sky.geometry import Box
 from ripple.stages.fetch.planes import read_batch
 from ripple.stages.fetch.reading import UnitReading
 from ripple.stages.fetch.task import UnitTask
-from ripple.stages.preprocess.batch import preprocess_batch
+from ripple.stages.preprocess.batch import DataConstants, preprocess_batch
 from ripple.stages.preprocess.config import PreprocessConfig
 
 SOURCE_ROWS: list[Row] = []
@@ -177,7 +177,9 @@ def _same(batch: CutoutBatch, want: CutoutBatch, keep: Any, k: int) -> bool:
 
 def prepared(tally: Tally, batch: CutoutBatch, **options: Any) -> Any:
     """The batch as tensors; none may hold a number that is not finite."""
-    tensors = preprocess_batch(batch, PreprocessConfig.make({"registration": False} | options), {"margin": 0})
+    tensors = preprocess_batch(
+        batch, PreprocessConfig.make({"registration": False} | options), DataConstants(margin=0)
+    )
     if not np.isfinite(tensors.image).all() or len(tensors.image) != len(batch.image):
         tally.silent += 1
         tally.note("a tensor is not finite")

@@ -11,7 +11,7 @@ from ripple.errors import ConfigError
 from ripple.imaging.batch import CutoutBatch
 from ripple.imaging.quality.flags import Flag, flag_names
 from ripple.sky.neighbours import repeated
-from ripple.stages.preprocess.batch import preprocess_batch
+from ripple.stages.preprocess.batch import DataConstants, preprocess_batch
 from ripple.stages.preprocess.config import PreprocessConfig
 
 CONFIG = PreprocessConfig.make({"psf": "match"})
@@ -19,7 +19,7 @@ PLACES = 20
 
 
 def flags(batch: CutoutBatch, config: PreprocessConfig = CONFIG) -> tuple[np.ndarray, np.ndarray]:
-    tensors = preprocess_batch(batch, config, {"margin": 12})
+    tensors = preprocess_batch(batch, config, DataConstants(margin=12))
     assert np.isfinite(tensors.image).all()
     return tensors.catalog["qc"], tensors.catalog["accept"]
 
@@ -31,7 +31,7 @@ def has(qc: np.ndarray, flag: Flag) -> np.ndarray:
 def test_planted_defects() -> None:
     """Every defect is caught with the right reason; fewer than 1 % of clean rows are flagged."""
     batch = make_batch(2 * PLACES, "gri", 64, 12)
-    table = confusion(batch, np.arange(1, 2 * PLACES, 2), 12, CONFIG, {})
+    table = confusion(batch, np.arange(1, 2 * PLACES, 2), 12, CONFIG, DataConstants(12))
     for name in DEFECTS:
         found, turned = table[name], name == "turned band"
         # Nobody can see a quarter turn of a round galaxy.
@@ -51,7 +51,7 @@ def test_crowded_sky_is_no_fault() -> None:
         halo = np.exp(-np.hypot(y - cy, x - cx) / rng.uniform(15, 40))
         batch.image[row] += 15 * SIGMA * halo * np.array([0.4, 0.8, 1.0])[:, None, None]
     batch.mask[:] |= bit("DETECTED")
-    tensors = preprocess_batch(batch, CONFIG, {"margin": 12})
+    tensors = preprocess_batch(batch, CONFIG, DataConstants(margin=12))
     assert tensors.catalog["accept"].all()
     assert not has(tensors.catalog["qc"], Flag.BACKGROUND).any()
     assert not has(tensors.catalog["qc"], Flag.VARIANCE).any()
@@ -67,7 +67,7 @@ def test_policies_and_verdict() -> None:
     verdicts = {}
     for policy in ("reject", "flag", "ignore"):
         config = PreprocessConfig.make({"missing_band": policy, "registration": False, "psf": "none"})
-        tensors = preprocess_batch(batch, config, {"margin": 12})
+        tensors = preprocess_batch(batch, config, DataConstants(margin=12))
         verdicts[policy] = (int(tensors.catalog["accept"][1]), flag_names(int(tensors.catalog["qc"][1])))
         assert not tensors.image[1, 0].any()
         assert not tensors.valid[1, 0].any()

@@ -15,7 +15,7 @@ from stampmaker import SIGMA, bit, make_batch
 
 import ripple
 from ripple.errors import ConfigError, DataError, TooManyRejected
-from ripple.stages.preprocess.batch import preprocess_batch
+from ripple.stages.preprocess.batch import DataConstants, preprocess_batch
 from ripple.stages.preprocess.config import PreprocessConfig
 from ripple.stages.preprocess.preprocess import preprocess
 from ripple.storage.artefact import open_artefact, verify
@@ -100,13 +100,13 @@ def test_bad_options(bad: dict[str, object]) -> None:
 
 def test_margin_that_eats_the_stamp() -> None:
     with pytest.raises(DataError, match="margin"):
-        preprocess_batch(make_batch(1, "gi", 16), QUIET, {"margin": 8})
+        preprocess_batch(make_batch(1, "gi", 16), QUIET, DataConstants(margin=8))
 
 
 def test_zero_point_changes_the_flux() -> None:
     batch = make_batch(2, "gi", 24)
     config = PreprocessConfig.make({"psf": "none", "zero_point": ["g:0.1"], "registration": False})
-    flux = ripple.denormalize(preprocess_batch(batch, config, {}))
+    flux = ripple.denormalize(preprocess_batch(batch, config, DataConstants()))
     np.testing.assert_allclose(flux[:, 0], batch.image[:, 0] * 10**-0.04, rtol=1e-4, atol=1e-2)
     np.testing.assert_allclose(flux[:, 1], batch.image[:, 1], rtol=1e-4, atol=1e-2)
 
@@ -117,13 +117,13 @@ def test_stamps_without_variance_and_psf() -> None:
     batch.variance[:] = np.nan
     bare = replace(batch, psf=np.zeros((0, 1, 1), np.float32), psf_index=np.full((3, 2), -1, np.int32))
     config = PreprocessConfig.make({"psf": "none", "registration": False})
-    tensors = preprocess_batch(bare, config, {})
+    tensors = preprocess_batch(bare, config, DataConstants())
     assert tensors.catalog["accept"].all()
     assert tensors.valid.all()
 
 
 def test_empty_batch() -> None:
-    tensors = preprocess_batch(make_batch(2, "gi", 32).take(slice(0, 0)), QUIET, {})
+    tensors = preprocess_batch(make_batch(2, "gi", 32).take(slice(0, 0)), QUIET, DataConstants())
     assert tensors.image.shape == (0, 2, 32, 32)
 
 
@@ -155,7 +155,7 @@ def test_nothing_but_finite_numbers(data: st.DataObject) -> None:
     }  # fmt: skip
     config = PreprocessConfig.make({k: draw(st.sampled_from(v)) for k, v in choices.items()})
     with np.errstate(all="ignore"):
-        tensors = preprocess_batch(batch, config, {"margin": 4})
+        tensors = preprocess_batch(batch, config, DataConstants(margin=4))
     assert np.isfinite(tensors.image).all()
     assert set(np.unique(tensors.valid)) <= {0, 1}
     for name, column in tensors.catalog.items():

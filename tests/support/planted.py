@@ -12,6 +12,7 @@ from stampmaker import bit, moffat
 
 from ripple.imaging.batch import CutoutBatch
 from ripple.imaging.quality.flags import LABELS, Flag, flag_names
+from ripple.stages.preprocess.batch import DataConstants
 
 Plant = Callable[[CutoutBatch, int, int, np.random.Generator], None]
 
@@ -195,7 +196,7 @@ def visible(name: str, before: CutoutBatch, after: CutoutBatch, margin: int) -> 
 
 
 def confusion(
-    batch: CutoutBatch, rows: np.ndarray[Any, Any], margin: int, config: Any, constants: dict[str, Any]
+    batch: CutoutBatch, rows: np.ndarray[Any, Any], margin: int, config: Any, constants: DataConstants
 ) -> dict[str, dict[str, int]]:
     """Defect -> flag -> rows that carry it; each defect is planted alone, in copies of clean `rows`.
 
@@ -213,7 +214,7 @@ def confusion(
         before = piece.take(mine)
         for row in mine:
             plant(piece, int(row), margin, rng)
-        tensors = preprocess_batch(piece, config, {"margin": margin, **constants})
+        tensors = preprocess_batch(piece, config, constants)
         if not np.isfinite(tensors.image).all():
             raise ValueError(f"{name}: a tensor is not finite")
         found = [flag_names(int(v)) for v in tensors.catalog["qc"][mine]]

@@ -229,7 +229,7 @@ def _worker_bytes(tasks: Iterable[ShardTask]) -> int:
 
 
 def _lost(task: ShardTask, message: str) -> ShardResult:
-    """The result of a unit whose worker died twice: an empty shard, and every row rejected for that reason."""
+    """The result of a unit whose worker died twice: an empty shard, and every row rejected because of it."""
     # Without datasets nothing is read, so this is safe where the worker died; all columns are there.
     result = make_shard(replace(task, unit=replace(task.unit, datasets=())))
     outcomes = Outcomes(task.unit.rows)

@@ -47,7 +47,7 @@ def judge(task: UnitTask, x0: Ints, y0: Ints, bands: Sequence[BandReading]) -> O
     outcomes = Outcomes(task.rows)
 
     def mark(rows: NDArray[np.bool_], status: Status, reason: Reason, text: Callable[[int], str]) -> None:
-        # `Outcomes` keeps the first of equally serious outcomes, so the calls below are in order of importance.
+        # `Outcomes` keeps the first of equally serious outcomes: the calls below are in order of importance.
         # Rows with the same text share one outcome.
         alike: dict[str, list[int]] = defaultdict(list)
         for row in np.flatnonzero(rows).tolist():

@@ -57,8 +57,8 @@ class _Source:
 class _Edges:
     """Boxes that leave their patch, put together from all patches that have a part of them.
 
-    `(E,)` arrays, except `stitched` (plane -> `(E, S, S)`). `centre` is the patch of the central pixel, -1 for
-    none; `parts` is the number of patches used.
+    `(E,)` arrays, except `stitched` (plane -> `(E, S, S)`). `centre` is the patch of the central pixel, -1
+    for none; `parts` is the number of patches used.
     """
 
     stitched: Planes

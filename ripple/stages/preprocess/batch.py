@@ -5,7 +5,8 @@ measure quality -> fill bad pixels -> match PSFs -> trim the margin -> normalise
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,35 @@ Float = NDArray[np.float32]
 
 CORRELATION_ROWS = 128  # per batch; their sky fixes the noise correlation to a per cent
 HALF_MAX = np.float32(65504.0)
+
+
+@dataclass(frozen=True, slots=True)
+class DataConstants:
+    """What a row needs to know of the whole data set.
+
+    Parameters
+    ----------
+    margin
+        Pixels on each side of the cutouts that are used and trimmed.
+    duplicates
+        Values of the `index` column of rows that repeat an earlier one; None looks within the batch.
+    class_map
+        Label value -> class name.
+    noise_correlation
+        Band -> `(L, L)`; None measures it in the batch.
+    offset, scale
+        Band -> nJy, for scope `dataset`.
+    rows
+        Training rows that `offset` and `scale` were measured on.
+    """
+
+    margin: int = 0
+    duplicates: tuple[int, ...] | None = None
+    class_map: Mapping[str, str] = field(default_factory=dict)
+    noise_correlation: Mapping[str, list[list[float]]] | None = None
+    offset: Mapping[str, float] | None = None
+    scale: Mapping[str, float] | None = None
+    rows: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,19 +90,17 @@ class Prepared:
     variance: Float | None = None
 
 
-def preprocess_batch(batch: CutoutBatch, config: PreprocessConfig, constants: dict[str, Any]) -> TensorBatch:
+def preprocess_batch(batch: CutoutBatch, config: PreprocessConfig, constants: DataConstants) -> TensorBatch:
     """Cutouts to tensors, in memory.
 
     Parameters
     ----------
     batch
-        N rows; a margin of `constants["margin"]` pixels on each side is used and trimmed.
+        N rows; a margin of `constants.margin` pixels on each side is used and trimmed.
     config
         What to do.
     constants
-        Facts beyond the batch: `margin` (default 0); `noise_correlation` {band: (L, L)} (measured here
-        when absent); `duplicates`, values of the `index` column that are near-duplicates elsewhere; `offset`
-        and `scale` {band: nJy} for scope `dataset`.
+        Facts beyond the batch.
 
     Returns
     -------
@@ -108,14 +136,14 @@ def preprocess_batch(batch: CutoutBatch, config: PreprocessConfig, constants: di
         pixel_scale=batch.pixel_scale,
         psf_fwhm=target if isinstance(target, float) else float("nan"),
         normalization=describe(config, constants),
-        class_map=dict(constants.get("class_map", {})),
+        class_map=dict(constants.class_map),
         variance=prepared.variance,
     )
 
 
-def prepare(batch: CutoutBatch, config: PreprocessConfig, constants: dict[str, Any]) -> Prepared:
+def prepare(batch: CutoutBatch, config: PreprocessConfig, constants: DataConstants) -> Prepared:
     """Judge, fill, match and trim; parameters and errors as in `preprocess_batch`."""
-    margin = int(constants.get("margin", 0))
+    margin = constants.margin
     n, b, h, w = batch.image.shape
     if min(h, w) <= 2 * margin:
         raise DataError(f"stamps of {w} x {h} px have a margin of {margin} px: nothing is left")
@@ -208,12 +236,12 @@ def calibrated(batch: CutoutBatch, zero_point: tuple[str, ...]) -> CutoutBatch:
 
 
 def _rho(
-    batch: CutoutBatch, config: PreprocessConfig, constants: dict[str, Any]
+    batch: CutoutBatch, config: PreprocessConfig, constants: DataConstants
 ) -> NDArray[np.float64] | None:
     """Noise correlation `(B, L, L)`; None for white noise."""
     if config.noise_correlation == "white" or not len(batch):
         return None
-    given = constants.get("noise_correlation")
+    given = constants.noise_correlation
     if given is not None:
         return np.stack([np.asarray(given[band], np.float64) for band in batch.bands])
     return correlation_of(batch).rho()
@@ -271,14 +299,15 @@ def _registration(batch: CutoutBatch, margin: int, good: NDArray[np.bool_]) -> F
 
 
 def _constants_of_rows(
-    prepared: Prepared, config: PreprocessConfig, constants: dict[str, Any]
+    prepared: Prepared, config: PreprocessConfig, constants: DataConstants
 ) -> tuple[Float, Float]:
     shape = prepared.noise.shape
     if config.scope == "dataset":
-        if "offset" not in constants or "scale" not in constants:
+        if constants.offset is None or constants.scale is None:
             raise DataError("scope dataset needs constants of the data set", hint="run ripple preprocess")
         bands = prepared.batch.bands
-        pair = (np.array([constants[k][band] for band in bands], np.float32) for k in ("offset", "scale"))
+        both = (constants.offset, constants.scale)
+        pair = (np.array([values[band] for band in bands], np.float32) for values in both)
         offset, scale = (np.broadcast_to(v, shape).copy() for v in pair)
         return offset, scale
     stats = None
@@ -318,10 +347,10 @@ def _device(name: str) -> Any:
 
 
 def _duplicate_rows(
-    batch: CutoutBatch, config: PreprocessConfig, constants: dict[str, Any]
+    batch: CutoutBatch, config: PreprocessConfig, constants: DataConstants
 ) -> NDArray[np.bool_]:
-    if "duplicates" in constants and "index" in batch.catalog:
-        return np.isin(batch.catalog["index"], np.asarray(constants["duplicates"], np.int64))
+    if constants.duplicates is not None and "index" in batch.catalog:
+        return np.isin(batch.catalog["index"], np.asarray(constants.duplicates, np.int64))
     if "ra" not in batch.catalog or "dec" not in batch.catalog:
         return np.zeros(len(batch), bool)
     ra, dec = (np.asarray(batch.catalog[k], np.float64) for k in ("ra", "dec"))
@@ -346,7 +375,7 @@ def _columns(
     return {f"{k}_{band}": v[:, i].copy() for k, v in tables.items() for i, band in enumerate(bands)}
 
 
-def describe(config: PreprocessConfig, constants: dict[str, Any]) -> dict[str, object]:
+def describe(config: PreprocessConfig, constants: DataConstants) -> dict[str, object]:
     out: dict[str, object] = {
         "method": config.normalize,
         "scope": config.scope,
@@ -356,5 +385,7 @@ def describe(config: PreprocessConfig, constants: dict[str, Any]) -> dict[str, o
     if config.normalize == "lupton":
         out["q"] = normalize.LUPTON_Q
     if config.scope == "dataset":
-        out |= {"offset": dict(constants["offset"]), "scale": dict(constants["scale"])}
+        assert constants.offset is not None
+        assert constants.scale is not None
+        out |= {"offset": dict(constants.offset), "scale": dict(constants.scale)}
     return out

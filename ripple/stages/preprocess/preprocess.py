@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from ripple.sky.neighbours import repeated
 from ripple.sky.splits import split_blocks, split_keys
 from ripple.stages.preprocess.batch import (
     CORRELATION_ROWS,
+    DataConstants,
     calibrated,
     correlation_of,
     describe,
@@ -71,7 +72,7 @@ class ShardTask:
     directory: str
     name: str
     config: PreprocessConfig
-    constants: dict[str, Any]
+    constants: DataConstants
     rows: NDArray[np.int64] | None = None
 
 
@@ -155,7 +156,7 @@ def preprocess(config: PreprocessConfig) -> Summary:
     return _summary(config, index, seconds)
 
 
-def data_constants(cutouts: Artefact, config: PreprocessConfig) -> dict[str, Any]:
+def data_constants(cutouts: Artefact, config: PreprocessConfig) -> DataConstants:
     """What rows need to know of the whole data set; a pure function of artefact and config.
 
     Returns
@@ -169,21 +170,23 @@ def data_constants(cutouts: Artefact, config: PreprocessConfig) -> dict[str, Any
     ra, dec = (np.asarray(index[name].to_numpy(zero_copy_only=False), np.float64) for name in ("ra", "dec"))
     twin = np.zeros(len(ra), bool)
     twin[placed] = repeated(ra[placed], dec[placed], config.quality.min_separation)
-    constants: dict[str, Any] = {
-        "margin": attributes.get("margin", 0),
-        "duplicates": index["index"].to_numpy()[twin].tolist(),
-        "class_map": attributes.get("class_map", {}),
-    }
+    constants = DataConstants(
+        margin=attributes.get("margin", 0),
+        duplicates=tuple(index["index"].to_numpy()[twin].tolist()),
+        class_map=attributes.get("class_map", {}),
+    )
     if config.noise_correlation == "measured":
         rho = _correlation_pass(cutouts, config).rho()
-        constants["noise_correlation"] = {b: np.round(r, 6).tolist() for b, r in zip(bands, rho, strict=True)}
+        # Rounded, so that the manifest shows what was used to the last digit.
+        rounded = {b: np.round(r, 6).tolist() for b, r in zip(bands, rho, strict=True)}
+        constants = replace(constants, noise_correlation=rounded)
     if config.scope == "dataset":
-        constants |= _statistics_pass(cutouts, config, constants, index, ra, dec)
+        constants = _with_statistics(cutouts, config, constants, index, ra, dec)
     return constants
 
 
 def _tasks(
-    cutouts: Artefact, config: PreprocessConfig, constants: dict[str, Any], rows: dict[int, NDArray[np.int64]]
+    cutouts: Artefact, config: PreprocessConfig, constants: DataConstants, rows: dict[int, NDArray[np.int64]]
 ) -> list[ShardTask]:
     where = str(cutouts.directory)
     return [ShardTask(where, k, "", "", config, constants, r) for k, r in sorted(rows.items()) if len(r)]
@@ -201,15 +204,17 @@ def _correlation_pass(cutouts: Artefact, config: PreprocessConfig) -> noise.Corr
     }
     size = (len(cutouts.bands), 2 * noise.LAG + 1, 2 * noise.LAG + 1)
     total = noise.Correlation(np.zeros(size), np.zeros(size), np.zeros(size[0]))
-    for part in map_tasks(sum_correlation, _tasks(cutouts, config, {}, rows), _workers(cutouts, config)):
+    for part in map_tasks(
+        sum_correlation, _tasks(cutouts, config, DataConstants(), rows), _workers(cutouts, config)
+    ):
         total = total + part
     return total
 
 
-def _statistics_pass(
-    cutouts: Artefact, config: PreprocessConfig, constants: dict[str, Any], index: pa.Table, ra: Any, dec: Any
-) -> dict[str, Any]:
-    """Constants of scope `dataset`: training rows only, in shard order."""
+def _with_statistics(
+    cutouts: Artefact, config: PreprocessConfig, constants: DataConstants, index: pa.Table, ra: Any, dec: Any
+) -> DataConstants:
+    """The constants with those of scope `dataset`: training rows only, in shard order."""
     shard, row = index["shard"].to_numpy(), index["row"].to_numpy()
     placed = shard >= 0
     train = np.zeros(len(ra), bool)
@@ -223,7 +228,8 @@ def _statistics_pass(
     tasks = _tasks(cutouts, config, constants, rows)
     for stats in map_tasks(row_statistics, tasks, _workers(cutouts, config)):
         total.add(stats)
-    return total.constants(config.normalize, config.softening)
+    offset, scale = total.constants(config.normalize, config.softening)
+    return replace(constants, offset=offset, scale=scale, rows=total.rows)
 
 
 def _workers(cutouts: Artefact, config: PreprocessConfig) -> Workers:
@@ -287,9 +293,9 @@ def _reason(found: list[str], config: PreprocessConfig) -> Reason:
     return Reason.DUPLICATE if fatal == {"duplicate"} else Reason.QUALITY
 
 
-def _attributes(cutouts: Artefact, config: PreprocessConfig, constants: dict[str, Any]) -> dict[str, Any]:
+def _attributes(cutouts: Artefact, config: PreprocessConfig, constants: DataConstants) -> dict[str, Any]:
     attributes = cutouts.attributes
-    margin = constants["margin"]
+    margin = constants.margin
     target = config.target
     return {
         "bands": attributes["bands"],
@@ -300,8 +306,8 @@ def _attributes(cutouts: Artefact, config: PreprocessConfig, constants: dict[str
         "psf": config.psf,
         "psf_fwhm": target if isinstance(target, float) else None,
         "normalization": describe(config, constants),
-        "class_map": constants["class_map"],
-        "noise_correlation": constants.get("noise_correlation"),
+        "class_map": dict(constants.class_map),
+        "noise_correlation": constants.noise_correlation,
         "flags": list(LABELS),
     }
 
