@@ -403,7 +403,7 @@ def _variance(variance: Any, rows: slice, flux: NDArray[np.float32], scale: floa
     """Variance in nJy², NaN where there is no pixel."""
     if variance is None:
         return np.full(flux.shape, np.nan, np.float32)
-    # In double precision: the factor alone may exceed float32's range (Jy: 1e18 twice over).
+    # In double precision, so that the factor (1e18 for Jy) costs no digits.
     part: NDArray[np.float32] = (np.asarray(variance[rows], np.float64) * scale**2).astype(np.float32)
     bad = np.flatnonzero((part < 0).any(axis=(1, 2, 3)))
     if len(bad):

@@ -2,10 +2,10 @@
 
     NAME.partial/            beside the output while it is written
     NAME.partial/.tree       flock of the writer, and the mark that RIPPLe may clear the directory
-    NAME/manifest.json       written last, as in every directory of ours
+    NAME/manifest.json       written last, as in every directory that RIPPLe writes
 
-Everything is synced before the directory is renamed, and its parent after. What a killed run leaves is known
-by its mark, cleared and written again; a `NAME.partial` without the mark belongs to somebody else and stays.
+Everything is synced before the directory is renamed, and its parent after. What a killed run leaves is
+recognised by its mark, cleared and written again; a `NAME.partial` without the mark is not RIPPLe's and stays.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def write_directory(
     config
         Options of the verb.
     inputs
-        What the content depends on besides, as JSON values with digests.
+        What else the content depends on, as JSON values with checksums.
     build
         Writes the files into the directory it is given.
 
@@ -79,10 +79,11 @@ def write_directory(
     if not output.name:
         raise WriteError(f"{output} cannot be replaced", hint="give a new directory")
     if (output / MANIFEST).is_file() and _written_before(output, identity):
-        return False  # also where nobody may write
+        return False  # before the lock, so that it also works where the user may not write
     partial = output.with_name(output.name + ".partial")
     handle, place = _claim(partial), partial
     try:
+        # Again: another run may have finished it while this one waited.
         if _written_before(output, identity):
             return False
         _clear(partial)
@@ -93,21 +94,22 @@ def write_directory(
         _sync_name(output)
         return True
     except OSError as err:
-        # How much more was to come is not known here, only what there was.
+        # How much would have been written is not known here, only what was.
         raise write_error(Path(err.filename or partial), err, _size(partial)) from None
     finally:
         _release(place, handle, made=place is output)
 
 
 def _claim(partial: Path) -> int:
-    """Make the directory, or take over what a killed run left, and lock it."""
+    """Make the directory, or take over what a killed run left, and lock it; returns the handle of the lock."""
+    # Between any two of these calls another process may rename or remove the directory; then all is tried again.
     while True:
         try:
             partial.mkdir(parents=True, exist_ok=True)
             seen = partial.lstat()
             names = {path.name for path in partial.iterdir()}
             if not os.path.samestat(seen, partial.lstat()):
-                continue  # what was listed is finished by now, and has lost its mark
+                continue  # the listed directory is finished by now, and its mark is gone
         except FileNotFoundError:
             continue  # its writer has just renamed or removed it
         except OSError as err:
@@ -122,7 +124,7 @@ def _claim(partial: Path) -> int:
             if isinstance(err, LockedError) or partial.exists():
                 raise
             continue
-        # The lock may be of a file that was on its way out.
+        # The lock may be on a file that its owner has removed since.
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(handle), os.lstat(partial / MARK)):
                 return handle
@@ -130,7 +132,7 @@ def _claim(partial: Path) -> int:
 
 
 def _release(place: Path, handle: int, *, made: bool) -> None:
-    """Release the lock; of a directory that was not finished nothing stays, and its mark goes last."""
+    """Release the lock. An unfinished directory is removed, its mark last."""
     with suppress(OSError):
         if not made:
             _empty(place)
@@ -138,13 +140,14 @@ def _release(place: Path, handle: int, *, made: bool) -> None:
         if not made:
             try:
                 place.rmdir()
-            except OSError:  # somebody wrote into it just now: the next run must know it for ours
+            except OSError:  # something was written into it just now: the next run must recognise it by its mark
                 (place / MARK).touch(exist_ok=False)
     unlock(handle)
 
 
 def _empty(partial: Path) -> None:
     """Remove all but the mark; threads of a library whose writing failed may still write for a moment."""
+    # A second in all, after which the directory stays, with its mark.
     for _ in range(20):
         with suppress(OSError):
             _clear(partial)
@@ -154,7 +157,7 @@ def _empty(partial: Path) -> None:
 
 
 def _clear(partial: Path) -> None:
-    """Remove all but the mark; the lock is held."""
+    """Remove all but the mark; the caller holds the lock."""
     for path in list(partial.iterdir()):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -168,7 +171,7 @@ def _written_before(output: Path, identity: Mapping[str, Any]) -> bool:
         manifest = read_manifest(output)
         check_files(output, manifest)
         refuse_other(output, manifest, identity)
-        with suppress(OSError):  # its writer may have been killed just before it did this
+        with suppress(OSError):  # its writer may have been killed just before doing this
             (output / MARK).unlink()
         return True
     if output.exists():
@@ -195,14 +198,14 @@ def _finish(partial: Path, identity: Mapping[str, Any]) -> None:
 
 
 def _names(directory: Path) -> list[str]:
-    """Relative names of all files, sorted, but for the manifest and the mark; links count as files."""
+    """Relative names of all files except the manifest and the mark, sorted; links count as files."""
     found = (p for p in directory.rglob("*") if p.is_symlink() or not p.is_dir())
     names = (p.relative_to(directory).as_posix() for p in found)
     return sorted(name for name in names if name not in (MANIFEST, MARK))
 
 
 def _size(directory: Path) -> int:
-    """Bytes of all files, as far as they can be asked."""
+    """Bytes of all files, as far as they can be found out."""
     total = 0
     with suppress(OSError):
         for path in directory.rglob("*"):
@@ -214,6 +217,6 @@ def _sync_name(output: Path) -> None:
     try:
         sync_directory(output.parent)
     except OSError as err:
-        # Renamed, perhaps, but not known to be on disk: must not pass for a finished directory later.
+        # Renamed, but perhaps not on disk: after a crash it must not look like a finished directory.
         shutil.rmtree(output, ignore_errors=True)
         raise write_error(output, err) from None

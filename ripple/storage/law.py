@@ -1,25 +1,22 @@
-"""The conservation law of an index: accepted + rejected = asked for, every shard row has one owner."""
+"""The conservation law of an index: accepted + rejected = requested, and every shard row has one target."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from ripple.errors import IntegrityError
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 
 def check_law(index: pa.Table, shard_rows: Sequence[int], *, asked: int | None = None) -> dict[str, int]:
-    """The conservation law: accepted + rejected = asked for, and every row of every shard is somebody's.
+    """Check that no target was lost: accepted + rejected = requested, and every shard row has one target.
 
     Columns `index` (distinct), `status` (`ok`, `partial` or `rejected`), `reason`, `shard`, `row` are
-    required. A row with `shard >= 0` lies there; `ok` and `partial` rows must lie somewhere, `rejected` ones
-    give a reason.
+    required. A row with `shard >= 0` is in that shard; `ok` and `partial` rows must be in one, `rejected` ones
+    must have a reason.
 
     Parameters
     ----------
@@ -28,7 +25,7 @@ def check_law(index: pa.Table, shard_rows: Sequence[int], *, asked: int | None =
     shard_rows
         Rows of each shard.
     asked
-        Number of targets asked for, when known independently of `index`.
+        Number of requested targets, when known independently of `index`.
 
     Returns
     -------
@@ -38,71 +35,75 @@ def check_law(index: pa.Table, shard_rows: Sequence[int], *, asked: int | None =
     Raises
     ------
     IntegrityError
-        Names the first row or column at fault.
+        Names the first row or column that is wrong.
     """
     law = Law(shard_rows)
     law.add(index)
     return law.counts(asked)
 
 
-#: Rows looked at together: their words are Python objects for a moment, a hundred bytes a row.
+#: Rows checked together: their texts become Python objects, which take a hundred bytes a row.
 _PIECE = 65_536
 
 
 class Law:
-    """The conservation law over an index that comes in parts; a few bytes for each row are kept."""
+    """The conservation law over an index that comes in parts; keeps a few bytes for each row."""
 
     def __init__(self, shard_rows: Sequence[int]) -> None:
         self._rows = np.asarray(shard_rows, np.int64)
+        # All rows of all shards in one numbering; `_starts` is the first of each shard.
         self._starts = np.concatenate([[0], np.cumsum(self._rows, dtype=np.int64)])
         self._filled = np.zeros(int(self._starts[-1]), np.uint8)
         self._numbers: list[NDArray[np.int64]] = []
         self._counts = dict.fromkeys(("asked", "ok", "partial", "rejected"), 0)
 
     def add(self, index: pa.Table) -> None:
-        """The next part; raises `IntegrityError` as `check_law` does."""
-        import pyarrow as pa
-
+        """Check the next part; raises `IntegrityError` as `check_law` does."""
         lacking = [k for k in ("index", "status", "reason", "shard", "row") if k not in index.column_names]
         if lacking:
-            raise IntegrityError(f"index has no column {lacking[0]!r}")
+            raise IntegrityError(f"the index has no column {lacking[0]!r}")
         for name in ("index", "shard", "row"):
             column = index[name]
             if not pa.types.is_integer(column.type) or column.null_count:
-                raise IntegrityError(f"index column {name!r} is {column.type}, not whole numbers throughout")
+                raise IntegrityError(f"index column {name!r} is {column.type}, but must be whole numbers")
         for at in range(0, index.num_rows, _PIECE):
             self._add(index.slice(at, _PIECE))
 
     def _add(self, index: pa.Table) -> None:
         number, shard, row = (index[name].to_numpy() for name in ("index", "shard", "row"))
+        # "rejected" has 8 letters; None becomes "None", which is no status.
         status = np.asarray(index["status"].to_pylist(), "U8")
-        bare = np.array([not value for value in index["reason"].to_pylist()], bool)
+        no_reason = np.array([not value for value in index["reason"].to_pylist()], bool)
         self._numbers.append(number)
-        _law(~np.isin(status, ("ok", "partial", "rejected")), number, "has an unknown status")
-        _law((status != "rejected") & (shard < 0), number, "is accepted and in no shard")
-        _law((status == "rejected") & bare, number, "is rejected without a reason")
+        _require_none(~np.isin(status, ("ok", "partial", "rejected")), number, "has an unknown status")
+        _require_none((status != "rejected") & (shard < 0), number, "is accepted but in no shard")
+        _require_none((status == "rejected") & no_reason, number, "is rejected without a reason")
+        # Rejected rows may be in a shard: `preprocess` keeps them for inspection.
         placed = shard >= 0
-        _law(placed & ((shard >= len(self._rows)) | (row < 0)), number, "points outside the shards")
+        _require_none(
+            placed & ((shard >= len(self._rows)) | (row < 0)), number, "points to a shard that does not exist"
+        )
         at = shard[placed].astype(np.int64)
-        _law(row[placed] >= self._rows[at], number[placed], "points behind the end of its shard")
+        _require_none(row[placed] >= self._rows[at], number[placed], "points beyond the end of its shard")
         self._fill(self._starts[at] + row[placed])
         self._counts["asked"] += len(number)
         for name in ("ok", "partial", "rejected"):
             self._counts[name] += int((status == name).sum())
 
     def _fill(self, rows: NDArray[np.int64]) -> None:
-        """Count how many own each row, up to 255."""
+        """Count the targets of each shard row, up to 255."""
         known, count = np.unique(rows, return_counts=True)
         self._filled[known] = np.minimum(self._filled[known] + count, 255)
 
     def counts(self, asked: int | None = None) -> dict[str, int]:
         """After the last part: `asked`, `ok`, `partial`, `rejected`; raises as `check_law` does."""
         if asked is not None and self._counts["asked"] != asked:
-            raise IntegrityError(f"{asked} targets were asked for, the index has {self._counts['asked']}")
+            raise IntegrityError(f"{asked} targets were requested, but the index has {self._counts['asked']}")
         number = np.concatenate(self._numbers) if self._numbers else np.zeros(0, np.int64)
+        # Ascending numbers, the usual case, are distinct without sorting.
         if (np.diff(number) <= 0).any():
             known, count = np.unique(number, return_counts=True)
-            _law(count > 1, known, "is there more than once")
+            _require_none(count > 1, known, "occurs more than once")
         if (self._filled != 1).any():
             first = int(np.flatnonzero(self._filled != 1)[0])
             k = int(np.searchsorted(self._starts, first, side="right")) - 1
@@ -112,6 +113,7 @@ class Law:
         return dict(self._counts)
 
 
-def _law(bad: Any, number: Any, what: str) -> None:
+def _require_none(bad: NDArray[np.bool_], number: NDArray[np.integer], what: str) -> None:
+    """Raise with the number of the first bad row."""
     if bad.any():
         raise IntegrityError(f"index row {int(number[bad][0])} {what}")

@@ -9,31 +9,27 @@ import platform
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ripple.errors import LockedError
-
-if TYPE_CHECKING:
-    pass
 from ripple.storage.files import write_error
 
 LOCK = ".lock"
 
 
 def lock(directory: Path, name: str = LOCK) -> int:
-    """Take the writer's lock; the descriptor is not inherited by workers.
+    """Take the writer's lock; returns its file descriptor, which workers do not inherit.
 
     Parameters
     ----------
     directory
-        What is written.
+        The directory to write.
     name
-        Of the file in it that is locked.
+        The file in it to lock.
 
     Raises
     ------
     LockedError
-        Another process writes here; the message names it.
+        Another process is writing the directory; the message names it.
     """
     path = directory / name
     try:
@@ -43,14 +39,15 @@ def lock(directory: Path, name: str = LOCK) -> int:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as err:
+        # The text may be missing: the holder writes it just after it gets the lock.
         holder = os.pread(handle, 400, 0).decode(errors="replace").strip() or "unknown process"
         os.close(handle)
-        if err.errno != errno.EWOULDBLOCK:
+        if err.errno != errno.EWOULDBLOCK:  # for example a file system without locks
             raise write_error(path, err, 0) from None
         raise LockedError(
             f"{directory} is being written by {holder}", hint="wait for it, or stop it"
         ) from None
-    # Informative only: nothing reads the clock back.
+    # For people only: RIPPLe never reads the time.
     text = f"pid {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%dT%H:%M:%S%z')}"
     with suppress(OSError):
         os.ftruncate(handle, 0)
@@ -59,12 +56,16 @@ def lock(directory: Path, name: str = LOCK) -> int:
 
 
 def unlock(handle: int) -> None:
+    """Release a lock."""
+    # The file stays: removing it would let two processes lock two files of one name.
     with suppress(OSError):
         os.ftruncate(handle, 0)
     os.close(handle)
 
 
 def is_locked(directory: Path) -> bool:
+    """Whether another process is writing the directory."""
+    # A shared lock is refused only while a writer has its exclusive one, and needs no permission to write.
     try:
         handle = os.open(directory / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:

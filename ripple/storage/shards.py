@@ -1,4 +1,4 @@
-"""Shards as arrays, held against what the manifest says of all of them."""
+"""Shards as arrays, checked against what the manifest says about them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def cutouts_of(artefact: Artefact, k: int) -> CutoutBatch:
     Raises
     ------
     IntegrityError
-        Not the bytes that were written, or not what the manifest says; see `agreeing`.
+        The bytes differ from those that were written, or the content from the manifest; see `agreeing`.
     """
     return agreeing(artefact, k, unpack_cutouts(artefact.read(k)))
 
@@ -27,28 +27,32 @@ def images_of(artefact: Artefact, k: int) -> CutoutBatch | TensorBatch:
 
 
 def agreeing[B: (CutoutBatch, TensorBatch)](artefact: Artefact, k: int, batch: B) -> B:
-    """`batch`, when rows, bands and size are those that the manifest gives for shard `k`.
+    """Return `batch` if its rows, bands and size are those that the manifest gives for shard `k`.
 
     Raises
     ------
     IntegrityError
         Names the shard and the first thing that differs.
     """
+    # The checksum only says that the bytes are those that were written, not that they fit to the others.
     said, path = artefact.manifest["attributes"], artefact.shard_path(k)
     rows, _, height, width = batch.image.shape
     if rows != artefact.shards[k].rows:
-        raise IntegrityError(f"{path}: {rows} rows, the manifest says {artefact.shards[k].rows}")
+        raise IntegrityError(f"{path} has {rows} rows, but the manifest says {artefact.shards[k].rows}")
     if list(batch.bands) != said["bands"]:
         names = [",".join(bands)[:100] for bands in (batch.bands, said["bands"])]
-        raise IntegrityError(f"{path}: bands {names[0]}, the manifest says {names[1]}")
-    if rows == 0:
+        raise IntegrityError(f"{path} has bands {names[0]}, but the manifest says {names[1]}")
+    if rows == 0:  # a shard without rows has no size
         return batch
     size, margin = said.get("size"), said.get("margin", 0)
+    # The size in the manifest is without margins.
     inner = [height - 2 * margin, width - 2 * margin]
     if min(inner) < 1:
         raise IntegrityError(
-            f"{path}: stamps of {width} x {height} px, a margin of {margin} px in the manifest"
+            f"{path} has cutouts of {width} x {height} px, but the manifest says a margin of {margin} px"
         )
     if size is not None and inner != (size if isinstance(size, list) else [size, size]):
-        raise IntegrityError(f"{path}: stamps of {width} x {height} px, size {size} in the manifest")
+        raise IntegrityError(
+            f"{path} has cutouts of {width} x {height} px, but the manifest says size {size}"
+        )
     return batch

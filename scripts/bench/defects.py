@@ -5,7 +5,7 @@
     python scripts/bench/defects.py cutouts [--config configs/quality-dp2.yaml] [--places 50]
 
 Prints a Markdown table (docs/quality.md). "Visible" is decided from the pixels before and after the defect was
-planted (`tests/planted.py`). Clean rows are those that no defect of the survey touches: every
+planted (`tests/support/planted.py`). Clean rows are those that no defect of the survey touches: every
 pixel of every band is finite, and none is masked as no data, saturated, cosmic ray or interpolated.
 """
 

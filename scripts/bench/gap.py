@@ -1,6 +1,6 @@
 """The adaptation benchmark: every method against source-only, fine-tuning, and the ceiling.
 
-    python scripts/bench/gap.py configs/gap-instruments.yaml -o OUT [--set seeds=0,1,2 --set rows=1200]
+    python scripts/bench/gap.py scripts/bench/configs/gap-instruments.yaml -o OUT [--set seeds=0,1,2 --set rows=1200]
 
 Methods start from the source-only network of their seed. OUT/result.json has every number, OUT/result.md the
 table. Running again goes on where it stopped.

@@ -36,10 +36,7 @@ from ripple.imaging.psf import match  # noqa: E402
 from ripple.imaging.psf import shape as psf  # noqa: E402
 from ripple.imaging.quality import measure  # noqa: E402
 from ripple.imaging.registration.check import check_registration  # noqa: E402
-from ripple.stages.preprocess.batch import (
-    DataConstants,
-    preprocess_batch,  # noqa: E402
-)
+from ripple.stages.preprocess.batch import DataConstants, preprocess_batch  # noqa: E402
 from ripple.stages.preprocess.config import PreprocessConfig  # noqa: E402
 
 BANDS, SIZE, MARGIN, TARGET, CELL = "griz", 64, 12, 1.25, 150

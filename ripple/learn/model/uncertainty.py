@@ -18,7 +18,7 @@ Float = NDArray[np.float64]
 #: Share of rows that a set may fail to cover.
 ALPHA = 0.1
 #: Neighbour whose distance counts (with banks of a thousand rows the nearest finds unknown classes best,
-#: `configs/gap-unknown.yaml`), and the share of validation rows allowed beyond `ood` = 1.
+#: `scripts/bench/configs/gap-unknown.yaml`), and the share of validation rows allowed beyond `ood` = 1.
 NEIGHBOUR, OUTSIDE = 1, 0.01
 #: Weight of the lengths of feature vectors beside their directions, in `latent_distance`.
 LENGTH = 0.2
@@ -94,7 +94,7 @@ def neighbour_distance(bank: ArrayLike, features: ArrayLike, neighbour: int = NE
     """Distance `(N,)` to the `neighbour`-th nearest row of the bank (Sun et al. 2022, ICML 162, 20827).
 
     The mean over the members: a network may see an unknown class as one that it knows, and others, trained
-    from other weights, do so with other rows (`configs/gap-unknown.yaml`).
+    from other weights, do so with other rows (`scripts/bench/configs/gap-unknown.yaml`).
 
     Parameters
     ----------
