@@ -1,13 +1,12 @@
 """The command line: a verb parses, calls one function, prints the summary, maps errors to exit codes.
 
-Each verb lives in a module of its own, `ripple/cli/<verb>.py`, with a click command named `command`; it is
-imported only when asked for, so that `ripple --help` loads neither torch nor lsst.
+Verbs that run one stage are in `verbs.py`; the others have a module of their own with a click command named
+`command`. They are imported only when they are used, so that `ripple --help` loads neither torch nor lsst.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 import sys
 from typing import Any
@@ -18,27 +17,34 @@ from ripple import __version__
 from ripple.errors import InputError, Interrupted, RippleError
 from ripple.runtime.signals import Late, guard
 
-#: verb -> one line for `ripple --help`, in the order of the chain.
-VERBS: dict[str, str] = {
-    "doctor": "Check the environment, and a repository when given.",
-    "simulate": "Make a mini-survey in a real Butler repository.",
-    "locate": "Sky position to tract, patch and pixel.",
-    "plan": "Dry run of fetch: what exists, how large, how long.",
-    "fetch": "Butler coadds to multi-band cutout shards.",
-    "preprocess": "PSF matching, normalisation, quality control: cutouts to tensors.",
-    "inject": "Paint lensed sources into real cutouts.",
-    "train": "Tensors to a lens finder.",
-    "score": "A lens finder and tensors to ranked candidates.",
-    "explain": "Why a model thinks so: saliency, neighbours, latent space.",
-    "report": "A page a person can judge candidates on.",
-    "run": "The whole chain from one YAML file.",
-    "show": "What is in an artefact.",
-    "verify": "Is every byte of an artefact, a model, a page or an export whole.",
-    "import": "Other people's stamps to cutouts or tensors.",
-    "export": "Tensors to other people's formats.",
-    "import-model": "A checkpoint from elsewhere, plus its contract.",
-    "export-model": "A model to ONNX or TorchScript.",
+#: Group of `ripple --help` -> verb -> one line, in the order in which they are used.
+GROUPS: dict[str, dict[str, str]] = {
+    "Sky to tensors": {
+        "doctor": "Check the environment, and a repository when one is given.",
+        "simulate": "Make a mini-survey in a real Butler repository.",
+        "locate": "Sky position to tract, patch and pixel.",
+        "plan": "Dry run of fetch: what exists, how large, how long.",
+        "fetch": "Butler coadds to multi-band cutouts.",
+        "import": "Other people's cutouts to cutouts or tensors.",
+        "preprocess": "PSF matching, normalisation, quality control: cutouts to tensors.",
+        "inject": "Paint lensed sources into real cutouts.",
+    },
+    "Finder": {
+        "train": "Tensors to a lens finder.",
+        "score": "A lens finder and tensors to ranked candidates.",
+        "explain": "Why a model thinks so: saliency, neighbours, latent space.",
+        "import-model": "A checkpoint from elsewhere, plus its contract.",
+        "export-model": "A model to ONNX or TorchScript.",
+    },
+    "Candidates": {"report": "A page to judge candidates on."},
+    "Artefacts": {
+        "show": "What is in a directory that RIPPLe wrote.",
+        "verify": "Verify the checksums of a directory that RIPPLe wrote.",
+        "export": "Tensors or cutouts to other people's formats.",
+        "run": "The whole chain from one YAML file.",
+    },
 }
+VERBS: dict[str, str] = {verb: line for verbs in GROUPS.values() for verb, line in verbs.items()}
 
 
 class LazyGroup(click.Group):
@@ -46,27 +52,26 @@ class LazyGroup(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """All verbs, in the order of the chain."""
-        return [verb for verb in VERBS if importlib.util.find_spec(_module(verb)) is not None]
+        return list(VERBS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         """The verb, imported now."""
-        if name not in self.list_commands(ctx):
+        if name not in VERBS:
             return None
-        command = importlib.import_module(_module(name)).command
+        verbs = importlib.import_module("ripple.cli.verbs")
+        if name in verbs.STAGES:
+            command = verbs.command(name)
+        else:
+            # A module `run` would hide the function below once it is imported.
+            command = importlib.import_module(f"ripple.cli.{'run_' if name == 'run' else name}").command
         assert isinstance(command, click.Command)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The table of verbs, without importing any of them."""
-        rows = [(verb, VERBS[verb]) for verb in self.list_commands(ctx)]
-        if rows:
-            with formatter.section("Verbs"):
-                formatter.write_dl(rows)
-
-
-def _module(verb: str) -> str:
-    # `import` is a keyword, and a module `run` would hide the function below once imported.
-    return f"ripple.cli.{verb.replace('-', '_')}" + ("_" if verb in ("import", "run") else "")
+        """The tables of verbs, without importing any of them."""
+        for title, verbs in GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl(list(verbs.items()))
 
 
 @click.group(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
+import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -95,14 +94,8 @@ def png(rgb: NDArray[np.uint8]) -> bytes:
 
     Row 0 is drawn at the bottom, as astronomers do.
     """
-    height, width, _ = rgb.shape
-    flipped = np.ascontiguousarray(rgb[::-1])
-    lines = np.zeros((height, 1 + 3 * width), np.uint8)  # filter byte 0, then the pixels
-    lines[:, 1:] = flipped.reshape(height, 3 * width)
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    body = _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(lines.tobytes(), 9)) + _chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + body
+    from PIL import Image  # pages and pictures only
 
-
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(rgb[::-1])).save(file, "PNG", optimize=True)
+    return file.getvalue()

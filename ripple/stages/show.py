@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ripple.errors import InputError
-from ripple.imaging.colour import lupton_rgb, png, sky_noise
+from ripple.imaging.colour import lupton_rgb, sky_noise
 from ripple.runtime.summary import Summary
 from ripple.storage.artefact import Artefact, open_artefact
 from ripple.storage.files import write_atomic
@@ -20,9 +22,6 @@ from ripple.storage.shards import images_of
 
 _SHOWN_ATTRIBUTES = 12
 _GRID = 6
-_PALETTE = np.array(
-    [[70, 110, 200], [60, 160, 90], [215, 130, 40], [200, 60, 60], [130, 80, 170], [110, 110, 110]]
-)
 
 
 def describe(directory: Path) -> Summary:
@@ -108,10 +107,6 @@ def cost_picture(directory: Path, output: Path) -> None:
     InputError
         As in `operations`.
     """
-    import io
-
-    from matplotlib.figure import Figure
-
     rows = [row for row in operations(directory) if row.get("seconds", 0) > 0]
     timeline = open_artefact(directory).metrics().get("timeline")
     figure = Figure(figsize=(10, 3.6), layout="constrained")
@@ -126,9 +121,7 @@ def cost_picture(directory: Path, output: Path) -> None:
             axis.set_ylabel(f"{'MB' if name == 'bytes' else name} per second", color=colour)
             axis.set_ylim(bottom=0)
     rate.set_xlabel("seconds since the start; a step is a finished unit")
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=110)
-    write_atomic(output, data.getvalue())
+    _save(figure, output)
 
 
 def picture(directory: Path, output: Path, *, seed: int = 0) -> int:
@@ -156,10 +149,29 @@ def picture(directory: Path, output: Path, *, seed: int = 0) -> int:
     if artefact.kind not in ("cutouts", "tensors") or artefact.rows == 0:
         raise InputError(f"{directory}: no images to draw")
     image, bands = _sample(artefact, _GRID * _GRID, seed)
-    stamps = _mosaic(_colours(image, bands))
-    chart = _histograms(image, stamps.shape[0])
-    write_atomic(output, png(np.concatenate([stamps, chart], axis=1)))
+    rgb = lupton_rgb(image, bands, stretch=8 * sky_noise(image, bands))
+    figure = Figure(figsize=(12, 7), layout="constrained")
+    left, right = np.ravel(np.asarray(figure.subfigures(1, 2, width_ratios=(3, 2)), object)).tolist()
+    for k, axis in enumerate(left.subplots(_GRID, _GRID).flat):
+        axis.set_axis_off()
+        if k < len(rgb):
+            axis.imshow(rgb[k], origin="lower", interpolation="nearest")
+    charts = right.subplots(len(bands), 1, squeeze=False)[::-1, 0]  # the bluest band at the bottom
+    for b, axis in enumerate(charts):
+        values = image[:, b][np.isfinite(image[:, b])]
+        if values.size:
+            # Without the outermost 0.2 %: one hot pixel would leave a single bar.
+            axis.hist(values, bins=200, range=tuple(np.quantile(values, [0.001, 0.999])), log=True)
+        axis.set_title(bands[b], loc="left")
+    charts[0].set_xlabel("pixel value, nJy" if artefact.kind == "cutouts" else "normalised pixel value")
+    _save(figure, output)
     return len(image)
+
+
+def _save(figure: Figure, output: Path) -> None:
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=110)
+    write_atomic(output, data.getvalue())
 
 
 def _sample(artefact: Artefact, count: int, seed: int) -> tuple[NDArray[np.float32], tuple[str, ...]]:
@@ -176,40 +188,3 @@ def _sample(artefact: Artefact, count: int, seed: int) -> tuple[NDArray[np.float
         parts.append(batch.image[rows].astype(np.float32))
         bands = batch.bands
     return np.concatenate(parts), bands
-
-
-def _colours(image: NDArray[np.float32], bands: tuple[str, ...]) -> NDArray[np.uint8]:
-    """`(N, H, W, 3)`, enlarged by whole pixels to about 96 a side."""
-    rgb = lupton_rgb(image, bands, stretch=8 * sky_noise(image, bands))
-    factor = max(1, 96 // rgb.shape[1])
-    return rgb.repeat(factor, axis=1).repeat(factor, axis=2)
-
-
-def _mosaic(stamps: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Stamps on a square grid with thin gaps, first row at the top."""
-    _, h, w, _ = stamps.shape
-    side = int(np.ceil(np.sqrt(len(stamps))))
-    sheet = np.full((side * (h + 2), side * (w + 2), 3), 255, np.uint8)
-    for k, stamp in enumerate(stamps):
-        y, x = (side - 1 - k // side) * (h + 2) + 1, (k % side) * (w + 2) + 1
-        sheet[y : y + h, x : x + w] = stamp
-    return sheet
-
-
-def _histograms(image: NDArray[np.float32], height: int) -> NDArray[np.uint8]:
-    """One panel per band, blue band first: log count over the central 99.8 % of pixel values."""
-    bands = image.shape[1]
-    panel_h, width = max(24, height // bands), 220
-    sheet = np.full((max(height, panel_h * bands), width, 3), 255, np.uint8)
-    for b in range(bands):
-        values = image[:, b][np.isfinite(image[:, b])]
-        if values.size == 0:
-            continue
-        low, high = np.quantile(values, [0.001, 0.999])
-        counts, _ = np.histogram(values, bins=width - 20, range=(low, max(high, low + 1e-12)))
-        bars = np.log1p(counts) / max(np.log1p(counts).max(), 1e-12) * (panel_h - 8)
-        base = sheet.shape[0] - (b + 1) * panel_h + 4
-        filled = np.arange(panel_h - 8)[:, None] < bars[None, :]
-        area = sheet[base : base + panel_h - 8, 10 : width - 10]
-        area[filled] = _PALETTE[b % len(_PALETTE)]
-    return sheet[:height]

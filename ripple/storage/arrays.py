@@ -65,8 +65,8 @@ def write_cutouts(
     directory
         New, empty, or begun by the same call; one that is complete is returned as it is.
     image
-        `(N, B, H, W)` flux; NaN or infinite where there is no pixel. Read shard by shard, so an `np.memmap` or
-        an HDF5 data set need not fit into memory.
+        `(N, B, H, W)` flux; NaN or infinite where there is no pixel. Read shard by shard, so an `np.memmap`
+        or an HDF5 data set need not fit into memory.
     bands
         B names, e.g. `"gri"` or `["g", "r", "i"]`.
     catalog
@@ -260,12 +260,14 @@ def _finish(
     # PARENT pixels of the target: first pixel, central pixel (N // 2) and offset.
     index["x"] = columns["x0"] + config.size[1] // 2 + columns["dx"].astype(np.float64)
     index["y"] = columns["y0"] + config.size[0] // 2 + columns["dy"].astype(np.float64)
+    # The words of `ripple fetch`: a row without any pixel is rejected, one that lacks a band is partial.
     index["status"] = np.where(present == full, "ok", np.where(present == 0, "rejected", "partial"))
     index["reason"] = np.where(present == full, "", np.where(present == 0, "no_dataset", "missing_band"))
     index["bands"] = np.array(
         ["".join(b for k, b in enumerate(config.bands) if bits >> k & 1) for bits in present.tolist()],
         np.str_,
     )
+    # Shards are filled one after another, so the place of a row follows from its number.
     numbers = np.arange(n, dtype=np.int64)
     index["shard"] = (numbers // config.rows_per_shard).astype(np.int32)
     index["row"] = (numbers % config.rows_per_shard).astype(np.int32)
@@ -330,6 +332,7 @@ def _catalog(table: Any, shape: tuple[int, int, int, int]) -> dict[str, NDArray[
     for name, column in given.items():
         if column.ndim == 0 or len(column) != n:
             raise DataError(f"catalog column {name!r} has shape {column.shape}, but image has {n} rows")
+    # Ids join artefacts with each other and with the user's tables.
     ids = given.get("id", np.arange(n, dtype=np.int64))
     if len(set(ids.tolist())) != n:
         raise DataError("catalog column 'id': the ids are not distinct", hint="give every row its own id")
@@ -419,6 +422,7 @@ def _planes(mask: Any, names: Sequence[str]) -> tuple[str, ...]:
         raise DataError(f"mask has dtype {mask.dtype}, but must be integers")
     if mask is not None and not planes:
         raise DataError("mask_planes is empty", hint="give the name of each bit of mask, lowest first")
+    # Every reader of cutouts looks for NO_DATA. 32 planes fill the bits of uint32.
     planes = planes if "NO_DATA" in planes else (*planes, "NO_DATA")
     if len(planes) > 32 or len(set(planes)) != len(planes):
         raise DataError(f"mask_planes has {len(planes)} names, but must have at most 32, all distinct")
@@ -460,7 +464,7 @@ def _kernels(
     kernels = kernels.reshape(-1, *kernels.shape[-2:])
     if kernels.shape[1] != kernels.shape[2] or kernels.shape[1] % 2 == 0:
         raise DataError(f"psf has kernels of {kernels.shape[1:]}, but they must be square with an odd side")
-    total = kernels.sum(axis=(1, 2))
+    total = kernels.sum(axis=(1, 2))  # (M,)
     bad = np.flatnonzero(~(np.isfinite(total) & (total > 0)))
     if len(bad):
         raise DataError(f"psf: kernel {bad[0]} sums to {total[bad[0]]:g}, but must be positive and finite")
@@ -471,6 +475,7 @@ def _kernels(
 
 def _finite(part: NDArray[Any], first: int, dtype: str) -> NDArray[Any]:
     """Pixels as `dtype`; raises when one of them is not finite, or does not fit into it."""
+    # Beyond 65504, float16 becomes infinite, which is reported below.
     with np.errstate(over="ignore"):
         pixels = part.astype(dtype)
     bad = np.flatnonzero(~np.isfinite(pixels).all(axis=(1, 2, 3)))

@@ -160,8 +160,8 @@ class Artefact:
     def metrics(self) -> dict[str, Any]:
         """What the run cost; empty when the file is missing, as it is not part of the content.
 
-        It differs from run to run, so it has a seal of its own instead of a checksum in the manifest. Files of
-        earlier versions have neither a seal nor a final newline; a damaged byte alone cannot imitate that.
+        It differs from run to run, so it has a seal of its own instead of a checksum in the manifest. Files
+        of earlier versions have neither a seal nor a final newline; one damaged byte cannot imitate that.
 
         Raises
         ------
@@ -239,11 +239,12 @@ def verify(directory: Path, advance: Callable[[int], None] | None = None) -> lis
         manifest = read_manifest(directory)
         files = files_of(directory, manifest)
     except IntegrityError as err:
-        return [err.message]
+        return [err.message]  # without a manifest, nothing can be compared
     problems = differing(directory, files, advance)
     # Only artefacts have rows, and so an index whose counts must add up.
     if manifest["kind"] in KINDS:
         problems += _check_artefact(directory, manifest)
+    # Links count as files: what they lead to is not what was written.
     present = {
         p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_symlink() or p.is_file()
     }
@@ -261,6 +262,7 @@ def _check_artefact(directory: Path, manifest: Mapping[str, Any]) -> list[str]:
         try:
             check()
         except IntegrityError as err:
+            # The law does not know which file its table came from.
             named = str(directory) in err.message
             problems.append(err.message if named else f"{directory / INDEX}: {err.message}")
     return problems

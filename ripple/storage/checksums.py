@@ -45,7 +45,10 @@ def _well_formed(name: str, entry: Any) -> bool:
     pure = PurePosixPath(name)
     # A manifest may come from others: `../` or an absolute path would read files anywhere.
     inside = str(pure) == name and not pure.is_absolute() and ".." not in pure.parts and "\0" not in name
-    pair = isinstance(entry, list) and [type(part) for part in entry] == [int, str]  # no bool, which is an int
+    pair = isinstance(entry, list) and [type(part) for part in entry] == [
+        int,
+        str,
+    ]  # no bool, which is an int
     return inside and name != "." and pair
 
 

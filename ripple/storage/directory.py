@@ -5,7 +5,8 @@
     NAME/manifest.json       written last, as in every directory that RIPPLe writes
 
 Everything is synced before the directory is renamed, and its parent after. What a killed run leaves is
-recognised by its mark, cleared and written again; a `NAME.partial` without the mark is not RIPPLe's and stays.
+recognised by its mark, cleared and written again; a `NAME.partial` without the mark is not RIPPLe's and
+stays.
 """
 
 from __future__ import annotations
@@ -101,8 +102,8 @@ def write_directory(
 
 
 def _claim(partial: Path) -> int:
-    """Make the directory, or take over what a killed run left, and lock it; returns the handle of the lock."""
-    # Between any two of these calls another process may rename or remove the directory; then all is tried again.
+    """Make the directory, or take over what a killed run left, and lock it; returns the lock's handle."""
+    # Between any two of these calls another process may rename or remove the directory: then try again.
     while True:
         try:
             partial.mkdir(parents=True, exist_ok=True)
@@ -140,7 +141,9 @@ def _release(place: Path, handle: int, *, made: bool) -> None:
         if not made:
             try:
                 place.rmdir()
-            except OSError:  # something was written into it just now: the next run must recognise it by its mark
+            except (
+                OSError
+            ):  # something was written into it just now: the next run must recognise it by its mark
                 (place / MARK).touch(exist_ok=False)
     unlock(handle)
 

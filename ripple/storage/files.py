@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic replacement, verified reading, one writer per directory.
+"""Files that are complete or absent: atomic replacement, and reading that notices changes.
 
 A file is committed by a temporary beside it (`O_EXCL`, `O_NOFOLLOW`), fsync, rename, fsync of the directory.
 """
@@ -19,21 +19,22 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ripple.errors import IntegrityError, WriteError
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 #: What to do about a damaged file.
 REDO = "restore it from a copy, or remove the directory and run again"
+#: How names of files begin that are not complete yet.
 TEMPORARY = ".tmp-"
-_BLOCK = 1 << 20
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-#: Chunks made ahead of the one that is being written: what the disk gets while the next planes are decoded.
+_BLOCK = 1 << 20  # bytes hashed at a time
+_FULL = (errno.ENOSPC, errno.EDQUOT)  # disk full, or the user's quota
+#: Chunks in memory that wait to be written, so that the disk is busy while the next planes are decoded.
 AHEAD = 64
-#: Bytes after which the disk is told to begin, so that it does not wait for the last of them.
+# Bytes after which the disk is told to begin, so that little is left to wait for at the end.
 _FLUSH = 1 << 26
 
 
@@ -41,8 +42,8 @@ _FLUSH = 1 << 26
 class Staged:
     """Bytes on disk under a temporary name, fsynced: what a worker hands to `ArtefactWriter.commit`.
 
-    `write_seconds` went into hashing and writing, beside the making of the bytes; `sync_seconds` into waiting
-    for the disk after the last of them.
+    `write_seconds` were spent on hashing and writing, in parallel with making the bytes; `sync_seconds` on
+    waiting for the disk after the last of them.
     """
 
     temporary: str
@@ -64,9 +65,9 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
 
 
 def write_single(path: Path, data: bytes | memoryview) -> None:
-    """`write_atomic` in a directory that is not ours, which has no lock file: clean up after killed writers.
+    """`write_atomic` in any directory of the user, which has no lock file; cleans up after killed writers.
 
-    The directory itself is locked, shared by those who write; who gets it alone removes what was left.
+    The directory itself is locked, shared by those who write; whoever gets it alone removes what was left.
     """
     try:
         handle = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -76,7 +77,7 @@ def write_single(path: Path, data: bytes | memoryview) -> None:
         with suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             remove_temporaries(path.parent, f"{TEMPORARY}{path.name}-")
-        with suppress(OSError):  # others may hold it for reasons of their own: `flock DIR ripple ...`
+        with suppress(OSError):  # the user may hold it: `flock DIR ripple ...`
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         write_atomic(path, data)
     finally:
@@ -84,7 +85,8 @@ def write_single(path: Path, data: bytes | memoryview) -> None:
 
 
 def is_full(err: BaseException | None) -> bool:
-    """Whether a full disk is behind an error, of whatever library."""
+    """Whether a full disk is the cause of an error, of whatever library."""
+    # Libraries wrap the OSError, or only repeat its text.
     while err is not None:
         text = str(err)
         if isinstance(err, OSError) and err.errno in _FULL:
@@ -107,22 +109,24 @@ def stage(directory: Path, name: str, data: bytes | memoryview) -> Staged:
 
 
 def stage_chunks(directory: Path, name: str, chunks: Iterable[Any], size: int) -> Staged:
-    """Write buffers one after the other to a temporary beside `directory/name` and fsync it.
+    """Write buffers one after another to a temporary beside `directory/name` and fsync it.
 
     Parameters
     ----------
     directory, name
         Where the file will be published.
     chunks
-        Buffers; what their iterator raises is raised here, after the temporary is removed.
+        Buffers; an error of their iterator is raised here, after the temporary is removed.
     size
-        Bytes in all, for the message when they do not fit.
+        Total bytes, for the message when they do not fit on the disk.
 
     Raises
     ------
     WriteError
         As in `write_atomic`; the temporary is removed.
     """
+    # Beside the final name, since a rename is atomic only within a file system. The random part keeps writers
+    # on different machines apart, whose process ids may be equal.
     temporary = directory / f"{TEMPORARY}{name}-{os.getpid()}-{secrets.token_hex(8)}"
     try:
         handle = os.open(
@@ -140,7 +144,7 @@ def stage_chunks(directory: Path, name: str, chunks: Iterable[Any], size: int) -
 
 @dataclass(slots=True)
 class _Output:
-    """An open file, what went into it so far, and how long that took."""
+    """An open file, what was written to it so far, and how long that took."""
 
     handle: int
     sha256: Any = field(default_factory=hashlib.sha256)
@@ -152,6 +156,7 @@ class _Output:
         """Hash and write a buffer."""
         start, view, done = time.perf_counter(), memoryview(chunk).cast("B"), 0
         self.sha256.update(view)
+        # Linux writes at most 2 GiB in one call.
         while done < len(view):
             done += os.write(self.handle, view[done : done + (1 << 30)])
         self.bytes += done
@@ -161,8 +166,8 @@ class _Output:
 def _write_all(handle: int, chunks: Iterable[Any]) -> _Output:
     """Write, fsync, close. A failed fsync is final: the kernel may drop the pages it could not write.
 
-    One thread hashes and writes while the next chunks are made, another has the disk take what is written;
-    they release the interpreter.
+    One thread hashes and writes while the next chunks are made, another tells the disk to store what is
+    written; both release the interpreter lock.
     """
     output, flushed = _Output(handle), 0
     with ExitStack() as stack:
@@ -172,11 +177,12 @@ def _write_all(handle: int, chunks: Iterable[Any]) -> _Output:
             flush: Future[None] = Future()
             flush.set_result(None)
             for chunk in chunks:
+                # Bounds the memory: when the disk is slower than the readers, they wait here.
                 if len(pending) >= AHEAD:
                     pending.popleft().result()
                 pending.append(writer.submit(output.append, chunk))
                 if output.bytes - flushed >= _FLUSH and flush.done():
-                    flush.result()
+                    flush.result()  # raises what the last one met
                     flush, flushed = flusher.submit(os.fdatasync, handle), output.bytes
             for append in pending:
                 append.result()
@@ -209,11 +215,12 @@ def _unlink_quietly(path: Path) -> None:
 
 
 def publish(path: Path, staged: Staged) -> None:
+    """Give a staged file its name; a `WriteError` leaves neither."""
     temporary = path.parent / staged.temporary
     with _removed_unless_whole(temporary):
         try:
             temporary.rename(path)
-            sync_directory(path.parent)
+            sync_directory(path.parent)  # else a crash may undo the rename
         except OSError as err:
             raise write_error(path, err, staged.bytes) from None
 
@@ -224,7 +231,7 @@ def make_directory(directory: Path) -> None:
     Raises
     ------
     WriteError
-        A file is in the way, or no permission.
+        There is a file of that name, or no permission.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -233,6 +240,7 @@ def make_directory(directory: Path) -> None:
 
 
 def sync_directory(directory: Path) -> None:
+    """Have the disk store the names in a directory."""
     handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(handle)
@@ -241,12 +249,12 @@ def sync_directory(directory: Path) -> None:
 
 
 def write_new(path: Path, data: bytes | memoryview) -> None:
-    """Write a file of a directory that nobody reads before all of it is settled and published.
+    """Write a file of a directory that nobody reads before it is complete (`directory.py`).
 
     Raises
     ------
     WriteError
-        As in `write_atomic`, or the file is there; what was written of it stays.
+        As in `write_atomic`, or the file exists already; a part of it may stay.
     """
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
@@ -257,14 +265,14 @@ def write_new(path: Path, data: bytes | memoryview) -> None:
 
 
 def settle(path: Path) -> tuple[int, str]:
-    """Have the disk take a file that someone wrote; its size and SHA-256.
+    """Have the disk store a file that any library wrote; returns its size and SHA-256.
 
     Raises
     ------
     WriteError
-        The disk could not take it: what failed is known only now.
+        The disk could not store it, which is known only now.
     IntegrityError
-        No regular file, or not readable.
+        It is not a regular file, or not readable.
     """
     with opened(path) as file:
         try:
@@ -275,17 +283,18 @@ def settle(path: Path) -> tuple[int, str]:
 
 
 def write_error(path: Path, err: OSError, needed: int = 0) -> WriteError:
-    """What an `OSError` of a write means; `needed` bytes at least, 0 when not known."""
+    """The `WriteError` for an `OSError`; `needed` is the least number of bytes, 0 when not known."""
     if err.errno in _FULL:
         size = f", at least {needed} bytes needed" if needed else ""
         return WriteError(
             f"{path}: disk full{size}{_free(path.parent)}",
-            hint="free space and run the same command again; what is committed is kept",
+            hint="free space and run the same command again; committed files are kept",
         )
     return WriteError(f"{path}: {err.strerror or err}", hint="check permissions and the file system")
 
 
 def _free(directory: Path) -> str:
+    """The free bytes as the end of a message."""
     try:
         room = os.statvfs(directory)
     except OSError:
@@ -294,31 +303,31 @@ def _free(directory: Path) -> str:
 
 
 def write_sealed(path: Path, data: bytes | memoryview) -> None:
-    """Replace `path` by a line with the SHA-256 of its name and `data`, and `data`, as `write_atomic` does.
+    """As `write_atomic`, with a first line that seals the file: the SHA-256 of its name and `data`.
 
-    For what no manifest names, such as the state of an unfinished run.
+    For files that no manifest lists, such as the state of an unfinished run.
     """
     publish(path, stage_chunks(path.parent, path.name, (_seal(path, data), data), _SEAL + len(data)))
 
 
 def read_sealed(path: Path, limit: int) -> bytes:
-    """What `write_sealed` wrote there under this name.
+    """The data that `write_sealed` wrote under this name.
 
     Raises
     ------
     IntegrityError
-        Missing, damaged, larger than `limit` bytes, or another file under this name.
+        The file is missing, damaged, larger than `limit` bytes, or was written under another name.
     """
     with opened(path) as file:
         if os.fstat(file.fileno()).st_size > limit:
-            raise IntegrityError(f"{path}: more than {limit} bytes")
+            raise IntegrityError(f"{path} has more than {limit} bytes")
         seal, data = file.read(_SEAL), file.read()
     if seal != _seal(path, data):
         raise IntegrityError(f"{path}: damaged")
     return data
 
 
-_SEAL = 65
+_SEAL = 65  # bytes of the seal: 64 digits and a newline
 
 
 def _seal(path: Path, data: bytes | memoryview) -> bytes:
@@ -328,12 +337,12 @@ def _seal(path: Path, data: bytes | memoryview) -> bytes:
 
 
 def read_whole(path: Path) -> bytes:
-    """The bytes of a regular file; a symbolic link is refused.
+    """The bytes of a regular file.
 
     Raises
     ------
     IntegrityError
-        Missing, a link, no regular file, or not readable.
+        The file is missing, a symbolic link, not a regular file, or not readable.
     """
     with opened(path) as file:
         return file.read()
@@ -343,8 +352,8 @@ def read_whole(path: Path) -> bytes:
 class Pin:
     """A file as it was when it was hashed, for readers that cannot decode from bytes in memory.
 
-    The digest is taken before the file is opened and again after it was read; inode, size and times tell of
-    what happened in between. A symbolic link stands for its file.
+    The checksum is taken before the file is opened and again after it was read; inode, size and times reveal
+    changes in between. Symbolic links are followed.
     """
 
     path: Path
@@ -358,14 +367,15 @@ class Pin:
         Raises
         ------
         IntegrityError
-            Missing, no regular file, or not readable.
+            The file is missing, not a regular file, or not readable.
         """
         try:
+            # Not blocking, so that a pipe is reported instead of waited for.
             handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             with io.FileIO(handle, "r") as stream:
                 status = os.fstat(handle)
                 if not stat.S_ISREG(status.st_mode):
-                    raise IntegrityError(f"{path}: not a regular file")
+                    raise IntegrityError(f"{path} is not a regular file")
                 return cls(path, hashlib.file_digest(stream, "sha256").hexdigest(), _mark(status))
         except OSError as err:
             raise IntegrityError(f"{path}: {err.strerror or err}") from None
@@ -376,7 +386,7 @@ class Pin:
         return self.mark[2]
 
     def check(self, *, rehash: bool = True) -> None:
-        """Compare the file with what it was; without `rehash` only inode, size and times.
+        """Check that the file has not changed; without `rehash`, only by inode, size and times.
 
         Raises
         ------
@@ -389,7 +399,7 @@ class Pin:
             same = False
         if not same or (rehash and Pin.of(self.path) != self):
             raise IntegrityError(
-                f"{self.path}: changed while it was read", hint="run again when it is at rest"
+                f"{self.path} changed while it was read", hint="run again once nothing writes to it"
             )
 
 
@@ -398,24 +408,21 @@ def _mark(status: os.stat_result) -> tuple[int, ...]:
 
 
 def parse_parquet(data: bytes) -> pa.Table:
-    """A table from the bytes of a Parquet file.
-
-    `pyarrow.parquet.read_table` would let a thread of Arrow drop the last hold on `data`: where that comes as
-    late as Python's own end, the process aborts after all is done.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+    """A table from the bytes of a Parquet file."""
+    # With `pyarrow.parquet.read_table`, a thread of Arrow may release `data` last; when that happens while
+    # Python ends, the process aborts after all its work is done.
     return pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[io.FileIO]:
+    """A regular file, open for reading; `IntegrityError` when that is not what the path leads to."""
+    # Links are refused: a manifest of somebody else could otherwise point to any file of the user.
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with io.FileIO(handle, "r") as file:
             if not stat.S_ISREG(os.fstat(handle).st_mode):
-                raise IntegrityError(f"{path}: not a regular file")
+                raise IntegrityError(f"{path} is not a regular file")
             yield file
     except OSError as err:
         what = "is a symbolic link" if err.errno == errno.ELOOP else err.strerror or str(err)
@@ -423,7 +430,7 @@ def opened(path: Path) -> Iterator[io.FileIO]:
 
 
 def hash_file(path: Path, advance: Callable[[int], None] | None = None) -> tuple[int, str]:
-    """Size and SHA-256 of a file, read in blocks."""
+    """Size and SHA-256 of a file, read in blocks; `advance` gets the bytes of each."""
     digest, size = hashlib.sha256(), 0
     block = memoryview(bytearray(_BLOCK))
     with opened(path) as file:
@@ -436,6 +443,7 @@ def hash_file(path: Path, advance: Callable[[int], None] | None = None) -> tuple
 
 
 def remove_temporaries(directory: Path, start: str = TEMPORARY) -> None:
+    """Remove what killed writers left; the caller holds the lock, so that nobody is writing."""
     for entry in sorted(os.scandir(directory), key=lambda e: e.name):
         if entry.name.startswith(start):
             with suppress(OSError):

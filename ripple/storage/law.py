@@ -15,8 +15,8 @@ def check_law(index: pa.Table, shard_rows: Sequence[int], *, asked: int | None =
     """Check that no target was lost: accepted + rejected = requested, and every shard row has one target.
 
     Columns `index` (distinct), `status` (`ok`, `partial` or `rejected`), `reason`, `shard`, `row` are
-    required. A row with `shard >= 0` is in that shard; `ok` and `partial` rows must be in one, `rejected` ones
-    must have a reason.
+    required. A row with `shard >= 0` is in that shard; `ok` and `partial` rows must be in one, `rejected`
+    rows must have a reason.
 
     Parameters
     ----------
@@ -65,7 +65,9 @@ class Law:
         for name in ("index", "shard", "row"):
             column = index[name]
             if not pa.types.is_integer(column.type) or column.null_count:
-                raise IntegrityError(f"index column {name!r} is {column.type}, but must be whole numbers")
+                raise IntegrityError(
+                    f"index column {name!r} ({column.type}) must have a whole number in every row"
+                )
         for at in range(0, index.num_rows, _PIECE):
             self._add(index.slice(at, _PIECE))
 
@@ -80,9 +82,8 @@ class Law:
         _require_none((status == "rejected") & no_reason, number, "is rejected without a reason")
         # Rejected rows may be in a shard: `preprocess` keeps them for inspection.
         placed = shard >= 0
-        _require_none(
-            placed & ((shard >= len(self._rows)) | (row < 0)), number, "points to a shard that does not exist"
-        )
+        outside = placed & ((shard >= len(self._rows)) | (row < 0))
+        _require_none(outside, number, "points outside the shards")
         at = shard[placed].astype(np.int64)
         _require_none(row[placed] >= self._rows[at], number[placed], "points beyond the end of its shard")
         self._fill(self._starts[at] + row[placed])

@@ -1,8 +1,8 @@
-"""The manifest: the last file of every directory that RIPPLe writes. No manifest, not finished.
+"""The manifest: the last file of every directory that RIPPLe writes; without it, the directory is unfinished.
 
-Cutouts, tensors and scores have one, and so have models, pages, exports and simulated surveys. It says what
-the content depends on (`verb`, `config`, `inputs`), lists the files with size and SHA-256, and is sealed: any
-other bytes are damage.
+Cutouts, tensors, scores, models, pages, exports and simulated surveys have one. It says what the content
+depends on (`verb`, `config`, `inputs`), lists the files with size and SHA-256, and is sealed: a manifest with
+any other bytes is damaged.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ from ripple.storage.files import REDO, read_whole, write_atomic
 from ripple.storage.lock import is_locked
 from ripple.storage.schema import check_layout
 
+#: Version of the layout of manifests.
 SCHEMA = 1
 MANIFEST, INDEX, METRICS, JOURNAL = "manifest.json", "index.parquet", "metrics.json", ".journal"
 #: Mark of a directory that is being written as a whole (`directory.py`).
 MARK = ".tree"
-#: One of these is there as long as a directory is not finished: of an artefact, a model, a survey.
+#: An unfinished directory has one of these: an artefact, a model, a survey.
 BEGUN = (JOURNAL, ".train/run.json", "simulate.json")
+#: A larger file is damaged, or meant to use up the memory.
 MAX_MANIFEST_BYTES = 1 << 28
 
 
@@ -44,7 +46,7 @@ class ShardRecord:
     rows
         Rows in the file.
     bytes, sha256
-        Size and digest of the file.
+        Size and checksum of the file.
     extra
         Facts of the unit as JSON values, e.g. `{"rejected": {"12": ["no_dataset", ""]}, "profile": {...}}`.
     """
@@ -57,7 +59,8 @@ class ShardRecord:
 
 
 def software() -> dict[str, str]:
-    """Versions of what decides bytes; a run is resumed only by the same ones."""
+    """Versions of the software that the bytes depend on; a run can only be resumed with the same ones."""
+    # The distributions' metadata, so that nothing has to be imported.
     names = ("numpy", "scipy", "h5py", "pyarrow", "torch", "lsst-images", "lsst-daf-butler")
     found = {"python": platform.python_version(), "ripple": metadata.version("ripple-lsst")}
     for name in names:
@@ -67,7 +70,7 @@ def software() -> dict[str, str]:
 
 
 def identity_of(kind: str, verb: str, config: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes two directories the same, as JSON values.
+    """What two directories must have in common to have the same content, as JSON values.
 
     Parameters
     ----------
@@ -78,8 +81,9 @@ def identity_of(kind: str, verb: str, config: Mapping[str, Any], inputs: Mapping
     config
         Its options that change bytes, as `Config.canonical` gives them.
     inputs
-        What the bytes depend on besides, with digests.
+        What else the bytes depend on, with checksums.
     """
+    # Through JSON and back: tuples become lists, as they will be when the manifest is read.
     plain: dict[str, Any] = json.loads(canonical_json({"config": dict(config), "inputs": dict(inputs)}))
     digest = hashlib.sha256(canonical_json(plain["config"])).hexdigest()
     return {"kind": kind, "schema": SCHEMA, "verb": verb, "config_digest": digest, **plain}
@@ -88,6 +92,7 @@ def identity_of(kind: str, verb: str, config: Mapping[str, Any], inputs: Mapping
 def refuse_other(directory: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Raise when the directory was begun with another kind, config or inputs; names the first difference."""
     verb = str(new["verb"])
+    # In this order, so that the message names the plainest difference; each with its word in the message.
     labels = {
         "kind": "kind",
         "verb": "verb",
@@ -99,6 +104,7 @@ def refuse_other(directory: Path, old: Mapping[str, Any], new: Mapping[str, Any]
     for key, label in labels.items():
         difference = first_difference(old.get(key), new.get(key), label)
         if difference is not None:
+            # `ripple run` makes a stage again when its inputs have changed, but not when its options have.
             kind = ConfigError if label in ("kind", "verb", verb) else OtherInputsError
             raise kind(
                 f"{directory} was written with different options or inputs: {difference}",
@@ -121,38 +127,40 @@ def first_difference(old: Any, new: Any, label: str) -> str | None:
         pairs = enumerate(zip(old, new, strict=True))
         found_all = (first_difference(a, b, f"{label}[{k}]") for k, (a, b) in pairs)
         return next((found for found in found_all if found is not None), None)
-    same = old == new and type(old) is type(new)
+    same = old == new and type(old) is type(new)  # 1, 1.0 and true are equal in Python
     return None if same else f"{label}: {_short(old)} -> {_short(new)}"
 
 
 def _short(value: Any) -> str:
+    """A value as JSON, cut to 80 characters for a message."""
     text = "absent" if value is _ABSENT else json.dumps(value, ensure_ascii=True, default=str)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 def content_digest(manifest: Mapping[str, Any]) -> str:
-    """SHA-256 of all of the manifest but `software` and the digest itself: the identity of the content."""
+    """SHA-256 of the manifest without `software` and the digest itself: the identity of the content."""
     core = {key: value for key, value in manifest.items() if key not in ("digest", "seal", "software")}
     return hashlib.sha256(canonical_json(core)).hexdigest()
 
 
 def render(manifest: Mapping[str, Any]) -> bytes:
-    """The bytes of a manifest, or of another record: any other bytes are damage. `seal` covers everything."""
+    """The bytes of a manifest or another record; `seal` is a checksum of everything else in it."""
     open_part = {key: value for key, value in manifest.items() if key != "seal"}
     seal = hashlib.sha256(canonical_json(open_part)).hexdigest()
     return json.dumps({**open_part, "seal": seal}, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
 
 
 def unseal(path: Path, data: bytes) -> dict[str, Any]:
-    """What `render` made bytes of.
+    """The record from which `render` made these bytes.
 
     Raises
     ------
     IntegrityError
-        Other bytes than `render` makes.
+        `render` would not give these bytes, so they are damaged.
     """
     try:
         value: dict[str, Any] = json.loads(data)
+        # Byte by byte: JSON would also accept other spaces, and keys that occur twice.
         whole = isinstance(value, dict) and render(value) == data
     except (ValueError, RecursionError):
         whole = False
@@ -162,14 +170,14 @@ def unseal(path: Path, data: bytes) -> dict[str, Any]:
 
 
 def parse_manifest(path: Path, data: bytes) -> dict[str, Any]:
-    """The manifest in `data`, its seal and its layout verified.
+    """The manifest in `data`, after verifying its seal and its layout.
 
     Raises
     ------
     IntegrityError
-        Damaged, or not what `ripple.storage.schema` asks for.
+        It is damaged, or lacks something that `ripple.storage.schema` requires.
     InputError
-        Of another schema.
+        It has another schema.
     """
     damaged = IntegrityError(f"{path}: damaged", hint=REDO)
     if len(data) > MAX_MANIFEST_BYTES:
@@ -178,22 +186,23 @@ def parse_manifest(path: Path, data: bytes) -> dict[str, Any]:
     if manifest.get("digest") != content_digest(manifest):
         raise damaged
     if manifest.get("schema") != SCHEMA:
-        raise InputError(f"{path}: schema {manifest.get('schema')}, this version reads {SCHEMA}")
+        raise InputError(f"{path}: schema {manifest.get('schema')}, but this version reads {SCHEMA}")
     check_layout(path, manifest)
     return manifest
 
 
 def read_manifest(directory: Path, *kinds: str) -> dict[str, Any]:
-    """The manifest of a finished directory, of one of `kinds` when any are named.
+    """The manifest of a finished directory, which must be one of `kinds` when any are given.
 
     Raises
     ------
     InputError
-        No such directory, not finished, of another kind, or written by a newer version.
+        The directory does not exist, is not finished, of another kind, or written by a newer version.
     IntegrityError
-        Damaged.
+        The manifest is damaged.
     """
     path = directory / MANIFEST
+    # A broken link does not exist, but is damage rather than an unfinished directory.
     if not path.exists() and not path.is_symlink():
         raise _unfinished(directory)
     manifest = parse_manifest(path, read_whole(path))
@@ -203,17 +212,20 @@ def read_manifest(directory: Path, *kinds: str) -> dict[str, Any]:
 
 
 def _unfinished(directory: Path) -> InputError:
+    """What to tell the user about a directory without a manifest."""
     if not directory.is_dir():
         return InputError(f"{directory}: no such directory")
     if not any((directory / name).is_file() for name in BEGUN):
-        return InputError(f"{directory}: RIPPLe has not written here, there is no {MANIFEST}")
+        return InputError(f"{directory} was not written by RIPPLe: it has no {MANIFEST}")
     if is_locked(directory):
-        return InputError(f"{directory} is not finished: it is being written", hint="wait for its writer")
+        return InputError(
+            f"{directory} is not finished: another process is writing it", hint="wait until it has finished"
+        )
     return InputError(f"{directory} is not finished", hint="run the command that began it again to resume")
 
 
 def is_finished(directory: Path) -> bool:
-    """Whether RIPPLe finished writing here, and every file has its size."""
+    """Whether the directory is finished, and every file has its size."""
     try:
         check_files(directory, read_manifest(directory))
     except (InputError, IntegrityError):
@@ -237,7 +249,7 @@ def check_files(directory: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def write_manifest(directory: Path, identity: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    """Finish a directory: everything else in it is on disk.
+    """Finish a directory, in which everything else is on disk already.
 
     Parameters
     ----------
@@ -251,18 +263,19 @@ def write_manifest(directory: Path, identity: Mapping[str, Any], facts: Mapping[
     Raises
     ------
     WriteError
-        The manifest is not known to be on disk, and there is none.
+        The manifest could not be written; there is none then.
     IntegrityError
-        Facts that no reader would accept.
+        No reader would accept these facts.
     """
     manifest: dict[str, Any] = {**identity, **facts, "software": software()}
     manifest = json.loads(canonical_json(manifest))
     manifest["digest"] = content_digest(manifest)
+    # A mistake is found now, not by everybody who reads the directory later.
     check_layout(directory / MANIFEST, manifest)
     try:
         write_atomic(directory / MANIFEST, render(manifest))
     except WriteError:
-        # Renamed, perhaps, but a failed fsync must not pass for a commit later.
+        # It may have its name already, but after a failed fsync the directory must not look finished.
         with suppress(OSError):
             (directory / MANIFEST).unlink()
         raise

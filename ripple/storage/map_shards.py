@@ -1,6 +1,7 @@
-"""The one parallel map of all verbs: task k becomes shard k, made by workers, each committed as it comes.
+"""The parallel map that all verbs share: a worker makes shard k from task k, and it is committed at once.
 
-A shard whose workers die does not stop the others: they are committed, then the run ends with its name.
+A shard whose workers die does not stop the others: they are committed, then the run ends with an error that
+names it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class ShardResult:
     Parameters
     ----------
     staged
-        The shard, written beside its place.
+        The shard, written under a temporary name.
     rows
         Rows in it.
     operations
@@ -51,20 +52,20 @@ class ShardResult:
 
 @dataclass(frozen=True, slots=True)
 class Workers:
-    """Who does the work, and what they may use.
+    """The worker processes, and what they may use.
 
     Parameters
     ----------
     count
-        Processes; 0 works in this one.
+        Number of processes; 0 does the work in this one.
     deadline
         Seconds a task may take.
     memory
-        For all processes, as in `4GiB`.
+        Of all processes together, for example `4GiB`.
     need
         Bytes that one worker needs.
     dask, dask_settings
-        A Dask cluster instead, as for `dask_executor`; None for processes of this machine.
+        A Dask cluster instead, as for `dask_executor`; None for processes on this machine.
     """
 
     count: int
@@ -75,7 +76,7 @@ class Workers:
     dask_settings: Mapping[str, Any] = field(default_factory=dict)
 
     def watch(self) -> MemoryWatch:
-        """A watch that lets as many workers work as fit into the memory."""
+        """A watch that allows as many workers as fit into the memory."""
         return MemoryWatch(parse_bytes(self.memory), self.need)
 
     @contextmanager
@@ -87,6 +88,7 @@ class Workers:
         started: Started | None = None,
     ) -> Generator[Generator[tuple[int, R | WorkerFailure]]]:
         """`ordered_map` by these workers; the results are closed with the context."""
+        # Without an executor, `ordered_map` starts processes of its own.
         cluster = nullcontext(None) if self.dask is None else dask_executor(self.dask, self.dask_settings)
         with cluster as executor:
             results = ordered_map(
@@ -99,12 +101,13 @@ class Workers:
                 memory_bytes=watch.most(),
                 started=started,
             )
+            # Closed also when the caller stops early: no worker outlives the run.
             with closing(results):
                 yield results
 
 
 def need_of(cutouts: Artefact) -> int:
-    """Bytes that a worker needs for the largest shard of a cutout artefact."""
+    """Bytes of memory that a worker needs for the largest shard of a cutout artefact."""
     return IDLE_WORKER + SHARE * max((shard.bytes for shard in cutouts.shards), default=0)
 
 
@@ -128,24 +131,24 @@ def map_shards[T](
     make
         A module-level function of a task.
     tasks
-        Shard number -> task, for the shards of `writer` that are not there yet.
+        Shard number -> task, for the shards that do not exist yet.
     writer
-        Of the artefact.
+        Writer of the artefact.
     rows
-        Rows of each of its shards, for the line of progress.
+        Rows of each of its shards, for the progress bar.
     workers
-        Who does it.
+        The worker processes.
     profile
         Gets what the shards cost.
     label
-        Of the line of progress.
+        Name of the progress bar.
     timeline
         Gets when each shard was done.
     started
         Workers that were started for `make` already.
     instead
-        Makes a shard whose workers were lost twice, from its task and what happened; without it such a
-        shard stays undone.
+        Makes a shard whose workers were lost twice, from its task and what happened; without it, such a
+        shard is not written.
 
     Returns
     -------
@@ -154,17 +157,19 @@ def map_shards[T](
     Raises
     ------
     WorkerError
-        Workers died or were stuck twice over the same shards; names them. All others are committed.
+        Workers died or were stuck twice with the same shards; names them. All others are committed.
     RippleError
-        What `make` raises, as soon as it does: a damaged source is no matter of luck.
+        An error of `make`, at once: trying again would not help with a damaged source.
     """
+    # In order of shards: the same files and journal whatever the number of workers.
     numbers, lost = sorted(tasks), []
     watch = workers.watch()
+    # Workers that were started early, before it was known how many shards there are and what fits.
     if started is not None:
         started.keep(min(len(numbers), watch.allowed()))
     ordered = [tasks[k] for k in numbers]
     with watch, progress(sum(rows), label) as advance, workers.map(make, ordered, watch, started) as results:
-        advance(sum(rows) - sum(rows[k] for k in numbers))
+        advance(sum(rows) - sum(rows[k] for k in numbers))  # done by earlier runs
         for at, result in results:
             k = numbers[at]
             if isinstance(result, WorkerFailure):
@@ -172,11 +177,12 @@ def map_shards[T](
                     lost.append(f"shard {k}: {result.message}")
                     continue
                 result = instead(tasks[k], result.message)
+            # Only this process commits, in order of shards: workers never touch journal or manifest.
             with profile.time("commit"):
                 cost = {"operations": result.operations, "peak_rss": result.peak_rss}
                 writer.commit(k, result.staged, result.rows, {**result.facts, "profile": cost})
             profile.add(result.operations)
-            watch.learn(result.peak_rss)
+            watch.learn(result.peak_rss)  # the estimate may have been too low
             advance(rows[k])
             if timeline is not None:
                 timeline.add(rows[k], result.staged.bytes)
@@ -196,15 +202,17 @@ def map_tasks[T, R](function: Callable[[T], R], tasks: Sequence[T], workers: Wor
         for k, result in results:
             if isinstance(result, WorkerFailure):
                 raise WorkerError(
-                    f"first pass, part {k + 1} of {len(tasks)}: {result.message}", hint="run again to resume"
+                    f"part {k + 1} of {len(tasks)} of the first pass: {result.message}",
+                    hint="run again to resume",
                 )
             yield result
 
 
 def _refuse_lost(lost: list[str], total: int) -> None:
     if lost:
+        # A lost node may take hundreds of shards with it.
         more = f"; and {len(lost) - 3} more" if len(lost) > 3 else ""
         raise WorkerError(
             f"{len(lost)} of {total} shards lost their worker twice: {'; '.join(lost[:3])}{more}",
-            hint="all other shards are committed; run again to retry",
+            hint="all other shards are committed; run again to retry these",
         )

@@ -1,4 +1,4 @@
-"""What became of each target, from plan to index: `ok`, or `partial` or `rejected` and why."""
+"""The outcome of each target, from plan to index: `ok`, or `partial` or `rejected` with the reason."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from numpy.typing import NDArray
 from ripple.errors import Reason
 
 Status = Literal["ok", "partial", "rejected"]
-#: Gravest last: what a row gets later counts only when it is graver.
+#: By increasing seriousness: a row keeps its outcome unless a later one is more serious.
 STATUSES: tuple[Status, ...] = ("ok", "partial", "rejected")
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one target.
+    """The outcome of one target.
 
     Parameters
     ----------
     status
-        `ok`, `partial` (delivered, something is missing) or `rejected` (not delivered, or not fit for use).
+        `ok`, `partial` (delivered, but something is missing) or `rejected` (not delivered, or not usable).
     reason
         Why it is not `ok`; None when it is.
     detail
@@ -44,17 +44,18 @@ OK = Outcome()
 
 
 class Outcomes:
-    """Outcomes of N rows: five bytes a row, and each different outcome once.
+    """Outcomes of N rows: five bytes per row, and each distinct outcome once.
 
-    A row keeps its first outcome, unless a later one is graver: rejected beats partial beats ok.
+    A row keeps its first outcome unless a later one is more serious: rejected, then partial, then ok.
 
     Parameters
     ----------
     count
-        N; all rows are `ok` to begin with.
+        N; all rows are `ok` at first.
     """
 
     def __init__(self, count: int) -> None:
+        # `(N,)` number of the outcome in `_known`, and of its status in `STATUSES`.
         self._kind, self._grade = np.zeros(count, np.int32), np.zeros(count, np.int8)
         self._kinds: dict[Outcome, int] = {OK: 0}
         self._known: list[Outcome] = [OK]
@@ -64,15 +65,17 @@ class Outcomes:
         at = np.asarray(rows)
         at = np.flatnonzero(at) if at.dtype == bool else at.astype(np.intp)
         grade = STATUSES.index(outcome.status)
-        at = at[self._grade[at] < grade]
+        at = at[self._grade[at] < grade]  # rows whose outcome is less serious
         self._kind[at], self._grade[at] = self._number(outcome), grade
 
     def put(self, rows: NDArray[Any], other: Outcomes) -> None:
-        """Replace the outcomes of rows (numbers) by those of `other`, which has as many."""
+        """Replace the outcomes of rows (numbers) by those of `other`, which has as many rows."""
+        # From numbers of `other` to numbers here: no loop over rows.
         numbers = np.array([self._number(outcome) for outcome in other._known], np.int32)
         self._kind[rows], self._grade[rows] = numbers[other._kind], other._grade
 
     def _number(self, outcome: Outcome) -> int:
+        """Position of an outcome in `_known`, where it is added when it is new."""
         if outcome not in self._kinds:
             self._kinds[outcome] = len(self._known)
             self._known.append(outcome)
@@ -87,7 +90,8 @@ class Outcomes:
         return int(np.count_nonzero(self.has(status)))
 
     def groups(self, *statuses: Status) -> Iterator[tuple[NDArray[np.intp], Outcome]]:
-        """Rows, ascending, by outcome; of all rows that are not `ok` when no status is named."""
+        """Rows, ascending, by outcome; without a status, of all rows that are not `ok`."""
+        # Sorted by number, the rows of each outcome are one slice.
         order = np.argsort(self._kind, kind="stable")
         ends = np.searchsorted(self._kind[order], np.arange(-1, len(self._known)), side="right")
         for k, outcome in enumerate(self._known):
@@ -95,7 +99,7 @@ class Outcomes:
                 yield order[ends[k] : ends[k + 1]], outcome
 
     def reasons(self, *statuses: Status) -> dict[str, int]:
-        """Rows by reason."""
+        """Number of rows for each reason."""
         found: Counter[str] = Counter()
         for rows, outcome in self.groups(*statuses):
             found[str(outcome.reason)] += len(rows)
@@ -104,6 +108,7 @@ class Outcomes:
     def columns(self) -> dict[str, pa.Array]:
         """The columns `status`, `reason` and `detail` of an index, text."""
         words = [(known.status, str(known.reason or ""), known.detail) for known in self._known]
+        # Through dictionaries: Arrow copies the few texts to millions of rows faster than Python could.
         kind = pa.array(self._kind)
         return {
             name: pa.DictionaryArray.from_arrays(kind, pa.array(values, pa.string())).cast(pa.string())
@@ -119,7 +124,7 @@ class Outcomes:
 
     @classmethod
     def read_record(cls, count: int, record: Iterable[Any]) -> Self:
-        """What `record` was made from."""
+        """The outcomes from which `record` was made."""
         found = cls(count)
         for status, reason, detail, rows in record:
             found.add(rows, Outcome(status, Reason(reason), detail))
@@ -145,10 +150,11 @@ class Outcomes:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Outcomes):
             return NotImplemented
+        # By content: the same outcomes may have been added in another order.
         mine, theirs = self.columns(), other.columns()
         return all(mine[name].equals(theirs[name]) for name in mine)
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]  # outcomes change
 
     def __repr__(self) -> str:
         return f"<Outcomes of {len(self)} rows: {', '.join(f'{self.count(s)} {s}' for s in STATUSES)}>"

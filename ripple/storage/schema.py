@@ -1,8 +1,8 @@
-"""What a manifest must hold to be read: one model of it, and one of the `attributes` of each kind.
+"""What a manifest must contain: one model of all manifests, and one of the `attributes` of each kind.
 
-A manifest may come from others: its seal says that it is what they wrote, not that they wrote it well. It is
-looked at once, when it is opened, and readers then trust the keys that are named here. Further keys are
-allowed, so that manifests of later versions can be read; they are shown and handed on, never calculated with.
+A manifest may come from other people: its seal says that it is what they wrote, not that it is right. It is
+checked once, when it is opened, and readers then rely on the keys that are named here. Further keys are
+allowed, so that manifests of later versions can be read; they are shown and passed on, but never used.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from ripple.errors import IntegrityError
 
-#: A damaged number must not become an allocation: rows are bounded by the bytes of their shard.
+#: Rows are bounded by the bytes of their shard, so that no wrong number leads to a huge allocation.
 ROWS_PER_BYTE = 64
 
+#: Up to 2**62, so that sums stay within 64 bits.
 Count = Annotated[int, Field(ge=0, le=1 << 62)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 #: A file beside the manifest, never a path.
@@ -27,7 +28,7 @@ Side = Annotated[int, Field(ge=1, le=1 << 20)]
 
 def _distinct(names: list[str]) -> list[str]:
     if len(set(names)) != len(names):
-        raise ValueError("a band twice")
+        raise ValueError("a band occurs twice")
     return names
 
 
@@ -39,12 +40,13 @@ Bands = Annotated[
 
 
 class _Part(BaseModel):
-    """Strict: `true` is no number and `"5"` is none either."""
+    """Strict: neither `true` nor `"5"` counts as a number."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="allow")
 
 
 class _Shard(_Part):
+    # A record becomes a `ShardRecord`, which takes no other fields.
     model_config = ConfigDict(extra="forbid")
 
     name: str
@@ -83,7 +85,7 @@ class _Counts(_Part):
 
 
 class _Record(_Part):
-    """What every manifest has: of models, pages, exports and surveys too."""
+    """What every manifest has, also those of models, pages, exports and surveys."""
 
     kind: str
     verb: str
@@ -102,6 +104,7 @@ class _Manifest(_Record):
 
     @model_validator(mode="after")
     def _named(self) -> _Manifest:
+        # Shards are opened by number; any other name could lead out of the directory.
         for k, shard in enumerate(self.shards):
             if shard.name != f"shard-{k:05d}{self.suffix}":
                 raise ValueError(f"shard {k} is named {shard.name[:100]!r}")
@@ -109,7 +112,7 @@ class _Manifest(_Record):
 
 
 class _Images(_Part):
-    """Of `cutouts` and `tensors`; `size` is a side, `[height, width]`, or null when rows differ."""
+    """Attributes of `cutouts` and `tensors`; `size` is a side, `[height, width]`, or null if rows differ."""
 
     bands: Bands
     size: Side | Annotated[list[Side], Field(min_length=2, max_length=2)] | None = None
@@ -128,6 +131,7 @@ class _Model(_Part):
     origin: str
 
 
+# Of scores: the parts that reports and `ripple show` read.
 class _Interval(_Part):
     value: float
     low: float
@@ -155,6 +159,7 @@ class _Scores(_Part):
 
     @model_validator(mode="after")
     def _measures(self) -> _Scores:
+        # Everything that looks like a measure with an interval is drawn in reports.
         found = [
             *self.evaluation.values(),
             (self.visible.model_extra or {}).get("auroc") if self.visible else 0,
@@ -187,7 +192,7 @@ KINDS: dict[str, dict[str, type[BaseModel]]] = {
 
 
 def check_layout(path: Path, manifest: Mapping[str, Any]) -> None:
-    """Refuse a manifest that lacks a key which readers need, or has something else there.
+    """Raise when a manifest lacks a key that readers need, or has a value of the wrong kind there.
 
     Raises
     ------
@@ -199,19 +204,21 @@ def check_layout(path: Path, manifest: Mapping[str, Any]) -> None:
         _check(path, "", _Manifest, manifest)
     for key, model in KINDS.get(manifest["kind"], {}).items():
         _check(path, key, model, manifest[key])
+    # Reports pair the tensors of a score with their checksums by position.
     if manifest["kind"] == "scores":
         named, known = (len(manifest[key]["tensors"]) for key in ("config", "inputs"))
         if named != known:
-            raise IntegrityError(f"{path}: {named} tensors in config, {known} in inputs", hint=HINT)
+            raise IntegrityError(f"{path}: {named} tensors in config, but {known} in inputs", hint=HINT)
 
 
-HINT = "it was not written by ripple, or not for this version"
+HINT = "it was not written by RIPPLe, or by a version that does not fit this one"
 
 
 def _check(path: Path, key: str, model: type[BaseModel], value: Any) -> None:
     try:
         model.model_validate(value)
     except ValidationError as err:
+        # One problem is enough to act on; values of a damaged file have no place in a message.
         first = err.errors(include_url=False, include_context=False, include_input=False)[0]
         place = ".".join(str(part)[:100] for part in (key, *first["loc"]) if part != "")
         raise IntegrityError(

@@ -1,4 +1,4 @@
-"""Writing an artefact: units committed atomically and journalled, the manifest last."""
+"""Writing an artefact: each unit is committed atomically and noted in a journal; the manifest comes last."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ripple.config import Config, canonical_json
 from ripple.errors import ConfigError, IntegrityError, WriteError
+from ripple.storage.artefact import Artefact, open_artefact
+from ripple.storage.checksums import FileList
 from ripple.storage.files import (
     TEMPORARY,
     Staged,
@@ -29,14 +34,20 @@ from ripple.storage.files import (
 )
 from ripple.storage.law import Law
 from ripple.storage.lock import LOCK, lock, unlock
-from ripple.storage.manifest import ShardRecord, first_difference, identity_of, refuse_other, render, software
+from ripple.storage.manifest import (
+    INDEX,
+    JOURNAL,
+    MANIFEST,
+    METRICS,
+    ShardRecord,
+    first_difference,
+    identity_of,
+    refuse_other,
+    render,
+    software,
+    write_manifest,
+)
 from ripple.storage.schema import is_record
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-from ripple.storage.artefact import Artefact, open_artefact
-from ripple.storage.checksums import FileList
-from ripple.storage.manifest import INDEX, JOURNAL, MANIFEST, METRICS, write_manifest
 
 #: Keys of a unit's `extra` that differ from run to run: kept in the journal, never in the manifest.
 VOLATILE = ("profile",)
@@ -46,15 +57,16 @@ VOLATILE = ("profile",)
 
 
 def _line(value: Mapping[str, Any]) -> bytes:
-    """A journal line that carries its own checksum: a damaged line is no line."""
+    """A journal line, which begins with its own checksum, so that damaged lines can be ignored."""
     body = canonical_json(value)
     return hashlib.sha256(body).hexdigest()[:16].encode() + b" " + body + b"\n"
 
 
 def _parse_journal(data: bytes) -> tuple[dict[str, Any] | None, dict[int, ShardRecord]]:
-    """Header and last record of each unit; torn and damaged lines are skipped."""
+    """Header and last record of each unit; incomplete and damaged lines are skipped."""
     header: dict[str, Any] | None = None
     records: dict[int, ShardRecord] = {}
+    # What follows the last newline is a line whose writer was killed.
     for number, line in enumerate(data.split(b"\n")[:-1]):
         mark, _, body = line.partition(b" ")
         if hashlib.sha256(body).hexdigest()[:16].encode() != mark:
@@ -66,6 +78,7 @@ def _parse_journal(data: bytes) -> tuple[dict[str, Any] | None, dict[int, ShardR
             header = value
         elif isinstance(unit := value.pop("unit", None), int) and is_record(value):
             records[unit] = ShardRecord(**value)
+    # Without a header it is not known what the records belong to.
     return (header, records) if header is not None else (None, {})
 
 
@@ -73,7 +86,7 @@ def _parse_journal(data: bytes) -> tuple[dict[str, Any] | None, dict[int, ShardR
 
 
 class ArtefactWriter:
-    """The one writer of an unfinished artefact; a context manager made by `create`.
+    """The only writer of an unfinished artefact; a context manager that `create` returns.
 
     Leaving the block without `finish` keeps what is committed; the next `create` resumes.
 
@@ -82,7 +95,7 @@ class ArtefactWriter:
     directory
         The artefact.
     units
-        Number of units that make it whole.
+        Number of units of the complete artefact.
     """
 
     def __init__(
@@ -91,8 +104,8 @@ class ArtefactWriter:
         self.directory, self.units = directory, units
         self._identity, self._suffix, self._lock = identity, suffix, handle
         self._records: dict[int, ShardRecord] = {}
-        self._journal = -1
-        self._broken = False
+        self._journal = -1  # file descriptor; -1 when closed
+        self._broken = False  # after a failure nothing more is committed
 
     def __enter__(self) -> Self:
         return self
@@ -101,7 +114,7 @@ class ArtefactWriter:
         self.close()
 
     def close(self) -> None:
-        """Let go of the lock."""
+        """Release the lock."""
         if self._journal >= 0:
             os.close(self._journal)
             self._journal = -1
@@ -114,8 +127,9 @@ class ArtefactWriter:
         return f"shard-{unit:05d}{self._suffix}"
 
     def done(self, unit: int) -> ShardRecord | None:
-        """The record of a unit committed by an earlier run whose file still hashes to it, else None."""
+        """The record of a unit that an earlier run committed, if its file still has that checksum."""
         record = self._records.get(unit)
+        # Another suffix: the directory was begun for another kind of file.
         if record is None or record.name != self.name(unit):
             return None
         try:
@@ -128,7 +142,7 @@ class ArtefactWriter:
         return record
 
     def todo(self) -> list[int]:
-        """Units that are not committed, or whose file is not what was committed."""
+        """Units that are not committed, or whose file has changed since."""
         return [unit for unit in range(self.units) if self.done(unit) is None]
 
     def record(self, unit: int) -> ShardRecord:
@@ -149,18 +163,19 @@ class ArtefactWriter:
         rows
             Rows in it.
         extra
-            Facts as JSON values; `extra["profile"]` stays out of the manifest.
+            Facts as JSON values; `extra["profile"]` does not get into the manifest.
 
         Raises
         ------
         WriteError
-            Disk full, no permission, I/O error; the unit does not count.
+            Disk full, no permission, I/O error; the unit is then not committed.
         """
         if self._broken or self._lock < 0 or not 0 <= unit < self.units:
             raise WriteError(f"{self.directory}: unit {unit} cannot be committed", hint="run again to resume")
         path = self.directory / self.name(unit)
         staged = data if isinstance(data, Staged) else stage(self.directory, path.name, data)
         record = ShardRecord(path.name, rows, staged.bytes, staged.sha256, json.loads(canonical_json(extra)))
+        # Made before the file has its name: facts that JSON cannot hold must not leave a file without a line.
         line = _line({"unit": unit, **asdict(record)})
         publish(path, staged)
         self._append(line)
@@ -168,15 +183,16 @@ class ArtefactWriter:
         return record
 
     def forget(self) -> None:
-        """Drop what is committed: after a change of the inputs that was noticed too late."""
+        """Discard what is committed, after a change of the inputs that was noticed too late."""
         self._broken = True
         with suppress(OSError):
             (self.directory / JOURNAL).unlink()
 
     def _append(self, line: bytes) -> None:
-        # After a failure the end of the journal is unknown: nothing more is committed, a resume rewrites it.
+        # After a failure the end of the journal is unknown: nothing more is committed; a resume rewrites it.
         self._broken = True
         try:
+            # A short write means a full disk, which only the next write would report.
             if os.write(self._journal, line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(self._journal)
@@ -198,12 +214,12 @@ class ArtefactWriter:
         Parameters
         ----------
         index
-            One row per target asked for, whole or in parts that need not be in memory together; see
+            One row per requested target, as a whole or in parts that need not be in memory together; see
             `check_law`.
         metrics
-            Per operation and per reason; not hashed.
+            What the run cost; not hashed.
         attributes
-            Facts of the whole, as JSON values; part of the digest.
+            Facts about all rows, as JSON values; part of the digest.
         asked
             Number of targets that were requested, when known independently of `index`.
         files
@@ -212,8 +228,8 @@ class ArtefactWriter:
         Raises
         ------
         IntegrityError
-            A unit is missing, or the law does not hold; the message names the first row at fault; or
-        attributes that no reader would take.
+            A unit is missing, the law does not hold (names the first wrong row), or no reader would accept
+            the attributes.
         WriteError
             As in `commit`.
         """
@@ -221,6 +237,7 @@ class ArtefactWriter:
         if missing:
             raise IntegrityError(f"{self.directory}: unit {missing[0]} is not committed", hint="run again")
         shards = [self._records[unit] for unit in range(self.units)]
+        # Checked before anything is written: an index that does not add up is never published.
         law = Law([shard.rows for shard in shards])
         data = _parquet(index, law)
         counts = law.counts(asked)
@@ -243,30 +260,28 @@ class ArtefactWriter:
 
 
 def _tidy(directory: Path) -> None:
-    """Remove what only an unfinished artefact needs; the lock is held, so no temporary has a writer."""
+    """Remove what only an unfinished artefact needs; the lock is held, so nobody writes a temporary file."""
     remove_temporaries(directory)
     with suppress(OSError):
         (directory / JOURNAL).unlink()
 
 
 def _plain(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON values: text for what JSON does not know, null for numbers that are not finite."""
+    """The metrics as JSON values: text for other types, null for numbers that are not finite."""
     text = json.dumps(metrics, default=str)
     plain: dict[str, Any] = json.loads(text, parse_constant=lambda _: None)
     return plain
 
 
 def _stable(shard: ShardRecord) -> dict[str, Any]:
+    """A record without what differs from run to run, so that equal runs give equal manifests."""
     record = asdict(shard)
     record["extra"] = {key: value for key, value in shard.extra.items() if key not in VOLATILE}
     return record
 
 
 def _parquet(index: pa.Table | Iterable[pa.Table], law: Law) -> memoryview:
-    """The file of an index, whose parts are checked as they pass."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+    """The bytes of an index; each part is checked as it is written."""
     sink = io.BytesIO()
     out: Any = None
     for part in [index] if isinstance(index, pa.Table) else index:
@@ -274,14 +289,14 @@ def _parquet(index: pa.Table | Iterable[pa.Table], law: Law) -> memoryview:
         out = out or pq.ParquetWriter(sink, part.schema, compression="zstd")
         out.write_table(part.combine_chunks())
     if out is None:
-        raise IntegrityError("an index without columns")
+        raise IntegrityError("the index has no columns")
     out.close()
     return sink.getbuffer()
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """What `create` returns when the same artefact is there already."""
+    """What `create` returns when the same artefact is finished already."""
 
     artefact: Artefact
 
@@ -289,7 +304,7 @@ class Finished:
 def create(
     directory: Path, *, kind: str, config: Config, inputs: Mapping[str, Any], units: int, suffix: str = ".h5"
 ) -> ArtefactWriter | Finished:
-    """Begin, resume, or find finished.
+    """Begin an artefact, resume it, or find that it is finished.
 
     Parameters
     ----------
@@ -300,7 +315,7 @@ def create(
     config
         Its `canonical` part must equal that of the run which began the directory.
     inputs
-        What the bytes depend on besides `config`, as JSON values with digests.
+        What the bytes depend on besides `config`, as JSON values with checksums.
     units
         Number of units.
     suffix
@@ -309,11 +324,11 @@ def create(
     Raises
     ------
     ConfigError
-        Begun with another config, other inputs or other software; names the first difference.
+        The directory was begun with another config, inputs or software; names the first difference.
     LockedError
-        Another process is writing.
+        Another process is writing the directory.
     WriteError
-        The directory cannot be made or written, or holds something else.
+        The directory cannot be made or written, or contains something else.
     """
     identity = {**identity_of(kind, config.verb, config.canonical(), inputs), "units": units}
     _make_directory(directory)
@@ -323,12 +338,13 @@ def create(
         if (directory / MANIFEST).is_file():
             artefact = open_artefact(directory)
             refuse_other(directory, artefact.manifest, identity)
-            _tidy(directory)  # its writer may have been killed just before it did this
+            _tidy(directory)  # its writer may have been killed just before doing this
             return Finished(artefact)
         writer = ArtefactWriter(directory, identity, units, suffix, handle)
         _begin(writer, identity)
         return writer
     finally:
+        # The writer keeps the lock; without one it is released, whatever happened.
         if writer is None or writer._journal < 0:
             unlock(handle)
 
@@ -347,10 +363,12 @@ def _begin(writer: ArtefactWriter, identity: dict[str, Any]) -> None:
         refuse_other(directory, header, identity)
         drift = first_difference(header.get("software"), software(), "software")
         if drift is not None:
+            # Other versions may give other pixels; one artefact must not mix them.
             hint = "finish it with the versions it was begun with, or remove it"
-            raise ConfigError(f"{directory} was begun with other software: {drift}", hint=hint)
+            raise ConfigError(f"{directory} was begun with different software: {drift}", hint=hint)
     known = {unit: record for unit, record in records.items() if record.name == writer.name(unit)}
     remove_temporaries(directory)
+    # Rewritten without damaged and repeated lines, so that appending is safe again.
     lines = [_line({"unit": unit, **asdict(record)}) for unit, record in sorted(known.items())]
     write_atomic(path, b"".join([_line({**identity, "software": software()}), *lines]))
     writer._records = known
@@ -361,6 +379,7 @@ def _begin(writer: ArtefactWriter, identity: dict[str, Any]) -> None:
 
 
 def _make_directory(directory: Path) -> None:
+    """Make the directory, or raise when it has files but none that RIPPLe writes first."""
     make_directory(directory)
     try:
         names = {entry.name for entry in os.scandir(directory)}
@@ -368,4 +387,6 @@ def _make_directory(directory: Path) -> None:
         raise write_error(directory, err, 0) from None
     ours = {LOCK, JOURNAL, MANIFEST}
     if names and not names & ours and not all(name.startswith(TEMPORARY) for name in names):
-        raise WriteError(f"{directory} holds files that are not ours", hint="give a new or empty directory")
+        raise WriteError(
+            f"{directory} contains files that RIPPLe did not write", hint="give a new or empty directory"
+        )

@@ -274,7 +274,11 @@ def test_options_that_contradict(pair: tuple[Path, Path], tmp_path: Path, change
 def test_the_benchmark_in_small(tmp_path: Path) -> None:
     """Two instruments: batch statistics of the target's own already close part of the gap."""
     root = Path(__file__).parents[2]
-    command = [sys.executable, str(root / "scripts/bench/gap.py"), str(root / "scripts/bench/configs/gap-instruments.yaml")]
+    command = [
+        sys.executable,
+        str(root / "scripts/bench/gap.py"),
+        str(root / "scripts/bench/configs/gap-instruments.yaml"),
+    ]
     small = ["seeds=[0]", "rows=800", "methods=[adabn]", "labels=[50]", "fractions=[0.6, 0.2, 0.2]"]
     command += ["-o", str(tmp_path / "gap"), *[part for s in small for part in ("--set", s)]]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -90,7 +90,7 @@ def test_a_section_run_that_is_no_mapping_is_refused(tmp_path: Path, text: str) 
 
 
 def test_the_deeplense_protocol_runs_on_a_small_tree(tmp_path: Path) -> None:
-    """`scripts/bench/configs/deeplense-test2.yaml` as it stands, but for the size of the network and of the training."""
+    """`deeplense-test2.yaml` of the benchmarks, but for the size of the network and of the training."""
     rng, counts = np.random.default_rng(0), {"train_lenses": 20, "train_nonlenses": 60}
     for folder, count in (counts | {"test_lenses": 6, "test_nonlenses": 30}).items():
         (tmp_path / "data" / folder).mkdir(parents=True)
@@ -100,7 +100,9 @@ def test_the_deeplense_protocol_runs_on_a_small_tree(tmp_path: Path) -> None:
     out = tmp_path / "out"
     source = {"source": tmp_path / "data", "output": out / "tensors", "format": "deeplense"}
     import_cutouts(ImportConfig.make(source))
-    sections = yaml.safe_load((Path(__file__).parents[2] / "scripts" / "bench" / "configs" / "deeplense-test2.yaml").read_text())
+    sections = yaml.safe_load(
+        (Path(__file__).parents[2] / "scripts" / "bench" / "configs" / "deeplense-test2.yaml").read_text()
+    )
     sections["train"] |= {"network": "d4cnn", "width": 2, "epochs": 2, "seeds": 1, "draws": 20, "lr": 0.01}
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(sections))
     run_chain(tmp_path / "small.yaml", {"output": str(out)})

@@ -134,23 +134,21 @@ def fit_temperature(value: Float, label: Float) -> tuple[float, float]:
 
 
 def fit_isotonic(value: Float, label: Float) -> tuple[Float, Float]:
-    """Knots of the best rising step function, by pooling adjacent violators.
+    """Knots of the best rising step function (`sklearn.isotonic`).
 
     Returns
     -------
     x, y
         Two knots per pool (its ends), `y` rising, never exactly 0 or 1 (half a row is added to each side).
     """
+    from sklearn.isotonic import IsotonicRegression  # a second, for those who want it
+
     order = np.argsort(value, kind="stable")
     x, y = value[order], label[order]
-    pools: list[list[float]] = []  # sum, count, first x, last x
-    for xi, yi in zip(x, y, strict=True):
-        pools.append([float(yi), 1.0, float(xi), float(xi)])
-        while len(pools) > 1 and (
-            pools[-2][3] == pools[-1][2] or pools[-2][0] * pools[-1][1] >= pools[-1][0] * pools[-2][1]
-        ):
-            total, count, _, last = pools.pop()
-            pools[-1] = [pools[-1][0] + total, pools[-1][1] + count, pools[-1][2], last]
-    level = np.array([(p[0] + 0.5 * (p[0] == 0) - 0.5 * (p[0] == p[1])) / p[1] for p in pools])
-    ends = np.array([(p[2], p[3]) for p in pools])
+    rising = IsotonicRegression().fit_transform(x, y)
+    first = np.flatnonzero(np.diff(rising, prepend=-1.0) != 0)  # of each pool of equal levels
+    last = np.append(first[1:], len(x)) - 1
+    total, count = np.add.reduceat(y, first), last - first + 1
+    level = (total + 0.5 * (total == 0) - 0.5 * (total == count)) / count
+    ends = np.stack([x[first], x[last]], axis=1)
     return ends.ravel(), np.maximum.accumulate(np.repeat(np.clip(level, 1e-6, 1 - 1e-6), 2))

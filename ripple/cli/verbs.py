@@ -1,0 +1,143 @@
+"""Verbs that run one stage: options, the function that takes them, and words for `--help`."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from ripple.cli.options import config_options
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """A verb that takes the options of one model, calls one function, and prints the summary.
+
+    Parameters
+    ----------
+    options, function
+        `module:name`, of the model and of the function.
+    help
+        What it does, for `--help`.
+    example
+        A command line.
+    arguments
+        Fields that are positional arguments.
+    """
+
+    options: str
+    function: str
+    help: str
+    example: str
+    arguments: tuple[str, ...] = ()
+
+
+STAGES: dict[str, Verb] = {
+    "simulate": Verb(
+        "ripple.stages.simulate.config:SimulateConfig",
+        "ripple.stages.simulate.simulate:simulate",
+        "Make a mini-survey with strong lenses: a Butler repository OUTPUT/repo, and OUTPUT/truth.parquet.\n\n"
+        "Lenses and look-alikes share one population of red ellipticals; lenses are far more frequent "
+        "than in nature.",
+        "ripple simulate sky --patches 4 --bands gri --seed 7",
+        ("output",),
+    ),
+    "fetch": Verb(
+        "ripple.stages.fetch.config:FetchConfig",
+        "ripple.stages.fetch.fetch:fetch",
+        "Cut targets out of Butler coadds: one box for all bands, in nJy, with mask, variance and PSF.",
+        "ripple fetch --repo dp2 --collections dp2 --bands gri --size 64 "
+        "--region 'CIRCLE 53.1 -27.8 0.1' --select 'i_cModelFlux > 1000' -o cutouts",
+    ),
+    "preprocess": Verb(
+        "ripple.stages.preprocess.config:PreprocessConfig",
+        "ripple.stages.preprocess.preprocess:preprocess",
+        "Cutouts to tensors: bad pixels filled, PSFs matched, fluxes normalised, every row judged.",
+        "ripple preprocess cutouts -o tensors --psf match --normalize asinh",
+        ("cutouts",),
+    ),
+    "inject": Verb(
+        "ripple.stages.inject.config:InjectConfig",
+        "ripple.stages.inject.inject:inject",
+        "Paint lensed sources into a share of real cutouts, through their own PSFs, and label them.",
+        "ripple inject cutouts -o labelled --fraction 0.3 --seed 7",
+        ("cutouts",),
+    ),
+    "train": Verb(
+        "ripple.learn.config:TrainConfig",
+        "ripple.learn.training.train:train",
+        "Learn to find lenses in TENSORS, judged on sky that was not trained on.",
+        "ripple train tensors --network d4cnn --seeds 3 -o model",
+        ("tensors",),
+    ),
+    "score": Verb(
+        "ripple.learn.config:ScoreConfig",
+        "ripple.learn.scoring.score:score",
+        "Rank the rows of TENSORS with MODEL; data that break the model's contract are refused.",
+        "ripple score model tensors --evaluate -o scores",
+        ("model", "tensors"),
+    ),
+    "explain": Verb(
+        "ripple.learn.config:ExplainConfig",
+        "ripple.learn.explain.explain:explain",
+        "Why MODEL thinks so of rows of TENSORS: a page per row, and one about the model.",
+        "ripple explain model tensors --top 20 -o why",
+        ("model", "tensors"),
+    ),
+    "report": Verb(
+        "ripple.stages.report.config:ReportConfig",
+        "ripple.stages.report.report:report",
+        "Make a page with ranked colour pictures, metrics and plots, to judge candidates on.",
+        "ripple report scores -o report",
+        ("source",),
+    ),
+    "import": Verb(
+        "ripple.stages.formats.config:ImportConfig",
+        "ripple.stages.formats.import_cutouts:import_cutouts",
+        "Import cutouts in other formats: DeepLense folders, arrays, FITS, Multimodal Universe files.",
+        "ripple import lenses/ --format deeplense -o tensors",
+        ("source",),
+    ),
+    "export": Verb(
+        "ripple.stages.formats.config:ExportConfig",
+        "ripple.stages.formats.export:export",
+        "Write tensors or cutouts in the layout of DeepLense, MMU, WebDataset, Zarr or as FITS cutouts.",
+        "ripple export tensors --format deeplense -o lenses",
+        ("source",),
+    ),
+    "import-model": Verb(
+        "ripple.learn.config:ImportModelConfig",
+        "ripple.learn.model.exchange:import_model",
+        "Make a model from the weights in SOURCE and a sidecar that says what data they take.",
+        "ripple import-model resnet18.pth --sidecar model.yaml -o model",
+        ("source",),
+    ),
+    "export-model": Verb(
+        "ripple.learn.config:ExportModelConfig",
+        "ripple.learn.model.exchange:export_model",
+        "Write MODEL as ONNX or TorchScript, with its contract beside it.",
+        "ripple export-model model -o finder.onnx",
+        ("model",),
+    ),
+}
+
+
+def command(name: str) -> click.Command:
+    """The click command of a verb; its stage is imported when it runs, so that `--help` is quick."""
+    verb = STAGES[name]
+
+    def run(config: Any, as_json: bool) -> None:
+        _load(verb.function)(config).print(as_json=as_json)
+
+    run.__doc__ = verb.help
+    short = {} if "output" in verb.arguments else {"output": "-o"}
+    run = config_options(_load(verb.options), short=short, arguments=verb.arguments)(run)
+    run = click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on stdout.")(run)
+    return click.command(name, epilog=f"Example: {verb.example}")(run)
+
+
+def _load(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
