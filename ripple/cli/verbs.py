@@ -38,7 +38,7 @@ STAGES: dict[str, Verb] = {
     "simulate": Verb(
         "ripple.stages.simulate.config:SimulateConfig",
         "ripple.stages.simulate.simulate:simulate",
-        "Make a mini-survey with strong lenses: a Butler repository OUTPUT/repo, and OUTPUT/truth.parquet.\n\n"
+        "Make a mini-survey with lenses: a Butler repository OUTPUT/repo, and OUTPUT/truth.parquet.\n\n"
         "Lenses and look-alikes share one population of red ellipticals; lenses are far more frequent "
         "than in nature.",
         "ripple simulate sky --patches 4 --bands gri --seed 7",

@@ -1,4 +1,4 @@
-"""Static pages: what a page shows, as values, and how it becomes one self-contained HTML file."""
+"""Static pages: the values that a page shows, and how they become one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -11,21 +11,20 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from ripple.imaging.colour import png
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-    from jinja2 import Environment
-
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A number worth a large font: its name, its value, and a line below it."""
+    """A number in large type: its name, its value, and a line below it."""
 
     name: str
     value: str
@@ -45,17 +44,17 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """One row of the sky: a stamp and what is known about it.
+    """One object: its picture and what is known about it.
 
     Parameters
     ----------
     id
-        As in the catalogue; shown, never used as a name.
+        As in the catalogue; only shown, never used as a file name or an HTML id.
     rank
         1 is best; the row number on a page without ranking.
     ra, dec
         Deg ICRS; NaN when unknown.
-    stamp
+    picture
         `data:` address of the picture.
     width, height
         Of the picture, pixels.
@@ -75,7 +74,7 @@ class Card:
     rank: int
     ra: float
     dec: float
-    stamp: str
+    picture: str
     width: int
     height: int
     truth: str = "unknown"
@@ -114,11 +113,13 @@ class Card:
 def _digits(value: float) -> str:
     if not np.isfinite(value):
         return ""
+    # Near 0 and 1 the third digit no longer tells candidates apart.
     return f"{value:.4f}" if min(value, 1 - value) < 0.01 else f"{value:.3f}"
 
 
 def sexagesimal(ra: float, dec: float) -> str:
     """`hh:mm:ss.ss ±dd:mm:ss.s` of a position in deg ICRS; empty when it is not finite."""
+    # Rounded once, to whole ticks, so that no part can round up to 60.
     if not np.isfinite(ra + dec):
         return ""
     ticks = round(ra % 360.0 / 15.0 * 360_000) % (24 * 360_000)  # hundredths of a second
@@ -134,20 +135,19 @@ def data_uri(rgb: NDArray[np.uint8]) -> str:
 
 
 def render(template: str, **context: Any) -> bytes:
-    """One HTML file: text is escaped, style and script are inside, the script is allowed by its hash only.
+    """One HTML file: text is escaped, style and script are inside, and only this script may run, by its hash.
 
     Parameters
     ----------
     template
         File name in `ripple/report/templates`.
     context
-        Values for the template; everything but plots made by `ripple.report.plots` is escaped.
+        Values for the template; everything except plots made by `ripple.report.plots` is escaped.
     """
-    from markupsafe import Markup
-
+    # Inside the file, so that the page can be copied and mailed, and needs no server.
     style, script = _asset("report.css"), _asset("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    # Both files are ours, and plots escape their own text.
+    # Style and script are RIPPLe's own files, and plots escape their own text; all else may come from anyone.
     context["plots"] = [Markup(plot) for plot in context.get("plots", ())]  # noqa: S704 - escaped in there
     trusted = {"style": Markup(style), "script": Markup(script)}  # noqa: S704 - files of ours
     page = _environment().get_template(template)
@@ -157,8 +157,7 @@ def render(template: str, **context: Any) -> bytes:
 
 @cache
 def _environment() -> Environment:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
+    # StrictUndefined: a value that is missing in the context is an error, not an empty place on the page.
     return Environment(
         loader=PackageLoader("ripple.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=False
     )
@@ -170,7 +169,7 @@ def _asset(name: str) -> str:
 
 
 def csv_bytes(table: pa.Table) -> bytes:
-    """A table as CSV that a spreadsheet does not run: text cells like formulas get an apostrophe in front."""
+    """A table as CSV; text that a spreadsheet would run as a formula gets an apostrophe in front."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\r\n")
     writer.writerow([_cell(name) for name in table.column_names])
@@ -179,6 +178,7 @@ def csv_bytes(table: pa.Table) -> bytes:
 
 
 def _rows(table: pa.Table) -> Iterable[Sequence[Any]]:
+    # In parts: a table of Python objects takes many times the memory of its columns.
     for batch in table.to_batches(max_chunksize=10_000):
         columns = [batch.column(k).to_pylist() for k in range(batch.num_columns)]
         for row in zip(*columns, strict=True):
@@ -187,8 +187,9 @@ def _rows(table: pa.Table) -> Iterable[Sequence[Any]]:
 
 def _cell(value: Any) -> Any:
     if isinstance(value, float):
-        return "" if value != value else f"{value:.9g}"
+        return "" if value != value else f"{value:.9g}"  # NaN; nine digits keep a float32, and a microarcsec
     text = "" if value is None else str(value)
     if isinstance(value, int) or not text:
         return text
+    # Cells that begin so are run as formulas; ids and names may come from anyone (OWASP, CSV injection).
     return "'" + text if text[0] in "=+-@\t\r\n" else text

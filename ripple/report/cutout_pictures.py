@@ -1,4 +1,4 @@
-"""Colour stamps of rows of tensor artefacts, from the cutouts behind them when these are still there."""
+"""Colour pictures of rows of tensor artefacts, made from the cutouts behind them when these still exist."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ripple.storage.shard_reader import map_tensors, unpack_cutouts
 from ripple.storage.shards import agreeing
 
 
-def colour_stamps(
+def colour_pictures(
     sources: list[Artefact],
     shard: NDArray[np.int64],
     row: NDArray[np.int64],
@@ -24,16 +24,16 @@ def colour_stamps(
     stretch: float,
     softening: float,
 ) -> list[NDArray[np.uint8]]:
-    """Colour images of rows, all with one stretch, so that colours and depths compare.
+    """Colour pictures of rows, all with the same stretch, so that colours and depths can be compared.
 
     Parameters
     ----------
     sources
         Tensor artefacts, in the order in which `shard` counts their shards.
     shard, row
-        `(n,)` shard number over all sources, row in it.
+        `(n,)` shard number over all sources, and row in that shard.
     stretch
-        Linear range in units of the sky noise over all these stamps.
+        Linear range in units of the sky noise of all these rows.
     softening
         Q of the asinh.
 
@@ -45,6 +45,7 @@ def colour_stamps(
     cutouts = {artefact.directory: _cutouts_of(artefact) for artefact in sources}
     fluxes: list[NDArray[np.float32]] = [np.zeros((0, 0, 0), np.float32)] * len(shard)
     bands: tuple[str, ...] = ()
+    # Each shard is opened once, whatever the order of the rows.
     for k in np.unique(shard):
         artefact, number = places[int(k)]
         here = np.flatnonzero(shard == k)
@@ -55,19 +56,21 @@ def colour_stamps(
             fluxes[place] = image
     if not fluxes:
         return []
+    # Sources may differ in size; a few hundred rows give the noise well enough for a picture.
     pool = [f for f in fluxes if f.shape == fluxes[0].shape]
     noise = sky_noise(np.stack(pool[:400]), bands)
     return [lupton_rgb(f[None], bands, stretch=stretch * noise, q=softening)[0] for f in fluxes]
 
 
 def _cutouts_of(artefact: Artefact) -> Artefact | None:
-    """The cutouts that tensors were made from, when they lie beside the tensors and are whole.
+    """The cutouts that tensors were made from, if they are in a directory beside the tensors and intact.
 
-    A manifest knows its input by digest, not by path: directories move.
+    A manifest names its input by digest, not by path, because directories are moved.
     """
     digest = artefact.inputs.get("cutouts")
     if digest is None:
         return None
+    # At most a hundred neighbours are opened: the tensors may lie in a large shared directory.
     for path in sorted(artefact.directory.absolute().parent.glob("*/manifest.json"))[:100]:
         try:
             found = open_artefact(path.parent)
@@ -81,17 +84,19 @@ def _cutouts_of(artefact: Artefact) -> Artefact | None:
 def _from_cutouts(
     artefact: Artefact, k: int, rows: NDArray[np.int64]
 ) -> tuple[NDArray[np.float32], tuple[str, ...]]:
+    """Fluxes `(n, B, H, W)` in nJy of rows of a shard of cutouts, without margins, and the bands."""
     mapped: Any = np.memmap(artefact.verified_path(k), np.uint8, mode="r")
     batch = agreeing(artefact, k, unpack_cutouts(mapped))  # views: only these rows are read
     margin = artefact.attributes.get("margin", 0)
     image = np.asarray(batch.image[rows], np.float32)
-    inner = slice(margin, -margin or None)
+    inner = slice(margin, -margin or None)  # -0 would leave nothing
     return image[:, :, inner, inner], batch.bands
 
 
 def _from_tensors(
     artefact: Artefact, k: int, rows: NDArray[np.int64]
 ) -> tuple[NDArray[np.float32], tuple[str, ...]]:
+    """Fluxes `(n, B, H, W)` of rows of a shard of tensors, with the normalisation undone, and the bands."""
     batch = map_tensors(artefact.verified_path(k))
     chosen = replace(
         batch,
@@ -100,5 +105,5 @@ def _from_tensors(
         catalog={name: np.asarray(values)[rows] for name, values in batch.catalog.items()},
     )
     if "offset" not in batch.normalization and "norm_offset" not in batch.catalog:
-        return chosen.image.astype(np.float32), batch.bands  # normalised elsewhere, nobody knows how
+        return chosen.image.astype(np.float32), batch.bands  # normalised elsewhere, in an unknown way
     return denormalize(chosen), batch.bands

@@ -1,4 +1,4 @@
-"""Small SVG plots that follow the colours of the page around them; no plotting library, no fonts inside."""
+"""Small SVG plots in the colours and fonts of the page around them, which a plotting library cannot know."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from html import escape
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+#: Pixels of the drawing, which the page scales, and margins for ticks and labels.
 WIDTH, HEIGHT = 360, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 40, 38
 
@@ -73,16 +74,17 @@ def histogram_plot(
     """Step histograms of several groups `(name, values)` over common bins."""
     values = np.concatenate([np.asarray(v, float)[np.isfinite(v)] for _, v in groups] or [np.zeros(0)])
     low, high = x_range or ((float(values.min()), float(values.max())) if len(values) else (0.0, 1.0))
-    high = high if high > low else low + 1.0
+    high = high if high > low else low + 1.0  # all values equal
     edges = np.linspace(low, high, bins + 1)
     lines, top = [], 1.0
     for k, (name, group) in enumerate(groups):
         counts, _ = np.histogram(np.asarray(group, float)[np.isfinite(group)], edges)
         top = max(top, float(counts.max()))
+        # Down to zero at both ends, one point more than there are edges.
         y = np.concatenate([[0], counts, [0]]).astype(float)
         x = np.concatenate([edges, edges[-1:]])
         lines.append(Line(x, y, f"{name} ({counts.sum():,})", f"c{k + 1}", steps=True))
-    bottom = 0.5 if log_y else 0.0
+    bottom = 0.5 if log_y else 0.0  # below a single row, which must be visible on a logarithmic axis
     return line_plot(
         title,
         x_label,
@@ -99,6 +101,7 @@ def scatter_plot(
 ) -> str:
     """Points of up to four groups `(name, (n, 2))` as dots of four colours; later groups lie on top."""
     every = np.concatenate([np.asarray(v, float).reshape(-1, 2) for _, v in groups])
+    # One common frame for all groups; without any point, an empty frame around 0.
     every = every[np.isfinite(every).all(1)] if len(every) else np.zeros((1, 2))
     low, high = every.min(0), every.max(0)
     pad = 0.04 * np.maximum(high - low, 1e-9)
@@ -107,6 +110,7 @@ def scatter_plot(
     dots = []
     for k, (_, points) in enumerate(groups):
         x, y = frame.x(points[:, 0]), frame.y(points[:, 1])
+        # A line of length 0 with round ends is a dot; thousands of circles would make a heavy page.
         path = "".join(f"M{a:.1f} {b:.1f}h0" for a, b in zip(x, y, strict=True) if np.isfinite(a + b))
         look = "stroke-width:4;stroke-linecap:round;opacity:.55"
         dots.append(f'<path class="curve c{k % 4 + 1}" style="{look}" d="{path}"/>')
@@ -126,6 +130,8 @@ def scatter_plot(
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
+    """The axes of a plot: data coordinates to pixels; y grows downwards in SVG."""
+
     x_range: tuple[float, float]
     y_range: tuple[float, float]
     log_x: bool
@@ -159,11 +165,13 @@ class _Frame:
 
     def curve(self, line: Line) -> str:
         vx, vy = np.asarray(line.x, float), np.asarray(line.y, float)
+        # Values below the axis, such as 0 on a logarithmic one, lie on its lower edge.
         x, y = self.x(vx), self.y(np.maximum(vy, self.y_range[0]))
         good = np.isfinite(x) & np.isfinite(y)
         points = [f"{a:.1f} {b:.1f}" for a, b in zip(x[good], y[good], strict=True)]
         if not points:
             return ""
+        # V and H draw vertical and horizontal lines: a step per bin.
         if line.steps:
             path = f"M{points[0]}" + "".join(
                 f"V{b:.1f}H{a:.1f}" for a, b in zip(x[good][1:], y[good][1:], strict=True)
@@ -174,13 +182,14 @@ class _Frame:
 
 
 def _thin(points: list[str]) -> list[str]:
-    """Neighbours that print alike are one point: a ROC of a million rows stays small."""
+    """Points without neighbours that print alike, at most 2000: a ROC of a million rows stays small."""
     kept = [p for p, previous in zip(points, ["", *points], strict=False) if p != previous]
     step = max(1, len(kept) // 2000)
     return [*kept[:-1:step], kept[-1]]
 
 
 def _unit(value: ArrayLike, limits: tuple[float, float], log: bool) -> NDArray[np.float64]:
+    """Values as shares of the axis, 0 to 1; NaN where they are not finite."""
     v, (low, high) = np.asarray(value, float), limits
     if log:
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -190,13 +199,15 @@ def _unit(value: ArrayLike, limits: tuple[float, float], log: bool) -> NDArray[n
 
 
 def _ticks(limits: tuple[float, float], log: bool) -> list[float]:
+    """About five round numbers, or the powers of ten on a logarithmic axis."""
     low, high = limits
     if log:
         return [10.0**k for k in range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)]
+    # A quarter of the axis, rounded up to 1, 2, 2.5, 5 or 10 times a power of ten.
     raw = (high - low) / 4
     base = 10 ** math.floor(math.log10(raw))
     step = next(m * base for m in (1, 2, 2.5, 5, 10) if m * base >= raw * 0.999)
-    first = math.ceil(low / step - 1e-9)
+    first = math.ceil(low / step - 1e-9)  # a tick on the edge counts, whatever the rounding
     return [k * step for k in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
@@ -206,6 +217,7 @@ def _short(value: float) -> str:
 
 def _legend(lines: list[Line]) -> list[str]:
     """Names in one line between title and frame."""
+    # SVG cannot measure text: 6.2 px is an average letter at the size of the legend.
     out, x = [], float(_LEFT)
     for line in lines:
         out.append(f'<path class="curve {line.style}" d="M{x:.0f} 28h16"/>')

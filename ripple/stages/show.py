@@ -164,6 +164,7 @@ def picture(directory: Path, output: Path, *, seed: int = 0) -> int:
             axis.hist(values, bins=200, range=tuple(np.quantile(values, [0.001, 0.999])), log=True)
         axis.set_title(bands[b], loc="left")
     charts[0].set_xlabel("pixel value, nJy" if artefact.kind == "cutouts" else "normalised pixel value")
+    charts[0].set_xlabel("pixel value, nJy" if artefact.kind == "cutouts" else "normalised pixel value")
     _save(figure, output)
     return len(image)
 

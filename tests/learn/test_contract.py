@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models import list_again, make_contract
-from toys import BANDS, NORMALIZATION, toy_batch
+from models import list_again, make_contract, make_model
+from toys import BANDS, NORMALIZATION, toy_batch, write_toys
 
 from ripple.cli import run
 from ripple.errors import ContractError, InputError, IntegrityError, RippleError
@@ -21,6 +21,7 @@ from ripple.imaging.batch import TensorBatch
 from ripple.learn.model.contract import ArchitectureRecord, Conversion, Facts, check, load_contract
 from ripple.learn.model.network import build
 from ripple.learn.model.weights import convert, load_model, parse_weights, save_model
+from ripple.storage.manifest import unseal
 
 NONE = Conversion()
 
@@ -327,3 +328,41 @@ def test_nothing_unpickles() -> None:
         if "torch.load(" in text:
             assert path.name == "exchange.py"
             assert text.count("torch.load(") == text.count("weights_only=True"), path
+
+
+def test_models_of_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from ripple.storage.manifest import content_digest, render
+
+    model = make_model(tmp_path / "model")
+    assert run(["export-model", str(model), "-o", str(tmp_path / "program.json")]) == 2
+    assert "is where the contract of the export goes" in capsys.readouterr().err
+    path = model / "manifest.json"
+    record = unseal(path, path.read_bytes())
+    record["files"].pop("model.safetensors")
+    path.write_bytes(render({**record, "digest": content_digest(record)}))
+    assert run(["verify", str(model)]) == 4
+    assert "not the weights" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("training", {"inputs": 5}), ("training", {"inputs": ["a"]}), ("training", {"config": 5}),
+     ("training", {"config": {"tensors": 5}}), ("training", {"adaptation": {"x": 1}}), ("pixel_scale", 0.0)],
+)  # fmt: skip
+def test_contracts_of_others(
+    field: str, value: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import hashlib
+
+    from ripple.config import canonical_json
+
+    model, toys = make_model(tmp_path / "model"), write_toys(tmp_path / "toys", shards=1, rows=20)
+    contract = json.loads((model / "model.json").read_bytes())["contract"] | {field: value}
+    record = {"contract": contract, "digest": hashlib.sha256(canonical_json(contract)).hexdigest()}
+    (model / "model.json").write_text(json.dumps(record))
+    list_again(model)
+    for verb in ("score", "explain"):
+        assert run([verb, str(model), str(toys), "-o", str(tmp_path / verb)]) in (2, 3, 4)
+        said = capsys.readouterr().err
+        assert field in said
+        assert "model.json" in said

@@ -218,3 +218,42 @@ def test_prevalence_moves_probabilities_and_not_ranks(model: Path, toys: Path, t
     assert a["id"].equals(b["id"])
     ratio = b["probability"].to_numpy() / a["probability"].to_numpy()
     assert (ratio < 0.01).mean() > 0.5
+
+
+def test_scores_of_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import hashlib
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from ripple.storage.manifest import content_digest, render
+
+    model, toys = make_model(tmp_path / "model"), write_toys(tmp_path / "toys", shards=1, rows=20)
+    scores = tmp_path / "scores"
+    assert run(["score", str(model), str(toys), "--threads", "1", "-o", str(scores)]) == 0
+    table = pq.read_table(scores / "scores.parquet")
+    columns = {name: table[name] for name in table.column_names}
+    minus = pa.array([-1] * len(table), pa.int64())
+    wrong = [
+        {k: v for k, v in columns.items() if k != "rank"},
+        columns | {"row": minus},
+        columns | {"score": pa.array(["x"] * len(table))},
+        None,
+    ]
+    for k, content in enumerate(wrong):
+        if content is None:
+            (scores / "scores.parquet").write_bytes(b"no table")
+        else:
+            pq.write_table(pa.table(content), scores / "scores.parquet")
+        manifest = json.loads((scores / "manifest.json").read_bytes())
+        data = (scores / "scores.parquet").read_bytes()
+        manifest["attributes"]["sorted"]["sha256"] = hashlib.sha256(data).hexdigest()
+        manifest["files"]["scores.parquet"] = [len(data), hashlib.sha256(data).hexdigest()]
+        manifest["digest"] = content_digest(manifest)
+        (scores / "manifest.json").write_bytes(render(manifest))
+        assert run(["report", str(scores), "-o", str(tmp_path / f"page-{k}")]) == 4
+        assert "scores.parquet" in capsys.readouterr().err
+    (scores / "scores.parquet").unlink()
+    assert run(["score", str(model), str(toys), "--threads", "1", "-o", str(scores)]) == 4
+    (model / "model.safetensors").unlink()
+    assert "scores.parquet" in capsys.readouterr().err

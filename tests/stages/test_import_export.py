@@ -484,3 +484,102 @@ def test_a_rejected_visit_is_no_bad_pixel(tmp_path: Path) -> None:
     out = run_export(tmp_path / "c", tmp_path / "mmu", format="mmu")
     with h5py.File(next(out.rglob("*.hdf5"))) as file:
         assert sum(int(m.sum()) for m in file["image_mask"][:]) == 1
+
+
+def stamps(root: Path, form: str) -> Path:
+    """Sources of eight rows."""
+    import h5py
+    import numpy as np
+    from astropy.io import fits
+
+    image = np.random.default_rng(0).normal(size=(8, 3, 16, 16)).astype(np.float32)
+    root.mkdir()
+    if form == "arrays":
+        with h5py.File(root / "all.h5", "w") as file:
+            file["image"] = image
+        return root / "all.h5"
+    for k in range(8):
+        if form == "deeplense":
+            np.save(root / f"{k}.npy", image[k])
+        else:
+            fits.PrimaryHDU(image[k], fits.Header({"BANDS": "gri", "BUNIT": "nJy"})).writeto(
+                root / f"{k}.fits"
+            )
+    return root
+
+
+def importing(source: Path, form: str, out: Path, *more: str) -> list[str]:
+    """A command line that imports `stamps`; the output comes last."""
+    facts = [
+        "--bands",
+        "gri",
+        "--pixel-scale",
+        "0.2",
+        "--into",
+        "tensors",
+        "--set",
+        "rows_per_shard=2",
+        *more,
+    ]
+    return ["import", str(source), "--format", form, *facts, "-o", str(out)]
+
+
+@pytest.mark.parametrize("form", ["arrays", "deeplense", "fits"])
+@pytest.mark.parametrize("how", ["flipped", "replaced"])
+def test_import_refuses_a_file_that_changes_between_hash_and_read(
+    form: str, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The change comes after the first shard was committed; a flip by hand leaves size and times alone."""
+    from ripple.stages.formats import import_cutouts
+
+    source = stamps(tmp_path / "in", form)
+    victim = source if source.is_file() else sorted(source.iterdir())[-1]
+    whole = victim.read_bytes()
+    argv = importing(source, form, tmp_path / "out")
+    write, done = import_cutouts._write_unit, []
+
+    def then(*arguments: Any) -> None:
+        write(*arguments)
+        if not done:
+            damaged = whole[:-40] + bytes([whole[-40] ^ 1]) + whole[-39:]
+            if how == "replaced":
+                (tmp_path / "other").write_bytes(damaged)
+                (tmp_path / "other").rename(victim)
+            else:
+                victim.write_bytes(damaged)
+        done.append(True)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(import_cutouts, "_write_unit", then)
+        assert run(argv) == 4
+    assert str(victim) in capsys.readouterr().err
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    victim.write_bytes(whole)
+    assert run(argv) == 0
+    assert run([*argv[:-1], str(tmp_path / "again")]) == 0
+    names = [f"shard-{k:05d}.h5" for k in range(4)]
+    assert all((tmp_path / "out" / n).read_bytes() == (tmp_path / "again" / n).read_bytes() for n in names)
+
+
+def test_rot_without_a_trace_in_a_store_is_found_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ripple.storage import files
+
+    source = stamps(tmp_path / "in", "arrays")
+    monkeypatch.setattr(files, "_mark", lambda status: (0, 0, status.st_size))  # times tell nothing
+    argv = importing(source, "arrays", tmp_path / "out", "--unit", "none")
+    from ripple.stages.formats import import_cutouts
+
+    write = import_cutouts._write_unit
+
+    def then(*arguments: Any) -> None:
+        write(*arguments)
+        data = bytearray(source.read_bytes())
+        data[-40] ^= 1 << arguments[1]
+        source.write_bytes(data)
+
+    monkeypatch.setattr(import_cutouts, "_write_unit", then)
+    assert run(argv) == 4
+    assert f"{source}: changed" in capsys.readouterr().err
+    assert not (tmp_path / "out" / ".journal").exists()

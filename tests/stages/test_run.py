@@ -10,12 +10,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from pages import write_page
 
 from ripple.cli import run
 from ripple.errors import ConfigError
 from ripple.stages.formats.config import ImportConfig
 from ripple.stages.formats.import_cutouts import import_cutouts
-from ripple.stages.run import CHAIN, run_chain
+from ripple.stages.run import CHAIN, _clear, run_chain
+from ripple.storage.writer import _line
 
 TINY = """
 simulate: {patches: 2, targets: 36, bands: [g, r, i], seed: 5, lens_fraction: 0.4}
@@ -121,3 +123,28 @@ def test_the_deeplense_protocol_runs_on_a_small_tree(tmp_path: Path) -> None:
     assert "Shortcut gates" in (out / "report" / "index.html").read_text()
     for name in ("tensors", "model", "scores", "report"):
         assert run(["verify", str(out / name)]) == 0
+
+
+def page(directory: Path) -> None:
+    write_page(directory, lambda d: (d / "index.html").write_bytes(b"page") and None)
+
+
+def test_run_clears_what_is_ours_and_nothing_else(tmp_path: Path) -> None:
+    page(tmp_path / "report")
+    assert _clear(tmp_path / "report")
+    assert not (tmp_path / "report").exists()
+
+    (tmp_path / "cutouts").mkdir()
+    (tmp_path / "cutouts" / ".journal").write_bytes(_line({"verb": "fetch"}))
+    assert _clear(tmp_path / "cutouts")
+    assert not (tmp_path / "cutouts").exists()
+
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.json").write_text("{}")
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "index.html").write_text("mine")
+    page(tmp_path / "far")
+    (tmp_path / "link").symlink_to(tmp_path / "far")
+    for name in ("model", "thesis", "link"):
+        assert not _clear(tmp_path / name)
+        assert (tmp_path / name).exists()

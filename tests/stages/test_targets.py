@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +19,7 @@ from astropy.table import Table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ripple.cli import run
 from ripple.errors import CatalogueError, ConfigError, Reason
 from ripple.stages.plan.select import columns_of, matching
 from ripple.stages.plan.tables import UserTable, read_table
@@ -304,3 +308,90 @@ def test_a_hats_catalogue(tmp_path: Path) -> None:
     gap = np.hypot((table["ra"].to_numpy() - 55) * np.cos(np.radians(25)), table["dec"].to_numpy() + 25)
     assert 0 < len(gap) < 300
     assert gap.max() < 2.02
+
+
+def test_a_catalogue_that_changes_while_it_is_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ripple.errors import CatalogueError
+    from ripple.stages.plan import tables
+
+    path = tmp_path / "t.csv"
+    path.write_text("id,ra,dec\n1,53.0,-28.0\n")
+    read = tables._read_file
+
+    def then(*arguments: Any) -> Any:
+        found = read(*arguments)
+        path.write_text("id,ra,dec\n1,54.0,-28.0\n")
+        return found
+
+    monkeypatch.setattr(tables, "_read_file", then)
+    with pytest.raises(CatalogueError, match=r"t\.csv: changed while it was read"):
+        tables.read_table(path)
+
+
+def test_a_pipe_is_no_catalogue(tmp_path: Path) -> None:
+    from ripple.errors import CatalogueError
+    from ripple.stages.plan.tables import read_table
+
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(CatalogueError, match="not a regular file"):
+        read_table(tmp_path / "pipe.csv")
+
+
+def test_an_object_table_of_other_content_under_the_same_uuid_is_refused(
+    sky: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import numpy as np
+    from lsst.daf.butler import Butler
+
+    shutil.copytree(sky, tmp_path / "sky")
+    repo = tmp_path / "sky" / "repo"
+    argv = [
+        "fetch",
+        "--repo",
+        str(repo),
+        "--collections",
+        "mini",
+        "--bands",
+        "g",
+        "--size",
+        "16",
+        "--workers",
+        "0",
+        "-o",
+        str(tmp_path / "out"),
+    ]
+    assert run(argv) == 0
+    assert run(argv) == 0  # the same bytes: finished
+    with Butler.from_config(str(repo), collections="mini") as butler:
+        (ref,) = butler.query_datasets("object", collections="mini")
+        path = Path(butler.getURI(ref).ospath)
+        ra = np.asarray(butler.get(ref)["coord_ra"], np.float64)
+    data = bytearray(path.read_bytes())
+    at = data.find(ra[:4].tobytes())
+    assert at > 0
+    data[at] ^= 1  # a target moves by less than anybody sees, and no checksum of Parquet tells
+    path.write_bytes(data)
+    assert run(argv) == 2
+    assert f"inputs.targets.datasets.{ref.id}:" in capsys.readouterr().err
+
+
+def test_the_digest_of_a_table_is_that_of_its_values() -> None:
+    import pyarrow as pa
+
+    from ripple.stages.plan.tables import table_digest
+
+    values = {"i": [1, 2, None], "x": [0.5, None, 1.5], "s": ["a", None, "bc"], "b": [True, False, None]}
+    whole = pa.table(values)
+    parts = pa.concat_tables([whole.slice(0, 1), whole.slice(1)])
+    assert table_digest(parts) == table_digest(whole.take([0, 1, 2])) == table_digest(whole)
+    others = [
+        whole.slice(1),
+        whole.rename_columns(["i", "y", "s", "b"]),
+        pa.table(values | {"s": ["ab", None, "c"]}),
+        pa.table(values | {"i": [1, 2, 0]}),
+        pa.table(values | {"s": ["a", "", "bc"]}),
+        pa.table(values | {"b": [True, False, False]}),
+    ]
+    assert len({table_digest(t) for t in [whole, *others]}) == 7

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -16,10 +17,10 @@ import pytest
 from ripple.config import Config, neutral
 from ripple.errors import ConfigError, InputError, IntegrityError, LockedError, WriteError
 from ripple.storage.artefact import open_artefact, verify
-from ripple.storage.files import TEMPORARY, stage, stage_chunks, write_atomic
+from ripple.storage.files import TEMPORARY, stage, stage_chunks, write_atomic, write_single
 from ripple.storage.law import Law
 from ripple.storage.manifest import content_digest, render
-from ripple.storage.writer import ArtefactWriter, Finished, create
+from ripple.storage.writer import ArtefactWriter, Finished, _line, _parse_journal, create
 
 
 class DemoConfig(Config):
@@ -337,3 +338,22 @@ def test_an_index_that_is_no_table_is_refused_though_its_digest_is_right(tmp_pat
         with pytest.raises(IntegrityError, match=r"index\.parquet: cannot be read as a table"):
             open_artefact(tmp_path).index()
         assert verify(tmp_path)
+
+
+def test_a_lock_of_others_on_the_directory_is_no_reason_to_wait(tmp_path: Path) -> None:
+    handle = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)  # as `flock DIR ripple locate -o DIR/x.csv` does
+    write_single(tmp_path / "x.csv", b"a")
+    os.close(handle)
+    assert (tmp_path / "x.csv").read_bytes() == b"a"
+
+
+def test_journal_lines_of_another_layout_are_no_records() -> None:
+    good = {"name": "shard-00000.h5", "rows": 1, "bytes": 10, "sha256": "0" * 64, "extra": {}}
+    lines = [_line({"unit": 0, **good})]
+    lines += [_line({"unit": "0", **good}), _line({"unit": 1, **good, "rows": "x"}), _line({"unit": 2})]
+    lines += [_line(5), _line(None), _line([1])]  # type: ignore[arg-type]
+    header, records = _parse_journal(_line({"verb": "x"}) + b"".join(lines))
+    assert header == {"verb": "x"}
+    assert list(records) == [0]
+    assert _parse_journal(_line([1]) + lines[0]) == (None, {})  # type: ignore[arg-type]

@@ -373,3 +373,13 @@ def test_the_page_believes_no_number_without_a_digest(made: Any, tmp_path: Path)
     with pytest.raises(IntegrityError, match=r"evaluation\.json: damaged"):
         report(ReportConfig.make({"source": scores, "output": tmp_path / "page"}))
     assert not list(tmp_path.glob("page*"))
+
+
+def test_a_finished_page_needs_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert write_page(tmp_path / "out", build)
+
+    def refuse(*_: object) -> int:
+        raise AssertionError("the place may be read-only")
+
+    monkeypatch.setattr("ripple.storage.directory._claim", refuse)
+    assert not write_page(tmp_path / "out", build)

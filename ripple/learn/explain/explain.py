@@ -29,7 +29,7 @@ from ripple.learn.model.device import choose_device
 from ripple.learn.model.weights import Model, load_model
 from ripple.learn.scoring.score import answers, class_names
 from ripple.report.cards import Table, Tile, data_uri, render
-from ripple.report.cutout_pictures import colour_stamps
+from ripple.report.cutout_pictures import colour_pictures
 from ripple.report.plots import scatter_plot
 from ripple.runtime.summary import Summary
 from ripple.storage import shard_reader
@@ -312,7 +312,7 @@ def _colour_pictures(artefacts: list[Artefact], number: NDArray[np.int64]) -> li
     # First row of each shard, over all artefacts: (shards + 1,)
     first = np.cumsum([0, *(part.rows for artefact in artefacts for part in artefact.shards)])
     place = np.searchsorted(first, number, side="right") - 1
-    return colour_stamps(artefacts, place, number - first[place], stretch=STRETCH, softening=SOFTENING)
+    return colour_pictures(artefacts, place, number - first[place], stretch=STRETCH, softening=SOFTENING)
 
 
 def heat(plane: Tensor) -> str:

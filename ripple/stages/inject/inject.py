@@ -1,6 +1,6 @@
-"""`ripple inject`: lensed sources painted into real cutouts; the deflector and all around it stay real.
+"""`ripple inject`: lensed sources painted into real cutouts; the deflector and everything around it stay real.
 
-A deflector's mass follows the light at the centre of its stamp (axis ratio and angle from second moments);
+A deflector's mass follows the light at the centre of its cutout (axis ratio and angle from second moments);
 its Einstein radius, the source and the position of the source are drawn. Arcs are convolved with the row's
 own PSF in each band and bring their photon noise along. Rows that are not chosen stay as they are.
 """
@@ -10,41 +10,37 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import scipy
 from numpy.typing import NDArray
 
 from ripple.errors import ConfigError
 from ripple.imaging.batch import CutoutBatch
-from ripple.runtime.profile import Profile, peak_rss
-from ripple.runtime.summary import Summary
-from ripple.storage.map_shards import ShardResult, map_shards
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 from ripple.imaging.simulation.lensing import Deflector
 from ripple.imaging.simulation.observing import BANDS, flux, magnitude, noise_sigma
 from ripple.imaging.simulation.population import UGRIZY, blue_magnitudes
 from ripple.imaging.simulation.profiles import Lensed, Sersic, transform
+from ripple.runtime.profile import Profile, peak_rss
+from ripple.runtime.summary import Summary
 from ripple.stages.inject.config import InjectConfig
 from ripple.storage.artefact import Artefact, open_artefact
 from ripple.storage.files import stage
-from ripple.storage.map_shards import Workers, need_of
+from ripple.storage.map_shards import ShardResult, Workers, map_shards, need_of
 from ripple.storage.shard_reader import unpack_cutouts
 from ripple.storage.shard_writer import pack_cutouts
 from ripple.storage.shards import cutouts_of
 from ripple.storage.writer import ArtefactWriter, Finished, create
 
-#: Floating-point columns that the catalogue of an injected batch gains, beside `label` and `injected`.
+#: Columns of floats that injection adds to the catalogue, besides `label`, `injected` and `arc_mag_<band>`.
 MEASURES = ("theta_E", "source_mag", "magnification", "arc_snr", "arc_sb")
 
 
 @dataclass(frozen=True, slots=True)
 class ShardTask:
-    """One shard to be painted into."""
+    """One shard to paint into, and where to write the result."""
 
     cutouts: str
     shard: int
@@ -59,12 +55,14 @@ def inject(config: InjectConfig) -> Summary:
     Raises
     ------
     ConfigError
-        No input or output; a band for which no colours are known.
+        No input or output is given, or the colours of sources are not known in a band.
     RippleError
         As listed in `ripple.errors`.
     """
     if not config.cutouts or not config.output:
-        raise ConfigError("inject: give the cutouts and an output", hint="ripple inject CUTOUTS -o DIR")
+        raise ConfigError(
+            "inject: cutouts or output are missing", hint="give both: ripple inject CUTOUTS -o DIR"
+        )
     start = time.perf_counter()
     cutouts = open_artefact(Path(config.cutouts), "cutouts")
     _check_bands(cutouts)
@@ -98,12 +96,13 @@ def _check_bands(cutouts: Artefact) -> None:
     unknown = [band for band in cutouts.bands if band not in tuple("ugrizy")]
     if unknown:
         raise ConfigError(
-            f"{cutouts.directory}: no source colours for band {unknown[0]!r}", hint="bands are ugrizy"
+            f"{cutouts.directory}: the colours of sources are not known in band {unknown[0]!r}",
+            hint="they are known in u, g, r, i, z and y",
         )
 
 
 def make_shard(task: ShardTask) -> ShardResult:
-    """Inject into one shard and write it beside its place: what a worker does."""
+    """Inject into one shard and write it under a temporary name: what a worker does."""
     profile = Profile()
     cutouts = open_artefact(Path(task.cutouts), "cutouts")
     batch = cutouts_of(cutouts, task.shard)
@@ -120,24 +119,25 @@ def inject_batch(batch: CutoutBatch, config: InjectConfig) -> CutoutBatch:
     Parameters
     ----------
     batch
-        Cutouts in nJy; bands out of ugrizy.
+        Cutouts in nJy, in bands among ugrizy.
     config
-        What to paint, and how often. What a row gets depends on the seed and the row's `index` alone.
+        What to paint, and how often. What a row gets depends only on the seed and the row's `index`.
 
     Returns
     -------
     batch
-        Copies of image and variance, and new columns: `label` (1 injected; else what it was, or 0),
+        Copies of image and variance, and new columns: `label` (1 if injected; else as before, or 0),
         `injected` (uint8), `theta_E` (arcsec), `source_mag` (i), `magnification`, `arc_mag_<band>` (lensed
         total), `arc_snr` (matched filter, best band), `arc_sb` (mag/arcsec², flux-weighted mean in the
-        bluest band); NaN where nothing was injected. Rows that lack a PSF in a band that has data are not
-        chosen.
+        bluest band); NaN where nothing was injected. Rows without a PSF in a band that has data are left out.
     """
     n, image, variance = len(batch), batch.image.copy(), batch.variance.copy()
     injected = np.zeros(n, np.uint8)
     names = (*MEASURES, *(f"arc_mag_{band}" for band in batch.bands))
     measured = {name: np.full(n, np.nan) for name in names}
     for k in range(n):
+        # A generator per row, so that shards and workers do not matter; 21 keeps it apart from other uses of
+        # the seed.
         rng = np.random.default_rng([config.seed, 21, int(np.int64(batch.catalog["index"][k]))])
         if rng.uniform() >= config.fraction or not _has_psf(batch, k):
             continue
@@ -146,6 +146,7 @@ def inject_batch(batch: CutoutBatch, config: InjectConfig) -> CutoutBatch:
         injected[k] = 1
         for name, value in {**facts, **arc_facts(arcs, batch.variance[k], batch)}.items():
             measured[name][k] = value
+    # Real cutouts are hardly ever lenses: without labels, those that were not painted count as no lens.
     label = np.asarray(batch.catalog.get("label", np.zeros(n, np.int64))).copy()
     label[injected == 1] = 1
     catalog = {**batch.catalog, "label": label, "injected": injected, **measured}
@@ -153,6 +154,7 @@ def inject_batch(batch: CutoutBatch, config: InjectConfig) -> CutoutBatch:
 
 
 def _has_psf(batch: CutoutBatch, k: int) -> bool:
+    """Whether row k has a PSF in every band that has data."""
     has_data = np.isfinite(batch.image[k]).any(axis=(1, 2))
     return bool(has_data.any() and (batch.psf_index[k][has_data] >= 0).all())
 
@@ -160,9 +162,10 @@ def _has_psf(batch: CutoutBatch, k: int) -> bool:
 def _paint(
     batch: CutoutBatch, k: int, config: InjectConfig, rng: np.random.Generator
 ) -> tuple[NDArray[np.float64], dict[str, float]]:
-    """Arcs `(B, H, W)` in nJy as the PSFs of row k show them, and what they are."""
+    """Arcs `(B, H, W)` in nJy, convolved with the PSFs of row k, and the parameters that were drawn."""
     theta = float(rng.uniform(config.theta_min, config.theta_max))
     i_mag = float(rng.uniform(config.source_bright, config.source_faint))
+    # Colours of blue star-forming galaxies, in all of ugrizy; then those of the bands here.
     fluxes = flux(blue_magnitudes(rng, np.array([i_mag]))[0])[[UGRIZY.index(b) for b in batch.bands]]
     q, angle = light_shape(batch.image[k], batch.catalog, k)
     lensed = draw_lensed(rng, theta / batch.pixel_scale, q, angle, batch.pixel_scale)
@@ -177,7 +180,7 @@ def draw_lensed(rng: np.random.Generator, theta: float, q: float, angle: float, 
     Parameters
     ----------
     rng
-        Where the draws come from.
+        Random generator.
     theta
         Einstein radius, pixels.
     q, angle
@@ -185,15 +188,20 @@ def draw_lensed(rng: np.random.Generator, theta: float, q: float, angle: float, 
     pixel_scale
         Arcsec per pixel.
     """
+    # External shear of a few per cent, in any direction.
     turn, gamma = rng.uniform(0.0, 2.0 * np.pi, 2), float(np.clip(rng.rayleigh(0.04), 0.0, 0.15))
+    # Mass is rounder than light, with some scatter; the angles agree to about 7 deg (0.12 rad).
     mass_q = float(np.clip(1.0 - 0.8 * (1.0 - q) + rng.normal(0.0, 0.03), 0.45, 0.99))
     shear = gamma * float(np.cos(turn[0])), gamma * float(np.sin(turn[0]))
     lens = Deflector(theta, mass_q, angle + float(rng.normal(0.0, 0.12)), *shear)
+    # Uniform in area within 0.85 Einstein radii, where a source has several images.
     beta = 0.85 * theta * float(np.sqrt(rng.uniform()))
+    # Half-light radius around 0.24 arcsec, to pixels.
     re = float(np.clip(rng.lognormal(np.log(0.24), 0.35), 0.08, 0.6)) / pixel_scale
     tilt = float(rng.uniform(0.4, 1.0)), float(rng.uniform(0.0, np.pi))
     index = float(rng.choice([0.7, 1.0, 1.5]))
     source = Sersic(index, re, *tilt, beta * float(np.cos(turn[1])), beta * float(np.sin(turn[1])))
+    # Up to 35 % of the light in a knot, as in star-forming galaxies: it makes arcs clumpy.
     knot = rng.normal(0.0, 0.5 * re, 2)
     return Lensed(lens, source, float(rng.uniform(0.0, 0.35)), float(knot[0]), float(knot[1]))
 
@@ -216,6 +224,7 @@ def light_shape(image: NDArray[np.float32], catalog: dict[str, NDArray[Any]], k:
         Axis ratio in [0.5, 1], rad from x. Moments are weighted with a Gaussian of 4 pixels, which makes
         objects rounder; the PSF does so too. `q` undoes neither, mass being rounder than light.
     """
+    # In the reddest band the light of old stars, and so of the deflector, dominates.
     plane = next((p for p in image[::-1] if np.isfinite(p).any()), image[-1])
     height, width = plane.shape
     y, x = np.mgrid[:height, :width].astype(float)
@@ -224,48 +233,53 @@ def light_shape(image: NDArray[np.float32], catalog: dict[str, NDArray[Any]], k:
     light = np.clip(np.nan_to_num(plane, nan=0.0, posinf=0.0, neginf=0.0), 0.0, None)
     weight = light * np.exp(-(x * x + y * y) / 32.0)
     total = float(weight.sum())
-    if total <= 0.0:
+    if total <= 0.0:  # no light: a round deflector
         return 1.0, 0.0
     xx, yy, xy = (float((weight * m).sum()) / total for m in (x * x, y * y, x * y))
     e1, e2 = (xx - yy) / (xx + yy), 2.0 * xy / (xx + yy)
+    # Below 0.6, so that a neighbour in the window does not give an extreme axis ratio.
     e = min(float(np.hypot(e1, e2)), 0.6)
     return max(float(np.sqrt((1.0 - e) / (1.0 + e))), 0.5), 0.5 * float(np.arctan2(e2, e1))
 
 
 def render(lensed: Lensed, batch: CutoutBatch, k: int) -> tuple[NDArray[np.float64], float]:
-    """Arcs of a source of unit flux through the PSFs of a row, in each cell through that cell's.
+    """Arcs of a source of unit flux, convolved with the PSFs of a row, in each cell with that of the cell.
 
     Returns
     -------
     seen
-        `(B, H, W)` float64; zero in bands without a PSF. Its sum is the magnification when all arcs lie in
-        the stamp.
+        `(B, H, W)` float64; zero in bands without a PSF. Its sum is the magnification if all arcs lie inside
+        the cutout.
     magnification
         Lensed over unlensed flux.
     """
     height, width = batch.image.shape[2:]
     kernel = batch.psf.shape[-1] if len(batch.psf) else 1
     reach = 2.0 * (2.2 * lensed.lens.theta_e + 4.0 * lensed.source.re)
+    # The FFT is periodic: the grid holds arcs and PSF, so that nothing wraps around into the cutout.
     size = 2 * scipy.fft.next_fast_len(int(np.ceil(max(height, width, reach + kernel) / 2)), real=True)
     light = transform(lensed, size, float(batch.catalog["dx"][k]), float(batch.catalog["dy"][k]))
     y0, x0 = size // 2 - height // 2, size // 2 - width // 2
     seen = np.zeros((len(batch.bands), height, width))
+    # First all of each band with the PSF of the centre, then the parts that lie in other cells of the coadd.
     parts = [(b, 0, height, 0, width, index) for b, index in enumerate(batch.psf_index[k]) if index >= 0]
     parts += batch.psf_cells[batch.psf_cells[:, 0] == k, 1:].tolist()
     for b, top, bottom, left, right, index in parts:
-        stamp = np.zeros((size, size))
-        stamp[:kernel, :kernel] = batch.psf[index]
-        psf = scipy.fft.rfft2(np.roll(stamp, (-(kernel // 2), -(kernel // 2)), (0, 1)))
+        padded = np.zeros((size, size))
+        padded[:kernel, :kernel] = batch.psf[index]
+        # Its centre at pixel (0, 0), so that convolving does not shift.
+        psf = scipy.fft.rfft2(np.roll(padded, (-(kernel // 2), -(kernel // 2)), (0, 1)))
         whole = scipy.fft.irfft2(light * psf, s=(size, size))[y0 : y0 + height, x0 : x0 + width]
         seen[b, top:bottom, left:right] = whole[top:bottom, left:right]
-    return seen, float(light[0, 0].real)
+    return seen, float(light[0, 0].real)  # the transform at frequency 0 is the total flux
 
 
 def _gain(batch: CutoutBatch, k: int) -> NDArray[np.float64]:
-    """Flux in nJy of an electron in each band: a DP2 coadd's, scaled to the depth of the variance plane."""
+    """Flux of one electron in each band, nJy: that of a DP2 coadd, scaled to the depth of this row."""
     out = np.zeros(len(batch.bands))
     for b, band in enumerate(batch.bands):
         good = batch.variance[k, b][np.isfinite(batch.variance[k, b])]
+        # Twice the exposure: half the sky variance in nJy², and half the flux of an electron.
         if len(good):
             out[b] = BANDS[band].njy_per_electron * float(np.median(good)) / noise_sigma(band) ** 2
     return out
@@ -278,7 +292,8 @@ def _add(
     gain: NDArray[np.float64],
     rng: np.random.Generator,
 ) -> None:
-    """Add arcs and their photon noise in place, to pixels that are measurements."""
+    """Add arcs and their photon noise in place, to pixels that have data."""
+    # Variance in nJy² of n electrons of g nJy each: n g² = flux * g. The FFT leaves tiny negative fluxes.
     photons = np.clip(arcs, 0.0, None) * gain[:, None, None]
     noise = rng.standard_normal(arcs.shape) * np.sqrt(photons)
     good = np.isfinite(image) & np.isfinite(variance)
@@ -289,9 +304,10 @@ def _add(
 def arc_facts(
     arcs: NDArray[np.float64], variance: NDArray[np.float32], batch: CutoutBatch
 ) -> dict[str, float]:
-    """Magnitudes per band, best matched-filter S/N, and surface brightness of arcs as painted."""
+    """Magnitudes per band, best matched-filter S/N, and surface brightness of arcs as they were painted."""
     usable = np.isfinite(variance) & (variance > 0)
     ratio = np.divide(arcs**2, variance, out=np.zeros_like(arcs), where=usable)
+    # The S/N of a perfect template: sqrt(sum f² / var).
     facts = {"arc_snr": float(np.sqrt(ratio.sum(axis=(1, 2)).max()))}
     for b, band in enumerate(batch.bands):
         facts[f"arc_mag_{band}"] = float(magnitude(arcs[b].sum()))
@@ -303,8 +319,6 @@ def arc_facts(
 
 def _index(cutouts: Artefact, writer: ArtefactWriter) -> pa.Table:
     """The index of the cutouts with the new columns; rows without pixels keep their label."""
-    import pyarrow as pa
-
     old = cutouts.index()
     shard, row = old["shard"].to_numpy(), old["row"].to_numpy()
     columns: dict[str, Any] = {name: old[name] for name in old.column_names}
@@ -312,7 +326,7 @@ def _index(cutouts: Artefact, writer: ArtefactWriter) -> pa.Table:
     for k in range(len(cutouts.shards)):
         path = writer.directory / writer.name(k)
         mapped: Any = np.memmap(path, np.uint8, mode="r")  # its pixels are not read
-        catalog = unpack_cutouts(mapped).catalog
+        catalog = unpack_cutouts(mapped).catalog  # the shard that was just written
         here = np.flatnonzero(shard == k)
         for name in _new_columns(catalog):
             values = catalog[name]
@@ -323,10 +337,12 @@ def _index(cutouts: Artefact, writer: ArtefactWriter) -> pa.Table:
 
 
 def _new_columns(catalog: dict[str, NDArray[Any]]) -> list[str]:
+    """Names of the columns that injection adds or changes."""
     return ["label", "injected", *MEASURES, *sorted(n for n in catalog if n.startswith("arc_mag_"))]
 
 
 def _blank(old: pa.Table, name: str, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """The column for rows without pixels: the old label, NaN, or 0."""
     if name == "label" and name in old.column_names:
         return np.array(old[name].to_numpy(), dtype)
     return np.full(old.num_rows, np.nan if dtype.kind == "f" else 0, dtype)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from ripple.report.cards import Table, Tile
 from ripple.report.plots import Line, histogram_plot, line_plot
 from ripple.storage.artefact import Artefact
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 
 def numbers(table: pa.Table, name: str) -> NDArray[np.float64]:
@@ -25,6 +23,8 @@ def numbers(table: pa.Table, name: str) -> NDArray[np.float64]:
 
 def tiles(table: pa.Table, evaluation: dict[str, Any]) -> list[Tile]:
     """The numbers at the head of the page."""
+    # Metric of the evaluation -> name on the page, in this order; "tpr10" is the completeness with fewer than
+    # ten false positives.
     names = {
         "auroc": "AUROC",
         "pr_auc": "PR-AUC",
@@ -35,7 +35,9 @@ def tiles(table: pa.Table, evaluation: dict[str, Any]) -> list[Tile]:
     }
     found = [Tile("rows scored", f"{table.num_rows:,}")]
     if evaluation:
-        found.append(Tile("rows judged", f"{evaluation['rows']:,}", f"{evaluation['lenses']:,} true lenses"))
+        found.append(
+            Tile("rows evaluated", f"{evaluation['rows']:,}", f"{evaluation['lenses']:,} true lenses")
+        )
     for key, name in names.items():
         value = (evaluation.get("metrics") or {}).get(key)
         if value:
@@ -44,7 +46,7 @@ def tiles(table: pa.Table, evaluation: dict[str, Any]) -> list[Tile]:
 
 
 def note(evaluation: dict[str, Any]) -> str:
-    """What the numbers were measured on."""
+    """The sentence that says on which rows the numbers were measured."""
     if not evaluation:
         return "Not evaluated: score with --evaluate on labelled rows."
     return (
@@ -56,11 +58,13 @@ def note(evaluation: dict[str, Any]) -> str:
 def plots(table: pa.Table, evaluation: dict[str, Any]) -> list[str]:
     """ROC, purity against completeness, calibration, and the histogram of scores, as SVG."""
     drawn = []
+    # Each part is drawn if the evaluation has it: `score` without labels has none.
     curves = evaluation.get("curves")
     if curves:
         fpr, tpr = np.array([0.0, *curves["fpr"]]), np.array([0.0, *curves["tpr"]])
+        # Half of one false positive: the least rate that the data can tell from zero, on a logarithmic axis.
         least = max(0.5 / max(evaluation["nonlenses"], 1), 1e-7)
-        chance = np.geomspace(least, 1, 50)
+        chance = np.geomspace(least, 1, 50)  # a straight line is a curve on this axis
         drawn.append(
             line_plot(
                 "ROC",
@@ -72,6 +76,7 @@ def plots(table: pa.Table, evaluation: dict[str, Any]) -> list[str]:
                 log_x=True,
             )
         )
+        # A random ranking has the share of lenses as its purity, at every completeness.
         share = evaluation["lenses"] / evaluation["rows"]
         drawn.append(
             line_plot(
@@ -109,9 +114,9 @@ def plots(table: pa.Table, evaluation: dict[str, Any]) -> list[str]:
 
 
 def _score_groups(table: pa.Table) -> list[tuple[str, NDArray[np.float64]]]:
-    """Scores by truth, on unseen sky where that is known."""
+    """Scores of lenses and others, on sky that the model was not trained on where that is known."""
     score, label = numbers(table, "score"), numbers(table, "label")
-    if not (label >= 0).any():
+    if not (label >= 0).any():  # NaN or -1: no labels
         return [("all", score)]
     unseen = np.ones(len(score), bool)
     if "split" in table.column_names:
@@ -120,14 +125,16 @@ def _score_groups(table: pa.Table) -> list[tuple[str, NDArray[np.float64]]]:
 
 
 def _score_range(groups: list[tuple[str, NDArray[np.float64]]]) -> tuple[float, float] | None:
+    """0 to 1 for probabilities; None, for the range of the data, when scores are logits."""
     values = np.concatenate([v for _, v in groups])
     inside = len(values) and values.min() >= 0 and values.max() <= 1
     return (0.0, 1.0) if inside else None
 
 
 def tables(artefact: Artefact, judged: dict[str, Any], model: dict[str, Any]) -> list[Table]:
-    """Slices, shortcut gates and rejections."""
+    """The tables of slices, shortcuts and rejected rows."""
     found = _slice_tables(judged.get("slices") or [])
+    # The shortcuts are those of the training set, recorded in the contract of the model.
     found += _gate_table(model.get("gates") or {}, (judged.get("evaluation") or {}).get("metrics") or {})
     index = artefact.index()
     rejected = Counter(
@@ -142,13 +149,13 @@ def tables(artefact: Artefact, judged: dict[str, Any], model: dict[str, Any]) ->
             "Rejected rows",
             ("reason", "rows"),
             rows or (("none", "0"),),
-            note=f"{total:,} of {index.num_rows:,} targets; those with pixels are scored too, flagged.",
+            note=f"{total:,} of {index.num_rows:,} targets; those with pixels have a score as well.",
         )
     )
     return found
 
 
-#: Slices to show, and what their columns are called.
+# Columns of the truth by which completeness is shown, if it was evaluated in slices of them.
 _SLICES = {
     "arc_sb": "arc surface brightness, mag/arcsec²",
     "theta_E": "Einstein radius, arcsec",
@@ -157,8 +164,10 @@ _SLICES = {
 
 
 def _slice_tables(slices: list[dict[str, Any]]) -> list[Table]:
+    """One table per property, with completeness and AUROC by range of its values."""
     tables = []
     for column, name in _SLICES.items():
+        # A slice without lenses has no completeness.
         mine = [s for s in slices if s["column"] == column and s["lenses"]]
         rows = tuple(
             (
@@ -178,28 +187,32 @@ def _slice_tables(slices: list[dict[str, Any]]) -> list[Table]:
 
 
 def _ranged(estimate: dict[str, float] | None) -> str:
+    """A value and its interval, as in `0.912 (0.88–0.94)`."""
     if not estimate:
         return "–"
     return f"{estimate['value']:.3f} ({estimate['low']:.2f}–{estimate['high']:.2f})"
 
 
 def _gate_table(gates: dict[str, Any], metrics: dict[str, Any]) -> list[Table]:
-    """Shortcuts: how well features that should not tell lenses apart do tell them apart."""
+    """How well features that should not tell lenses apart (noise, PSF, ...) do so in the training set."""
     entries = gates.get("shortcuts", {})
     rows: list[tuple[str, ...]] = []
     failed: set[int] = set()
     for name, entry in sorted(entries.items() if isinstance(entries, dict) else ()):
+        # Models of others may give a number, a measure with an interval, or anything else, which is left out.
         value = entry.get("auroc", entry) if isinstance(entry, dict) else entry
         value = value.get("value") if isinstance(value, dict) else value
         if isinstance(value, int | float) and not isinstance(value, bool):
-            if isinstance(entry, dict) and entry.get("passed") is False:
+            if isinstance(entry, dict) and entry.get("passed") is False:  # shown in red
                 failed.add(len(rows))
             rows.append((str(name).replace("_", " "), f"{value:.3f}"))
     if not rows:
         return []
+    # For comparison, in the last row.
     if "auroc" in metrics:
         rows.append(("the network", f"{metrics['auroc']['value']:.3f}"))
-    note = "A shortcut near the network means that the simulation gives its lenses away."
-    return [
-        Table("Shortcut gates", ("what a linear model sees", "AUROC"), tuple(rows), frozenset(failed), note)
-    ]
+    note = (
+        "An AUROC as high as the network's means that the simulation gives its lenses away by this feature."
+    )
+    head = ("what a linear model sees", "AUROC")
+    return [Table("Shortcut gates", head, tuple(rows), frozenset(failed), note)]

@@ -1,10 +1,10 @@
-"""`ripple report`: a page on which a person judges candidates, or the quality of tensors.
+"""`ripple report`: a page on which a person grades candidates, or sees the quality of tensors.
 
-    OUT/index.html       self-contained, no network, no script but its own
+    OUT/index.html       self-contained: loads nothing, and runs no script but its own
     OUT/candidates.csv   the ranked table
 
-Everything on the page comes from the artefact named; stamps come from the cutouts behind it when they are
-still there, else from the tensors.
+Everything on the page comes from the given artefact; pictures are made from the cutouts behind it if these
+still exist, else from the tensors.
 """
 
 from __future__ import annotations
@@ -14,30 +14,26 @@ import json
 import time
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from ripple.errors import DataError, InputError, IntegrityError
 from ripple.imaging.quality.flags import flag_names
-from ripple.runtime.summary import Summary
-from ripple.stages.report.figures import numbers
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 from ripple.learn.model.contract import load_contract
 from ripple.report.cards import Card, csv_bytes, data_uri, render
-from ripple.report.cutout_pictures import colour_stamps
+from ripple.report.cutout_pictures import colour_pictures
+from ripple.runtime.summary import Summary
 from ripple.stages.report.config import ReportConfig
-from ripple.stages.report.figures import note, plots, tables, tiles
+from ripple.stages.report.figures import note, numbers, plots, tables, tiles
 from ripple.stages.report.tensors import tensors_page
 from ripple.storage.artefact import Artefact, open_artefact
 from ripple.storage.directory import write_directory
 from ripple.storage.files import parse_parquet, read_whole, write_new
 
-#: Catalogue columns worth showing on a card, and how.
+#: Catalogue columns to show on a card, and their formats; those of `simulate` and `inject`.
 FACTS: dict[str, str] = {
     "theta_E": "θ_E {:.2f}″",
     "arc_mag_i": "arc i {:.1f}",
@@ -55,15 +51,16 @@ def report(config: ReportConfig) -> Summary:
     Raises
     ------
     DataError
-        The source is neither scores nor tensors, or its rows lead nowhere.
+        The source is neither scores nor tensors, or the tensors that were scored are missing or changed.
     ConfigError, WriteError
-        The output holds something else.
+        The output contains something else.
     """
     start = time.perf_counter()
     artefact = open_artefact(config.source)
     kind = artefact.kind
     if kind not in ("scores", "tensors"):
-        raise DataError(f"{config.source} holds {kind}", hint="give scores, or tensors")
+        raise DataError(f"{config.source} contains {kind}", hint="give scores or tensors")
+    # By its digest, not its path: the same page for the same content.
     facts: dict[str, Any] = {"source": kind, "rows": artefact.rows}
 
     def build(directory: Path) -> None:
@@ -91,6 +88,7 @@ def scores_page(artefact: Artefact, config: ReportConfig) -> dict[str, bytes]:
     attributes = artefact.attributes
     model = model_record(artefact, config)
     cards = _cards(artefact, table.take(shown), config)
+    # The filters for truth only appear when there is any.
     known = Counter(card.truth for card in cards)
     context = {
         "title": "Strong-lens candidates",
@@ -116,24 +114,25 @@ def ranked_table(artefact: Artefact) -> pa.Table:
     Raises
     ------
     IntegrityError
-        Its bytes are not those that were written.
+        Its bytes differ from those that were written, or it lacks a column.
     """
-    import pyarrow as pa
-
     entry = artefact.attributes["sorted"]
     path = artefact.directory / entry["name"]
     data = read_whole(path)
     if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-        raise IntegrityError(f"{path}: damaged, its SHA-256 is not the one recorded", hint="score again")
+        raise IntegrityError(f"{path}: damaged, its SHA-256 is not the recorded one", hint="score again")
+    # From here on: scores that another program may have written.
     try:
         table = parse_parquet(data)
     except (pa.ArrowException, OSError, ValueError) as err:
-        raise IntegrityError(f"{path}: no table: {' '.join(str(err).split())[:200]}") from None
+        reason = " ".join(str(err).split())[:200]
+        raise IntegrityError(f"{path}: cannot be read as a table: {reason}") from None
     for name in ("rank", "shard", "row"):
         if name not in table.column_names or not pa.types.is_integer(table[name].type):
             raise IntegrityError(f"{path}: no column {name!r} of whole numbers")
+        # -1 would be the last row of a shard in numpy.
         if table.num_rows and numbers(table, name).min() < 0:
-            raise IntegrityError(f"{path}: a number below 0 in column {name!r}")
+            raise IntegrityError(f"{path}: column {name!r} has a number below 0")
     if "score" not in table.column_names or not pa.types.is_floating(table["score"].type):
         raise IntegrityError(f"{path}: no column 'score' of numbers")
     return table
@@ -145,8 +144,9 @@ def judgement(artefact: Artefact) -> dict[str, Any]:
     Raises
     ------
     IntegrityError
-        Its bytes are not those that were written, or nobody wrote down which those are.
+        Its bytes differ from those that were written, or the manifest does not list it.
     """
+    # The manifest has the summary; the file has curves and slices as well.
     if "evaluation" not in artefact.attributes:
         return {}
     try:
@@ -154,7 +154,9 @@ def judgement(artefact: Artefact) -> dict[str, Any]:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        raise IntegrityError(f"{artefact.directory / 'evaluation.json'}: no evaluation", hint="score again")
+        raise IntegrityError(
+            f"{artefact.directory / 'evaluation.json'}: cannot be read as an evaluation", hint="score again"
+        )
     return found
 
 
@@ -164,6 +166,7 @@ def chosen_rows(table: pa.Table, config: ReportConfig) -> NDArray[np.int64]:
     if "label" not in table.column_names or not config.missed:
         return best
     lenses = np.flatnonzero(numbers(table, "label") == 1)
+    # Lenses that the model misses teach more about it than those it finds.
     late = lenses[lenses >= len(best)][-config.missed :]
     return np.concatenate([best, late])
 
@@ -172,8 +175,9 @@ def chosen_rows(table: pa.Table, config: ReportConfig) -> NDArray[np.int64]:
 
 
 def _cards(artefact: Artefact, table: pa.Table, config: ReportConfig) -> list[Card]:
+    """One card per row of `table`, in its order."""
     sources = tensor_artefacts(artefact)
-    stamps = colour_stamps(
+    pictures = colour_pictures(
         sources,
         numbers(table, "shard").astype(np.int64),
         numbers(table, "row").astype(np.int64),
@@ -182,6 +186,7 @@ def _cards(artefact: Artefact, table: pa.Table, config: ReportConfig) -> list[Ca
     )
     ra, dec, label = (numbers(table, name) for name in ("ra", "dec", "label"))
     probability, spread, score = (numbers(table, name) for name in ("probability", "spread", "score"))
+    # Models without calibration have a score only.
     probability = np.where(np.isfinite(probability), probability, score)
     ids, qc = table["id"].to_pylist(), _integers(table, "qc")
     kinds = table["class"].to_pylist() if "class" in table.column_names else [None] * table.num_rows
@@ -189,15 +194,15 @@ def _cards(artefact: Artefact, table: pa.Table, config: ReportConfig) -> list[Ca
     extra = _facts(table)
     cards = []
     for k in range(table.num_rows):
-        truth = {1.0: "lens", 0.0: "nonlens"}.get(float(label[k]), "unknown")
-        height, width, _ = stamps[k].shape
+        truth = {1.0: "lens", 0.0: "nonlens"}.get(float(label[k]), "unknown")  # NaN or -1: unknown
+        height, width, _ = pictures[k].shape
         cards.append(
             Card(
                 id=str(ids[k]),
                 rank=int(ranks[k]),
                 ra=float(ra[k]),
                 dec=float(dec[k]),
-                stamp=data_uri(stamps[k]),
+                picture=data_uri(pictures[k]),
                 width=width,
                 height=height,
                 truth=truth,
@@ -212,12 +217,14 @@ def _cards(artefact: Artefact, table: pa.Table, config: ReportConfig) -> list[Ca
 
 
 def _integers(table: pa.Table, name: str) -> list[int]:
+    """A column as whole numbers, 0 where it is null or missing: flags have 64 bits, too many for a float."""
     if name not in table.column_names:
         return [0] * table.num_rows
     return [int(v or 0) for v in table[name].to_pylist()]
 
 
 def _facts(table: pa.Table) -> list[tuple[str, ...]]:
+    """The facts of each row; columns that are missing or NaN are left out."""
     columns = {name: numbers(table, name) for name in FACTS if name in table.column_names}
     return [
         tuple(FACTS[n].format(v[k]) for n, v in columns.items() if np.isfinite(v[k]))
@@ -231,27 +238,28 @@ def tensor_artefacts(artefact: Artefact) -> list[Artefact]:
     Raises
     ------
     DataError
-        They are gone or changed.
+        They are missing or have changed.
     """
     paths, digests = artefact.manifest["config"]["tensors"], artefact.inputs["tensors"]
     found = []
+    # Config and inputs are in the same order; a manifest with unequal lengths is refused when it is read.
     for name, digest in zip(paths, digests, strict=True):
         path = located(Path(name), artefact.directory)
         tensors = open_artefact(path, "tensors")
         if tensors.digest != digest:
-            raise DataError(f"{path} is not what was scored", hint="score again")
+            raise DataError(f"{path} has changed since it was scored", hint="score again")
         found.append(tensors)
     return found
 
 
 def located(path: Path, beside: Path) -> Path:
-    """A directory named in a manifest: as it stands, or next to the artefact that names it if both moved."""
+    """A directory named in a manifest: where it was, or beside the artefact that names it if both moved."""
     moved = beside.parent / path.name
     return moved if not path.exists() and moved.exists() else path
 
 
 def model_record(artefact: Artefact, config: ReportConfig) -> dict[str, Any]:
-    """The contract of the model that scored, empty when it is not at hand.
+    """The contract of the model that gave the scores; empty when it is not found.
 
     Raises
     ------
@@ -262,6 +270,7 @@ def model_record(artefact: Artefact, config: ReportConfig) -> dict[str, Any]:
         contract = load_contract(config.model or artefact.directory.parent / "model")
     except InputError:
         return {}
+    # Another model may have taken its place since.
     same = contract.digest() == artefact.inputs["model"]
     return contract.model_dump(mode="json") if same else {}
 
@@ -269,7 +278,7 @@ def model_record(artefact: Artefact, config: ReportConfig) -> dict[str, Any]:
 def _cards_note(shown: int, rows: int, config: ReportConfig) -> str:
     best = min(config.top, rows)
     late = f", then the {shown - best} true lenses ranked lowest" if shown > best else ""
-    return f"The {best:,} best of {rows:,}{late}."
+    return f"The best {best:,} of {rows:,}{late}."
 
 
 def _provenance(artefact: Artefact) -> list[str]:

@@ -1,28 +1,25 @@
-"""The page about tensors: what quality control kept and refused, and the widths and depths behind it."""
+"""The page about tensors: what quality control accepted and rejected, and the measures behind it."""
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from ripple.imaging.quality.flags import flag_names
 from ripple.report.cards import Card, Table, Tile, csv_bytes, data_uri, render
-from ripple.report.cutout_pictures import colour_stamps
+from ripple.report.cutout_pictures import colour_pictures
 from ripple.report.plots import histogram_plot
 from ripple.stages.report.config import ReportConfig
 from ripple.stages.report.figures import numbers
 from ripple.storage.artefact import Artefact
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-#: Index columns to draw: prefix of the name, title, unit.
+#: Index columns to draw: start of the name, to which the band is added, title, unit.
 MEASURES = (
     ("psf_fwhm_", "PSF width before matching", "FWHM, arcsec"),
-    ("psf_after_", "PSF width matched to", "FWHM, arcsec"),
+    ("psf_after_", "PSF width matched to", "FWHM, arcsec"),  # computed, see `_values`
     ("noise_", "Sky noise", "nJy per pixel"),
     ("qc_signal_", "Brightest block", "sigma"),
 )
@@ -32,6 +29,7 @@ def tensors_page(artefact: Artefact, config: ReportConfig) -> dict[str, bytes]:
     """The files of the page, by name."""
     index = artefact.index()
     status = np.array(index["status"].to_pylist())
+    # Partial rows are accepted; what they lack is in their flags.
     reason = np.where(
         status == "rejected", np.array([r or "" for r in index["reason"].to_pylist()]), "accepted"
     )
@@ -53,7 +51,7 @@ def tensors_page(artefact: Artefact, config: ReportConfig) -> dict[str, bytes]:
         tables=[_counted("Verdicts", "verdict", verdicts), _counted("Quality flags", "flag", flags)],
         cards=_cards(artefact, index.take(shown), reason[shown], config),
         reasons=sorted(set(reason[shown])),
-        cards_note=f"{len(shown):,} rows: every verdict is shown with about as many rows as the others.",
+        cards_note=f"{len(shown):,} rows, about the same number of each verdict.",
         provenance=[f"tensors {artefact.digest[:16]}"],
     )
     return {"index.html": page, "candidates.csv": csv_bytes(_flat(index).slice(0, config.csv_rows))}
@@ -64,7 +62,8 @@ def sampled(index: pa.Table, verdict: NDArray[np.str_], count: int) -> NDArray[n
     placed = np.flatnonzero(index["shard"].to_numpy() >= 0)
     kinds = [placed[verdict[placed] == v] for v in np.unique(verdict[placed])]
     left, chosen = count, []
-    for k, rows in enumerate(sorted(kinds, key=len)):  # what rare verdicts leave goes to common ones
+    # Rare verdicts first: the places that they do not fill go to the more common ones.
+    for k, rows in enumerate(sorted(kinds, key=len)):
         share = min(len(rows), left // (len(kinds) - k))
         chosen.append(rows[np.linspace(0, len(rows) - 1, share).astype(int)] if share else rows[:0])
         left -= share
@@ -72,18 +71,21 @@ def sampled(index: pa.Table, verdict: NDArray[np.str_], count: int) -> NDArray[n
 
 
 def _flags(index: pa.Table) -> list[list[str]]:
+    """Names of the quality flags of each row."""
     if "qc" not in index.column_names:
         return [[] for _ in range(index.num_rows)]
     return [flag_names(int(value or 0)) for value in index["qc"].to_pylist()]
 
 
 def _plots(index: pa.Table, bands: tuple[str, ...]) -> list[str]:
+    """A histogram of each measure that the index has, by band."""
     out = []
     for prefix, title, unit in MEASURES:
         groups = [(band, _values(index, prefix, band)) for band in bands]
         groups = [(band, values[np.isfinite(values)]) for band, values in groups]
         values = np.concatenate([v for _, v in groups]) if groups else np.zeros(0)
         if len(values):
+            # Without the outermost rows: one bad PSF would leave a single bar. The page has four colours.
             low, high = np.percentile(values, (0.5, 99.5))
             inside = (float(low), float(high))
             out.append(histogram_plot(title, unit, groups[:4], x_range=inside))
@@ -91,13 +93,14 @@ def _plots(index: pa.Table, bands: tuple[str, ...]) -> list[str]:
 
 
 def _values(index: pa.Table, prefix: str, band: str) -> NDArray[np.float64]:
-    """A column of the index; the width matched to is the one before over `psf_sharpening`."""
+    """A column of the index; the width after matching is that before, divided by `psf_sharpening`."""
     if prefix != "psf_after_":
         return numbers(index, prefix + band)
     return numbers(index, f"psf_fwhm_{band}") / numbers(index, f"psf_sharpening_{band}")
 
 
 def _counted(title: str, name: str, counts: Counter[str]) -> Table:
+    """A table of counts, the largest first."""
     rows = tuple((key, f"{n:,}") for key, n in counts.most_common())
     return Table(title, (name, "rows"), rows or (("none", "0"),))
 
@@ -106,7 +109,7 @@ def _cards(
     artefact: Artefact, table: pa.Table, verdict: NDArray[np.str_], config: ReportConfig
 ) -> list[Card]:
     shard, row = (numbers(table, name).astype(np.int64) for name in ("shard", "row"))
-    stamps = colour_stamps([artefact], shard, row, stretch=config.stretch, softening=config.softening)
+    pictures = colour_pictures([artefact], shard, row, stretch=config.stretch, softening=config.softening)
     ra, dec = numbers(table, "ra"), numbers(table, "dec")
     ids, flags = table["id"].to_pylist(), _flags(table)
     return [
@@ -115,10 +118,11 @@ def _cards(
             rank=k + 1,
             ra=float(ra[k]),
             dec=float(dec[k]),
-            stamp=data_uri(stamps[k]),
-            width=stamps[k].shape[1],
-            height=stamps[k].shape[0],
+            picture=data_uri(pictures[k]),
+            width=pictures[k].shape[1],
+            height=pictures[k].shape[0],
             kind=str(verdict[k]),
+            # Flags of accepted rows only inform; on a card they would look like a rejection.
             flags=tuple(flags[k]) if verdict[k] != "accepted" else (),
         )
         for k in range(table.num_rows)
@@ -126,7 +130,5 @@ def _cards(
 
 
 def _flat(table: pa.Table) -> pa.Table:
-    """Without nested columns, which CSV cannot hold."""
-    import pyarrow as pa
-
+    """The table without nested columns, which CSV cannot hold."""
     return table.select([f.name for f in table.schema if not pa.types.is_nested(f.type)])

@@ -1,31 +1,35 @@
-"""`ripple simulate`: a mini-survey in a real Butler repository, with the truth beside it.
+"""`ripple simulate`: a small survey in a real Butler repository, with the truth beside it.
 
     DIR/repo            Butler repository: collection `mini`, dataset types `deep_coadd` (CellCoadd), `object`
     DIR/simulate.json   only while unfinished: the configuration, written first
     DIR/truth.parquet   one row per target
-    DIR/manifest.json   lists the truth and the coadds, written last: no manifest, not finished
+    DIR/manifest.json   lists the truth and the coadds; written last, so without it the survey is unfinished
 
-Same configuration, same pixels, tables and dataset UUIDs. FITS headers hold the time of writing
-(`lsst.images` puts it there), so whole files differ between runs.
+The same configuration gives the same pixels, tables and dataset UUIDs. `lsst.images` writes the time into FITS
+headers, so the files themselves differ between runs.
 """
 
 from __future__ import annotations
 
+import io
 import shutil
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ripple.errors import ConfigError, WorkerError, WriteError
-from ripple.imaging.simulation.defects import PLANES, Defects, draw_defects, observe
-from ripple.imaging.simulation.observing import draw_conditions, flux
-from ripple.imaging.simulation.population import UGRIZY, draw_scene
+from ripple.imaging.simulation.defects import PLANES, BandPlanes, Defects, draw_defects, observe
+from ripple.imaging.simulation.observing import Conditions, draw_conditions, flux
+from ripple.imaging.simulation.population import UGRIZY, Painted, Scene, draw_scene
 from ripple.imaging.simulation.render import StripTask, render_strip
 from ripple.imaging.simulation.tables import object_ids, object_table, truth_table
 from ripple.rubin.write_repository import CoaddPlanes, MiniRepo
@@ -56,15 +60,15 @@ from ripple.storage.manifest import (
 )
 
 SKYMAP = "ripple_mini_v1"
-#: What a survey was made with; written before anything else.
+#: The configuration of an unfinished survey; written before anything else.
 MARKER = "simulate.json"
-#: Bytes of a coadd's file per pixel, about.
+#: Approximate bytes per pixel of a compressed coadd file, for the message about a full disk.
 PIXEL_BYTES = 5
 
 
 @dataclass(frozen=True)
 class Block:
-    """The patches of the survey: ids, and the pixels of their outer boxes together."""
+    """The patches of the survey, and the pixel box around all their outer boxes."""
 
     skymap: RingsSkyMap
     tract: int
@@ -83,19 +87,20 @@ def simulate(config: SimulateConfig) -> Summary:
     Returns
     -------
     summary
-        Counts of targets and coadds; `done_before` when the survey was already there.
+        Counts of targets and coadds; `done_before` when the survey was finished already.
 
     Raises
     ------
     ConfigError
-        The directory holds a survey made with other options; or the tract has too few patches.
+        The directory has a survey with different options, or the tract has too few patches.
     WriteError
-        The directory holds something else.
+        The directory contains something else.
     """
     start = time.perf_counter()
     directory = _directory(config)
     make_directory(directory)
     foreign = (p for p in directory.iterdir() if p.name != LOCK and not p.name.startswith(TEMPORARY))
+    # An interrupted survey is cleared and started again, so only directories that RIPPLe began may have files.
     begun = (directory / MARKER).exists() or (directory / MANIFEST).exists()
     if not begun and any(foreign):
         raise WriteError(
@@ -113,6 +118,7 @@ def simulate(config: SimulateConfig) -> Summary:
     except Exception as err:
         if isinstance(err, WriteError) or not is_full(err):
             raise
+        # Most of it is written by the Butler, whose errors do not say how much is missing.
         height, width = block.skymap.patch_outer(block.tract, block.patches[0]).shape
         needed = PIXEL_BYTES * height * width * config.patches * len(config.bands)
         hint = "free space and run the same command again"
@@ -124,12 +130,12 @@ def simulate(config: SimulateConfig) -> Summary:
 
 def _directory(config: SimulateConfig) -> Path:
     if not config.output:
-        raise ConfigError("simulate: no directory", hint="ripple simulate DIR")
+        raise ConfigError("simulate: no output directory", hint="give one: ripple simulate DIR")
     return Path(config.output)
 
 
 def choose_block(config: SimulateConfig) -> Block:
-    """A block of patches around the centre of the tract, as square as can be, row by row.
+    """A block of patches around the centre of the tract, as square as possible, filled row by row.
 
     Raises
     ------
@@ -139,7 +145,7 @@ def choose_block(config: SimulateConfig) -> Block:
     skymap = known(SKYMAP)
     tan = skymap.tan(config.tract)
     columns = int(np.ceil(np.sqrt(config.patches)))
-    rows = -(-config.patches // columns)
+    rows = -(-config.patches // columns)  # rounded up; the last row may have fewer patches
     size = skymap.patches.width
     left, low = (int(v) // size - n // 2 for v, n in ((tan.x0, columns), (tan.y0, rows)))
     whole = skymap.tract_box(config.tract)
@@ -155,14 +161,15 @@ def choose_block(config: SimulateConfig) -> Block:
 
 
 def missing_band(config: SimulateConfig, block: Block) -> tuple[int, str] | None:
-    """The (patch, band) that is left out on purpose, when there are patches and bands to spare."""
+    """The (patch, band) that is left out on purpose, if there is more than one patch and band."""
+    # Real surveys have such gaps, and `fetch` must be tested with one.
     if not config.defects or config.patches < 2 or len(config.bands) < 2:
         return None
     return block.patches[-1], config.bands[-1]
 
 
 def _make(config: SimulateConfig, block: Block) -> dict[str, NDArray[Any]]:
-    """Draw, paint, observe and write everything but the truth, which is returned."""
+    """Draw, paint, observe and write everything except the truth, which is returned."""
     tan = block.skymap.tan(block.tract)
     inner = [block.skymap.patch_inner(block.tract, p) for p in block.patches]
     scene = draw_scene(
@@ -173,6 +180,7 @@ def _make(config: SimulateConfig, block: Block) -> dict[str, NDArray[Any]]:
     x = np.concatenate([scene.targets["x"], scene.field["x"]])
     y = np.concatenate([scene.targets["y"], scene.field["y"]])
     patch = block.skymap.find_patch(block.tract, x, y)
+    # Targets come first, then the objects of the field around them.
     ids, count = object_ids(block.tract, patch), len(scene.targets["x"])
     repo = MiniRepo(_directory(config) / "repo", block.skymap, block.tract, block.patches, config.bands)
     repo.put_objects(object_table(scene, tan, ids, patch, conditions, block.tract, config.seed))
@@ -187,14 +195,16 @@ def _make(config: SimulateConfig, block: Block) -> dict[str, NDArray[Any]]:
 
 
 def _paint(
-    config: SimulateConfig, painted: Any, conditions: Any
-) -> tuple[NDArray[np.float32], dict[int, Any]]:
-    """Noiseless light `(B, h, w)` of the block, and the tallies of lensed light."""
+    config: SimulateConfig, painted: Sequence[Painted], conditions: Conditions
+) -> tuple[NDArray[np.float32], dict[int, NDArray[np.float64]]]:
+    """Light `(B, h, w)` in nJy of the block without noise, and what is known of each arc, by target."""
     box = conditions.box
     light = np.zeros((len(conditions.bands), *box.shape), np.float32)
-    arcs: dict[int, Any] = {}
+    arcs: dict[int, NDArray[np.float64]] = {}
     tasks = []
+    # Strips of 300 rows, two cells, as tasks: their number does not depend on the workers, nor do the pixels.
     for y0 in range(box.y0, box.y1, 300):
+        # Each object belongs to one strip, whatever it reaches into; those below the block to the first.
         inside = tuple(
             p for p in painted if y0 <= np.floor(p.y + 0.5) < y0 + 300 or (y0 == box.y0 and p.y < y0)
         )
@@ -206,14 +216,16 @@ def _paint(
         for _, strip in strips:
             if isinstance(strip, WorkerFailure):
                 raise WorkerError(f"painting failed: {strip.message}")
+            # Strips overlap where objects reach over an edge.
             light[(slice(None), *box.slices(strip.box))] += strip.image
             arcs |= strip.arcs
             advance()
     return light, arcs
 
 
-def _stars(scene: Any) -> dict[str, NDArray[np.float64]]:
-    """Band -> `(N, 3)` x, y, flux of the stars."""
+def _stars(scene: Scene) -> dict[str, NDArray[np.float64]]:
+    """Band -> `(N, 3)` x, y in pixels and flux in nJy of the stars."""
+    # Only to find saturated pixels: their light is painted like that of all objects.
     f = scene.field
     fluxes = flux(f["mags"])
     return {
@@ -223,26 +235,28 @@ def _stars(scene: Any) -> dict[str, NDArray[np.float64]]:
 
 @dataclass
 class _Observed:
-    """Observes a band when its first coadd is asked for; overlapping patches get identical pixels."""
+    """Observes a band when its first coadd is requested; overlapping patches get identical pixels."""
 
     config: SimulateConfig
     block: Block
-    conditions: Any
-    defects: Any
+    conditions: Conditions
+    defects: Defects
     light: NDArray[np.float32]
     stars: dict[str, NDArray[np.float64]]
     lock: threading.Lock = field(default_factory=threading.Lock)
     band: str = ""
-    whole: Any = None
-    kernels: Any = None
+    whole: BandPlanes | None = None
+    kernels: NDArray[np.float64] | None = None
 
-    def __call__(self, patch: int, band: str) -> Any:
+    def __call__(self, patch: int, band: str) -> CoaddPlanes:
+        # The whole block is observed at once and then cut: noise must be the same where patches overlap.
         with self.lock:
             if band != self.band:
                 self._observe(band)
             whole, kernels = self.whole, self.kernels
+        assert whole is not None and kernels is not None
         cut = self.block.box.slices(self.block.skymap.patch_outer(self.block.tract, patch))
-        cells = tuple(slice(s.start // 150, s.stop // 150) for s in cut)
+        cells = tuple(slice(s.start // 150, s.stop // 150) for s in cut)  # cells of 150 px
         image, variance, mask = (
             np.ascontiguousarray(p[cut]) for p in (whole.image, whole.variance, whole.mask)
         )
@@ -250,14 +264,14 @@ class _Observed:
 
     def _observe(self, band: str) -> None:
         b = self.config.bands.index(band)
-        self.band, self.whole = "", None  # the memory of the band before
-        light = self.light[b].copy()  # a coadd whose worker died may be asked for again
+        self.band, self.whole = "", None  # frees the memory of the band before
+        light = self.light[b].copy()  # a coadd whose worker died may be requested again
         self.whole = observe(light, self.stars[band], self.conditions, b, self.defects, self.config.seed)
         self.kernels = _kernels(self.conditions, b, self.defects.missing_cell)
         self.band = band
 
 
-def _kernels(conditions: Any, band: int, missing: tuple[int, int] | None) -> NDArray[np.float64]:
+def _kernels(conditions: Conditions, band: int, missing: tuple[int, int] | None) -> NDArray[np.float64]:
     """`(cy, cx, K, K)` kernels of the block, NaN in the missing cell."""
     cy, cx = conditions.sigma.shape[1:]
     kernels = np.stack([np.stack([conditions.kernel(band, i, j) for j in range(cx)]) for i in range(cy)])
@@ -267,7 +281,7 @@ def _kernels(conditions: Any, band: int, missing: tuple[int, int] | None) -> NDA
 
 
 def _prepare(directory: Path, config: SimulateConfig) -> bool:
-    """Claim the directory; True when a finished survey with these options is there."""
+    """Mark the directory as begun; True when it has a finished survey with these options."""
     wanted = identity_of("survey", config.verb, config.canonical(), {})
     if (directory / MANIFEST).exists():
         manifest = read_manifest(directory, "survey")
@@ -277,14 +291,15 @@ def _prepare(directory: Path, config: SimulateConfig) -> bool:
     marker = directory / MARKER
     if marker.exists():
         refuse_other(directory, unseal(marker, read_whole(marker)), wanted)
-        # An interrupted survey of ours: start it again.
+        # An interrupted survey starts again: a repository that was being written cannot be trusted.
         shutil.rmtree(directory / "repo", ignore_errors=True)
     write_atomic(marker, render(wanted))
     return False
 
 
 def _finish(directory: Path, config: SimulateConfig) -> None:
-    """Write the manifest: the truth and the coadds; the registry changes whenever a Butler opens it."""
+    """Write the manifest, which lists the truth and the coadds."""
+    # Not the registry (SQLite), which changes whenever a Butler opens it.
     names = [path.relative_to(directory).as_posix() for path in sorted(directory.rglob("*.fits"))]
     identity = identity_of("survey", config.verb, config.canonical(), {})
     write_manifest(directory, identity, {"files": listed(directory, ("truth.parquet", *names))})
@@ -292,19 +307,12 @@ def _finish(directory: Path, config: SimulateConfig) -> None:
 
 
 def _write_truth(directory: Path, truth: dict[str, NDArray[Any]]) -> None:
-    import io
-
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     buffer = io.BytesIO()
     pq.write_table(pa.table(truth), buffer)
     write_atomic(directory / "truth.parquet", buffer.getvalue())
 
 
 def _read_truth(directory: Path) -> dict[str, NDArray[Any]]:
-    import pyarrow.parquet as pq
-
     table = pq.read_table(directory / "truth.parquet", columns=["label", "class", "arc_snr"])
     return {name: table[name].to_numpy() for name in table.column_names}
 
@@ -315,7 +323,7 @@ def _summary(config: SimulateConfig, truth: dict[str, Any], seconds: float, *, d
     facts = {
         "targets": len(label),
         "lenses": int(label.sum()),
-        "look-alikes": int((label == 0).sum()),
+        "look-alikes": int((label == 0).sum()),  # targets that look like lenses, but are none
         "coadds": coadds,
         "tract": config.tract,
         "bands": "".join(config.bands),
