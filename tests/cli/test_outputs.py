@@ -50,7 +50,7 @@ def writers(one_of_each: dict[str, Path], out: Path) -> dict[str, list[str]]:
 
 @pytest.fixture(scope="module")
 def sources(one_of_each: dict[str, Path]) -> dict[str, Path]:
-    """`made`, with what `import` and `import-model` take."""
+    """`one_of_each`, with what `import` and `import-model` take."""
     import numpy as np
 
     np.savez(one_of_each["model"].parent / "stamps.npz", image=np.ones((2, 3, 16, 16), np.float32))
@@ -58,7 +58,7 @@ def sources(one_of_each: dict[str, Path]) -> dict[str, Path]:
     (one_of_each["model"] / "side.yaml").write_text(
         json.dumps({k: v for k, v in contract.items() if k != "members"})
     )
-    return made
+    return one_of_each
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -328,6 +329,7 @@ class Browser:
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     driver = shutil.which("chromedriver")
     if driver is None or not (shutil.which("chromium") or shutil.which("google-chrome")):
+        assert "RIPPLE_TESTS_NEED_BROWSER" not in os.environ, "chromium and chromedriver must be there in CI"
         pytest.skip("no chromium with chromedriver on this machine (Debian: chromium-driver)")
     root = tmp_path_factory.mktemp("browser")
     (root / "downloads").mkdir()
