@@ -17,6 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ripple.errors import ConfigError
 
+#: A JSON object: manifests, reports and what `--json` prints.
+Json = dict[str, Any]
+
 # No configuration comes near these; a hostile file must not fill the memory (aliases of aliases).
 MAX_YAML_BYTES = 256 * 1024
 MAX_YAML_NODES = 1000

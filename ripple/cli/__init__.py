@@ -1,4 +1,4 @@
-"""The command line: a verb parses, calls one function, prints the summary, maps errors to exit codes.
+"""The command line: a verb parses its options, calls one function, and prints the summary.
 
 Verbs that run one stage are in `verbs.py`; the others have a module of their own with a click command named
 `command`. They are imported only when they are used, so that `ripple --help` loads neither torch nor lsst.
@@ -21,26 +21,26 @@ from ripple.runtime.signals import Late, guard
 GROUPS: dict[str, dict[str, str]] = {
     "Sky to tensors": {
         "doctor": "Check the environment, and a repository when one is given.",
-        "simulate": "Make a mini-survey in a real Butler repository.",
+        "simulate": "Simulate a small survey in a real Butler repository.",
         "locate": "Sky position to tract, patch and pixel.",
         "plan": "Dry run of fetch: what exists, how large, how long.",
         "fetch": "Butler coadds to multi-band cutouts.",
-        "import": "Other people's cutouts to cutouts or tensors.",
+        "import": "Cutouts in other formats to cutouts or tensors.",
         "preprocess": "PSF matching, normalisation, quality control: cutouts to tensors.",
         "inject": "Paint lensed sources into real cutouts.",
     },
     "Finder": {
         "train": "Tensors to a lens finder.",
         "score": "A lens finder and tensors to ranked candidates.",
-        "explain": "Why a model thinks so: saliency, neighbours, latent space.",
-        "import-model": "A checkpoint from elsewhere, plus its contract.",
+        "explain": "Why a model gives its scores: saliency, neighbours, latent space.",
+        "import-model": "Weights trained elsewhere to a model.",
         "export-model": "A model to ONNX or TorchScript.",
     },
-    "Candidates": {"report": "A page to judge candidates on."},
+    "Candidates": {"report": "A page to grade candidates on."},
     "Artefacts": {
-        "show": "What is in a directory that RIPPLe wrote.",
+        "show": "Show what a directory that RIPPLe wrote contains.",
         "verify": "Verify the checksums of a directory that RIPPLe wrote.",
-        "export": "Tensors or cutouts to other people's formats.",
+        "export": "Tensors or cutouts to other formats.",
         "run": "The whole chain from one YAML file.",
     },
 }
@@ -67,6 +67,7 @@ class LazyGroup(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    # Click would import every verb to read its first line.
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The tables of verbs, without importing any of them."""
         for title, verbs in GROUPS.items():
@@ -85,19 +86,20 @@ def group() -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point of the console script; exits with the codes of DESIGN section 8."""
+    """Entry point of the console script; exits with the codes of `ripple.errors`."""
     _open_standard_files()
     sys.exit(run(argv, guarded=True))
 
 
 def _open_standard_files() -> None:
-    """Give what is closed (`2>&-`) to nobody: else a shard could get the number of standard error."""
+    """Open the null device for standard files that are closed (`2>&-`)."""
+    # Otherwise the next file gets number 2, and messages would be written into a shard.
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
             os.dup2(os.open(os.devnull, os.O_RDWR), number)
-        if getattr(sys, name) is None:
+        if getattr(sys, name) is None:  # Python found it closed when it started
             setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
 
 
@@ -109,16 +111,16 @@ def run(argv: list[str] | None = None, *, guarded: bool = False) -> int:
     argv
         Arguments; those of the process by default.
     guarded
-        The process is this command line's, and `interrupt.guard` may guard it.
+        The process runs only this command, so signals may be guarded for all of it.
     """
     try:
         if guarded:
             guard()
-        # Click turns SIGINT into Abort; verbs that must stop in order install their own handlers.
+        # Click turns SIGINT into Abort; verbs that must stop in an orderly way install their own handlers.
         result: Any = group.main(args=argv, prog_name="ripple", standalone_mode=False)
     except click.exceptions.Exit as err:
         return err.exit_code
-    except click.ClickException as err:
+    except click.ClickException as err:  # options that click itself refuses
         err.show()
         return 2
     except Interrupted as err:
@@ -126,12 +128,14 @@ def run(argv: list[str] | None = None, *, guarded: bool = False) -> int:
     except RippleError as err:
         return _fail(err, err.exit_code)
     except (KeyboardInterrupt, click.Abort) as err:
-        if isinstance(err.__cause__, EOFError):  # click takes that for the end of a prompt, we have none
+        # Click takes an EOFError for the end of a prompt, but no verb prompts: it is an error in the code.
+        if isinstance(err.__cause__, EOFError):
             raise err.__cause__ from None
         late = err.__cause__ if isinstance(err.__cause__, Late) else Late()
-        return _fail(Interrupted(late.signum), 128 + late.signum)
+        return _fail(Interrupted(late.signum), 128 + late.signum)  # as shells report signals
     except OSError as err:
-        # A directory that may not be looked into, a name that is too long: the file says which.
+        # For example a directory without permission, or a name that is too long. Without a file name it would
+        # say nothing to the user, so the traceback is better.
         if err.filename is None:
             raise
         return _fail(InputError(f"{os.fsdecode(err.filename)}: {err.strerror}"), InputError.exit_code)
@@ -139,7 +143,9 @@ def run(argv: list[str] | None = None, *, guarded: bool = False) -> int:
 
 
 def _fail(err: RippleError, code: int) -> int:
+    """Print an error as one line; returns the exit code."""
     from ripple.runtime.summary import plain
 
+    # Names and messages of files may contain control characters, which a terminal would obey.
     click.echo(f"ripple: {plain(str(err))}", err=True)
     return code

@@ -10,10 +10,10 @@ import click
 
 @click.command("doctor", epilog="Example: ripple doctor --repo sky/repo --collections mini")
 @click.option("--repo", help="Also check this Butler repository: path, label or URL.")
-@click.option("--collections", help="Collections to look into, comma-separated.")
-@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON on stdout.")
+@click.option("--collections", help="Collections to search, comma-separated.")
+@click.option("--json", "as_json", is_flag=True, help="Print the checks as JSON on stdout.")
 def command(repo: str | None, collections: str | None, as_json: bool) -> int:
-    """Check the environment, and a repository when given; works on a bare install."""
+    """Check the environment, and a repository when one is given; no optional package is needed."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -33,7 +33,7 @@ def command(repo: str | None, collections: str | None, as_json: bool) -> int:
         colours = {"ok": "green", "note": "yellow", "fail": "red"}
         for check in checks:
             level = Text(check.level, style=colours[check.level])
-            # Paths, versions and errors of others: text, no markup.
+            # As Text: square brackets in paths and messages are not markup.
             table.add_row(level, Text(plain(check.name)), Text(plain(check.detail)))
         Console(stderr=True).print(table)
-    return 3 if failed else 0
+    return 3 if failed else 0  # as for other problems with inputs

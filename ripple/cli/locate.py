@@ -11,13 +11,14 @@ from typing import Any
 import click
 
 from ripple.cli.options import config_options
+from ripple.config import Json
 from ripple.errors import ConfigError
 from ripple.stages.locate.config import LocateConfig
 
 
 @click.command(
     "locate",
-    # Declinations start with a minus sign: an option that is not known is a position.
+    # Declinations may begin with a minus sign, so what looks like an unknown option is a position.
     context_settings={"ignore_unknown_options": True},
     epilog="Example: ripple locate 53.1 -27.8 --skymap lsst_cells_v2 --size 64",
 )
@@ -30,7 +31,9 @@ def command(config: LocateConfig, as_json: bool) -> None:
 
     if config.targets is None:
         if config.output is not None:
-            raise ConfigError("locate: -o is for tables; one position is printed")
+            raise ConfigError(
+                "locate: -o is only for tables", hint="leave it out: a single position is printed"
+            )
         found = locate_one(config)
         if as_json:
             sys.stdout.write(json.dumps(found) + "\n")
@@ -38,7 +41,9 @@ def command(config: LocateConfig, as_json: bool) -> None:
             _show(found)
         return
     if config.ra is not None:
-        raise ConfigError(f"locate: both a position ({config.ra}) and --targets")
+        raise ConfigError(
+            f"locate: both a position ({config.ra}) and --targets are given", hint="give one of them"
+        )
     start = time.perf_counter()
     table = locate_table(config)
     if config.output is not None:
@@ -58,15 +63,16 @@ def _write(config: LocateConfig, table: Any, seconds: float, as_json: bool) -> N
 
     path = Path(str(config.output))
     write_single(path, as_bytes(table, path))
+    # The time is measured without writing: it is the rate of the computation.
     facts = {"positions": table.num_rows, "rate": f"{table.num_rows / max(seconds, 1e-9):,.0f} positions/s"}
     Summary("locate", str(path), facts, seconds=seconds).print(as_json=as_json)
 
 
-def _show(found: dict[str, Any]) -> None:
-    """One position, for people, on stdout: it is the answer."""
+def _show(found: Json) -> None:
+    """Print one position for people; on stdout, because it is the result and not a message."""
     lines = [f"sky map  {found['skymap']}", f"tract    {found['tract']}"]
     if found["patch"] < 0:
-        lines.append("patch    none: the nearest tract does not hold the position")
+        lines.append("patch    none: the position lies outside the nearest tract")
     else:
         lines += [
             f"patch    {found['patch']}  (x {found['patch_x']}, y {found['patch_y']})",
@@ -76,6 +82,7 @@ def _show(found: dict[str, Any]) -> None:
             f"outer    {_box(found['outer'])}",
         ]
     if "box" in found:
+        # Then `fetch` completes it from the neighbouring patches.
         inside = "" if found["box"]["inside_patch"] else "  leaves the patch"
         lines += [
             f"box      {_box(found['box']['parent'])}  PARENT{inside}",

@@ -19,7 +19,7 @@ from ripple.stages.plan.config import PlanConfig
 @config_options(PlanConfig, of=FetchConfig)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON on stdout.")
 def command(config: PlanConfig, as_json: bool) -> None:
-    """Dry run of fetch with its selection: what exists, what is missing, how large, how long.
+    """Dry run of fetch: which coadds exist, what is missing, how many bytes, how long it takes.
 
     The repository is opened read-only and nothing is written.
     """
@@ -29,6 +29,7 @@ def command(config: PlanConfig, as_json: bool) -> None:
 
     with progress(None, "plan"):
         plan = make_plan(config)
+    # 0 workers work in this process: one in all.
     found = facts(plan, max(1, config.workers), None if as_json else SHOWN)
     if as_json:
         sys.stdout.write(json.dumps(found) + "\n")

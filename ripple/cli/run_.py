@@ -22,9 +22,10 @@ import click
 @click.option("--model", help="Score with this model instead of training one.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summaries as JSON on stdout.")
 def command(path: Path, output: str | None, model: str | None, as_json: bool) -> None:
-    """Run the chain that one YAML file describes; finished stages are left alone."""
+    """Run the chain of stages in one YAML file; finished stages are not run again."""
     from ripple.stages.run import print_outcome, run_chain
 
+    # Flags win over the file, as for every verb.
     overrides: dict[str, Any] = {k: v for k, v in {"output": output, "model": model}.items() if v is not None}
     outcome = run_chain(path, overrides, lambda line: click.echo(f"==> {line}", err=True))
     if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
@@ -10,17 +11,17 @@ import click
 @click.command("show", epilog="Example: ripple show cutouts --picture cutouts.png")
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option(
-    "--metrics", is_flag=True, help="Costs by operation: calls, seconds, bytes; with --picture also drawn."
+    "--metrics", is_flag=True, help="Costs by operation: calls, seconds, bytes; --picture draws them as well."
 )
 @click.option(
     "--picture",
     type=click.Path(path_type=Path),
     help="Draw random rows and histograms (with --metrics: time by operation, rate over time) to a PNG file.",
 )
-@click.option("--seed", default=0, show_default=True, help="Which rows --picture draws.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the rows that --picture draws.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON on stdout.")
 def command(directory: Path, metrics: bool, picture: Path | None, seed: int, as_json: bool) -> None:
-    """What is in an artefact: counts, rejections, sizes, costs, pictures."""
+    """Show what a directory that RIPPLe wrote contains: counts, rejections, sizes, costs, pictures."""
     from ripple.stages import show
 
     if metrics:
@@ -31,14 +32,13 @@ def command(directory: Path, metrics: bool, picture: Path | None, seed: int, as_
         return
     if picture is not None:
         drawn = show.picture(directory, picture, seed=seed)
-        click.echo(f"{drawn} rows drawn to {picture}", err=True)
+        click.echo(f"{drawn} rows are drawn in {picture}", err=True)
         return
     show.describe(directory).print(as_json=as_json)
 
 
 def _table(rows: list[dict[str, object]], as_json: bool) -> None:
-    import json
-
+    """Print the costs: one line per operation, or JSON."""
     if as_json:
         click.echo(json.dumps(rows))
         return
@@ -48,6 +48,7 @@ def _table(rows: list[dict[str, object]], as_json: bool) -> None:
 
     from ripple.runtime.summary import plain
 
+    # Operations have different counters; every one that occurs gets a column.
     names = list(dict.fromkeys(name for row in rows for name in row))
     table = Table(box=None)
     for name in names:

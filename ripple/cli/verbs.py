@@ -1,4 +1,4 @@
-"""Verbs that run one stage: options, the function that takes them, and words for `--help`."""
+"""Verbs that run one stage: their options, the function that takes them, and the text of `--help`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Verb:
     Parameters
     ----------
     options, function
-        `module:name`, of the model and of the function.
+        `module:name` of the model and of the function; text, so that nothing is imported before it is used.
     help
         What it does, for `--help`.
     example
@@ -34,11 +34,12 @@ class Verb:
     arguments: tuple[str, ...] = ()
 
 
+# In the order of `ripple --help`; the first lines there are shorter, and in `ripple.cli.GROUPS`.
 STAGES: dict[str, Verb] = {
     "simulate": Verb(
         "ripple.stages.simulate.config:SimulateConfig",
         "ripple.stages.simulate.simulate:simulate",
-        "Make a mini-survey with lenses: a Butler repository OUTPUT/repo, and OUTPUT/truth.parquet.\n\n"
+        "Simulate a small survey with lenses: a Butler repository OUTPUT/repo, and OUTPUT/truth.parquet.\n\n"
         "Lenses and look-alikes share one population of red ellipticals; lenses are far more frequent "
         "than in nature.",
         "ripple simulate sky --patches 4 --bands gri --seed 7",
@@ -47,7 +48,7 @@ STAGES: dict[str, Verb] = {
     "fetch": Verb(
         "ripple.stages.fetch.config:FetchConfig",
         "ripple.stages.fetch.fetch:fetch",
-        "Cut targets out of Butler coadds: one box for all bands, in nJy, with mask, variance and PSF.",
+        "Cut targets out of Butler coadds: the same box in all bands, in nJy, with variance, mask and PSF.",
         "ripple fetch --repo dp2 --collections dp2 --bands gri --size 64 "
         "--region 'CIRCLE 53.1 -27.8 0.1' --select 'i_cModelFlux > 1000' -o cutouts",
     ),
@@ -68,28 +69,28 @@ STAGES: dict[str, Verb] = {
     "train": Verb(
         "ripple.learn.config:TrainConfig",
         "ripple.learn.training.train:train",
-        "Learn to find lenses in TENSORS, judged on sky that was not trained on.",
+        "Train a lens finder on TENSORS, and evaluate it on sky that it was not trained on.",
         "ripple train tensors --network d4cnn --seeds 3 -o model",
         ("tensors",),
     ),
     "score": Verb(
         "ripple.learn.config:ScoreConfig",
         "ripple.learn.scoring.score:score",
-        "Rank the rows of TENSORS with MODEL; data that break the model's contract are refused.",
+        "Rank the rows of TENSORS with MODEL; tensors that differ from what the model needs are refused.",
         "ripple score model tensors --evaluate -o scores",
         ("model", "tensors"),
     ),
     "explain": Verb(
         "ripple.learn.config:ExplainConfig",
         "ripple.learn.explain.explain:explain",
-        "Why MODEL thinks so of rows of TENSORS: a page per row, and one about the model.",
+        "Explain the scores that MODEL gives to rows of TENSORS: a page per row, and one about the model.",
         "ripple explain model tensors --top 20 -o why",
         ("model", "tensors"),
     ),
     "report": Verb(
         "ripple.stages.report.config:ReportConfig",
         "ripple.stages.report.report:report",
-        "Make a page with ranked colour pictures, metrics and plots, to judge candidates on.",
+        "Write a page with ranked colour pictures, metrics and plots, on which candidates can be graded.",
         "ripple report scores -o report",
         ("source",),
     ),
@@ -103,14 +104,14 @@ STAGES: dict[str, Verb] = {
     "export": Verb(
         "ripple.stages.formats.config:ExportConfig",
         "ripple.stages.formats.export:export",
-        "Write tensors or cutouts in the layout of DeepLense, MMU, WebDataset, Zarr or as FITS cutouts.",
+        "Write tensors or cutouts as DeepLense folders, Multimodal Universe files, WebDataset, Zarr or FITS.",
         "ripple export tensors --format deeplense -o lenses",
         ("source",),
     ),
     "import-model": Verb(
         "ripple.learn.config:ImportModelConfig",
         "ripple.learn.model.exchange:import_model",
-        "Make a model from the weights in SOURCE and a sidecar that says what data they take.",
+        "Make a model from the weights in SOURCE and a sidecar file that says which data they need.",
         "ripple import-model resnet18.pth --sidecar model.yaml -o model",
         ("source",),
     ),
@@ -132,6 +133,7 @@ def command(name: str) -> click.Command:
         _load(verb.function)(config).print(as_json=as_json)
 
     run.__doc__ = verb.help
+    # Click takes the text of `--help` from the docstring.
     short = {} if "output" in verb.arguments else {"output": "-o"}
     run = config_options(_load(verb.options), short=short, arguments=verb.arguments)(run)
     run = click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on stdout.")(run)
@@ -139,5 +141,6 @@ def command(name: str) -> click.Command:
 
 
 def _load(place: str) -> Any:
+    """The object at `module:name`."""
     module, _, name = place.partition(":")
     return getattr(importlib.import_module(module), name)

@@ -11,7 +11,7 @@ import click
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on stdout.")
 def command(directory: Path, as_json: bool) -> None:
-    """Verify the checksums of a directory that RIPPLe wrote; exit 4 names the first damaged file.
+    """Verify the checksums of a directory that RIPPLe wrote; with damage, names the files and exits with 4.
 
     DIRECTORY contains cutouts, tensors, scores, a model, a page, an export or a simulated survey.
     """

@@ -1,4 +1,4 @@
-"""`ripple doctor`: what this machine has, and whether a repository can be read."""
+"""`ripple doctor`: checks of this machine, and of a repository."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ripple.rubin.repository import open_repository
 
 Level = Literal["ok", "note", "fail"]
 
-#: Distributions of the plain install, checked against the floors of our own metadata.
+#: Package -> the extra of RIPPLe that installs it.
 OPTIONAL = {"distributed": "dask", "captum": "explain", "onnx": "onnx", "lsdb": "hats"}
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One finding: `ok`, `note` (worth knowing) or `fail` (does not work; `detail` says what to do)."""
+    """The result of one check: `ok`, `note` (worth knowing) or `fail` (`detail` says what to do)."""
 
     name: str
     level: Level
@@ -31,7 +31,7 @@ class Check:
 
 
 def environment() -> list[Check]:
-    """Checks that need nothing but this machine."""
+    """The checks of this machine."""
     return [_python(), *_packages(), *_extras(), _afw(), _gpu(), *_resources()]
 
 
@@ -40,14 +40,15 @@ def _python() -> Check:
 
 
 def _packages() -> list[Check]:
-    """Required distributions: present and not older than our metadata asks for."""
+    """Whether the required packages are installed, in versions that RIPPLe's metadata allows."""
     from packaging.requirements import Requirement
 
     checks = []
+    # From the metadata of the installed package: the list is never older than the code.
     for line in importlib.metadata.requires("ripple-lsst") or []:
         requirement = Requirement(line)
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
-            continue
+            continue  # of an extra, or of another platform
         try:
             version = importlib.metadata.version(requirement.name)
         except importlib.metadata.PackageNotFoundError:
@@ -61,7 +62,7 @@ def _packages() -> list[Check]:
 
 def _extras() -> list[Check]:
     return [
-        Check(name, "note", f"not installed; pip install 'ripple-lsst[{extra}]' brings it")
+        Check(name, "note", f"not installed; pip install 'ripple-lsst[{extra}]' installs it")
         for name, extra in OPTIONAL.items()
         if importlib.util.find_spec(name) is None
     ]
@@ -69,12 +70,12 @@ def _extras() -> list[Check]:
 
 def _afw() -> Check:
     if afw_active():
-        return Check("lsst.afw", "ok", "ExposureF coadds go through the stack's formatter, PSF included")
+        return Check("lsst.afw", "ok", "ExposureF coadds are read by the LSST stack, with their PSFs")
     return Check(
         "lsst.afw",
         "note",
-        "not importable: ExposureF coadds are read without the stack; a CoaddPsf gives no PSF "
-        "(CellCoadd needs no stack)",
+        "not installed: ExposureF coadds are read without the LSST stack, and have no PSF where it is a "
+        "CoaddPsf; CellCoadds (DP2) need no stack",
     )
 
 
@@ -91,6 +92,7 @@ def _resources() -> list[Check]:
     import psutil
 
     memory = psutil.virtual_memory()
+    # Of the directory where outputs usually go.
     disk = shutil.disk_usage(Path.cwd())
     return [
         Check("CPU", "ok", f"{len(os.sched_getaffinity(0))} cores usable"),
@@ -105,13 +107,13 @@ def _token() -> Check:
     found = [v for v in ("BUTLER_RUBIN_ACCESS_TOKEN", "ACCESS_TOKEN") if os.environ.get(v)]
     if found:
         return Check("access token", "ok", f"{found[0]} is set")
-    return Check("access token", "note", "none in the environment; needed for remote repositories only")
+    return Check("access token", "note", "not set; only needed for remote repositories")
 
 
 def repository(repo: str, collections: tuple[str, ...]) -> list[Check]:
-    """Checks of one repository: it opens, has coadds, and one of them can be read.
+    """The checks of one repository: that it opens and has coadds, and in which bands.
 
-    Faults become findings, so that all checks are printed.
+    An error becomes a failed check, so that all checks are printed.
     """
     checks: list[Check] = []
     try:
@@ -120,6 +122,7 @@ def repository(repo: str, collections: tuple[str, ...]) -> list[Check]:
             dataset_type = opened.coadd_type(None)
             checks.append(Check("coadds", "ok", dataset_type))
             for skymap in opened.skymaps():
+                # Repositories register sky maps that they have no coadds of.
                 bands = "".join(opened.bands(dataset_type, skymap))
                 if bands:
                     checks.append(Check("sky map", "ok", f"{skymap}: bands {bands}"))

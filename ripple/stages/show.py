@@ -1,4 +1,4 @@
-"""What is in an artefact: facts, costs, pictures."""
+"""`ripple show`: what a directory of RIPPLe contains: facts, costs, pictures."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from ripple.config import Json
 from ripple.errors import InputError
 from ripple.imaging.colour import lupton_rgb, sky_noise
 from ripple.runtime.summary import Summary
@@ -20,28 +21,29 @@ from ripple.storage.manifest import files_of, read_manifest
 from ripple.storage.schema import KINDS
 from ripple.storage.shards import images_of
 
-_SHOWN_ATTRIBUTES = 12
-_GRID = 6
+_SHOWN_ATTRIBUTES = 12  # lines of the summary
+_GRID = 6  # rows and columns of cutouts in a picture
 
 
 def describe(directory: Path) -> Summary:
-    """Facts of a finished directory of any kind, for one screen or as JSON.
+    """Facts about a finished directory of any kind, to print or as JSON.
 
     Raises
     ------
     InputError
-        RIPPLe did not write it, or it is not finished.
+        RIPPLe did not write the directory, or it is not finished.
     IntegrityError
         The manifest or the index is damaged.
     """
     manifest = read_manifest(directory)
     files = files_of(directory, manifest)
     on_disk = human_bytes(sum(size for size, _ in files.values()))
-    facts: dict[str, Any] = {"kind": manifest["kind"]}
+    facts: Json = {"kind": manifest["kind"]}
     counts: dict[str, int] = {}
     if manifest["kind"] in KINDS:
         artefact = open_artefact(directory)
         facts |= {**manifest["counts"], "rows": artefact.rows, "shards": len(artefact.shards)}
+        # Without maps such as the checksums of sources, which have thousands of entries.
         attributes = {k: v for k, v in artefact.attributes.items() if not isinstance(v, dict)}
         facts |= {k: _plain(v) for k, v in list(attributes.items())[:_SHOWN_ATTRIBUTES]}
         counts = rejections(artefact)
@@ -61,7 +63,7 @@ def rejections(artefact: Artefact) -> dict[str, int]:
 
 
 def human_bytes(size: float) -> str:
-    """`1.5 GiB` and the like."""
+    """Bytes for people, for example `1.5 GiB`."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
@@ -73,18 +75,18 @@ def _plain(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def operations(directory: Path) -> list[dict[str, Any]]:
-    """Costs by operation, dearest first: `operation`, `calls`, `seconds`, `bytes` and further counters.
+def operations(directory: Path) -> list[Json]:
+    """Costs by operation, most expensive first: `operation`, `calls`, `seconds`, `bytes`, other counters.
 
     Raises
     ------
     InputError
-        As in `describe`, or the artefact keeps no metrics.
+        As in `describe`, or the artefact has no metrics.
     """
     metrics = open_artefact(directory).metrics()
     found = metrics.get("operations")
     if not isinstance(found, dict):
-        raise InputError(f"{directory}: no metrics by operation")
+        raise InputError(f"{directory} has no metrics by operation")
     rows = [{"operation": name, **row} for name, row in found.items() if isinstance(row, dict)]
     return sorted(rows, key=lambda row: -float(row.get("seconds", 0)))
 
@@ -98,9 +100,9 @@ def cost_picture(directory: Path, output: Path) -> None:
     Parameters
     ----------
     directory
-        An artefact that keeps metrics.
+        An artefact with metrics.
     output
-        PNG file; replaced.
+        PNG file, which is replaced if it exists.
 
     Raises
     ------
@@ -111,6 +113,7 @@ def cost_picture(directory: Path, output: Path) -> None:
     timeline = open_artefact(directory).metrics().get("timeline")
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     bars, rate = figure.subplots(1, 2)
+    # matplotlib draws from the bottom; the most expensive operation belongs at the top.
     bars.barh([str(row["operation"]) for row in rows][::-1], [row["seconds"] for row in rows][::-1])
     bars.set_xlabel("seconds, all workers")
     if timeline and timeline["seconds"]:
@@ -125,16 +128,16 @@ def cost_picture(directory: Path, output: Path) -> None:
 
 
 def picture(directory: Path, output: Path, *, seed: int = 0) -> int:
-    """Draw random rows as colour stamps beside histograms of the pixels of each band, as PNG.
+    """Draw random rows in colour, beside histograms of the pixels of each band, as PNG.
 
     Parameters
     ----------
     directory
         Cutouts or tensors.
     output
-        PNG file; replaced.
+        PNG file, which is replaced if it exists.
     seed
-        Which rows.
+        Seed of the choice of rows.
 
     Returns
     -------
@@ -143,11 +146,11 @@ def picture(directory: Path, output: Path, *, seed: int = 0) -> int:
     Raises
     ------
     InputError
-        The artefact holds no images.
+        The artefact has no images.
     """
     artefact = open_artefact(directory)
     if artefact.kind not in ("cutouts", "tensors") or artefact.rows == 0:
-        raise InputError(f"{directory}: no images to draw")
+        raise InputError(f"{directory} has no images to draw", hint="give cutouts or tensors with rows")
     image, bands = _sample(artefact, _GRID * _GRID, seed)
     rgb = lupton_rgb(image, bands, stretch=8 * sky_noise(image, bands))
     figure = Figure(figsize=(12, 7), layout="constrained")
@@ -176,7 +179,7 @@ def _save(figure: Figure, output: Path) -> None:
 
 
 def _sample(artefact: Artefact, count: int, seed: int) -> tuple[NDArray[np.float32], tuple[str, ...]]:
-    """Random rows, at most `count`, from as few shards as hold the draw (at most four are read)."""
+    """At most `count` random rows, from at most four random shards: each is read as a whole."""
     rng = np.random.default_rng(seed)
     filled = [k for k, shard in enumerate(artefact.shards) if shard.rows]
     chosen = sorted(rng.choice(filled, min(4, len(filled)), replace=False).tolist())
@@ -184,7 +187,7 @@ def _sample(artefact: Artefact, count: int, seed: int) -> tuple[NDArray[np.float
     bands: tuple[str, ...] = ()
     for position, k in enumerate(chosen):
         batch = images_of(artefact, k)
-        want = count // len(chosen) + (position < count % len(chosen))
+        want = count // len(chosen) + (position < count % len(chosen))  # the first shards give one more
         rows = np.sort(rng.choice(len(batch), min(want, len(batch)), replace=False))
         parts.append(batch.image[rows].astype(np.float32))
         bands = batch.bands

@@ -1,6 +1,7 @@
-"""The Python way in: `survey = ripple.open_survey("dp2", collections="dp2"); survey.cutout(ra=, dec=)`.
+"""Cutouts in Python: `survey = ripple.open_survey("dp2", collections="dp2"); survey.cutout(ra=, dec=)`.
 
-A `Survey` answers repeated questions from decoded planes that it keeps; `ripple fetch` is for many targets.
+A `Survey` keeps decoded planes in memory, for repeated questions about a region; `ripple fetch` is for many
+targets.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 from ripple.errors import InputError
@@ -32,9 +34,6 @@ from ripple.storage.outcomes import Outcome, Outcomes
 if TYPE_CHECKING:
     from astropy.wcs import WCS
 
-#: Files kept open with their headers and PSFs.
-OPEN_FILES = 256
-
 
 @dataclass(frozen=True)
 class Cutout:
@@ -49,19 +48,19 @@ class Cutout:
     mask
         `(B, H, W)` uint32; bit k is `mask_planes[k]`.
     mask_planes
-        Names by bit.
+        Names of the bits, lowest first.
     psf
         `(B, K, K)` float32, sum 1; NaN for a band without a PSF.
     box
         Pixels in the tract (PARENT frame).
     projection
-        Of the tract.
+        Projection of the tract.
     tract, patch
-        Where it was cut.
+        Where the position lies.
     outcome
         `ok` or `partial`, and why.
     seams
-        `(H, W)` int32 patch that each pixel came from, -1 for none (where all bands have the same patches).
+        `(H, W)` int32 patch of each pixel, -1 for none; valid where all bands have the same patches.
     """
 
     bands: tuple[str, ...]
@@ -83,6 +82,7 @@ class Cutout:
         from astropy.io.fits import Header
         from astropy.wcs import WCS
 
+        # From PARENT to LOCAL pixels: the first pixel of the array becomes (0, 0).
         local = replace(
             self.projection, x0=self.projection.x0 - self.box.x0, y0=self.projection.y0 - self.box.y0
         )
@@ -90,12 +90,13 @@ class Cutout:
 
     def plot(self, path: str | Path | None = None) -> Any:
         """One panel per band on a common asinh scale; the matplotlib figure, saved to `path` if given."""
-        from matplotlib.figure import Figure
+        from matplotlib.figure import Figure  # not pyplot, which would keep every figure in memory
 
         figure = Figure(figsize=(2.4 * len(self.bands), 2.6), layout="constrained")
         noise = np.nanmedian(np.sqrt(self.variance[np.isfinite(self.variance)])) if self.image.size else 1.0
         for k, band in enumerate(self.bands):
             axis = figure.add_subplot(1, len(self.bands), k + 1)
+            # Linear up to about twice the noise, logarithmic above; the same for all bands.
             axis.imshow(np.arcsinh(self.image[k] / (2 * noise)), origin="lower", cmap="gray", vmin=-1, vmax=5)
             axis.set_title(band)
             axis.set_axis_off()
@@ -106,14 +107,14 @@ class Cutout:
 
 @dataclass(frozen=True)
 class Cutouts:
-    """Many targets: the rows that could be cut, and a verdict on each that was asked for.
+    """Many targets: the cutouts that could be made, and the outcome of each requested row.
 
     Parameters
     ----------
     batch
-        Delivered rows; `batch.catalog["index"]` says which of those asked for.
+        Delivered rows; `batch.catalog["index"]` is their position among the requested ones.
     outcomes
-        What became of each row that was asked for.
+        The outcome of each requested row.
     """
 
     batch: CutoutBatch
@@ -122,12 +123,12 @@ class Cutouts:
 
 @dataclass
 class Survey:
-    """An open repository, with decoded planes kept in memory. Use as a context manager, or `close` it.
+    """An open repository that keeps decoded planes in memory. Use it as a context manager, or `close` it.
 
     Parameters
     ----------
     planner
-        Knows the sky map, the bands and what exists.
+        Knows the sky map, the bands and which coadds exist.
     cache
         Decoded planes.
     """
@@ -136,6 +137,7 @@ class Survey:
     cache: PlaneCache
     _stack: ExitStack = field(default_factory=ExitStack)
     _files: CachedFiles = field(init=False)
+    # Planner and Butler are not made for several threads; one question is answered at a time.
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def __post_init__(self) -> None:
@@ -148,7 +150,7 @@ class Survey:
         self.close()
 
     def close(self) -> None:
-        """Let go of the repository."""
+        """Close the repository."""
         self._stack.close()
 
     @property
@@ -162,12 +164,12 @@ class Survey:
         return self.cache.counts()
 
     def cutout(self, ra: float, dec: float, *, size: int = 64, bands: Iterable[str] | None = None) -> Cutout:
-        """Cut one position.
+        """Cut out one position.
 
         Parameters
         ----------
         ra, dec
-            deg ICRS.
+            Deg ICRS.
         size
             Pixels per side.
         bands
@@ -176,7 +178,7 @@ class Survey:
         Raises
         ------
         InputError
-            Nothing there, with the reason.
+            There is no cutout; the message has the reason.
         """
         with self._lock:
             wanted = tuple(bands) if bands is not None else self.bands
@@ -189,12 +191,13 @@ class Survey:
         tract = int(batch.catalog["tract"][row])
         x0, y0 = int(batch.catalog["x0"][row]), int(batch.catalog["y0"][row])
         side = batch.psf.shape[-1] if len(batch.psf) else 1
+        # The batch has each distinct kernel once; here one per band.
         psf = np.full((len(batch.bands), side, side), np.nan, np.float32)
         for k, m in enumerate(batch.psf_index[row]):
             if m >= 0:
                 psf[k] = batch.psf[m]
-        stamp, patch = Box(x0, y0, x0 + size, y0 + size), int(batch.catalog["patch"][row])
-        seams = seam_map(stamp, patch, {p: box for (t, p), box in plan.patch_boxes.items() if t == tract})
+        own, patch = Box(x0, y0, x0 + size, y0 + size), int(batch.catalog["patch"][row])
+        seams = seam_map(own, patch, {p: box for (t, p), box in plan.patch_boxes.items() if t == tract})
         return Cutout(
             batch.bands,
             batch.image[row],
@@ -202,7 +205,7 @@ class Survey:
             batch.mask[row],
             batch.mask_planes,
             psf,
-            stamp,
+            own,
             batch.wcs[tract],
             tract,
             patch,
@@ -211,13 +214,13 @@ class Survey:
         )
 
     def cutouts(self, table: Any, *, size: int = 64, bands: Iterable[str] | None = None) -> Cutouts:
-        """Cut many positions.
+        """Cut out many positions.
 
         Parameters
         ----------
         table
-            Anything with columns `ra` and `dec` (deg ICRS) and optionally `id`: a mapping of arrays, a table
-            of astropy or Arrow, a pandas data frame.
+            Anything with columns `ra` and `dec` (deg ICRS) and optionally `id`: a mapping of arrays, an
+            astropy or Arrow table, a pandas data frame.
         size
             Pixels per side.
         bands
@@ -228,23 +231,28 @@ class Survey:
             return self._read(plan)
 
     def _plan(self, targets: Targets, size: int, bands: tuple[str, ...]) -> Plan:
+        """A plan for these bands; the planner remembers which datasets exist."""
         unknown = [b for b in bands if b not in self.bands]
         if unknown:
             raise InputError(f"no band {unknown[0]!r}", hint=f"there are {', '.join(self.bands)}")
+        # The planner knows all bands; reading is limited to these, and judges the rows by what it read.
         plan = self.planner.plan(replace(targets, size=np.full(len(targets), size, np.int32)))
         return replace(plan, bands=bands)
 
     def _read(self, plan: Plan) -> Cutouts:
+        """Read all units of a plan in this process, through the cache."""
         outcomes = Outcomes(len(plan.targets))
+        # Rejected rows of the plan are in no unit.
         for rows, outcome in plan.outcomes.groups("rejected"):
             outcomes.add(rows, outcome)
         batches = []
         for unit in plan.units:
+            # As `fetch` reads it, so that the pixels are the same.
             reading, batch = read_batch(unit_task(self.planner.selection, plan, unit), self._files)
             outcomes.put(unit.rows, reading.outcomes)
             batches.append(batch)
         if not batches:
-            raise InputError(f"no cutout: {', '.join(outcomes.reasons())}")
+            raise InputError(f"no cutout can be made: {', '.join(outcomes.reasons())}")
         return Cutouts(concatenate(batches), outcomes)
 
 
@@ -269,12 +277,12 @@ def open_survey(
     skymap
         Sky map; needed when the repository has several.
     cache_bytes
-        Most bytes of decoded planes to keep.
+        Decoded planes to keep in memory, bytes at most.
 
     Raises
     ------
     RippleError
-        The repository cannot be opened, or lacks what is named.
+        The repository cannot be opened, or does not have what is named.
 
     Examples
     --------
@@ -285,19 +293,20 @@ def open_survey(
     selection = Selection.make(
         {"repo": repo, "collections": names, "dataset_type": dataset_type, "skymap": skymap}
     )
+    # Closed at once when the planner fails, else with the survey.
     with ExitStack() as stack:
         repository = stack.enter_context(open_repository(repo, names))
         return Survey(Planner(selection, repository), PlaneCache(cache_bytes), stack.pop_all())
 
 
 def _targets(table: Any) -> Targets:
-    import pyarrow as pa
-
+    """Targets from any kind of table."""
     ra, dec = _column(table, "ra"), _column(table, "dec")
     if ra.shape != dec.shape or ra.ndim != 1 or not len(ra):
         raise InputError("columns 'ra' and 'dec' must have the same length, at least 1")
-    rows = np.arange(len(ra))
+    rows = np.arange(len(ra))  # ids as well, where the table has none
     check_positions(ra, dec, rows, "cutouts")
+    # Arrow, astropy, then mappings and pandas, which give their names when iterated.
     names = getattr(table, "column_names", None) or getattr(table, "colnames", None) or list(table)
     ids = np.asarray(table["id"]) if "id" in names else rows
     return Targets(id=ids, ra=ra, dec=dec, extra=pa.table({}), source={"name": "memory"})

@@ -1,4 +1,4 @@
-"""`ripple verify`: every byte of a finished directory against its manifest."""
+"""`ripple verify`: compare every byte of a finished directory with its manifest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ripple.storage.artefact import verify
 from ripple.storage.files import REDO
 from ripple.storage.manifest import files_of, read_manifest
 
-#: Damaged files that are named, beside the first.
+#: Damaged files to name, besides the first.
 SHOWN = 20
 
 
@@ -23,9 +23,9 @@ def verify_directory(directory: Path) -> Summary:
     Raises
     ------
     InputError
-        RIPPLe did not write it, or it is not finished.
+        RIPPLe did not write the directory, or it is not finished.
     IntegrityError
-        Names the first damaged file.
+        A file is damaged; names the first.
     """
     start = time.perf_counter()
     manifest = read_manifest(directory)
@@ -34,7 +34,7 @@ def verify_directory(directory: Path) -> Summary:
     with progress(size, "verify", "bytes") as advance:
         problems = verify(directory, advance)
     if manifest["kind"] == "model" and not problems:
-        load_contract(directory)  # the manifest could leave the weights out
+        load_contract(directory)  # a manifest that another program wrote may not list the weights
     for problem in problems[1 : SHOWN + 1]:
         print(f"also: {plain(problem)}", file=sys.stderr)
     if problems:

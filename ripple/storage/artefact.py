@@ -23,6 +23,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from ripple.config import Json
 from ripple.errors import IntegrityError
 from ripple.storage.checksums import FileList, compare, differing, parse_listing, read_verified
 from ripple.storage.files import REDO, hash_file, opened, parse_parquet, read_whole
@@ -61,7 +62,7 @@ class Artefact:
     """
 
     directory: Path
-    manifest: dict[str, Any]
+    manifest: Json
     shards: tuple[ShardRecord, ...]
 
     @property
@@ -70,7 +71,7 @@ class Artefact:
         return str(self.manifest["kind"])
 
     @property
-    def attributes(self) -> dict[str, Any]:
+    def attributes(self) -> Json:
         """Facts about all rows, as `ripple.storage.schema` describes them."""
         return dict(self.manifest["attributes"])
 
@@ -80,7 +81,7 @@ class Artefact:
         return tuple(self.manifest["attributes"]["bands"])
 
     @property
-    def inputs(self) -> dict[str, Any]:
+    def inputs(self) -> Json:
         """What the content depends on besides the options."""
         return dict(self.manifest["inputs"])
 
@@ -157,7 +158,7 @@ class Artefact:
         path, shard = self.shard_path(k), self.shards[k]
         return read_verified(path, (shard.bytes, shard.sha256))
 
-    def metrics(self) -> dict[str, Any]:
+    def metrics(self) -> Json:
         """What the run cost; empty when the file is missing, as it is not part of the content.
 
         It differs from run to run, so it has a seal of its own instead of a checksum in the manifest. Files

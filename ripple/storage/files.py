@@ -417,7 +417,7 @@ def parse_parquet(data: bytes) -> pa.Table:
 @contextmanager
 def opened(path: Path) -> Iterator[io.FileIO]:
     """A regular file, open for reading; `IntegrityError` when that is not what the path leads to."""
-    # Links are refused: a manifest of somebody else could otherwise point to any file of the user.
+    # No links: a directory that comes from elsewhere could otherwise point to any file of the user.
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with io.FileIO(handle, "r") as file:

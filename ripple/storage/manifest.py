@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ripple.config import canonical_json
+from ripple.config import Json, canonical_json
 from ripple.errors import ConfigError, InputError, IntegrityError, OtherInputsError, WriteError
 from ripple.storage.checksums import FileList, check_size, parse_listing
 from ripple.storage.files import REDO, read_whole, write_atomic
@@ -55,7 +55,7 @@ class ShardRecord:
     rows: int
     bytes: int
     sha256: str
-    extra: dict[str, Any] = field(default_factory=dict)
+    extra: Json = field(default_factory=dict)
 
 
 def software() -> dict[str, str]:
@@ -69,7 +69,7 @@ def software() -> dict[str, str]:
     return found
 
 
-def identity_of(kind: str, verb: str, config: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
+def identity_of(kind: str, verb: str, config: Mapping[str, Any], inputs: Mapping[str, Any]) -> Json:
     """What two directories must have in common to have the same content, as JSON values.
 
     Parameters
@@ -84,7 +84,7 @@ def identity_of(kind: str, verb: str, config: Mapping[str, Any], inputs: Mapping
         What else the bytes depend on, with checksums.
     """
     # Through JSON and back: tuples become lists, as they will be when the manifest is read.
-    plain: dict[str, Any] = json.loads(canonical_json({"config": dict(config), "inputs": dict(inputs)}))
+    plain: Json = json.loads(canonical_json({"config": dict(config), "inputs": dict(inputs)}))
     digest = hashlib.sha256(canonical_json(plain["config"])).hexdigest()
     return {"kind": kind, "schema": SCHEMA, "verb": verb, "config_digest": digest, **plain}
 
@@ -150,7 +150,7 @@ def render(manifest: Mapping[str, Any]) -> bytes:
     return json.dumps({**open_part, "seal": seal}, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
 
 
-def unseal(path: Path, data: bytes) -> dict[str, Any]:
+def unseal(path: Path, data: bytes) -> Json:
     """The record from which `render` made these bytes.
 
     Raises
@@ -159,7 +159,7 @@ def unseal(path: Path, data: bytes) -> dict[str, Any]:
         `render` would not give these bytes, so they are damaged.
     """
     try:
-        value: dict[str, Any] = json.loads(data)
+        value: Json = json.loads(data)
         # Byte by byte: JSON would also accept other spaces, and keys that occur twice.
         whole = isinstance(value, dict) and render(value) == data
     except (ValueError, RecursionError):
@@ -169,7 +169,7 @@ def unseal(path: Path, data: bytes) -> dict[str, Any]:
     return value
 
 
-def parse_manifest(path: Path, data: bytes) -> dict[str, Any]:
+def parse_manifest(path: Path, data: bytes) -> Json:
     """The manifest in `data`, after verifying its seal and its layout.
 
     Raises
@@ -191,7 +191,7 @@ def parse_manifest(path: Path, data: bytes) -> dict[str, Any]:
     return manifest
 
 
-def read_manifest(directory: Path, *kinds: str) -> dict[str, Any]:
+def read_manifest(directory: Path, *kinds: str) -> Json:
     """The manifest of a finished directory, which must be one of `kinds` when any are given.
 
     Raises
@@ -267,7 +267,7 @@ def write_manifest(directory: Path, identity: Mapping[str, Any], facts: Mapping[
     IntegrityError
         No reader would accept these facts.
     """
-    manifest: dict[str, Any] = {**identity, **facts, "software": software()}
+    manifest: Json = {**identity, **facts, "software": software()}
     manifest = json.loads(canonical_json(manifest))
     manifest["digest"] = content_digest(manifest)
     # A mistake is found now, not by everybody who reads the directory later.

@@ -11,6 +11,7 @@ from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+from ripple.config import Json
 from ripple.errors import WorkerError
 from ripple.runtime.dask import dask_executor
 from ripple.runtime.memory import IDLE_WORKER, MemoryWatch, parse_bytes
@@ -47,7 +48,7 @@ class ShardResult:
     rows: int
     operations: Counts
     peak_rss: int
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: Json = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ripple.config import Config, canonical_json
+from ripple.config import Config, Json, canonical_json
 from ripple.errors import ConfigError, IntegrityError, WriteError
 from ripple.storage.artefact import Artefact, open_artefact
 from ripple.storage.checksums import FileList
@@ -62,9 +62,9 @@ def _line(value: Mapping[str, Any]) -> bytes:
     return hashlib.sha256(body).hexdigest()[:16].encode() + b" " + body + b"\n"
 
 
-def _parse_journal(data: bytes) -> tuple[dict[str, Any] | None, dict[int, ShardRecord]]:
+def _parse_journal(data: bytes) -> tuple[Json | None, dict[int, ShardRecord]]:
     """Header and last record of each unit; incomplete and damaged lines are skipped."""
-    header: dict[str, Any] | None = None
+    header: Json | None = None
     records: dict[int, ShardRecord] = {}
     # What follows the last newline is a line whose writer was killed.
     for number, line in enumerate(data.split(b"\n")[:-1]):
@@ -98,9 +98,7 @@ class ArtefactWriter:
         Number of units of the complete artefact.
     """
 
-    def __init__(
-        self, directory: Path, identity: dict[str, Any], units: int, suffix: str, handle: int
-    ) -> None:
+    def __init__(self, directory: Path, identity: Json, units: int, suffix: str, handle: int) -> None:
         self.directory, self.units = directory, units
         self._identity, self._suffix, self._lock = identity, suffix, handle
         self._records: dict[int, ShardRecord] = {}
@@ -266,14 +264,14 @@ def _tidy(directory: Path) -> None:
         (directory / JOURNAL).unlink()
 
 
-def _plain(metrics: Mapping[str, Any]) -> dict[str, Any]:
+def _plain(metrics: Mapping[str, Any]) -> Json:
     """The metrics as JSON values: text for other types, null for numbers that are not finite."""
     text = json.dumps(metrics, default=str)
-    plain: dict[str, Any] = json.loads(text, parse_constant=lambda _: None)
+    plain: Json = json.loads(text, parse_constant=lambda _: None)
     return plain
 
 
-def _stable(shard: ShardRecord) -> dict[str, Any]:
+def _stable(shard: ShardRecord) -> Json:
     """A record without what differs from run to run, so that equal runs give equal manifests."""
     record = asdict(shard)
     record["extra"] = {key: value for key, value in shard.extra.items() if key not in VOLATILE}
@@ -355,7 +353,7 @@ def is_begun(directory: Path) -> bool:
     return path.is_file() and _parse_journal(read_whole(path))[0] is not None
 
 
-def _begin(writer: ArtefactWriter, identity: dict[str, Any]) -> None:
+def _begin(writer: ArtefactWriter, identity: Json) -> None:
     """Clean up after a killed run, take over its records, and open a clean journal."""
     directory, path = writer.directory, writer.directory / JOURNAL
     header, records = _parse_journal(read_whole(path)) if path.exists() else (None, {})

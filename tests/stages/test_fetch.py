@@ -196,6 +196,26 @@ def test_a_missing_file_and_a_damaged_file_touch_only_their_rows(
     assert len([n for n in notes if "deep_coadd" in n]) >= 2
 
 
+def test_every_row_that_a_damaged_coadd_touches_names_its_file(sky: Path, tmp_path: Path) -> None:
+    """Cutouts of 420 px reach into neighbouring patches: what they lack there has a name, too."""
+    root, files = copy_of(sky, tmp_path)
+    victim = files("r")[0]
+    run(root, tmp_path / "whole", size=420)
+    victim.write_bytes(victim.read_bytes()[: victim.stat().st_size // 2].ljust(victim.stat().st_size, b"\0"))
+    run(root, tmp_path / "out", size=420)
+    before, after = (rows(tmp_path / name)[0].to_pylist() for name in ("whole", "out"))
+    known = ("status", "reason", "detail", "bands")
+    pairs = zip(before, after, strict=True)
+    touched = [now for was, now in pairs if any(was[name] != now[name] for name in known)]
+    assert {row["reason"] for row in touched} > {
+        "unreadable_source"
+    }  # and neighbours that reach into the patch
+    assert all(victim.name in row["detail"] for row in touched)
+    assert all(row["detail"] for row in after if row["status"] != "ok")
+    quiet = [row for row in after if victim.name not in row["detail"]]
+    assert [row["status"] for row in quiet] == [before[row["index"]]["status"] for row in quiet]
+
+
 def test_boxes_larger_than_the_overlap_are_stitched_exactly(sky: Path, tmp_path: Path) -> None:
     """A 420 px box at the border of two patches equals the crop of the mosaic of all files."""
     run(sky, tmp_path / "out", size=420)

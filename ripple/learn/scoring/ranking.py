@@ -131,7 +131,7 @@ def joined_index(artefacts: list[Artefact]) -> Iterator[pa.Table]:
     IntegrityError
         The checksum of an index is not the one in its manifest.
     """
-    names = ["index", "id", "ra", "dec", "status", "reason", "shard", "row"]
+    names = ["index", "id", "ra", "dec", "status", "reason", "detail", "shard", "row"]
     # A column that only some have is null in the parts of the others.
     schema = pa.unify_schemas(
         [

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from ripple.config import canonical_json
+from ripple.config import Json, canonical_json
 from ripple.errors import ConfigError, Reason
 from ripple.imaging.batch import MASK_PLANES
 from ripple.rubin.open import RepositoryFiles
@@ -143,7 +144,7 @@ def prepare_worker() -> None:
     copy_boxes(np.zeros((1, 1), np.uint32), none, none, np.zeros((0, 1, 1, 1), np.uint32), 0)
 
 
-def plan_inputs(plan: Plan) -> dict[str, Any]:
+def plan_inputs(plan: Plan) -> Json:
     """What the output depends on apart from the configuration: targets and datasets, by identity."""
     # UUIDs identify datasets; run and data ID are for people who read the manifest.
     datasets = sorted(plan.datasets.values(), key=lambda d: (d.tract, d.patch, d.band))
@@ -157,7 +158,7 @@ def plan_inputs(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _trusted(config: FetchConfig, plan: Plan) -> tuple[Plan, dict[str, Any]]:
+def _trusted(config: FetchConfig, plan: Plan) -> tuple[Plan, Json]:
     """The plan with the checksums that its files must have, and the inputs, which identify their list."""
     inputs = plan_inputs(plan)
     if config.digests is None:
@@ -165,7 +166,7 @@ def _trusted(config: FetchConfig, plan: Plan) -> tuple[Plan, dict[str, Any]]:
 
     known = trusted_digests(config.digests)
     datasets = {k: replace(d, sha256=known.get(d.uuid.lower(), "")) for k, d in plan.datasets.items()}
-    # Only what this plan uses: a longer list with the same checksums of these files is no other input.
+    # Only what this plan uses: with a longer list that says the same about these files, a run can be resumed.
     used = {d.uuid: d.sha256 for d in datasets.values() if d.sha256}
     inputs["digests"] = hashlib.sha256(canonical_json(used)).hexdigest()
     if missing := len(datasets) - len(used):
@@ -258,7 +259,7 @@ def _index(config: FetchConfig, plan: Plan, writer: ArtefactWriter) -> pa.Table:
     return pa.table({k: pa.array(v) for k, v in columns.items()})
 
 
-def _places(plan: Plan, writer: ArtefactWriter) -> tuple[Outcomes, dict[str, Any]]:
+def _places(plan: Plan, writer: ArtefactWriter) -> tuple[Outcomes, dict[str, NDArray[Any]]]:
     """Outcome of each target, and the columns `bands`, `shard` and `row`, from the records of the units."""
     n = len(plan.targets)
     outcomes = Outcomes(n)
@@ -281,7 +282,7 @@ def _places(plan: Plan, writer: ArtefactWriter) -> tuple[Outcomes, dict[str, Any
     return outcomes, {"bands": bands, "shard": shard, "row": row}
 
 
-def _attributes(config: FetchConfig, plan: Plan, writer: ArtefactWriter) -> dict[str, Any]:
+def _attributes(config: FetchConfig, plan: Plan, writer: ArtefactWriter) -> Json:
     """Facts for the manifest: enough to use the shards without the repository."""
     records = [writer.record(unit.number).extra for unit in plan.units]
     # Each remark once, in order; one damaged file may concern many units.
@@ -303,7 +304,7 @@ def _attributes(config: FetchConfig, plan: Plan, writer: ArtefactWriter) -> dict
     }
 
 
-def _summary(config: FetchConfig, index: pa.Table, attributes: dict[str, Any], seconds: float) -> Summary:
+def _summary(config: FetchConfig, index: pa.Table, attributes: Json, seconds: float) -> Summary:
     """The closing summary; raises `TooManyRejected` when more rows are rejected than the user allows."""
     facts, reasons = tally(index, config.output, config.max_rejected)
     facts["bands"] = ", ".join(attributes["bands"])

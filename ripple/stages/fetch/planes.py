@@ -103,7 +103,7 @@ class PlaneStream:
         coadd = band.coadds.get(patch)
         inside = rows[band.whole[rows]]
         if coadd is None or not len(inside):
-            return None
+            return None  # nothing to decode: `_fill` has the stitched boxes and blanks
         key = (patch, k)
         if is_sparse(len(inside), self._reading.task.size, coadd.box):
             boxes = {row: self._reading.box(row) for row in inside.tolist()}
@@ -151,6 +151,7 @@ def read_batch(task: UnitTask, files: CoaddFiles) -> tuple[UnitReading, CutoutBa
     while True:  # each round leaves out one more file, so this ends
         try:
             reading = open_unit(task, files, damaged, profile)
+            # Through the bytes of a shard: what users get in memory is what `fetch` would have written.
             return reading, unpack_cutouts(b"".join(PlaneStream(reading, profile).chunks()))
         except DamagedError as err:
             damaged[err.key] = err.error

@@ -156,10 +156,12 @@ class UnitReading:
     kept: NDArray[np.int64]
 
     def __post_init__(self) -> None:
+        # Everything that follows relies on these; a mistake would put pixels into the wrong row.
         assert len(self.bands) == len(self.task.bands)
         assert len(self.outcomes) == len(self.x0) == len(self.y0) == self.task.rows
         assert len(self.table) == len(self.kept)
 
+    # Row numbers here count the rows of the task, not those of the shard.
     def box(self, row: int) -> Box:
         """Pixels of the box of a row, PARENT frame."""
         return box_of(self.x0, self.y0, self.task.size, row)
@@ -171,6 +173,7 @@ class UnitReading:
 
     def digests(self) -> dict[str, str]:
         """Dataset UUID -> SHA-256 of what was read so far, as `Coadd.digest` gives it."""
+        # Files that were never opened have no entry: nothing is claimed about them.
         files = {(d.patch, d.band): d.uuid for d in self.task.datasets}
         found = {
             files[patch, band.name]: coadd for band in self.bands for patch, coadd in band.coadds.items()

@@ -63,6 +63,7 @@ class UnitTask:
     datasets: tuple[Dataset, ...]
     boxes: dict[int, Box]
     repo: str
+    # Only with `cross_tract = resample`; empty otherwise.
     cross: dict[int, tuple[tuple[int, int], ...]] = field(default_factory=dict)
     cross_datasets: tuple[Dataset, ...] = ()
     cross_projections: dict[int, Tan] = field(default_factory=dict)
@@ -106,6 +107,7 @@ def unit_task(selection: Selection, plan: Plan, unit: Unit) -> UnitTask:
     # From rows of the plan to rows of the unit.
     cross = {k: plan.cross[row] for k, row in enumerate(rows.tolist()) if row in plan.cross}
     pairs = {pair for patches in cross.values() for pair in patches}
+    # Rows of a unit have one size and tract, so those of the first stand for all.
     return UnitTask(
         number=unit.number,
         bands=plan.bands,

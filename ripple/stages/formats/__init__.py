@@ -1,1 +1,1 @@
-"""`ripple import` and `ripple export`: the file formats of other people."""
+"""`ripple import` and `ripple export`: foreign file formats."""

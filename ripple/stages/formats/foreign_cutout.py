@@ -129,5 +129,5 @@ class Keys:
 
 
 def one_line(err: BaseException) -> str:
-    """The message of an error of somebody else's library, as one line for the column `detail`."""
+    """The message of a library's error, as one line for the column `detail`."""
     return " ".join(str(err).split())[:200] or type(err).__name__

@@ -15,6 +15,9 @@ from ripple.imaging.quality.measure import usable
 from ripple.sky.geometry import Tan
 from ripple.stages.formats.foreign_cutout import ForeignCutout, Unreadable
 
+#: Column -> value.
+Row = dict[str, Any]
+
 
 @dataclass(frozen=True, slots=True)
 class Frame:
@@ -88,9 +91,7 @@ class Rows:
             present=0,
         )
 
-    def accept(
-        self, number: int, cutout: ForeignCutout, shard: int, row: int, frame: Frame
-    ) -> dict[str, Any]:
+    def accept(self, number: int, cutout: ForeignCutout, shard: int, row: int, frame: Frame) -> Row:
         """Add a row of a shard; returns its columns."""
         has = np.isfinite(cutout.image).any(axis=(1, 2))  # (B,)
         tract, x0, y0 = self._placed(cutout)
@@ -122,7 +123,7 @@ class Rows:
             present=int((has << np.arange(len(has))).sum()),  # band_mask: one bit per band
         )
 
-    def _add(self, **values: Any) -> dict[str, Any]:
+    def _add(self, **values: Any) -> Row:
         for name, value in values.items():
             self.columns.setdefault(name, []).append(value)
         return values
@@ -193,7 +194,7 @@ def _moved(array: NDArray[Any], size: tuple[int, int], top: int, left: int, fill
 
 
 def cutouts(
-    kept: Sequence[tuple[dict[str, Any], ForeignCutout]], frame: Frame, grids: dict[tuple[float, ...], int]
+    kept: Sequence[tuple[Row, ForeignCutout]], frame: Frame, grids: dict[tuple[float, ...], int]
 ) -> CutoutBatch:
     """The batch of accepted rows.
 
@@ -232,7 +233,7 @@ def cutouts(
     )
 
 
-def _catalog(rows: Sequence[dict[str, Any]], n: int) -> dict[str, NDArray[np.generic]]:
+def _catalog(rows: Sequence[Row], n: int) -> dict[str, NDArray[np.generic]]:
     """The columns of a shard: those that every artefact has, then those of the source."""
     kinds = {
         "index": np.int64,
@@ -255,7 +256,7 @@ def _catalog(rows: Sequence[dict[str, Any]], n: int) -> dict[str, NDArray[np.gen
     return {**out, **{name: values for name, values in more.items() if name not in out}}
 
 
-def extra_columns(rows: Sequence[dict[str, Any]]) -> dict[str, NDArray[np.generic]]:
+def extra_columns(rows: Sequence[Row]) -> dict[str, NDArray[np.generic]]:
     """Columns that at least one row has; NaN or empty text where a row lacks them."""
     out: dict[str, NDArray[np.generic]] = {}
     for name in sorted({name for row in rows for name in row}):

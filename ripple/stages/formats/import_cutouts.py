@@ -20,7 +20,7 @@ from ripple.stages.formats.config import ImportConfig
 from ripple.stages.formats.fits_cutouts import fits_cutouts
 from ripple.stages.formats.foreign import arrays, deeplense, multimodal_universe
 from ripple.stages.formats.foreign_cutout import ForeignCutout, Keys, Listing, Unreadable
-from ripple.stages.formats.foreign_rows import Frame, Rows, cutouts, extra_columns, fitted, tensors
+from ripple.stages.formats.foreign_rows import Frame, Row, Rows, cutouts, extra_columns, fitted, tensors
 from ripple.storage.artefact import Artefact, open_artefact
 from ripple.storage.shard_writer import pack_cutouts, pack_tensors
 from ripple.storage.writer import ArtefactWriter, Finished, create
@@ -166,7 +166,7 @@ def _write_unit(
     table: Rows,
 ) -> None:
     """Read these rows, add them to the table, and write those that can be read as one shard."""
-    kept: list[tuple[dict[str, Any], ForeignCutout]] = []
+    kept: list[tuple[Row, ForeignCutout]] = []
     for number in numbers:
         cutout = listing.read(number)
         cutout = fitted(cutout, frame) if isinstance(cutout, ForeignCutout) else cutout
@@ -237,7 +237,11 @@ def _summary(config: ImportConfig, artefact: Artefact, seconds: float, *, done_b
     details = [d for d in index["detail"].to_pylist() if d]  # only rows that could not be read have one
     labels, counts = np.unique(index["label"].to_numpy(), return_counts=True)
     names = artefact.attributes.get("class_map", {})
-    facts: dict[str, Any] = {"kind": artefact.kind, "rows": artefact.rows, "bands": " ".join(artefact.bands)}
+    facts: dict[str, int | str] = {
+        "kind": artefact.kind,
+        "rows": artefact.rows,
+        "bands": " ".join(artefact.bands),
+    }
     if (labels >= 0).any():
         facts["classes"] = ", ".join(
             f"{names.get(str(v), v)} {c:,}" for v, c in zip(labels, counts, strict=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,9 @@ from ripple.storage.files import write_new
 
 #: HEALPix side of the cells of the Multimodal Universe: order 6, nested.
 MMU_NSIDE = 64
+
+#: Value of a FITS card.
+Card = str | int | float
 
 # Index columns about RIPPLe's own files, which mean nothing outside.
 _OURS = ("shard", "row", "status", "reason", "detail", "bands")
@@ -204,7 +207,7 @@ def zarr_v3(source: Source, config: ExportConfig, directory: Path) -> Iterator[i
     root = zarr.create_group(store=str(directory / "data.zarr"), zarr_format=3)
     arrays: dict[str, Any] = {}
     for part in source.parts():
-        planes: dict[str, Any] = {"image": part.image, "variance": part.variance}
+        planes: dict[str, NDArray[Any] | None] = {"image": part.image, "variance": part.variance}
         planes["valid"] = None if part.bad is None else (~part.bad & np.isfinite(part.image)).astype(np.uint8)
         for name, values in planes.items():
             if values is None:
@@ -259,7 +262,7 @@ def _fits_file(part: Part, k: int, source: Source) -> bytes:
     cards = _wcs_cards(part.wcs.get(int(row.get("tract", -1))), row)
     primary = fits.PrimaryHDU()
     primary.header["BANDS"] = (",".join(source.bands), "in the order of the HDUs")
-    hdus: list[Any] = [primary]
+    hdus: list[fits.PrimaryHDU | fits.ImageHDU] = [primary]
     for b, band in enumerate(source.bands):
         planes: list[tuple[str, Any, str]] = [("IMAGE", part.image[k, b], "nJy")]
         if part.variance is not None and np.isfinite(part.variance[k, b]).any():
@@ -285,17 +288,17 @@ def _bits(planes: tuple[str, ...]) -> dict[str, int]:
     return {f"HIERARCH MP_{name}" if len(name) > 5 else f"MP_{name}": bit for bit, name in enumerate(planes)}
 
 
-def _image_hdu(name: str, band: str, data: NDArray[Any], cards: dict[str, Any]) -> Any:
+def _image_hdu(name: str, band: str, data: NDArray[Any], cards: Mapping[str, Card]) -> fits.ImageHDU:
     hdu = fits.ImageHDU(data, name=f"{name}_{band}")
     hdu.header["BAND"] = band
     hdu.header.update(cards)
     return hdu
 
 
-def _wcs_cards(tan: Tan | None, row: dict[str, Any]) -> dict[str, Any]:
+def _wcs_cards(tan: Tan | None, row: Mapping[str, Any]) -> dict[str, Card]:
     """Cards with id, position, label and WCS of a cutout: FITS pixel (1, 1) is PARENT pixel `(x0, y0)`."""
     # FITS text is printable ASCII, so anything else is written as an escape.
-    cards: dict[str, Any] = {
+    cards: dict[str, Card] = {
         "ORIGIN": "RIPPLe",
         "OBJID": str(row.get("id", "")).encode("unicode_escape").decode(),
     }

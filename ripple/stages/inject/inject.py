@@ -1,4 +1,4 @@
-"""`ripple inject`: lensed sources painted into real cutouts; the deflector and everything around it stay real.
+"""`ripple inject`: lensed sources painted into real cutouts; deflector and surroundings stay real.
 
 A deflector's mass follows the light at the centre of its cutout (axis ratio and angle from second moments);
 its Einstein radius, the source and the position of the source are drawn. Arcs are convolved with the row's
@@ -351,7 +351,7 @@ def _blank(old: pa.Table, name: str, dtype: np.dtype[Any]) -> NDArray[Any]:
 def _summary(config: InjectConfig, index: pa.Table, seconds: float) -> Summary:
     rows = int((index["shard"].to_numpy() >= 0).sum())
     injected = np.flatnonzero(index["injected"].to_numpy())
-    facts: dict[str, Any] = {"rows": rows, "injected": len(injected)}
+    facts: dict[str, int | str] = {"rows": rows, "injected": len(injected)}
     if len(injected):
         facts["arc S/N"] = f"median {np.median(index['arc_snr'].to_numpy()[injected]):.0f}"
     return Summary("inject", config.output, facts, seconds=seconds, done_before=seconds == 0)

@@ -5,28 +5,30 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet
+from numpy.typing import NDArray
 
+from ripple.config import Json
 from ripple.errors import ConfigError
+from ripple.rubin.repository import open_repository
+from ripple.rubin.skymap import resolve_skymap
 from ripple.runtime.summary import plain
 from ripple.sky.coverage import boxes_around, touched
 from ripple.sky.geometry import Box
 from ripple.sky.skymap import Float, Int, SkyMap, known
-from ripple.stages.plan.config import side_of
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-from ripple.rubin.repository import open_repository
-from ripple.rubin.skymap import resolve_skymap
 from ripple.stages.locate.config import LocateConfig
+from ripple.stages.plan.config import side_of
 from ripple.stages.plan.tables import UserTable, read_table
 from ripple.stages.plan.targets import Columns, Targets, from_table
 
 
-def locate_one(config: LocateConfig) -> dict[str, Any]:
+def locate_one(config: LocateConfig) -> Json:
     """Where one position lies, as JSON values.
 
     Returns
@@ -34,19 +36,19 @@ def locate_one(config: LocateConfig) -> dict[str, Any]:
     dict
         `ra dec skymap tract patch patch_x patch_y x y` (PARENT pixels), `inner` and `outer` boxes
         `[x0, y0, x1, y1]` half open, `local` `[x, y]` in the outer box, `others` (every other patch of any
-        tract whose outer box holds the position), and `box` with `parent` and `local` when a size is given.
+        tract whose outer box contains it), and `box` with `parent` and `local` when a size is given.
 
     Raises
     ------
     ConfigError, CatalogueError, SkyMapError
-        Half a position, not on the sphere, unknown sky map.
+        Only one coordinate is given, the position is not on the sphere, or the sky map is not known.
     """
-    import pyarrow as pa
-
     if config.ra is None or config.dec is None:
-        raise ConfigError("locate: give RA and DEC, or --targets FILE")
+        raise ConfigError("locate: no position", hint="give RA and DEC, or --targets FILE")
+    # As a table of one row, so that `locate` reads positions exactly as `fetch` reads its targets.
     columns = {"ra": _number(config.ra), "dec": _number(config.dec)}
     table = UserTable(pa.table({k: [v] for k, v in columns.items()}), {}, "")
+    # On the command line, a bare number means degrees: nobody types a right ascension in decimal hours.
     one = from_table(
         table,
         Columns(ra_unit=config.ra_unit or (None if isinstance(columns["ra"], str) else "deg")),
@@ -56,14 +58,15 @@ def locate_one(config: LocateConfig) -> dict[str, Any]:
 
 
 def _number(text: str) -> float | str:
+    """A number where the text is one; sexagesimal text stays as it is."""
     try:
         return float(text)
     except ValueError:
         return text
 
 
-def describe(skymap: SkyMap, ra: float, dec: float, size: str | None = None) -> dict[str, Any]:
-    """`locate_one` for a sky map at hand; `ra` and `dec` in deg."""
+def describe(skymap: SkyMap, ra: float, dec: float, size: str | None = None) -> Json:
+    """`locate_one` for a given sky map; `ra` and `dec` in deg."""
     found_in = skymap.locate(ra, dec)
     tract, patch, x, y = (
         int(found_in[0][0]),
@@ -72,8 +75,8 @@ def describe(skymap: SkyMap, ra: float, dec: float, size: str | None = None) -> 
         float(found_in[3][0]),
     )
     tan = skymap.tan(tract)
-    found: dict[str, Any] = {"ra": ra, "dec": dec, "skymap": skymap.name, "tract": tract, "patch": patch}
-    if patch >= 0:
+    found: Json = {"ra": ra, "dec": dec, "skymap": skymap.name, "tract": tract, "patch": patch}
+    if patch >= 0:  # else the position lies outside all tracts
         i, j = (int(v) for v in skymap.patch_xy(tract, patch))
         inner, outer = skymap.patch_inner(tract, patch), skymap.patch_outer(tract, patch)
         found |= {"patch_x": i, "patch_y": j, "x": x, "y": y, "local": [x - outer.x0, y - outer.y0]}
@@ -81,6 +84,7 @@ def describe(skymap: SkyMap, ra: float, dec: float, size: str | None = None) -> 
         if size is not None:
             box = Box.around(x, y, side_of(size, tan.pixel_scale))
             local = Box(box.x0 - outer.x0, box.y0 - outer.y0, box.x1 - outer.x0, box.y1 - outer.y0)
+            # `fetch` cuts this box; LOCAL pixels are those of the patch's file.
             found["box"] = {
                 "parent": _corners(box),
                 "local": _corners(local),
@@ -94,10 +98,11 @@ def _corners(box: Box) -> list[int]:
     return [box.x0, box.y0, box.x1, box.y1]
 
 
-def _holders(skymap: SkyMap, ra: float, dec: float) -> list[dict[str, Any]]:
-    """All patches of all tracts whose outer boxes hold a position."""
+def _holders(skymap: SkyMap, ra: float, dec: float) -> list[Json]:
+    """All patches of all tracts whose outer boxes contain a position."""
     row, tract = skymap.all_tracts(ra, dec)
     x, y = skymap.sky_to_pixel(tract, np.full(len(row), ra), np.full(len(row), dec))
+    # A box of one pixel: an outer box contains the position if it contains its pixel.
     at, patch = touched(skymap, tract, boxes_around(x, y, np.ones(len(row), np.int32)))
     return [
         {"tract": int(tract[k]), "patch": int(p), "x": float(x[k]), "y": float(y[k])}
@@ -122,6 +127,7 @@ def locate_table(config: LocateConfig) -> pa.Table:
     assert config.targets is not None
     path = Path(config.targets)
     columns = Columns(config.id_column, config.ra_column, config.dec_column, ra_unit=config.ra_unit)
+    # Radius 0, as two rows at one position need not be told apart here.
     targets = from_table(
         read_table(path), columns, source={"name": path.name}, select=config.select, duplicate_radius=0.0
     )
@@ -129,13 +135,11 @@ def locate_table(config: LocateConfig) -> pa.Table:
 
 
 def located(skymap: SkyMap, targets: Targets, size: str | None = None) -> pa.Table:
-    """`locate_table` for targets at hand."""
-    import pyarrow as pa
-
+    """`locate_table` for a given sky map and targets."""
     tract, patch, x, y = skymap.locate(targets.ra, targets.dec)
     held = patch >= 0
-    i, j = skymap.patch_xy(tract, np.maximum(patch, 0))
-    columns: dict[str, Any] = {
+    i, j = skymap.patch_xy(tract, np.maximum(patch, 0))  # any valid patch where there is none
+    columns: dict[str, NDArray[Any]] = {
         "id": targets.id,
         "ra": targets.ra,
         "dec": targets.dec,
@@ -147,21 +151,25 @@ def located(skymap: SkyMap, targets: Targets, size: str | None = None) -> pa.Tab
         "y": np.where(held, y, np.nan),
     }
     if size is not None:
+        # All tracts of a sky map have the same pixel scale.
         scale = skymap.tan(int(skymap.table.ids[0])).pixel_scale
         boxes = boxes_around(x, y, np.full(len(x), side_of(size, scale), np.int32))
         columns |= {name: _or(held, boxes[:, k]) for k, name in enumerate(("x0", "y0", "x1", "y1"))}
     return pa.table(columns)
 
 
-def _or(held: Any, values: Int) -> Int:
+def _or(held: NDArray[np.bool_], values: Int) -> Int:
+    """The values, -1 where the position lies outside all tracts."""
     return np.where(held, values, -1)
 
 
 def _skymap(config: LocateConfig, ra: Float, dec: Float) -> SkyMap:
     if not config.repo:
         if config.skymap is None:
-            raise ConfigError("locate: no sky map", hint="--skymap lsst_cells_v2 is that of DP2")
-        return known(config.skymap)
+            raise ConfigError(
+                "locate: no sky map", hint="name one: --skymap lsst_cells_v2 is that of DP2, or give --repo"
+            )
+        return known(config.skymap)  # without a repository: the sky maps that RIPPLe has built in
 
     with open_repository(config.repo, config.collections) as repository:
         dataset_type = repository.coadd_type(config.dataset_type)
@@ -175,17 +183,12 @@ def as_bytes(table: pa.Table, path: Path) -> bytes:
     Raises
     ------
     ConfigError
-        Another suffix.
+        The name has another suffix.
     """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.csv
-    import pyarrow.parquet
-
     sink = io.BytesIO() if path.suffix == ".csv" else pa.BufferOutputStream()
     if path.suffix == ".csv":
         for k, column in enumerate(table.columns):
-            if pa.types.is_string(column.type):  # a spreadsheet must not run it
+            if pa.types.is_string(column.type):  # text that a spreadsheet would run as a formula
                 safe = pc.replace_substring_regex(column, "^([=+@\t\r\n-])", r"'\1")
                 table = table.set_column(k, table.column_names[k], safe)
         pyarrow.csv.write_csv(table, sink)
@@ -193,13 +196,13 @@ def as_bytes(table: pa.Table, path: Path) -> bytes:
     if path.suffix == ".parquet":
         pyarrow.parquet.write_table(table, sink)
         return bytes(sink.getvalue())
-    raise ConfigError(f"locate: output {path.name!r}", hint="a name that ends in .csv or .parquet")
+    raise ConfigError(
+        f"locate: cannot tell the format of {path.name!r}", hint="give a name that ends in .csv or .parquet"
+    )
 
 
 def printable(table: pa.Table) -> pa.Table:
-    """The table for a terminal: control characters of text columns escaped, as in messages."""
-    import pyarrow as pa
-
+    """The table for a terminal: control characters in text columns are escaped, as in messages."""
     for k, column in enumerate(table.columns):
         if pa.types.is_string(column.type):
             shown = pa.array([None if v is None else plain(v) for v in column.to_pylist()], pa.string())

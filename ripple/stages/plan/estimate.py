@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from ripple.config import Json
 from ripple.runtime.summary import plain
 from ripple.stages.plan.plan import Plan
 from ripple.storage.outcomes import STATUSES
@@ -77,7 +77,7 @@ def estimate(plan: Plan, workers: int = 1) -> Estimate:
     return Estimate(read, unknown, write, memory, seconds)
 
 
-def facts(plan: Plan, workers: int = 1, rows: int | None = None) -> dict[str, Any]:
+def facts(plan: Plan, workers: int = 1, rows: int | None = None) -> Json:
     """The dry run as JSON values.
 
     Parameters
@@ -124,7 +124,7 @@ def facts(plan: Plan, workers: int = 1, rows: int | None = None) -> dict[str, An
     }
 
 
-def _rows(plan: Plan, count: int | None) -> list[dict[str, Any]]:
+def _rows(plan: Plan, count: int | None) -> list[Json]:
     """The first `count` rows that are rejected or partial, with their reasons; rejected ones first."""
     rejected, partial = (np.flatnonzero(plan.outcomes.has(status)) for status in ("rejected", "partial"))
     return [
@@ -140,7 +140,7 @@ def _rows(plan: Plan, count: int | None) -> list[dict[str, Any]]:
     ]
 
 
-def show(found: dict[str, Any]) -> None:
+def show(found: Json) -> None:
     """Print the dry run (from `facts`) as a table on stderr."""
     # Only people at a terminal need it: with --json it is never loaded.
     from rich.console import Console
@@ -151,12 +151,12 @@ def show(found: dict[str, Any]) -> None:
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for key, value in _lines(found):
-        # As Text: square brackets in names and messages are no markup.
+        # As Text: square brackets in names and messages are not markup.
         table.add_row(key, Text(plain(value)))
     Console(file=sys.stderr).print(table)
 
 
-def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
+def _lines(found: Json) -> list[tuple[str, str]]:
     n = found["targets"]
     lines = [
         ("repository", f"{found['repo']}  {', '.join(found['collections'])}"),

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ripple.config import suggest
+from ripple.config import Json, suggest
 from ripple.errors import InputError, Reason, RegionError
 from ripple.imaging.stitch import is_sparse
 from ripple.rubin.regions import Region, grid, parse_region, tracts_near
@@ -75,7 +75,7 @@ class Planner:
     Parameters
     ----------
     selection
-        What the user asked for.
+        The options of the user.
     repository
         Open repository.
     """
@@ -220,7 +220,7 @@ class Planner:
         # 20 bits each for row and column. A window has the same id whatever the region.
         return Targets((tract << 40) | (row << 20) | column, ra, dec, extra, source=source)
 
-    def _objects(self) -> tuple[UserTable, dict[str, Any]]:
+    def _objects(self) -> tuple[UserTable, Json]:
         """The Butler's own object tables of the selected tracts, and what identifies them."""
         kind = self.repository.object_type(self.selection.object_type)
         there = self.repository.tracts(kind, self.skymap_name)
@@ -567,7 +567,7 @@ def make_plan(selection: Selection) -> Plan:
     Parameters
     ----------
     selection
-        What the user asked for.
+        The options of the user.
 
     Raises
     ------

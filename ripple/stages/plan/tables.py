@@ -169,7 +169,7 @@ def _read_hats(path: Path, cone: tuple[float, float, float] | None) -> UserTable
 
 def _scalars(table: pa.Table) -> tuple[pa.Table, tuple[str, ...]]:
     """The columns of numbers, booleans and text, decoded to plain types, and a note that names the others."""
-    kept: dict[str, Any] = {}
+    kept: dict[str, pa.ChunkedArray] = {}
     dropped: list[str] = []
     for name in table.column_names:
         column = table[name]
@@ -230,7 +230,7 @@ def plain_columns(table: pa.Table) -> pa.Table:
 
     Integer columns with nulls become float64. HDF5 and NumPy have no nulls.
     """
-    out: dict[str, Any] = {}
+    out: dict[str, pa.ChunkedArray] = {}
     for name in table.column_names:
         column = table[name]
         if column.null_count:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ripple.config import suggest
+from ripple.config import Json, suggest
 from ripple.errors import CatalogueError, Reason
 from ripple.sky.neighbours import earlier_neighbours
 from ripple.stages.plan.select import matching
@@ -67,7 +67,7 @@ class Targets:
     extra: pa.Table
     size: NDArray[np.int32] | None = None
     rejected: dict[int, tuple[Reason, str]] = field(default_factory=dict)
-    source: dict[str, Any] = field(default_factory=dict)
+    source: Json = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -98,7 +98,7 @@ def from_table(
     table: UserTable,
     columns: Columns,
     *,
-    source: dict[str, Any],
+    source: Json,
     select: str | None = None,
     keep: Callable[[Float, Float], NDArray[np.bool_]] | None = None,
     duplicate_radius: float = 0.2,
@@ -353,7 +353,7 @@ def _sizes(column: pa.ChunkedArray, rows: NDArray[np.int64], name: str) -> NDArr
 
 def _extra(data: pa.Table, used: set[str], label_name: str | None, name: str) -> pa.Table:
     """The user's other columns, renamed where RIPPLe has a column of that name."""
-    columns: dict[str, Any] = {}
+    columns: dict[str, pa.ChunkedArray] = {}
     for column in data.column_names:
         if column in used:
             continue

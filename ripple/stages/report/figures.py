@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from ripple.config import Json
 from ripple.report.cards import Table, Tile
 from ripple.report.plots import Line, histogram_plot, line_plot
 from ripple.storage.artefact import Artefact
@@ -21,7 +21,7 @@ def numbers(table: pa.Table, name: str) -> NDArray[np.float64]:
     return np.asarray(table[name].to_numpy(zero_copy_only=False), np.float64)
 
 
-def tiles(table: pa.Table, evaluation: dict[str, Any]) -> list[Tile]:
+def tiles(table: pa.Table, evaluation: Json) -> list[Tile]:
     """The numbers at the head of the page."""
     # Metric of the evaluation -> name on the page, in this order; "tpr10" is the completeness with fewer than
     # ten false positives.
@@ -45,7 +45,7 @@ def tiles(table: pa.Table, evaluation: dict[str, Any]) -> list[Tile]:
     return found
 
 
-def note(evaluation: dict[str, Any]) -> str:
+def note(evaluation: Json) -> str:
     """The sentence that says on which rows the numbers were measured."""
     if not evaluation:
         return "Not evaluated: score with --evaluate on labelled rows."
@@ -55,7 +55,7 @@ def note(evaluation: dict[str, Any]) -> str:
     )
 
 
-def plots(table: pa.Table, evaluation: dict[str, Any]) -> list[str]:
+def plots(table: pa.Table, evaluation: Json) -> list[str]:
     """ROC, purity against completeness, calibration, and the histogram of scores, as SVG."""
     drawn = []
     # Each part is drawn if the evaluation has it: `score` without labels has none.
@@ -131,7 +131,7 @@ def _score_range(groups: list[tuple[str, NDArray[np.float64]]]) -> tuple[float, 
     return (0.0, 1.0) if inside else None
 
 
-def tables(artefact: Artefact, judged: dict[str, Any], model: dict[str, Any]) -> list[Table]:
+def tables(artefact: Artefact, judged: Json, model: Json) -> list[Table]:
     """The tables of slices, shortcuts and rejected rows."""
     found = _slice_tables(judged.get("slices") or [])
     # The shortcuts are those of the training set, recorded in the contract of the model.
@@ -163,7 +163,7 @@ _SLICES = {
 }
 
 
-def _slice_tables(slices: list[dict[str, Any]]) -> list[Table]:
+def _slice_tables(slices: list[Json]) -> list[Table]:
     """One table per property, with completeness and AUROC by range of its values."""
     tables = []
     for column, name in _SLICES.items():
@@ -193,13 +193,13 @@ def _ranged(estimate: dict[str, float] | None) -> str:
     return f"{estimate['value']:.3f} ({estimate['low']:.2f}–{estimate['high']:.2f})"
 
 
-def _gate_table(gates: dict[str, Any], metrics: dict[str, Any]) -> list[Table]:
+def _gate_table(gates: Json, metrics: Json) -> list[Table]:
     """How well features that should not tell lenses apart (noise, PSF, ...) do so in the training set."""
     entries = gates.get("shortcuts", {})
     rows: list[tuple[str, ...]] = []
     failed: set[int] = set()
     for name, entry in sorted(entries.items() if isinstance(entries, dict) else ()):
-        # Models of others may give a number, a measure with an interval, or anything else, which is left out.
+        # Models from elsewhere may have a number, a measure with an interval, or anything, which is left out.
         value = entry.get("auroc", entry) if isinstance(entry, dict) else entry
         value = value.get("value") if isinstance(value, dict) else value
         if isinstance(value, int | float) and not isinstance(value, bool):

@@ -14,12 +14,12 @@ import json
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from ripple.config import Json
 from ripple.errors import DataError, InputError, IntegrityError
 from ripple.imaging.quality.flags import flag_names
 from ripple.learn.model.contract import load_contract
@@ -61,7 +61,7 @@ def report(config: ReportConfig) -> Summary:
     if kind not in ("scores", "tensors"):
         raise DataError(f"{config.source} contains {kind}", hint="give scores or tensors")
     # By its digest, not its path: the same page for the same content.
-    facts: dict[str, Any] = {"source": kind, "rows": artefact.rows}
+    facts: Json = {"source": kind, "rows": artefact.rows}
 
     def build(directory: Path) -> None:
         files = scores_page(artefact, config) if kind == "scores" else tensors_page(artefact, config)
@@ -138,7 +138,7 @@ def ranked_table(artefact: Artefact) -> pa.Table:
     return table
 
 
-def judgement(artefact: Artefact) -> dict[str, Any]:
+def judgement(artefact: Artefact) -> Json:
     """`evaluation.json`, verified: `evaluation`, `slices` and more; empty when nothing was evaluated.
 
     Raises
@@ -258,7 +258,7 @@ def located(path: Path, beside: Path) -> Path:
     return moved if not path.exists() and moved.exists() else path
 
 
-def model_record(artefact: Artefact, config: ReportConfig) -> dict[str, Any]:
+def model_record(artefact: Artefact, config: ReportConfig) -> Json:
     """The contract of the model that gave the scores; empty when it is not found.
 
     Raises

@@ -59,7 +59,7 @@ def tensors_page(artefact: Artefact, config: ReportConfig) -> dict[str, bytes]:
 
 def sampled(index: pa.Table, verdict: NDArray[np.str_], count: int) -> NDArray[np.int64]:
     """Rows with pixels to show: about the same number of each verdict, spread evenly over the index."""
-    placed = np.flatnonzero(index["shard"].to_numpy() >= 0)
+    placed = np.flatnonzero(index["shard"].to_numpy() >= 0)  # -1: without pixels
     kinds = [placed[verdict[placed] == v] for v in np.unique(verdict[placed])]
     left, chosen = count, []
     # Rare verdicts first: the places that they do not fill go to the more common ones.

@@ -5,8 +5,8 @@
     DIR/truth.parquet   one row per target
     DIR/manifest.json   lists the truth and the coadds; written last, so without it the survey is unfinished
 
-The same configuration gives the same pixels, tables and dataset UUIDs. `lsst.images` writes the time into FITS
-headers, so the files themselves differ between runs.
+The same configuration gives the same pixels, tables and dataset UUIDs. `lsst.images` writes the time into
+FITS headers, so the files themselves differ between runs.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def simulate(config: SimulateConfig) -> Summary:
     directory = _directory(config)
     make_directory(directory)
     foreign = (p for p in directory.iterdir() if p.name != LOCK and not p.name.startswith(TEMPORARY))
-    # An interrupted survey is cleared and started again, so only directories that RIPPLe began may have files.
+    # An interrupted survey is cleared and started again: never a directory that RIPPLe did not begin.
     begun = (directory / MARKER).exists() or (directory / MANIFEST).exists()
     if not begun and any(foreign):
         raise WriteError(
@@ -254,13 +254,19 @@ class _Observed:
             if band != self.band:
                 self._observe(band)
             whole, kernels = self.whole, self.kernels
-        assert whole is not None and kernels is not None
+        assert whole is not None
+        assert kernels is not None
         cut = self.block.box.slices(self.block.skymap.patch_outer(self.block.tract, patch))
         cells = tuple(slice(s.start // 150, s.stop // 150) for s in cut)  # cells of 150 px
-        image, variance, mask = (
-            np.ascontiguousarray(p[cut]) for p in (whole.image, whole.variance, whole.mask)
+        return CoaddPlanes(
+            patch,
+            band,
+            np.ascontiguousarray(whole.image[cut]),
+            np.ascontiguousarray(whole.variance[cut]),
+            np.ascontiguousarray(whole.mask[cut]),
+            PLANES,
+            kernels[cells],
         )
-        return CoaddPlanes(patch, band, image, variance, mask, PLANES, kernels[cells])
 
     def _observe(self, band: str) -> None:
         b = self.config.bands.index(band)
@@ -317,7 +323,9 @@ def _read_truth(directory: Path) -> dict[str, NDArray[Any]]:
     return {name: table[name].to_numpy() for name in table.column_names}
 
 
-def _summary(config: SimulateConfig, truth: dict[str, Any], seconds: float, *, done_before: bool) -> Summary:
+def _summary(
+    config: SimulateConfig, truth: dict[str, NDArray[Any]], seconds: float, *, done_before: bool
+) -> Summary:
     label = np.asarray(truth["label"])
     coadds = config.patches * len(config.bands) - (missing_band(config, choose_block(config)) is not None)
     facts = {
