@@ -59,7 +59,14 @@ def colour_pictures(
     # Sources may differ in size; a few hundred rows give the noise well enough for a picture.
     pool = [f for f in fluxes if f.shape == fluxes[0].shape]
     noise = sky_noise(np.stack(pool[:400]), bands)
-    return [lupton_rgb(f[None], bands, stretch=stretch * noise, q=softening)[0] for f in fluxes]
+    pictures: list[NDArray[np.uint8]] = [np.zeros((0, 0, 3), np.uint8)] * len(fluxes)
+    shapes = np.array([f.shape for f in fluxes])
+    for shape in np.unique(shapes, axis=0):
+        alike = np.flatnonzero((shapes == shape).all(axis=1)).tolist()
+        drawn = lupton_rgb(np.stack([fluxes[k] for k in alike]), bands, stretch=stretch * noise, q=softening)
+        for k, picture in zip(alike, drawn, strict=True):
+            pictures[k] = picture
+    return pictures
 
 
 def _cutouts_of(artefact: Artefact) -> Artefact | None:

@@ -114,7 +114,7 @@ def test_contradictions_are_refused(tmp_path: Path, change: dict[str, Any], fiel
 
 
 def test_no_contract_no_model(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="there is no manifest"):
+    with pytest.raises(InputError, match="it has no manifest"):
         load_model(tmp_path)
 
 

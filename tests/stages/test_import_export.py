@@ -581,5 +581,5 @@ def test_rot_without_a_trace_in_a_store_is_found_at_the_end(
 
     monkeypatch.setattr(import_cutouts, "_write_unit", then)
     assert run(argv) == 4
-    assert f"{source}: changed" in capsys.readouterr().err
+    assert f"{source} changed" in capsys.readouterr().err
     assert not (tmp_path / "out" / ".journal").exists()

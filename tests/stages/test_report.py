@@ -167,7 +167,7 @@ def test_reports_on_models_are_refused(tmp_path: Path, made: dict[str, Path]) ->
     from ripple import write_cutouts
 
     write_cutouts(tmp_path / "c", np.ones((2, 1, 9, 9), np.float32), ("g",))
-    with pytest.raises(DataError, match="holds cutouts"):
+    with pytest.raises(DataError, match="contains cutouts"):
         report(ReportConfig.make({"source": tmp_path / "c", "output": tmp_path / "r"}))
 
 

@@ -326,7 +326,7 @@ def test_a_catalogue_that_changes_while_it_is_read_is_refused(
         return found
 
     monkeypatch.setattr(tables, "_read_file", then)
-    with pytest.raises(CatalogueError, match=r"t\.csv: changed while it was read"):
+    with pytest.raises(CatalogueError, match=r"t\.csv changed while it was read"):
         tables.read_table(path)
 
 

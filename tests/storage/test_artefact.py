@@ -123,7 +123,7 @@ def test_another_config_is_refused_naming_the_first_key(tmp_path: Path, finished
 def test_resume_with_other_software_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build(tmp_path / "a", upto=1)
     monkeypatch.setattr("ripple.storage.writer.software", lambda: {"ripple": "99"})
-    with pytest.raises(ConfigError, match="other software"):
+    with pytest.raises(ConfigError, match="different software"):
         begin(tmp_path / "a")
     build(tmp_path / "b")  # finished artefacts of any software are read
     monkeypatch.undo()
@@ -136,14 +136,14 @@ def test_second_writer_is_refused_and_told_who(tmp_path: Path) -> None:
     with first:
         with pytest.raises(LockedError, match=f"pid {os.getpid()}"):
             begin(tmp_path / "a")
-        with pytest.raises(InputError, match="being written"):
+        with pytest.raises(InputError, match="another process is writing"):
             open_artefact(tmp_path / "a")
     build(tmp_path / "a")
 
 
 def test_someone_elses_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
-    with pytest.raises(WriteError, match="not ours"):
+    with pytest.raises(WriteError, match="did not write"):
         begin(tmp_path)
     assert list(tmp_path.iterdir()) == [tmp_path / "thesis.tex"]
 
@@ -255,7 +255,7 @@ def test_uncommitted_unit_is_named(tmp_path: Path) -> None:
 def test_unfinished_and_foreign_directories_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such directory"):
         open_artefact(tmp_path / "none")
-    with pytest.raises(InputError, match="there is no manifest"):
+    with pytest.raises(InputError, match="it has no manifest"):
         open_artefact(tmp_path)
     build(tmp_path / "a")
     with pytest.raises(InputError, match="contains cutouts, not tensors"):

@@ -103,7 +103,7 @@ def test_the_same_again_is_done_and_looks_at_sizes(tree: Path) -> None:
     with pytest.raises(ConfigError, match=r"report\.top: 3 -> 4"):
         write_page(tree, never, top=4)
     (tree / "candidates.csv").write_bytes(b"rank")
-    with pytest.raises(IntegrityError, match=r"candidates\.csv: 4 bytes"):
+    with pytest.raises(IntegrityError, match=r"candidates\.csv has 4 bytes"):
         write_page(tree, never)
     (tree / "candidates.csv").unlink()
     with pytest.raises(IntegrityError, match=r"candidates\.csv"):
@@ -138,7 +138,7 @@ def test_missing_extra_and_linked_files_are_named(tree: Path) -> None:
     (tree / "index.html").symlink_to(tree.parent / "page")
     problems = verify(tree)
     assert len(problems) == 3
-    expected = ("0000000.npy: No such", "index.html: is a symbolic", "deep/new: not in")
+    expected = ("0000000.npy: No such", "index.html: is a symbolic", "deep/new: not listed")
     for problem, words in zip(problems, expected, strict=True):
         assert words in problem
 

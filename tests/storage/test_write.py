@@ -85,7 +85,7 @@ def test_kernels(tmp_path: Path, image: np.ndarray, shape: tuple[int, ...]) -> N
     [
         ({"bands": "gr"}, "2 names for 3"),
         ({"unit": "adu"}, "unit 'adu'"),
-        ({"variance": np.ones((N, B, S))}, "variance: shape"),
+        ({"variance": np.ones((N, B, S))}, "variance has shape"),
         ({"variance": -np.ones((N, B, S, S))}, "negative in row 0"),
         ({"mask": np.ones((N, B, S, S), int)}, "mask_planes"),
         ({"mask": np.full((N, B, S, S), 64), "mask_planes": ["A", "B"]}, "bits beyond"),
