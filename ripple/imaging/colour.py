@@ -97,5 +97,5 @@ def png(rgb: NDArray[np.uint8]) -> bytes:
     from PIL import Image  # pages and pictures only
 
     file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(rgb[::-1])).save(file, "PNG")
+    Image.fromarray(np.ascontiguousarray(rgb[::-1])).save(file, "PNG", compress_level=3)
     return file.getvalue()

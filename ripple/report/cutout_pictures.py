@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -46,14 +47,21 @@ def colour_pictures(
     fluxes: list[NDArray[np.float32]] = [np.zeros((0, 0, 0), np.float32)] * len(shard)
     bands: tuple[str, ...] = ()
     # Each shard is opened once, whatever the order of the rows.
-    for k in np.unique(shard):
-        artefact, number = places[int(k)]
-        here = np.flatnonzero(shard == k)
+    rows = {int(k): np.flatnonzero(shard == k) for k in np.unique(shard)}
+
+    def read(k: int) -> tuple[NDArray[np.float32], tuple[str, ...]]:
+        artefact, number = places[k]
         behind = cutouts[artefact.directory]
-        read = _from_tensors if behind is None else _from_cutouts
-        flux, bands = read(artefact if behind is None else behind, number, row[here])
-        for place, image in zip(here.tolist(), flux, strict=True):
-            fluxes[place] = image
+        if behind is None:
+            return _from_tensors(artefact, number, row[rows[k]])
+        return _from_cutouts(behind, number, row[rows[k]])
+
+    # Most of the time goes into checksums, which let other threads run.
+    with ThreadPoolExecutor(4) as readers:
+        for here, found in zip(rows.values(), readers.map(read, rows), strict=True):
+            flux, bands = found
+            for place, image in zip(here.tolist(), flux, strict=True):
+                fluxes[place] = image
     if not fluxes:
         return []
     # Sources may differ in size; a few hundred rows give the noise well enough for a picture.
