@@ -163,7 +163,7 @@ class Reason(StrEnum):
     NO_PATCH = "no_patch"  # the patch is not registered in the repository
     NO_DATASET = "no_dataset"  # no band has a dataset there
     MISSING_BAND = "missing_band"  # some bands have no dataset there
-    OUTSIDE = "outside"  # the box leaves the survey
+    OUTSIDE = "outside"  # the box leaves the survey, or reaches into a coadd that cannot be read
     SEAM = "seam"  # patches disagree by more than the noise where they overlap under the box
     MISSING_CELL = "missing_cell"  # all pixels lie in missing cells
     UNREADABLE_SOURCE = "unreadable_source"  # a file of the target is missing or damaged

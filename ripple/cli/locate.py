@@ -6,14 +6,16 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ripple.cli.options import config_options
-from ripple.config import Json
 from ripple.errors import ConfigError
 from ripple.stages.locate.config import LocateConfig
+
+if TYPE_CHECKING:
+    from ripple.stages.locate.locate import Location
 
 
 @click.command(
@@ -68,7 +70,7 @@ def _write(config: LocateConfig, table: Any, seconds: float, as_json: bool) -> N
     Summary("locate", str(path), facts, seconds=seconds).print(as_json=as_json)
 
 
-def _show(found: Json) -> None:
+def _show(found: Location) -> None:
     """Print one position for people; on stdout, because it is the result and not a message."""
     lines = [f"sky map  {found['skymap']}", f"tract    {found['tract']}"]
     if found["patch"] < 0:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from ripple.sky.geometry import Tan
 
 #: Mask planes with a fixed bit in every batch, whatever the numbering in the files. DP2 (`lsst.images`) names
-#: first, then those of afw. A plane of another name takes the next free bit, in alphabetical order.
+#: first, then those of afw. Fetch keeps these planes and drops others; `open_coadd` gives others the next
+#: free bits, in alphabetical order.
 MASK_PLANES: tuple[str, ...] = (
     "NO_DATA", "INTERPOLATED", "COSMIC_RAY", "SATURATED", "DETECTION_EDGE", "CLIPPED", "REJECTED", "DETECTED",
     "INEXACT_PSF", "BAD", "SAT", "INTRP", "CR", "EDGE", "DETECTED_NEGATIVE", "SUSPECT", "VIGNETTED", "STREAK",

@@ -132,7 +132,7 @@ class MiniRepo:
         for element, rows in records.items():
             self._butler.registry.insertDimensionData(element, *rows)
 
-    def _ref(self, kind: Any, data_id: dict[str, Any]) -> Any:
+    def _ref(self, kind: Any, data_id: Mapping[str, str | int]) -> Any:
         """A dataset reference whose UUID follows from type, data ID and run alone."""
         from lsst.daf.butler import DatasetIdGenEnum, DatasetRef
 
@@ -187,14 +187,14 @@ class MiniRepo:
         # transfer=None: the files are where the datastore expects them already.
         self._butler.ingest(*files, transfer=None)  # records their sizes
 
-    def _data_id(self, patch: int, band: str) -> dict[str, Any]:
+    def _data_id(self, patch: int, band: str) -> dict[str, str | int]:
         return {"skymap": self.skymap.name, "tract": self.tract, "patch": patch, "band": band}
 
     def put_objects(self, columns: Mapping[str, NDArray[Any]]) -> None:
         """Write the object table of the tract."""
         from astropy.table import Table
 
-        data_id = {"skymap": self.skymap.name, "tract": self.tract}
+        data_id: dict[str, str | int] = {"skymap": self.skymap.name, "tract": self.tract}
         self._butler.put(Table(dict(columns)), self._ref(self._object, data_id))
 
 

@@ -83,7 +83,7 @@ class Summary:
             console.print(Text(plain(note)))
 
 
-def tally(index: Any, output: str, max_rejected: float) -> tuple[dict[str, Any], dict[str, int]]:
+def tally(index: Any, output: str, max_rejected: float) -> tuple[dict[str, int], dict[str, int]]:
     """Count the rows of an index by status and reason, for the closing screen.
 
     Parameters
@@ -97,7 +97,7 @@ def tally(index: Any, output: str, max_rejected: float) -> tuple[dict[str, Any],
 
     Returns
     -------
-    facts, reasons
+    counts, reasons
         Targets by status, and rows by reason.
 
     Raises
@@ -114,8 +114,8 @@ def tally(index: Any, output: str, max_rejected: float) -> tuple[dict[str, Any],
             + ", ".join(f"{k} {v}" for k, v in reasons.most_common()),
             hint=f"the output {output} is complete; its index.parquet has the reason of each",
         )
-    facts = {"targets": n, "ok": status["ok"], "partial": status["partial"], "rejected": rejected}
-    return facts, dict(reasons)
+    counts = {"targets": n, "ok": status["ok"], "partial": status["partial"], "rejected": rejected}
+    return counts, dict(reasons)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 from pydantic import Field
 
@@ -54,6 +54,13 @@ class RunConfig(Config):
 
     output: str = Field("", description="Directory for the output of all stages.")
     model: str | None = Field(None, description="Score with this model instead of training one.")
+
+
+class StageCost(TypedDict):
+    """What a stage took in an earlier run, seconds, and the facts of its summary."""
+
+    seconds: float
+    facts: dict[str, object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +210,7 @@ def _clear(directory: Path) -> bool:
     return True
 
 
-def _remembered(out: Path) -> dict[str, dict[str, Any]]:
+def _remembered(out: Path) -> dict[str, StageCost]:
     """`run.json`: what the stages of earlier runs cost, by verb; empty before the first run."""
     path = out / MEMORY
     if not path.exists():
@@ -219,9 +226,11 @@ def _remembered(out: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _remember(out: Path, memory: dict[str, dict[str, Any]], summaries: list[Summary]) -> dict[str, float]:
+def _remember(out: Path, memory: dict[str, StageCost], summaries: list[Summary]) -> dict[str, float]:
     """Keep the seconds of each stage for the next closing screen, and return them."""
-    fresh = {s.verb: {"seconds": s.seconds, "facts": s.facts} for s in summaries if not s.done_before}
+    fresh: dict[str, StageCost] = {
+        s.verb: {"seconds": s.seconds, "facts": s.facts} for s in summaries if not s.done_before
+    }
     both = memory | fresh
     make_directory(out)  # every stage may have a place of its own
     write_single(out / MEMORY, json.dumps(both, indent=1, sort_keys=True, default=str).encode())

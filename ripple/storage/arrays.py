@@ -293,7 +293,7 @@ def _config(
     pixel_scale: float,
     unit: str,
     rows: int | None,
-    facts: dict[str, Any],
+    facts: Mapping[str, object],
 ) -> WriteConfig:
     fit = max(1, min(_MAX_ROWS, _SHARD_BYTES // (4 * int(np.prod(shape[1:])))))
     values = {

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from ripple.config import Json, canonical_json
 from ripple.errors import ConfigError, InputError, IntegrityError, OtherInputsError, WriteError
@@ -58,6 +58,17 @@ class ShardRecord:
     extra: Json = field(default_factory=dict)
 
 
+class Identity(TypedDict):
+    """What two directories with the same content have in common; `schema` is that of the manifest."""
+
+    kind: str
+    schema: int
+    verb: str
+    config_digest: str
+    config: Json
+    inputs: Json
+
+
 def software() -> dict[str, str]:
     """Versions of the software that the bytes depend on; a run can only be resumed with the same ones."""
     # The distributions' metadata, so that nothing has to be imported.
@@ -69,7 +80,7 @@ def software() -> dict[str, str]:
     return found
 
 
-def identity_of(kind: str, verb: str, config: Mapping[str, Any], inputs: Mapping[str, Any]) -> Json:
+def identity_of(kind: str, verb: str, config: Mapping[str, Any], inputs: Mapping[str, Any]) -> Identity:
     """What two directories must have in common to have the same content, as JSON values.
 
     Parameters
@@ -86,7 +97,14 @@ def identity_of(kind: str, verb: str, config: Mapping[str, Any], inputs: Mapping
     # Through JSON and back: tuples become lists, as they will be when the manifest is read.
     plain: Json = json.loads(canonical_json({"config": dict(config), "inputs": dict(inputs)}))
     digest = hashlib.sha256(canonical_json(plain["config"])).hexdigest()
-    return {"kind": kind, "schema": SCHEMA, "verb": verb, "config_digest": digest, **plain}
+    return {
+        "kind": kind,
+        "schema": SCHEMA,
+        "verb": verb,
+        "config_digest": digest,
+        "config": plain["config"],
+        "inputs": plain["inputs"],
+    }
 
 
 def refuse_other(directory: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

@@ -62,7 +62,7 @@ class _Shard(_Part):
         return self
 
 
-def is_record(value: dict[str, Any]) -> bool:
+def is_record(value: object) -> bool:
     """Whether these are the fields of a `ShardRecord`."""
     try:
         _Shard.model_validate(value)

@@ -27,6 +27,8 @@ SCHEMA = 1
 MAX_COLUMNS = 4096
 #: HDF5 stores an attribute in the object header, which holds 64 KiB.
 MAX_ATTRIBUTE_BYTES = 60_000
+#: A root attribute: text, a number, or a list of either.
+type Attribute = str | float | tuple[str | float, ...]
 #: Columns of the group `wcs` besides `tract` and `cd`.
 WCS = ("ra0", "dec0", "x0", "y0")
 
@@ -145,7 +147,7 @@ def _tensors(file: _Reader) -> TensorBatch:
     )
 
 
-def read_attributes(data: bytes | memoryview | Path) -> dict[str, Any]:
+def read_attributes(data: bytes | memoryview | Path) -> dict[str, Attribute]:
     """All root attributes of a shard: text as str, numbers as int or float, name lists as tuples."""
     buffer = np.memmap(data, np.uint8, mode="r") if isinstance(data, Path) else data
     with _Reader.open(buffer, None) as file:

@@ -200,7 +200,7 @@ def _draft(
     large: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]],
     small: Mapping[str, Any],
     catalog: Mapping[str, Any],
-    root: dict[str, Any],
+    root: Mapping[str, object],
     attributes: Mapping[str, Any],
 ) -> Draft:
     """Let HDF5 lay the file out on a file that keeps only what is written: the large arrays are not."""

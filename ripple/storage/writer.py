@@ -9,14 +9,14 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ripple.config import Config, Json, canonical_json
+from ripple.config import Config, canonical_json
 from ripple.errors import ConfigError, IntegrityError, WriteError
 from ripple.storage.artefact import Artefact, open_artefact
 from ripple.storage.checksums import FileList
@@ -39,6 +39,7 @@ from ripple.storage.manifest import (
     JOURNAL,
     MANIFEST,
     METRICS,
+    Identity,
     ShardRecord,
     first_difference,
     identity_of,
@@ -62,9 +63,9 @@ def _line(value: Mapping[str, Any]) -> bytes:
     return hashlib.sha256(body).hexdigest()[:16].encode() + b" " + body + b"\n"
 
 
-def _parse_journal(data: bytes) -> tuple[Json | None, dict[int, ShardRecord]]:
+def _parse_journal(data: bytes) -> tuple[dict[str, object] | None, dict[int, ShardRecord]]:
     """Header and last record of each unit; incomplete and damaged lines are skipped."""
-    header: Json | None = None
+    header: dict[str, object] | None = None
     records: dict[int, ShardRecord] = {}
     # What follows the last newline is a line whose writer was killed.
     for number, line in enumerate(data.split(b"\n")[:-1]):
@@ -85,6 +86,12 @@ def _parse_journal(data: bytes) -> tuple[Json | None, dict[int, ShardRecord]]:
 # Writing ------------------------------------------------------------
 
 
+class ArtefactIdentity(Identity):
+    """The identity of an artefact: also the number of its units."""
+
+    units: int
+
+
 class ArtefactWriter:
     """The only writer of an unfinished artefact; a context manager that `create` returns.
 
@@ -98,7 +105,9 @@ class ArtefactWriter:
         Number of units of the complete artefact.
     """
 
-    def __init__(self, directory: Path, identity: Json, units: int, suffix: str, handle: int) -> None:
+    def __init__(
+        self, directory: Path, identity: ArtefactIdentity, units: int, suffix: str, handle: int
+    ) -> None:
         self.directory, self.units = directory, units
         self._identity, self._suffix, self._lock = identity, suffix, handle
         self._records: dict[int, ShardRecord] = {}
@@ -243,7 +252,7 @@ class ArtefactWriter:
         write_atomic(self.directory / METRICS, render(_plain(metrics)))
         facts = {
             "suffix": self._suffix,
-            "shards": [_stable(shard) for shard in shards],
+            "shards": [asdict(_stable(shard)) for shard in shards],
             "index": {
                 "rows": counts["asked"],
                 "bytes": len(data),
@@ -264,18 +273,16 @@ def _tidy(directory: Path) -> None:
         (directory / JOURNAL).unlink()
 
 
-def _plain(metrics: Mapping[str, Any]) -> Json:
+def _plain(metrics: Mapping[str, Any]) -> dict[str, object]:
     """The metrics as JSON values: text for other types, null for numbers that are not finite."""
     text = json.dumps(metrics, default=str)
-    plain: Json = json.loads(text, parse_constant=lambda _: None)
+    plain: dict[str, object] = json.loads(text, parse_constant=lambda _: None)
     return plain
 
 
-def _stable(shard: ShardRecord) -> Json:
+def _stable(shard: ShardRecord) -> ShardRecord:
     """A record without what differs from run to run, so that equal runs give equal manifests."""
-    record = asdict(shard)
-    record["extra"] = {key: value for key, value in shard.extra.items() if key not in VOLATILE}
-    return record
+    return replace(shard, extra={key: value for key, value in shard.extra.items() if key not in VOLATILE})
 
 
 def _parquet(index: pa.Table | Iterable[pa.Table], law: Law) -> memoryview:
@@ -328,7 +335,10 @@ def create(
     WriteError
         The directory cannot be made or written, or contains something else.
     """
-    identity = {**identity_of(kind, config.verb, config.canonical(), inputs), "units": units}
+    identity: ArtefactIdentity = {
+        **identity_of(kind, config.verb, config.canonical(), inputs),
+        "units": units,
+    }
     _make_directory(directory)
     handle = lock(directory)
     writer: ArtefactWriter | None = None
@@ -353,7 +363,7 @@ def is_begun(directory: Path) -> bool:
     return path.is_file() and _parse_journal(read_whole(path))[0] is not None
 
 
-def _begin(writer: ArtefactWriter, identity: Json) -> None:
+def _begin(writer: ArtefactWriter, identity: ArtefactIdentity) -> None:
     """Clean up after a killed run, take over its records, and open a clean journal."""
     directory, path = writer.directory, writer.directory / JOURNAL
     header, records = _parse_journal(read_whole(path)) if path.exists() else (None, {})

@@ -139,7 +139,7 @@ def load() -> None:
 
 def _import(name: str) -> None:
     # A verb is imported when it is used: `ripple.cli.run`, the module, would hide the function.
-    if not name.startswith(("ripple.cli.", "ripple.contrib")):
+    if not name.startswith("ripple.cli."):
         with contextlib.suppress(Exception):
             importlib.import_module(name)
 

@@ -114,11 +114,11 @@ class TensorDataset(torch.utils.data.Dataset[Batch]):
         # Address of the first pixel of each shard's image and valid plane; 0 until the shard is mapped.
         self._start = {name: np.zeros(len(self._units), np.int64) for name in ("valid", "image")}
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         # Maps and addresses mean nothing in another process, and locks cannot be pickled.
         return {k: v for k, v in self.__dict__.items() if k not in ("_maps", "_locks", "_start")}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
         self._reset()
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 from typing import Any
 
+from ripple.learn.evaluation.metrics import Evaluation, LensEvaluation
+from ripple.learn.evaluation.slices import Slice
 
-def training_curves(histories: list[list[dict[str, float]]], evaluation: dict[str, Any]) -> bytes:
+
+def training_curves(histories: list[list[dict[str, float]]], evaluation: Evaluation) -> bytes:
     """Loss and validation metrics by epoch, and the evaluation when there is one, as PNG.
 
     Parameters
@@ -32,7 +35,7 @@ def training_curves(histories: list[list[dict[str, float]]], evaluation: dict[st
     return _png(figure)
 
 
-def evaluation_curves(evaluation: dict[str, Any], slices: list[dict[str, Any]]) -> bytes:
+def evaluation_curves(evaluation: LensEvaluation, slices: list[Slice]) -> bytes:
     """ROC, precision-recall, reliability and completeness by slice as PNG."""
     figure, axes = _figure(2)
     _ranking((axes[0], axes[1]), evaluation)
@@ -49,7 +52,7 @@ def evaluation_curves(evaluation: dict[str, Any], slices: list[dict[str, Any]]) 
     return _png(figure)
 
 
-def _ranking(axes: Any, evaluation: dict[str, Any]) -> None:
+def _ranking(axes: Any, evaluation: LensEvaluation) -> None:
     points = evaluation["curves"]
     # A logarithmic axis has no 0: points without a false positive are drawn at half of one.
     floor = 0.5 / max(evaluation["nonlenses"], 1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import NotRequired, TypedDict, final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -185,6 +185,14 @@ def at_density(c: Curve, candidates: float, *, lenses: float, sources: float) ->
     return lenses * completeness / candidates, completeness
 
 
+class Measure(TypedDict):
+    """An `Estimate` in JSON: the number and its 95 % interval, six digits."""
+
+    value: float
+    low: float
+    high: float
+
+
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """A number and its 95 % interval."""
@@ -193,9 +201,10 @@ class Estimate:
     low: float
     high: float
 
-    def as_dict(self) -> dict[str, float]:
+    def as_dict(self) -> Measure:
         """JSON form, six digits."""
-        return {k: round(float(getattr(self, k)), 6) for k in self.__slots__}
+        value, low, high = (round(float(v), 6) for v in (self.value, self.low, self.high))
+        return {"value": value, "low": low, "high": high}
 
 
 def bootstrap(
@@ -238,7 +247,16 @@ def wilson(successes: float, trials: float) -> Estimate:
     return Estimate(p, max(0.0, centre - half), min(1.0, centre + half))
 
 
-def confusion(label: ArrayLike, score: ArrayLike, threshold: float) -> dict[str, int]:
+class Confusion(TypedDict):
+    """Numbers of true and false positives and negatives."""
+
+    tp: int
+    fp: int
+    fn: int
+    tn: int
+
+
+def confusion(label: ArrayLike, score: ArrayLike, threshold: float) -> Confusion:
     """True and false positives and negatives when `score >= threshold` is called a lens."""
     y, called = np.asarray(label) == 1, np.asarray(score, np.float64) >= threshold
     return {
@@ -257,7 +275,15 @@ def brier(label: ArrayLike, probability: ArrayLike) -> float:
     return float(np.mean((np.asarray(probability, np.float64) - np.asarray(label)) ** 2))
 
 
-def reliability(label: ArrayLike, probability: ArrayLike, bins: int = 15) -> list[dict[str, float]]:
+class ReliabilityBin(TypedDict):
+    """A bin of probabilities: its rows, their mean probability, and the fraction of them that are lenses."""
+
+    rows: int
+    probability: float
+    fraction: float
+
+
+def reliability(label: ArrayLike, probability: ArrayLike, bins: int = 15) -> list[ReliabilityBin]:
     """Rows of a reliability diagram in bins of equal width: rows, mean probability, fraction of lenses."""
     y, p = np.asarray(label, np.float64), np.asarray(probability, np.float64)
     which = np.minimum((p * bins).astype(int), bins - 1)  # a probability of 1 belongs to the last bin
@@ -331,6 +357,81 @@ class Sky:
     candidates: tuple[float, ...] = (1.0, 10.0, 100.0)
 
 
+class SkyDensity(TypedDict):
+    """`Sky` in an evaluation: lenses and scored sources per deg^2."""
+
+    lenses_per_deg2: float
+    sources_per_deg2: float
+
+
+class CurvePoints(TypedDict):
+    """Points of ROC and precision-recall, one per threshold on the score, which falls."""
+
+    threshold: list[float]
+    fpr: list[float]
+    tpr: list[float]
+    precision: list[float]
+
+
+@final
+class LensEvaluation(TypedDict):
+    """What `evaluate` finds: numbers of rows, the operating point `threshold` on the score, and metrics."""
+
+    rows: int
+    lenses: int
+    nonlenses: int
+    threshold: float
+    confusion: Confusion
+    sky: SkyDensity
+    metrics: dict[str, Measure]
+    reliability: list[ReliabilityBin]
+    curves: CurvePoints
+
+
+class MacroAuroc(TypedDict):
+    """The mean of the one-against-rest AUROCs, which has no interval."""
+
+    value: float
+
+
+class ClassMetrics(TypedDict):
+    """The metrics of a multi-class network."""
+
+    accuracy: Measure
+    macro_auroc: MacroAuroc
+
+
+@final
+class ClassEvaluation(TypedDict):
+    """What `evaluate_classes` finds: `auroc` by class, `confusion_matrix` rows by true, then called class."""
+
+    rows: int
+    metrics: ClassMetrics
+    auroc: dict[str, Measure]
+    confusion_matrix: list[list[int]]
+
+
+class Residuals(TypedDict):
+    """What `evaluate_regression` finds, in the unit of the quantity; `outliers` is a fraction."""
+
+    rows: int
+    bias: float
+    scatter: float
+    rms: float
+    outliers: float
+
+
+@final
+class TargetsEvaluation(TypedDict):
+    """Regression: residuals by target; `rows` only where all targets have the same."""
+
+    rows: NotRequired[int]
+    metrics: dict[str, Residuals]
+
+
+type Evaluation = LensEvaluation | ClassEvaluation | TargetsEvaluation
+
+
 def ranking_metrics(sky: Sky) -> dict[str, Metric]:
     """Name -> metric of a curve, all that are reported."""
     metrics: dict[str, Metric] = {
@@ -360,7 +461,7 @@ def evaluate(
     sky: Sky | None = None,
     draws: int = 500,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> LensEvaluation:
     """All metrics of a lens finder, with intervals, as JSON values.
 
     Parameters
@@ -400,15 +501,16 @@ def evaluate(
     }
 
 
-def thin_curves(c: Curve, points: int = 200) -> dict[str, list[float]]:
+def thin_curves(c: Curve, points: int = 200) -> CurvePoints:
     """ROC and precision-recall points for a plot, thinned where the curve is dense."""
     k = len(c.threshold)
     head = np.arange(min(k, points // 2))  # the first thresholds, where low FPR and high purity are decided
     rest = np.unique(np.linspace(0, k - 1, points).astype(int))
     keep = np.unique(np.concatenate([head, rest]))
     precision = c.tp / np.maximum(c.tp + c.fp, 1)
-    columns = {"threshold": c.threshold, "fpr": c.fpr, "tpr": c.tpr, "precision": precision}
-    return {name: [round(float(v), 7) for v in values[keep]] for name, values in columns.items()}
+    columns = (c.threshold, c.fpr, c.tpr, precision)
+    threshold, fpr, tpr, purity = ([round(float(v), 7) for v in values[keep]] for values in columns)
+    return {"threshold": threshold, "fpr": fpr, "tpr": tpr, "precision": purity}
 
 
 # --- other tasks ----------------------------------------------------------------------------------
@@ -416,7 +518,7 @@ def thin_curves(c: Curve, points: int = 200) -> dict[str, list[float]]:
 
 def evaluate_classes(
     label: ArrayLike, probability: ArrayLike, *, draws: int = 200, seed: int = 0
-) -> dict[str, Any]:
+) -> ClassEvaluation:
     """Accuracy, confusion matrix and one-against-rest AUROC of a multi-class network.
 
     Parameters
@@ -447,7 +549,7 @@ def evaluate_classes(
     }
 
 
-def evaluate_regression(truth: ArrayLike, estimate: ArrayLike) -> dict[str, Any]:
+def evaluate_regression(truth: ArrayLike, estimate: ArrayLike) -> Residuals:
     """Bias (median), scatter (1.4826 MAD), RMS, and fraction beyond three scatters of one quantity."""
     gap = np.asarray(estimate, np.float64) - np.asarray(truth, np.float64)
     bias = float(np.median(gap))

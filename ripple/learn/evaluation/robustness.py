@@ -12,7 +12,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -36,6 +36,34 @@ class Answers:
     decision: NDArray[np.int64]  # (n,) class
     score: NDArray[np.float64]  # (n,) mean logit of the members, which ranks the rows
     wrong: NDArray[np.float64]  # (n,) latent distance to the nearest training row of another class
+
+
+class Standing(TypedDict):
+    """How well a model does on some rows; the distance is in latent space, to the wrong class."""
+
+    accuracy: float
+    auroc: NotRequired[float]
+    wrong_class_distance: NotRequired[float]
+
+
+class CardRow(Standing):
+    """One disturbance: the fraction of decisions that flip, and every measure after it with its change."""
+
+    disturbance: str
+    rows: int
+    flip_rate: metrics.Measure
+    mean_change: float
+    accuracy_change: float
+    auroc_change: NotRequired[float]
+    wrong_class_distance_change: NotRequired[float]
+
+
+class Card(TypedDict):
+    """The robustness card."""
+
+    rows: int
+    undisturbed: Standing
+    card: list[CardRow]
 
 
 @torch.inference_mode()
@@ -77,7 +105,7 @@ def wrong_class_distance(bank: Bank, features: NDArray[Any], label: NDArray[np.i
 
 def card(
     model: Model, s: FluxCutouts, label: NDArray[np.int64], *, seed: int, attacked: int, device: torch.device
-) -> dict[str, Any]:
+) -> Card:
     """The robustness card as JSON values.
 
     Parameters
@@ -117,9 +145,9 @@ def card(
     return {"rows": len(label), "undisturbed": _measures(before, label, model), "card": rows}
 
 
-def _measures(a: Answers, label: NDArray[np.int64], model: Model) -> dict[str, Any]:
+def _measures(a: Answers, label: NDArray[np.int64], model: Model) -> Standing:
     """Accuracy and, where they are defined, AUROC and mean distance to the wrong class."""
-    found: dict[str, Any] = {"accuracy": float((a.decision == label).mean())}
+    found: Standing = {"accuracy": float((a.decision == label).mean())}
     if model.contract.output == "lens" and len(np.unique(label)) == 2:
         found["auroc"] = metrics.auroc(metrics.curve(label, a.score))
     if np.isfinite(a.wrong).any():
@@ -127,21 +155,25 @@ def _measures(a: Answers, label: NDArray[np.int64], model: Model) -> dict[str, A
     return found
 
 
-def _card_row(
-    name: str, before: Answers, after: Answers, label: NDArray[np.int64], model: Model
-) -> dict[str, Any]:
+def _card_row(name: str, before: Answers, after: Answers, label: NDArray[np.int64], model: Model) -> CardRow:
     """One row of the card: flips, and every measure with its change."""
     flips = before.decision != after.decision
     old, new = _measures(before, label, model), _measures(after, label, model)
-    line: dict[str, Any] = {
+    line: CardRow = {
         "disturbance": name,
         "rows": len(label),
         "flip_rate": metrics.wilson(flips.sum(), len(flips)).as_dict(),
         # Of the class whose probability changes most.
         "mean_change": float(np.abs(after.probability - before.probability).max(1).mean()),
+        "accuracy": new["accuracy"],
+        "accuracy_change": new["accuracy"] - old["accuracy"],
     }
-    for key in new:
-        line[key], line[f"{key}_change"] = new[key], new[key] - old[key]
+    if "auroc" in new:
+        line["auroc"], line["auroc_change"] = new["auroc"], new["auroc"] - old["auroc"]
+    if "wrong_class_distance" in new:
+        far = new["wrong_class_distance"]
+        line["wrong_class_distance"] = far
+        line["wrong_class_distance_change"] = far - old["wrong_class_distance"]
     return line
 
 
@@ -153,7 +185,7 @@ def stress(
     seed: int,
     attacked: int,
     device: torch.device,
-) -> dict[str, Any]:
+) -> Card:
     """The card for chosen rows of shards; writes `stress.json`, `stress.csv` and `stress.png`.
 
     Parameters
@@ -192,13 +224,13 @@ def stress(
     return found
 
 
-def table(found: dict[str, Any]) -> bytes:
+def table(found: Card) -> bytes:
     """The card as CSV: one line for the undisturbed rows, then one per disturbance."""
-    lines = [{"disturbance": "none", "rows": found["rows"], **found["undisturbed"]}]
-    for line in found["card"]:
-        rate = line["flip_rate"]
+    lines: list[dict[str, object]] = [{"disturbance": "none", "rows": found["rows"], **found["undisturbed"]}]
+    for row in found["card"]:
+        rate = row["flip_rate"]
         flat = {"flip_rate": rate["value"], "flip_low": rate["low"], "flip_high": rate["high"]}
-        lines.append({k: v for k, v in line.items() if k != "flip_rate"} | flat)
+        lines.append({k: v for k, v in row.items() if k != "flip_rate"} | flat)
     names = ["disturbance", "rows", "flip_rate", "flip_low", "flip_high"]
     # The last line has every column; "none" and its flip rate stay empty where they mean nothing.
     names += [k for k in lines[-1] if k not in names]
@@ -210,7 +242,7 @@ def table(found: dict[str, Any]) -> bytes:
     return out.getvalue().encode()
 
 
-def picture(found: dict[str, Any]) -> bytes:
+def picture(found: Card) -> bytes:
     """Flip rates with intervals, changes of the ranking, and distances to the wrong class, as PNG."""
     # The object interface: no global state, no window system.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -221,19 +253,25 @@ def picture(found: dict[str, Any]) -> bytes:
     FigureCanvasAgg(figure)
     left, middle, right = figure.subplots(1, 3, sharey=True)
     place = np.arange(len(rows))
-    rate = {k: 100 * np.array([r["flip_rate"][k] for r in rows]) for k in ("value", "low", "high")}
-    errors = [rate["value"] - rate["low"], rate["high"] - rate["value"]]
-    left.barh(place, rate["value"], xerr=errors, color="C0", ecolor="0.5", capsize=2)
+    rates = [r["flip_rate"] for r in rows]
+    value, low, high = 100 * np.array([(r["value"], r["low"], r["high"]) for r in rates]).T
+    errors = [value - low, high - value]
+    left.barh(place, value, xerr=errors, color="C0", ecolor="0.5", capsize=2)
     left.set_yticks(place, [r["disturbance"] for r in rows])
     left.set_xlim(left=0)
     left.set_xlabel("decisions that flip, %, with 95 % interval")
-    key = "auroc" if "auroc" in rows[0] else "accuracy"
-    middle.barh(place, [r.get(f"{key}_change", 0.0) for r in rows], color="C3")
-    middle.axvline(0, color="0.3", linewidth=0.8)
     before = found["undisturbed"]
-    middle.set_xlabel(f"change of {key.replace('auroc', 'AUROC')}, {before.get(key, math.nan):.3f} before")
+    if "auroc" in rows[0]:
+        name, first = "AUROC", before.get("auroc", math.nan)
+        change = [r.get("auroc_change", 0.0) for r in rows]
+    else:
+        name, first = "accuracy", before["accuracy"]
+        change = [r["accuracy_change"] for r in rows]
+    middle.barh(place, change, color="C3")
+    middle.axvline(0, color="0.3", linewidth=0.8)
+    middle.set_xlabel(f"change of {name}, {first:.3f} before")
     # Each relative to the same rows before it: the attack is on fewer of them than the others.
-    ratio = [_ratio(r, "wrong_class_distance") for r in rows]
+    ratio = [_ratio(r) for r in rows]
     right.plot(ratio, place, "o", color="C2")
     right.axvline(1, color="0.3", linewidth=0.8)
     right.set_xlabel("latent distance to the wrong class, 1: as before")
@@ -248,8 +286,9 @@ def picture(found: dict[str, Any]) -> bytes:
     return out.getvalue()
 
 
-def _ratio(line: dict[str, Any], key: str) -> float:
-    """The measure after the disturbance, divided by that before it; NaN where there is none."""
-    if key not in line:
+def _ratio(line: CardRow) -> float:
+    """The distance to the wrong class after the disturbance, divided by that before; NaN without one."""
+    if "wrong_class_distance" not in line:
         return math.nan
-    return float(line[key] / (line[key] - line[f"{key}_change"]))
+    far = line["wrong_class_distance"]
+    return float(far / (far - line["wrong_class_distance_change"]))

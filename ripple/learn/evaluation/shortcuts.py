@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,32 @@ ANSWERS = re.compile(
 )
 #: Columns that describe the observing conditions.
 PSF_NOISE = re.compile(r"(psf|fwhm|seeing|noise|sky|depth|variance|sigma|snr5|background)", re.IGNORECASE)
+
+
+class GateRecord(TypedDict):
+    """A `Gate` in JSON; its name is the key."""
+
+    auroc: metrics.Measure
+    features: int
+    passed: bool
+
+
+class NearDuplicates(TypedDict):
+    """Rows with a twin in another split by position and by pixels; `pairs` of splits, as `train-test`."""
+
+    position: int
+    pixels: int
+    pairs: list[str]
+
+
+class GateReport(TypedDict):
+    """What `run_gates` finds: `limit` is an AUROC, `columns` those of the catalogue that gates saw."""
+
+    limit: float
+    rows: int
+    columns: list[str]
+    shortcuts: dict[str, GateRecord]
+    near_duplicates: NearDuplicates
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +78,12 @@ class Gate:
     features: int
     passed: bool
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> GateRecord:
         """JSON form."""
         return {"auroc": self.auroc.as_dict(), "features": self.features, "passed": self.passed}
 
 
-def run_gates(data: TrainingSet, *, limit: float, rows: int, draws: int, seed: int) -> dict[str, Any]:
+def run_gates(data: TrainingSet, *, limit: float, rows: int, draws: int, seed: int) -> GateReport:
     """Run all gates, and look for near-duplicates across splits; JSON values.
 
     Parameters
@@ -96,7 +122,7 @@ def run_gates(data: TrainingSet, *, limit: float, rows: int, draws: int, seed: i
     }
 
 
-def too_near(report: dict[str, Any], network: float, distance: float) -> list[str]:
+def too_near(report: GateReport, network: float, distance: float) -> list[str]:
     """One line per shortcut at or above the limit or closer to the network than `distance`, and per leak."""
     lines = []
     for name, gate in report["shortcuts"].items():
@@ -106,9 +132,9 @@ def too_near(report: dict[str, Any], network: float, distance: float) -> list[st
         elif found > network - distance:
             lines.append(f"{name}: AUROC {found:.3f} is within {distance:g} of the network's {network:.3f}")
     twins = report["near_duplicates"]
-    for kind in ("position", "pixels"):
-        if twins[kind]:
-            lines.append(f"{twins[kind]} near-duplicates across splits by {kind}")
+    for kind, count in (("position", twins["position"]), ("pixels", twins["pixels"])):
+        if count:
+            lines.append(f"{count} near-duplicates across splits by {kind}")
     return lines
 
 
@@ -217,7 +243,7 @@ def _matrix(columns: list[Float], n: int) -> Float:
     return np.stack(columns, 1) if columns else np.zeros((n, 0))
 
 
-def near_duplicates(data: TrainingSet, image: NDArray[np.float32], rows: NDArray[np.int64]) -> dict[str, Any]:
+def near_duplicates(data: TrainingSet, image: NDArray[np.float32], rows: NDArray[np.int64]) -> NearDuplicates:
     """How many rows have a twin in another split: by position (2 arcsec) and by pixels."""
     split = data.split[rows]
     ra, dec = (values[rows] for values in positions(data.dataset))

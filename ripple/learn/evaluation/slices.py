@@ -4,17 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ripple.learn.evaluation.metrics import Float, auroc, bootstrap, confusion, curve, wilson
+from ripple.learn.evaluation.metrics import Float, Measure, auroc, bootstrap, confusion, curve, wilson
 
 #: Prefixes of columns that only a lens has: their slices keep all non-lenses.
 LENS_ONLY = ("theta_E", "arc_", "source_", "magnification", "n_images")
 #: Bin widths of columns whose values people know by heart (arcsec, mag); others are cut at quartiles.
 STEPS = {"theta_E": 0.5, "arc_sb": 1.0, "arc_mag": 1.0, "lens_mag": 1.0, "deflector_mag": 1.0}
+
+
+class Slice(TypedDict):
+    """One bin of a column, `low` included and `high` not; measures only where there are rows for them."""
+
+    column: str
+    low: float
+    high: float
+    lenses: int
+    nonlenses: int
+    completeness: NotRequired[Measure]
+    fpr: NotRequired[Measure]
+    auroc: NotRequired[Measure]
 
 
 def slices(
@@ -25,7 +38,7 @@ def slices(
     threshold: float,
     draws: int = 200,
     seed: int = 0,
-) -> list[dict[str, Any]]:
+) -> list[Slice]:
     """Completeness and AUROC in bins of each column.
 
     Parameters
@@ -56,16 +69,23 @@ def slices(
             inside = (values >= low) & (values < high)
             chosen = np.where(y == 1, inside, True) if lens_only else inside
             if (chosen & (y == 1)).any() or (chosen & (y == 0)).any():
-                out.append(
-                    {"column": name, "low": float(low), "high": float(high)}
-                    | _slice(y[chosen], s[chosen], threshold, draws, seed)
-                )
+                bounds = float(low), float(high)
+                out.append(_slice(name, bounds, y[chosen], s[chosen], threshold, draws, seed))
     return out
 
 
-def _slice(y: NDArray[Any], s: Float, threshold: float, draws: int, seed: int) -> dict[str, Any]:
+def _slice(
+    column: str,
+    bounds: tuple[float, float],
+    y: NDArray[Any],
+    s: Float,
+    threshold: float,
+    draws: int,
+    seed: int,
+) -> Slice:
     lenses, others = int((y == 1).sum()), int((y == 0).sum())
-    record: dict[str, Any] = {"lenses": lenses, "nonlenses": others}
+    low, high = bounds
+    record: Slice = {"column": column, "low": low, "high": high, "lenses": lenses, "nonlenses": others}
     table = confusion(y, s, threshold)
     if lenses:
         record["completeness"] = wilson(table["tp"], lenses).as_dict()

@@ -35,7 +35,7 @@ class Strict(BaseModel):
 
 
 class ArchitectureRecord(Strict):
-    """`network.Architecture` in JSON."""
+    """`architecture.Architecture` in JSON."""
 
     name: str
     bands: int = Field(ge=1, le=64)

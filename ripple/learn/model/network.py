@@ -7,7 +7,7 @@ the head means (one logit, K classes, standardised quantities) is in the contrac
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -122,9 +122,17 @@ def timm_state(arch: Architecture, state: dict[str, Tensor]) -> dict[str, Tensor
     }
 
 
+class ParameterGroup(TypedDict):
+    """Parameters that share a learning rate and a decay, as torch's optimisers take them."""
+
+    params: list[nn.Parameter]
+    lr: float
+    weight_decay: float
+
+
 def parameter_groups(
     net: Net, *, lr: float, weight_decay: float, layer_decay: float = 1.0, freeze: str = "none"
-) -> list[dict[str, Any]]:
+) -> list[ParameterGroup]:
     """Groups for the optimiser: no decay of vectors, rates that fall towards the input, frozen layers.
 
     Parameters
@@ -142,7 +150,7 @@ def parameter_groups(
     """
     depth = _layer_depths(net)
     top = max(depth.values())
-    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    groups: dict[tuple[int, bool], ParameterGroup] = {}
     for name, parameter in net.named_parameters():
         level = depth[name]
         parameter.requires_grad = freeze == "none" or (level > 0 if freeze == "stem" else level == top)
@@ -314,6 +322,6 @@ class D4Cnn(nn.Module):
         fields = y.reshape(n, c // 8, 8, h, w).amax(2)  # (n, fields, h, w)
         return torch.cat([fields.mean((2, 3)), fields.amax((2, 3))], 1)
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+    def group_matcher(self, coarse: bool = False) -> dict[str, str | list[tuple[str, None]]]:
         """Names of the layers in order, as timm's networks give them."""
         return {"stem": r"^stem|^norm", "blocks": [(r"^blocks\.(\d+)", None)]}

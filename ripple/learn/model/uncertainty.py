@@ -7,7 +7,7 @@ distances are measured to lie beside the weights in `latent.safetensors`.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -37,10 +37,10 @@ class Uncertainty(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    alpha: float = Field(ALPHA, gt=0, lt=1)
+    alpha: float = Field(default=ALPHA, gt=0, lt=1)
     quantiles: tuple[float, ...] = ()
-    neighbour: int = Field(NEIGHBOUR, ge=1)
-    ood_limit: float = Field(1.0, gt=0)
+    neighbour: int = Field(default=NEIGHBOUR, ge=1)
+    ood_limit: float = Field(default=1.0, gt=0)
     bytes: int = 0
     sha256: str = ""
 
@@ -75,7 +75,25 @@ def conformal_sets(probability: ArrayLike, quantiles: ArrayLike) -> NDArray[np.b
     return inside
 
 
-def set_coverage(sets: NDArray[np.bool_], label: ArrayLike) -> dict[str, Any]:
+class Coverage(TypedDict):
+    """How conformal sets do: fractions of `rows`, `mean_size` in classes, `single` the sets of one class."""
+
+    coverage: float
+    by_class: dict[str, float]
+    rows: int
+    mean_size: float
+    single: float
+
+
+class RiskCoverage(TypedDict):
+    """Fraction of rows answered, error among them, and `aurc`, the mean error over all coverages."""
+
+    coverage: list[float]
+    risk: list[float]
+    aurc: float
+
+
+def set_coverage(sets: NDArray[np.bool_], label: ArrayLike) -> Coverage:
     """Share of rows whose class is in their set, over all and by class, and the mean size of sets."""
     y = np.asarray(label, np.int64)
     hit = sets[np.arange(len(y)), y]
@@ -159,7 +177,7 @@ def ood_limit(distance: ArrayLike) -> float:
     return max(float(np.quantile(np.asarray(distance, np.float64), 1 - OUTSIDE)), 1e-6)
 
 
-def risk_coverage(confidence: ArrayLike, correct: ArrayLike, points: int = 50) -> dict[str, Any]:
+def risk_coverage(confidence: ArrayLike, correct: ArrayLike, points: int = 50) -> RiskCoverage:
     """Error of the most certain rows as more and more are answered (El-Yaniv & Wiener 2010, JMLR 11, 1605).
 
     Parameters

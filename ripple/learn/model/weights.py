@@ -20,7 +20,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -223,7 +223,14 @@ class Bank:
     label: Tensor
 
 
-def save_bank(directory: Path, bank: Bank) -> dict[str, Any]:
+class Sealed(TypedDict):
+    """Size and SHA-256 of a file."""
+
+    bytes: int
+    sha256: str
+
+
+def save_bank(directory: Path, bank: Bank) -> Sealed:
     """Write the features; returns their size and digest for the contract."""
     make_directory(directory)
     data = save_weights(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, final
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -26,10 +26,48 @@ SLICED = re.compile(
 )
 MAX_SLICED = 24  # every bin of every slice costs a bootstrap
 
+#: Metrics of arcs brighter than `arc_sb_below`, mag/arcsec^2; as a call, since one is no name of Python.
+Visible = TypedDict(
+    "Visible",
+    {"arc_sb_below": float, "lenses": int, "auroc": evaluate.Measure, "tpr_at_fpr_1e-2": evaluate.Measure},
+)
+
+
+class Doubt(TypedDict):
+    """Whether the stated uncertainty holds; `abstained` and `outside` (unlike training) are fractions."""
+
+    alpha: float
+    conformal: uncertainty.Coverage
+    abstained: float
+    outside: float
+    risk_coverage: uncertainty.RiskCoverage
+
+
+class DoubtReport(TypedDict, total=False):
+    """Empty for models that do not state their uncertainty, and without labelled rows."""
+
+    doubt: Doubt
+
+
+@final
+class LensReport(DoubtReport):
+    """`evaluation.json` of lens finding."""
+
+    evaluation: evaluate.LensEvaluation
+    slices: list[slices.Slice]
+    visible: NotRequired[Visible]
+
+
+@final
+class OtherReport(DoubtReport):
+    """`evaluation.json` of classes and regression."""
+
+    evaluation: evaluate.ClassEvaluation | evaluate.TargetsEvaluation
+
 
 def evaluation_report(
     paths: list[Path], contract: Contract, config: ScoreConfig, directory: Path
-) -> dict[str, Any]:
+) -> LensReport | OtherReport:
     """Evaluate the labelled rows of unseen sky; write `evaluation.json` and, for lens finding, `curves.png`.
 
     Parameters
@@ -48,19 +86,21 @@ def evaluation_report(
     `evaluation`, and for lens finding `slices` and (with `arc_sb` known) `visible`.
     """
     rows = _rows(paths, contract)
-    report: dict[str, Any]
+    report: LensReport | OtherReport
     match contract.output:
         case "lens":
-            report = _lens_report(rows, contract, config)
+            found = _lens_report(rows, contract, config)
             # Again from the score: the column `probability` may be at another prevalence than the sets.
             p = contract.calibration.probability(logit(rows["score"].astype(np.float64)))
-            report |= uncertainty_report(uncertainty.class_probabilities(p), rows, contract)
-            write_atomic(directory / "curves.png", evaluation_curves(report["evaluation"], report["slices"]))
+            report = {**found, **uncertainty_report(uncertainty.class_probabilities(p), rows, contract)}
+            write_atomic(directory / "curves.png", evaluation_curves(found["evaluation"], found["slices"]))
         case "classes":
             names = [f"p_{contract.class_map[str(k)]}" for k in range(len(contract.class_map))]
             p = np.stack([rows[name] for name in names], 1)  # (N, K)
-            report = {"evaluation": evaluate.evaluate_classes(rows["label"], p, seed=config.seed)}
-            report |= uncertainty_report(p.astype(np.float64), rows, contract)
+            report = {
+                "evaluation": evaluate.evaluate_classes(rows["label"], p, seed=config.seed),
+                **uncertainty_report(p.astype(np.float64), rows, contract),
+            }
         case "regression":
             each = {t: evaluate.evaluate_regression(*_finite(rows, t)) for t in contract.targets}
             report = {"evaluation": {"metrics": each}}
@@ -91,7 +131,7 @@ def _rows(paths: list[Path], contract: Contract) -> dict[str, NDArray[Any]]:
 
 def uncertainty_report(
     probability: NDArray[np.float64], rows: dict[str, NDArray[Any]], contract: Contract
-) -> dict[str, Any]:
+) -> DoubtReport:
     """Does the stated uncertainty hold: coverage of the conformal sets, abstentions, risk against coverage.
 
     Parameters
@@ -126,28 +166,25 @@ def _finite(rows: dict[str, NDArray[Any]], target: str) -> tuple[NDArray[Any], N
     return rows[target][good], rows[f"{target}_predicted"][good]
 
 
-def _lens_report(rows: dict[str, NDArray[Any]], contract: Contract, config: ScoreConfig) -> dict[str, Any]:
+def _lens_report(rows: dict[str, NDArray[Any]], contract: Contract, config: ScoreConfig) -> LensReport:
     label, score = rows["label"], rows["score"].astype(np.float64)
     sky = evaluate.Sky(lenses=config.lenses_per_deg2, sources=config.sources_per_deg2)
-    report: dict[str, Any] = {
-        "evaluation": evaluate.evaluate(
-            label,
-            score,
-            rows["probability"],
-            threshold=contract.threshold,
-            sky=sky,
-            draws=config.draws,
-            seed=config.seed,
-        )
-    }
+    found = evaluate.evaluate(
+        label,
+        score,
+        rows["probability"],
+        threshold=contract.threshold,
+        sky=sky,
+        draws=config.draws,
+        seed=config.seed,
+    )
     chosen = [name for name in sorted(rows) if SLICED.match(name)][:MAX_SLICED]
     columns = {name: rows[name].astype(np.float64) for name in chosen}
     columns["flagged"] = (rows["qc"] != 0).astype(np.float64)
     # There are many slices, and their intervals are wide anyway.
     draws = min(config.draws, 200)
-    report["slices"] = slices.slices(
-        label, score, columns, threshold=contract.threshold, draws=draws, seed=config.seed
-    )
+    cut = slices.slices(label, score, columns, threshold=contract.threshold, draws=draws, seed=config.seed)
+    report: LensReport = {"evaluation": found, "slices": cut}
     if "arc_sb" in rows:
         # Faint arcs are left out, non-lenses never: `docs/benchmark.md` states the limit beforehand.
         bright = (label == 0) | (rows["arc_sb"] < config.visible_sb)
@@ -156,12 +193,16 @@ def _lens_report(rows: dict[str, NDArray[Any]], contract: Contract, config: Scor
     return report
 
 
-def visible(label: NDArray[Any], score: NDArray[np.float64], config: ScoreConfig) -> dict[str, Any]:
+def visible(label: NDArray[Any], score: NDArray[np.float64], config: ScoreConfig) -> Visible:
     """AUROC and TPR at FPR 1e-2 of arcs brighter than the visibility limit against all non-lenses."""
     metrics: dict[str, evaluate.Metric] = {
         "auroc": evaluate.auroc,
         "tpr_at_fpr_1e-2": lambda c: evaluate.tpr_at_fpr(c, 1e-2),
     }
     found = evaluate.bootstrap(evaluate.curve(label, score), metrics, draws=config.draws, seed=config.seed)
-    numbers = {name: estimate.as_dict() for name, estimate in found.items()}
-    return {"arc_sb_below": config.visible_sb, "lenses": int((label == 1).sum()), **numbers}
+    return {
+        "arc_sb_below": config.visible_sb,
+        "lenses": int((label == 1).sum()),
+        "auroc": found["auroc"].as_dict(),
+        "tpr_at_fpr_1e-2": found["tpr_at_fpr_1e-2"].as_dict(),
+    }

@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
 import numpy as np
 import pyarrow as pa
@@ -27,14 +27,15 @@ from ripple.imaging.batch import TensorBatch
 from ripple.learn.config import ScoreConfig
 from ripple.learn.data.augment import orient
 from ripple.learn.data.training_set import named_split, with_validation
+from ripple.learn.evaluation.metrics import ClassMetrics, Measure, Residuals
 from ripple.learn.evaluation.robustness import stress
 from ripple.learn.model.calibrate import sigmoid
-from ripple.learn.model.contract import Contract, Conversion, Facts, check
+from ripple.learn.model.contract import Contract, Conversion, Facts, Output, check
 from ripple.learn.model.device import choose_device
 from ripple.learn.model.network import Net
 from ripple.learn.model.uncertainty import class_probabilities, doubts, neighbour_distance
 from ripple.learn.model.weights import Model, convert, load_model
-from ripple.learn.scoring.evaluation import evaluation_report
+from ripple.learn.scoring.evaluation import Visible, evaluation_report
 from ripple.learn.scoring.ranking import SCORE_COLUMNS, joined_index, top_csv, write_sorted
 from ripple.runtime.profile import peak_rss
 from ripple.runtime.signals import stoppable
@@ -49,6 +50,43 @@ from ripple.storage.writer import ArtefactWriter, create
 SORTED = "scores.parquet"
 #: Optional files beside the shards; the manifest lists the checksums of those that were written.
 EXTRA_FILES = ("top.csv", "evaluation.json", "curves.png", "stress.json", "stress.csv", "stress.png")
+
+
+class SortedTable(TypedDict):
+    """The table of all rows, best first: its file and SHA-256."""
+
+    name: str
+    sha256: str
+
+
+class ModelName(TypedDict):
+    """The digest of a model, and where it comes from."""
+
+    digest: str
+    origin: str
+
+
+class Worst(TypedDict):
+    """The disturbance that flips most decisions, and the fraction of them."""
+
+    worst: str
+    flip_rate: float
+
+
+class ScoreAttributes(TypedDict):
+    """Attributes of scores in the manifest; `prevalence` None means that of the calibration rows."""
+
+    rows: int
+    sorted: SortedTable
+    model: ModelName
+    members: int
+    output: Output
+    threshold: float
+    bands: list[str]
+    prevalence: float | None
+    evaluation: NotRequired[dict[str, Measure] | ClassMetrics | dict[str, Residuals]]
+    visible: NotRequired[Visible]
+    stress: NotRequired[Worst]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +133,8 @@ def score(config: ScoreConfig) -> Summary:
     )
     # A finished artefact with the same inputs and options: nothing is left to do.
     if not isinstance(writer, ArtefactWriter):
-        return _summary(config, writer.artefact.attributes, 0.0, done=True)
+        # Their layout was checked when the artefact was opened.
+        return _summary(config, cast(ScoreAttributes, writer.artefact.attributes), 0.0, done=True)
     with writer, stoppable() as stop:
         todo = [unit for unit in units if writer.done(unit.number) is None]
         rows = sum(u.artefact.shards[u.shard].rows for u in units)
@@ -111,13 +150,13 @@ def score(config: ScoreConfig) -> Summary:
 
 def _finish(
     writer: ArtefactWriter, model: Model, units: list[Unit], config: ScoreConfig, device: torch.device
-) -> dict[str, Any]:
+) -> ScoreAttributes:
     """Write the sorted table, the best rows, evaluation and robustness, and last the manifest."""
     paths = [writer.directory / writer.name(unit.number) for unit in units]
     digest, rows = write_sorted(paths, writer.directory / SORTED)
     if config.top:
         write_atomic(writer.directory / "top.csv", top_csv(writer.directory / SORTED, config.top))
-    attributes: dict[str, Any] = {
+    attributes: ScoreAttributes = {
         "rows": rows,
         "sorted": {"name": SORTED, "sha256": digest},
         "model": {"digest": model.contract.digest(), "origin": model.contract.origin},
@@ -125,7 +164,6 @@ def _finish(
         "output": model.contract.output,
         "threshold": model.contract.threshold,
         "bands": list(model.contract.bands),
-        # None: probabilities are at the prevalence of the calibration rows.
         "prevalence": config.prevalence,
     }
     if config.evaluate:
@@ -135,10 +173,10 @@ def _finish(
             attributes["visible"] = found["visible"]
     if config.stress:
         parts = _labelled_unseen_rows(model.contract, units, config)
-        found = stress(
+        card = stress(
             model, parts, writer.directory, seed=config.seed, attacked=config.attacked_rows, device=device
         )
-        worst = max(found["card"], key=lambda r: r["flip_rate"]["value"])
+        worst = max(card["card"], key=lambda r: r["flip_rate"]["value"])
         attributes["stress"] = {"worst": worst["disturbance"], "flip_rate": worst["flip_rate"]["value"]}
     # Each artefact once, in the order given: the units of one artefact share the object.
     artefacts = list({id(unit.artefact): unit.artefact for unit in units}.values())
@@ -438,7 +476,7 @@ def _parquet(table: pa.Table) -> bytes:
 
 
 def _summary(
-    config: ScoreConfig, attributes: dict[str, Any], seconds: float, *, done: bool = False
+    config: ScoreConfig, attributes: ScoreAttributes, seconds: float, *, done: bool = False
 ) -> Summary:
     facts: dict[str, Any] = {"rows": attributes["rows"]}
     if seconds:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -27,6 +27,44 @@ from ripple.learn.training.loop import predict
 from ripple.sky.splits import TEST, TRAIN, VALIDATION
 
 Float = NDArray[np.float64]
+
+
+class UnknownClasses(TypedDict):
+    """How rows of unknown classes are found: AUROC by score; fractions beyond the limit of the distance, of
+    unknown (`ood_found`) and of known rows (`ood_false`).
+    """
+
+    rows: int
+    auroc: dict[str, float]
+    ood_found: float
+    ood_false: float
+
+
+class ClassShares(TypedDict, total=False):
+    """Class shares of the target; `warning` is empty when those assumed and estimated agree."""
+
+    assumed_shares: list[float]
+    estimated_shares: list[float]
+    warning: str
+
+
+class LabelledRecord(TypedDict, total=False):
+    """How good a network is on labelled rows of the target; empty when they cannot be ranked."""
+
+    accuracy: metrics.Measure
+    evaluation: metrics.LensEvaluation
+    auroc: metrics.Measure
+    ece: metrics.Measure
+    conformal: uncertainty.Coverage
+    risk_coverage: uncertainty.RiskCoverage
+    unknown: UnknownClasses
+
+
+class TargetRecord(ClassShares, LabelledRecord):
+    """What is known of the target: how the network was adapted, and to how many rows."""
+
+    method: str
+    rows: int
 
 
 def probabilities(contract: Contract, outputs: Float) -> Float:
@@ -96,7 +134,7 @@ def with_uncertainty(
 
 def judge_target(
     contract: Contract, data: TrainingSet, nets: list[Net], config: TrainConfig, device: torch.device
-) -> tuple[Contract, dict[str, Any]]:
+) -> tuple[Contract, TargetRecord]:
     """Record what was assumed about the target and, if it has labels, how good the network is there.
 
     Returns
@@ -105,13 +143,14 @@ def judge_target(
     """
     assert data.target is not None
     target = data.target
-    record: dict[str, Any] = {"method": config.adapt, "rows": int((target.split == TRAIN).sum())}
+    record: TargetRecord = {"method": config.adapt, "rows": int((target.split == TRAIN).sum())}
     rows = target.rows(TEST)  # never those whose features were aligned
     if len(rows):
         outputs = mean_outputs(nets, target, rows, device)
         if contract.output != "regression":
-            record |= _class_shares(contract, data, config, probabilities(contract, outputs))
-            record |= _judge_labelled(contract, target, rows, outputs, nets, config, device)
+            shares = _class_shares(contract, data, config, probabilities(contract, outputs))
+            judged = _judge_labelled(contract, target, rows, outputs, nets, config, device)
+            record = {**record, **shares, **judged}
     # The full evaluation goes to evaluation.json; the contract keeps the numbers alone.
     kept = {k: v for k, v in record.items() if k != "evaluation"}
     training = {**contract.training, "adaptation": kept}
@@ -132,7 +171,7 @@ def mean_outputs(
     return np.asarray(np.mean([predict(net, target, rows, device) for net in nets], axis=0), np.float64)
 
 
-def _class_shares(contract: Contract, data: TrainingSet, config: TrainConfig, p: Float) -> dict[str, Any]:
+def _class_shares(contract: Contract, data: TrainingSet, config: TrainConfig, p: Float) -> ClassShares:
     """Class shares of the target: those assumed, and those that the answers suggest."""
     label = data.labels[data.rows(VALIDATION)]
     # The probabilities were calibrated on validation rows, so these are their shares.
@@ -157,7 +196,7 @@ def _judge_labelled(
     nets: list[Net],
     config: TrainConfig,
     device: torch.device,
-) -> dict[str, Any]:
+) -> LabelledRecord:
     """Accuracy, AUROC, calibration, coverage and unknown classes, by the labels of the target's test sky."""
     label = target.labels[rows]
     p = probabilities(contract, outputs)
@@ -167,7 +206,7 @@ def _judge_labelled(
         return {}
     y, q = label[known], p[known]
     right = q.argmax(1) == y
-    found: dict[str, Any] = {"accuracy": metrics.wilson(right.sum(), len(y)).as_dict()}
+    found: LabelledRecord = {"accuracy": metrics.wilson(right.sum(), len(y)).as_dict()}
     if contract.output == "lens":
         # At the operating point of the source: nothing about the target's labels may move it.
         found["evaluation"] = metrics.evaluate(
@@ -199,7 +238,7 @@ def _unknown_classes(
     nets: list[Net],
     config: TrainConfig,
     device: torch.device,
-) -> dict[str, Any]:
+) -> UnknownClasses:
     """How well rows of classes that the source does not have are found: by distance, entropy, energy."""
     bank, limits = load_bank(config.output, contract), contract.uncertainty
     assert bank is not None
@@ -225,12 +264,12 @@ def _unknown_classes(
     }
 
 
-def target_facts(contract: Contract) -> dict[str, Any]:
+def target_facts(contract: Contract) -> dict[str, str]:
     """The lines of the summary about the target."""
     record = contract.training.get("adaptation")
     if record is None:
         return {}
-    facts: dict[str, Any] = {"adapted by": f"{record['method']} to {record['rows']} rows"}
+    facts = {"adapted by": f"{record['method']} to {record['rows']} rows"}
     for name in ("auroc", "accuracy"):
         if name in record:
             entry = record[name]

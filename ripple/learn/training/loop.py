@@ -103,7 +103,7 @@ def fit(
         layer_decay=config.layer_decay,
         freeze=config.freeze,
     )
-    optimizer = torch.optim.AdamW(groups)
+    optimizer = torch.optim.AdamW([dict(group) for group in groups])
     rates = [float(group["lr"]) for group in groups]  # the peak; the schedule multiplies these
     train = _train_loader(data, config, seed, device, ranks)
     objective = make_objective(data, config, device)

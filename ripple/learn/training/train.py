@@ -14,14 +14,15 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ripple.config import Json
 from ripple.errors import (
     ConfigError,
     DataError,
@@ -63,6 +64,26 @@ from ripple.storage.manifest import MANIFEST, first_difference, software
 WORK = ".train"
 
 
+@dataclass(frozen=True, slots=True)
+class RunIdentity:
+    """What a model depends on besides the software: only a run with the same may be resumed.
+
+    Parameters
+    ----------
+    config
+        Options of `train` that change the model, as JSON values.
+    inputs
+        Digests of the tensors, those of the target last.
+    """
+
+    config: Json
+    inputs: tuple[str, ...]
+
+    def record(self) -> dict[str, object]:
+        """As it stands in `run.json` and in the contract."""
+        return {"config": self.config, "inputs": list(self.inputs)}
+
+
 def train(config: TrainConfig) -> Summary:
     """Train, or resume, or find finished.
 
@@ -85,8 +106,8 @@ def train(config: TrainConfig) -> Summary:
     if config.tensorboard:
         _summary_writer()  # an absent package is better known before hours of training
     data = training_set(config)
-    inputs = [*data.digests, *(data.target.digests if data.target else ())]
-    identity = {"config": config.canonical(), "inputs": inputs}
+    inputs = (*data.digests, *(data.target.digests if data.target else ()))
+    identity = RunIdentity(config.canonical(), inputs)
     if (config.output / MANIFEST).exists():
         summary = _finished(config, load_contract(config.output), identity)
         # Its writer may have been killed just before it did this; one that lives does it too.
@@ -104,7 +125,7 @@ def train(config: TrainConfig) -> Summary:
 
 
 @contextmanager
-def _output(config: TrainConfig, identity: dict[str, Any], ranks: Ranks) -> Iterator[None]:
+def _output(config: TrainConfig, identity: RunIdentity, ranks: Ranks) -> Iterator[None]:
     """The output and its lock, which the first rank takes for all; the others wait until it is ready."""
     if not ranks.first:
         ranks.wait()
@@ -128,13 +149,13 @@ def _output(config: TrainConfig, identity: dict[str, Any], ranks: Ranks) -> Iter
 def _train(
     config: TrainConfig,
     data: TrainingSet,
-    identity: dict[str, Any],
+    identity: RunIdentity,
     device: torch.device,
     ranks: Ranks,
     stop: Stop,
 ) -> Contract:
     work, arch = config.output / WORK, architecture(config, data)
-    report = _gates(config, data, work) if config.task == "lens" and ranks.first else {}
+    report = _gates(config, data, work) if config.task == "lens" and ranks.first else None
     members = [
         fit(data, config, arch, work, seed=config.seed + k, device=device, ranks=ranks, stop=stop)
         for k in range(config.seeds)
@@ -148,13 +169,13 @@ def _train(
         members = [replace(m, state=n.state_dict()) for m, n in zip(members, adapted, strict=True)]
     contract = _contract(config, data, arch, members, identity)
     outputs = {k: mean_output(nets, data, data.rows(k), device) for k in (VALIDATION, TEST)}
-    contract, evaluation = judge(contract.model_copy(update={"gates": report}), data, outputs, config)
+    contract, evaluation = judge(contract.model_copy(update={"gates": report or {}}), data, outputs, config)
     contract = judging.with_uncertainty(contract, data, outputs[VALIDATION], nets, device, config.output)
+    found = None
     if data.target is not None:
         contract, found = judging.judge_target(contract, data, adapted, config, device)
-        evaluation |= {"target": found}
     _still_whole(data, work)
-    _write(config, contract, members, evaluation)
+    _write(config, contract, members, evaluation, found)
     shutil.rmtree(work, ignore_errors=True)  # the model is whole without it
     return contract
 
@@ -207,9 +228,9 @@ def _claim(directory: Path) -> None:
         raise WriteError(f"{directory} holds {strangers[0]}, which is not ours", hint="give a new directory")
 
 
-def _same_run(path: Path, identity: dict[str, Any]) -> None:
+def _same_run(path: Path, identity: RunIdentity) -> None:
     """Refuse to resume with another config, other tensors or other software."""
-    run = json.loads(json.dumps({**identity, "software": software()}))
+    run = json.loads(json.dumps({**identity.record(), "software": software()}))
     if path.exists():
         found = first_difference(_sealed_json(path), run, "train")
         if found:
@@ -231,9 +252,9 @@ def _other(difference: str) -> type[ConfigError]:
     return OtherInputsError if difference.startswith("train.inputs") else ConfigError
 
 
-def _finished(config: TrainConfig, contract: Contract, identity: dict[str, Any]) -> Summary:
-    old = {key: contract.training.get(key) for key in identity}
-    found = first_difference(old, json.loads(json.dumps(identity)), "train")
+def _finished(config: TrainConfig, contract: Contract, identity: RunIdentity) -> Summary:
+    new = json.loads(json.dumps(identity.record()))
+    found = first_difference({key: contract.training.get(key) for key in new}, new, "train")
     if found:
         raise _other(found)(f"{config.output} was made otherwise: {found}", hint="give another output")
     for member in contract.members:
@@ -241,19 +262,19 @@ def _finished(config: TrainConfig, contract: Contract, identity: dict[str, Any])
     return _summary(config, contract, 0.0, done=True)
 
 
-def _gates(config: TrainConfig, data: TrainingSet, work: Path) -> dict[str, Any]:
+def _gates(config: TrainConfig, data: TrainingSet, work: Path) -> shortcuts.GateReport:
     """The gates' report, kept over a resume."""
     path = work / "gates.json"
     if not path.exists():
-        report = shortcuts.run_gates(
+        found = shortcuts.run_gates(
             data,
             limit=config.gate_limit,
             rows=config.gate_rows,
             draws=min(config.draws, 200),
             seed=config.seed,
         )
-        write_sealed(path, json.dumps(report).encode())
-    report = _sealed_json(path)
+        write_sealed(path, json.dumps(found).encode())
+    report: shortcuts.GateReport = _sealed_json(path)
     twins = report["near_duplicates"]
     if twins["pixels"]:
         raise DataError(
@@ -264,7 +285,7 @@ def _gates(config: TrainConfig, data: TrainingSet, work: Path) -> dict[str, Any]
     for name, gate in report["shortcuts"].items():
         verdict = "ok" if gate["passed"] else "TOO GOOD"
         print(f"gate {name}: AUROC {gate['auroc']['value']:.3f} {verdict}", file=sys.stderr, flush=True)
-    return dict(report)
+    return report
 
 
 def _net(arch: Architecture, member: Fitted, device: torch.device) -> Net:
@@ -281,11 +302,7 @@ def mean_output(
 
 
 def _contract(
-    config: TrainConfig,
-    data: TrainingSet,
-    arch: Architecture,
-    members: list[Fitted],
-    identity: dict[str, Any],
+    config: TrainConfig, data: TrainingSet, arch: Architecture, members: list[Fitted], identity: RunIdentity
 ) -> Contract:
     """The contract before it was judged."""
     # An adapted network is for its target: that is the data its contract admits.
@@ -313,13 +330,18 @@ def _contract(
             Member(file=member_file(k), bytes=0, sha256="", seed=config.seed + k, epoch=m.progress.best_epoch)
             for k, m in enumerate(members)
         ),
-        training={**identity, "rows": data.counts(), "notes": list(data.notes), "software": software()},
+        training={
+            **identity.record(),
+            "rows": data.counts(),
+            "notes": list(data.notes),
+            "software": software(),
+        },
     )
 
 
 def judge(
     contract: Contract, data: TrainingSet, outputs: dict[int, NDArray[np.float64]], config: TrainConfig
-) -> tuple[Contract, dict[str, Any]]:
+) -> tuple[Contract, evaluate.Evaluation]:
     """Calibrate on validation sky and evaluate on test sky.
 
     Returns
@@ -327,8 +349,8 @@ def judge(
     The contract with calibration, threshold and metrics, and the full evaluation.
     """
     if config.task != "lens":
-        evaluation = _judge_other(contract, data, outputs[TEST], config)
-        return contract.model_copy(update={"metrics": evaluation["metrics"]}), evaluation
+        other = _judge_other(contract, data, outputs[TEST], config)
+        return contract.model_copy(update={"metrics": other["metrics"]}), other
     known, unseen = data.labels[data.rows(VALIDATION)], data.labels[data.rows(TEST)]
     logits, test = outputs[VALIDATION][:, 0], outputs[TEST][:, 0]
     calibration = calibrate.fit(config.calibration, logits, known)
@@ -349,7 +371,7 @@ def judge(
 
 def _judge_other(
     contract: Contract, data: TrainingSet, outputs: NDArray[np.float64], config: TrainConfig
-) -> dict[str, Any]:
+) -> evaluate.ClassEvaluation | evaluate.TargetsEvaluation:
     rows = data.rows(TEST)
     if config.task == "classes":
         odds = np.exp(outputs - outputs.max(1, keepdims=True))
@@ -364,11 +386,16 @@ def _judge_other(
 
 
 def _write(
-    config: TrainConfig, contract: Contract, members: list[Fitted], evaluation: dict[str, Any]
+    config: TrainConfig,
+    contract: Contract,
+    members: list[Fitted],
+    evaluation: evaluate.Evaluation,
+    target: judging.TargetRecord | None,
 ) -> None:
     directory = config.output
     write_atomic(directory / "history.csv", history_csv(config, members))
-    text = json.dumps(evaluation, indent=1, sort_keys=True, allow_nan=False)
+    record = {**evaluation, "target": target} if target else evaluation
+    text = json.dumps(record, indent=1, sort_keys=True, allow_nan=False)
     write_atomic(directory / "evaluation.json", text.encode())
     write_atomic(directory / "curves.png", training_curves([m.progress.history for m in members], evaluation))
     if config.tensorboard:
@@ -419,7 +446,8 @@ def _summary(config: TrainConfig, contract: Contract, seconds: float, *, done: b
             facts[f"{name} (test sky)"] = f"{entry['value']:.4f} [{entry['low']:.4f}, {entry['high']:.4f}]"
         for name, gate in contract.gates.get("shortcuts", {}).items():
             facts[f"gate {name}"] = f"AUROC {gate['auroc']['value']:.3f}"
-        lines = shortcuts.too_near(contract.gates, contract.metrics["auroc"]["value"], config.gate_distance)
+        gates = cast(shortcuts.GateReport, contract.gates)
+        lines = shortcuts.too_near(gates, contract.metrics["auroc"]["value"], config.gate_distance)
         if lines and config.strict:
             raise ConfigError(f"{config.output}: " + "; ".join(lines), hint="make the data fairer")
         notes += ["shortcut: " + line for line in lines]

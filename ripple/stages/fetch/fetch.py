@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -59,6 +59,34 @@ class ShardTask:
     name: str
 
 
+class FetchInputs(TypedDict):
+    """What cutouts depend on apart from the options: `datasets` by UUID, `digests` of their checksums."""
+
+    repo: str
+    collections: list[str]
+    skymap: str
+    bands: list[str]
+    targets: Json
+    datasets: dict[str, str]
+    digests: NotRequired[str]
+
+
+class CutoutAttributes(TypedDict):
+    """Facts about all cutouts: `size` (None: by target) and `margin` in pixels, projections by tract, boxes
+    `[x0, y0, x1, y1]` by `tract/patch`, SHA-256 of coadds by UUID.
+    """
+
+    bands: list[str]
+    size: int | None
+    margin: int
+    unit: str
+    mask_planes: list[str]
+    wcs: dict[str, dict[str, float | str]]
+    patch_boxes: dict[str, list[int]]
+    source_sha256: dict[str, str]
+    notes: list[str]
+
+
 def fetch(config: FetchConfig) -> Summary:
     """Cut out the selected targets and write them as cutout shards.
 
@@ -79,7 +107,7 @@ def fetch(config: FetchConfig) -> Summary:
         )
         if isinstance(opened, Finished):
             done = opened.artefact
-            return _summary(config, done.index(), done.attributes, 0.0)
+            return _summary(config, done.index(), done.bands, done.attributes.get("notes", ()), 0.0)
         with opened as writer:
             timeline = Timeline(start)
             # Shards of an interrupted run are verified here; only the missing ones are made.
@@ -122,7 +150,7 @@ def fetch(config: FetchConfig) -> Summary:
                 "timeline": timeline.points(),
             }
             writer.finish(index, metrics, attributes)
-    return _summary(config, index, attributes, seconds)
+    return _summary(config, index, attributes["bands"], attributes["notes"], seconds)
 
 
 def _started(config: FetchConfig) -> AbstractContextManager[Started | None]:
@@ -144,7 +172,7 @@ def prepare_worker() -> None:
     copy_boxes(np.zeros((1, 1), np.uint32), none, none, np.zeros((0, 1, 1, 1), np.uint32), 0)
 
 
-def plan_inputs(plan: Plan) -> Json:
+def plan_inputs(plan: Plan) -> FetchInputs:
     """What the output depends on apart from the configuration: targets and datasets, by identity."""
     # UUIDs identify datasets; run and data ID are for people who read the manifest.
     datasets = sorted(plan.datasets.values(), key=lambda d: (d.tract, d.patch, d.band))
@@ -158,7 +186,7 @@ def plan_inputs(plan: Plan) -> Json:
     }
 
 
-def _trusted(config: FetchConfig, plan: Plan) -> tuple[Plan, Json]:
+def _trusted(config: FetchConfig, plan: Plan) -> tuple[Plan, FetchInputs]:
     """The plan with the checksums that its files must have, and the inputs, which identify their list."""
     inputs = plan_inputs(plan)
     if config.digests is None:
@@ -282,7 +310,7 @@ def _places(plan: Plan, writer: ArtefactWriter) -> tuple[Outcomes, dict[str, NDA
     return outcomes, {"bands": bands, "shard": shard, "row": row}
 
 
-def _attributes(config: FetchConfig, plan: Plan, writer: ArtefactWriter) -> Json:
+def _attributes(config: FetchConfig, plan: Plan, writer: ArtefactWriter) -> CutoutAttributes:
     """Facts for the manifest: enough to use the shards without the repository."""
     records = [writer.record(unit.number).extra for unit in plan.units]
     # Each remark once, in order; one damaged file may concern many units.
@@ -304,12 +332,12 @@ def _attributes(config: FetchConfig, plan: Plan, writer: ArtefactWriter) -> Json
     }
 
 
-def _summary(config: FetchConfig, index: pa.Table, attributes: Json, seconds: float) -> Summary:
+def _summary(
+    config: FetchConfig, index: pa.Table, bands: Sequence[str], notes: Sequence[str], seconds: float
+) -> Summary:
     """The closing summary; raises `TooManyRejected` when more rows are rejected than the user allows."""
-    facts, reasons = tally(index, config.output, config.max_rejected)
-    facts["bands"] = ", ".join(attributes["bands"])
+    counts, reasons = tally(index, config.output, config.max_rejected)
+    facts: dict[str, int | str] = {**counts, "bands": ", ".join(bands)}
     if seconds:
-        facts["rate"] = f"{(facts['ok'] + facts['partial']) / seconds:,.0f} rows/s"
-    return Summary(
-        "fetch", config.output, facts, reasons, seconds, seconds == 0, tuple(attributes.get("notes", ())[:5])
-    )
+        facts["rate"] = f"{(counts['ok'] + counts['partial']) / seconds:,.0f} rows/s"
+    return Summary("fetch", config.output, facts, reasons, seconds, seconds == 0, tuple(notes[:5]))

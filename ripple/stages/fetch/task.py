@@ -50,7 +50,7 @@ class UnitTask:
     cross_datasets, cross_projections
         Coadds of these pairs, and the projections of their tracts.
     require_all_bands, edge
-        Policies, as in `FetchConfig`.
+        Policies, as in `Selection`.
     """
 
     number: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,6 @@ import pyarrow.csv
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from ripple.config import Json
 from ripple.errors import ConfigError
 from ripple.rubin.repository import open_repository
 from ripple.rubin.skymap import resolve_skymap
@@ -28,7 +27,48 @@ from ripple.stages.plan.tables import UserTable, read_table
 from ripple.stages.plan.targets import Columns, Targets, from_table
 
 
-def locate_one(config: LocateConfig) -> Json:
+class Holder(TypedDict):
+    """A patch whose outer box contains a position, and the position in its tract, PARENT pixels."""
+
+    tract: int
+    patch: int
+    x: float
+    y: float
+
+
+class CutBox(TypedDict):
+    """The box that `fetch` cuts, `[x0, y0, x1, y1]` half open, in PARENT and LOCAL pixels."""
+
+    parent: list[int]
+    local: list[int]
+    inside_patch: bool
+
+
+class Place(TypedDict):
+    """Where a position (deg) lies; outside all tracts the patch is -1 and there are no pixels."""
+
+    ra: float
+    dec: float
+    skymap: str
+    tract: int
+    patch: int
+    patch_x: NotRequired[int]
+    patch_y: NotRequired[int]
+    x: NotRequired[float]
+    y: NotRequired[float]
+    local: NotRequired[list[float]]
+    inner: NotRequired[list[int]]
+    outer: NotRequired[list[int]]
+    box: NotRequired[CutBox]
+
+
+class Location(Place):
+    """A place, and every other patch of any tract whose outer box contains the position."""
+
+    others: list[Holder]
+
+
+def locate_one(config: LocateConfig) -> Location:
     """Where one position lies, as JSON values.
 
     Returns
@@ -65,7 +105,7 @@ def _number(text: str) -> float | str:
         return text
 
 
-def describe(skymap: SkyMap, ra: float, dec: float, size: str | None = None) -> Json:
+def describe(skymap: SkyMap, ra: float, dec: float, size: str | None = None) -> Location:
     """`locate_one` for a given sky map; `ra` and `dec` in deg."""
     found_in = skymap.locate(ra, dec)
     tract, patch, x, y = (
@@ -75,7 +115,7 @@ def describe(skymap: SkyMap, ra: float, dec: float, size: str | None = None) -> 
         float(found_in[3][0]),
     )
     tan = skymap.tan(tract)
-    found: Json = {"ra": ra, "dec": dec, "skymap": skymap.name, "tract": tract, "patch": patch}
+    found: Place = {"ra": ra, "dec": dec, "skymap": skymap.name, "tract": tract, "patch": patch}
     if patch >= 0:  # else the position lies outside all tracts
         i, j = (int(v) for v in skymap.patch_xy(tract, patch))
         inner, outer = skymap.patch_inner(tract, patch), skymap.patch_outer(tract, patch)
@@ -90,15 +130,15 @@ def describe(skymap: SkyMap, ra: float, dec: float, size: str | None = None) -> 
                 "local": _corners(local),
                 "inside_patch": outer.contains(box),
             }
-    found["others"] = [o for o in _holders(skymap, ra, dec) if (o["tract"], o["patch"]) != (tract, patch)]
-    return found
+    others = [o for o in _holders(skymap, ra, dec) if (o["tract"], o["patch"]) != (tract, patch)]
+    return {**found, "others": others}
 
 
 def _corners(box: Box) -> list[int]:
     return [box.x0, box.y0, box.x1, box.y1]
 
 
-def _holders(skymap: SkyMap, ra: float, dec: float) -> list[Json]:
+def _holders(skymap: SkyMap, ra: float, dec: float) -> list[Holder]:
     """All patches of all tracts whose outer boxes contain a position."""
     row, tract = skymap.all_tracts(ra, dec)
     x, y = skymap.sky_to_pixel(tract, np.full(len(row), ra), np.full(len(row), dec))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 
-from ripple.config import Json
 from ripple.runtime.summary import plain
 from ripple.stages.plan.plan import Plan
-from ripple.storage.outcomes import STATUSES
+from ripple.storage.outcomes import Status
 
 #: Bytes per pixel and band of a cutout: image, variance, mask; and of a decoded coadd.
 PIXEL_BYTES = 12
@@ -77,7 +77,61 @@ def estimate(plan: Plan, workers: int = 1) -> Estimate:
     return Estimate(read, unknown, write, memory, seconds)
 
 
-def facts(plan: Plan, workers: int = 1, rows: int | None = None) -> Json:
+class PlannedRow(TypedDict):
+    """A target that will be partial or rejected, by its row in the table."""
+
+    row: int
+    id: int | str
+    status: Status
+    reason: str | None
+    detail: str
+
+
+class Gap(TypedDict):
+    """Bands without a coadd of a patch."""
+
+    tract: int
+    patch: int
+    bands: list[str]
+
+
+class DryRun(TypedDict):
+    """The dry run of a fetch: counts, `size` and `margin` in pixels, bytes, and seconds with `workers`.
+
+    `runs` and `datasets` count coadds by run and band, `reasons` rows by status and reason.
+    """
+
+    verb: str
+    repo: str
+    collections: list[str]
+    dataset_type: str
+    runs: dict[str, int]
+    skymap: str
+    skymap_source: str
+    bands: list[str]
+    size: list[int]
+    margin: int
+    targets: int
+    ok: int
+    partial: int
+    rejected: int
+    reasons: dict[str, dict[str, int]]
+    tracts: list[int]
+    patches: int
+    units: int
+    datasets: dict[str, int]
+    missing: list[Gap]
+    rows: list[PlannedRow]
+    read_bytes: int
+    unknown_sizes: int
+    write_bytes: int
+    memory_bytes: int
+    workers: int
+    seconds: float
+    notes: list[str]
+
+
+def facts(plan: Plan, workers: int = 1, rows: int | None = None) -> DryRun:
     """The dry run as JSON values.
 
     Parameters
@@ -104,7 +158,9 @@ def facts(plan: Plan, workers: int = 1, rows: int | None = None) -> Json:
         "size": sizes,
         "margin": plan.margin,
         "targets": len(plan.targets),
-        **{status: plan.outcomes.count(status) for status in STATUSES},
+        "ok": plan.outcomes.count("ok"),
+        "partial": plan.outcomes.count("partial"),
+        "rejected": plan.outcomes.count("rejected"),
         "reasons": {status: plan.outcomes.reasons(status) for status in ("rejected", "partial")},
         "tracts": sorted({u.tract for u in plan.units}),
         "patches": len({(u.tract, p) for u in plan.units for p in u.patches}),
@@ -124,7 +180,7 @@ def facts(plan: Plan, workers: int = 1, rows: int | None = None) -> Json:
     }
 
 
-def _rows(plan: Plan, count: int | None) -> list[Json]:
+def _rows(plan: Plan, count: int | None) -> list[PlannedRow]:
     """The first `count` rows that are rejected or partial, with their reasons; rejected ones first."""
     rejected, partial = (np.flatnonzero(plan.outcomes.has(status)) for status in ("rejected", "partial"))
     return [
@@ -140,7 +196,7 @@ def _rows(plan: Plan, count: int | None) -> list[Json]:
     ]
 
 
-def show(found: Json) -> None:
+def show(found: DryRun) -> None:
     """Print the dry run (from `facts`) as a table on stderr."""
     # Only people at a terminal need it: with --json it is never loaded.
     from rich.console import Console
@@ -156,7 +212,7 @@ def show(found: Json) -> None:
     Console(file=sys.stderr).print(table)
 
 
-def _lines(found: Json) -> list[tuple[str, str]]:
+def _lines(found: DryRun) -> list[tuple[str, str]]:
     n = found["targets"]
     lines = [
         ("repository", f"{found['repo']}  {', '.join(found['collections'])}"),

@@ -25,16 +25,8 @@ from ripple.sky.skymap import Float, Int, ObservedSkyMap
 from ripple.stages.plan.config import Selection, check_selection, side_of
 from ripple.stages.plan.plan import Plan, Unit
 from ripple.stages.plan.select import columns_of
-from ripple.stages.plan.tables import UserTable, read_table, table_digest
-from ripple.stages.plan.targets import (
-    DEC_NAMES,
-    ID_NAMES,
-    LABEL_NAMES,
-    RA_NAMES,
-    Columns,
-    Targets,
-    from_table,
-)
+from ripple.stages.plan.tables import ID_NAMES, UserTable, read_table, table_digest
+from ripple.stages.plan.targets import DEC_NAMES, LABEL_NAMES, RA_NAMES, Columns, Targets, from_table
 from ripple.storage.outcomes import Outcome, Outcomes, Status
 
 #: Patches share a unit (one shard) up to this many rows and bytes of image, variance and mask.
@@ -176,7 +168,8 @@ class Planner:
         )
         if selection.targets is not None:
             path = Path(selection.targets)
-            table = read_table(path, cone=self.region.circle() if self.region else None)
+            cone = self.region.circle() if self.region else None
+            table = read_table(path, cone=cone, id_column=selection.id_column)
             source = {"name": path.name, "sha256": table.sha256}
         else:
             table, source = self._objects()
@@ -538,7 +531,7 @@ class Planner:
 
 def _digest(targets: Targets) -> str:
     """SHA-256 of ids and positions."""
-    ids = targets.id if targets.id.dtype.kind == "i" else np.strings.encode(targets.id, "utf-8")
+    ids = targets.id if targets.id.dtype.kind in "iu" else np.strings.encode(targets.id, "utf-8")
     parts = (np.ascontiguousarray(column).tobytes() for column in (ids, targets.ra, targets.dec))
     return hashlib.sha256(b"".join(parts)).hexdigest()
 

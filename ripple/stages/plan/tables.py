@@ -12,10 +12,18 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet
 
 from ripple.errors import CatalogueError, ConfigError, IntegrityError
 from ripple.storage.files import Pin
 
+#: Names of identifier columns that are recognised when none is given, in order of preference; case does not
+#: matter.
+ID_NAMES = (
+    "id", "objectId", "object_id", "objid", "diaObjectId", "source_id", "sourceId", "obj_id", "name",
+)  # fmt: skip
+_ID_NAMES = {name.lower() for name in ID_NAMES}
 #: Rows hashed together: hashing copies them, which must not double the memory of a large table. Part of the
 #: digest, so it can never change.
 _PIECE = 1 << 18
@@ -49,7 +57,9 @@ class UserTable:
         return cls(clean, {}, "", notes)
 
 
-def read_table(path: Path, *, cone: tuple[float, float, float] | None = None) -> UserTable:
+def read_table(
+    path: Path, *, cone: tuple[float, float, float] | None = None, id_column: str | None = None
+) -> UserTable:
     """Read a table, recognising the format by its first bytes, else by its name.
 
     Parameters
@@ -58,6 +68,8 @@ def read_table(path: Path, *, cone: tuple[float, float, float] | None = None) ->
         A file, or the directory of a HATS catalogue.
     cone
         `(ra, dec, radius)` deg around all rows of interest: lets HATS catalogues skip sky pixels.
+    id_column
+        Column of identifiers, when its name does not say so: text files cannot tell `12E34` from a number.
 
     Raises
     ------
@@ -71,7 +83,7 @@ def read_table(path: Path, *, cone: tuple[float, float, float] | None = None) ->
         pin = Pin.of(path)
         with path.open("rb") as stream:
             start = stream.read(64)
-        found, units = _read_file(path, start)
+        found, units = _read_file(path, start, id_column)
         pin.check()
         clean, notes = _scalars(found)
     except IntegrityError as err:
@@ -89,11 +101,8 @@ def read_table(path: Path, *, cone: tuple[float, float, float] | None = None) ->
     return UserTable(clean, units, pin.sha256, notes)
 
 
-def _read_file(path: Path, start: bytes) -> tuple[pa.Table, dict[str, str]]:
+def _read_file(path: Path, start: bytes, id_column: str | None) -> tuple[pa.Table, dict[str, str]]:
     """The table as it is in the file, and the units of its columns; `start` is its first bytes."""
-    import pyarrow.csv
-    import pyarrow.parquet
-
     name = path.name.lower()
     if start[:4] == b"PAR1":
         table = pyarrow.parquet.read_table(path)
@@ -109,8 +118,64 @@ def _read_file(path: Path, start: bytes) -> tuple[pa.Table, dict[str, str]]:
         return _by_astropy(path, "fits")
     # Anything else is text with commas or tabs; pyarrow decompresses .gz by the name.
     delimiter = "\t" if name.endswith((".tsv", ".tsv.gz")) else ","
-    options = pyarrow.csv.ParseOptions(delimiter=delimiter)
-    return pyarrow.csv.read_csv(path, parse_options=options), {}
+    return _read_text(path, delimiter, id_column), {}
+
+
+#: Integers as people write them: what else looks like a number (`000123`, `12E34`, `+5`) is a name.
+INTEGER = r"^(0|-?[1-9][0-9]*)$"
+
+
+def _read_text(path: Path, delimiter: str, id_column: str | None) -> pa.Table:
+    """A text table with exact integers: ids stay what the file says, long ones do not become floats."""
+    parse = pyarrow.csv.ParseOptions(delimiter=delimiter)
+    table = pyarrow.csv.read_csv(path, parse_options=parse)
+    # As text a second time: columns that are called like ids, and those whose integers may not fit a float.
+    ids = {n for n in table.column_names if n == id_column or _plain_name(n) in _ID_NAMES}
+    doubtful = [n for n in table.column_names if n in ids or _may_have_lost_digits(table[n])]
+    if doubtful:
+        convert = pyarrow.csv.ConvertOptions(
+            include_columns=doubtful, column_types=dict.fromkeys(doubtful, pa.string())
+        )
+        texts = pyarrow.csv.read_csv(path, parse_options=parse, convert_options=convert)
+        for name in doubtful:
+            exact = exact_integers(texts[name], keep_text=name in ids)
+            if exact is not None:
+                table = table.set_column(table.column_names.index(name), name, exact)
+    # HSC's archive writes `# object_id,ra,dec`.
+    return table.rename_columns([name.lstrip("# ") or name for name in table.column_names])
+
+
+def _plain_name(name: str) -> str:
+    return name.lstrip("# ").lower()
+
+
+def _may_have_lost_digits(column: pa.ChunkedArray) -> bool:
+    """Whether floats may have been integers of more than 53 bits in the file."""
+    if not pa.types.is_float64(column.type) or column.null_count == len(column):
+        return False
+    largest = pc.max(pc.if_else(pc.is_finite(column), pc.abs(column), 0.0)).as_py()
+    return largest is not None and largest >= 2.0**53
+
+
+def exact_integers(column: pa.ChunkedArray, *, keep_text: bool) -> pa.ChunkedArray | None:
+    """Text as int64 or uint64 when every cell is an integer that fits; empty cells are null.
+
+    Parameters
+    ----------
+    column
+        Text.
+    keep_text
+        Return the text when it is not; else None.
+    """
+    text = pc.if_else(pc.equal(column, ""), None, column)
+    whole = pc.match_substring_regex(text, INTEGER)
+    if text.null_count < len(text) and pc.all(pc.fill_null(whole, True)).as_py():
+        for kind in (pa.int64(), pa.uint64()):
+            try:
+                return text.cast(kind)
+            except pa.ArrowInvalid:
+                continue  # does not fit
+    return text if keep_text else None
 
 
 def _by_astropy(path: Path, form: str) -> tuple[pa.Table, dict[str, str]]:
@@ -226,19 +291,28 @@ def _canonical(column: pa.ChunkedArray) -> Iterator[bytes]:
 
 
 def plain_columns(table: pa.Table) -> pa.Table:
-    """The columns without nulls: NaN for numbers, -1 for booleans (as int8), empty text.
+    """The columns without nulls: NaN for floats, -1 for booleans (as int8) and integers, empty text.
 
-    Integer columns with nulls become float64. HDF5 and NumPy have no nulls.
+    Integers never pass through floats, which keep 53 bits: those that fit into int64 stay integers, others
+    with nulls become text. HDF5 and NumPy have no nulls.
     """
-    out: dict[str, pa.ChunkedArray] = {}
-    for name in table.column_names:
-        column = table[name]
-        if column.null_count:
-            if pa.types.is_string(column.type):
-                column = pc.fill_null(column, "")
-            elif pa.types.is_boolean(column.type):
-                column = pc.fill_null(column.cast(pa.int8()), -1)
-            else:
-                column = pc.fill_null(column.cast(pa.float64(), safe=False), float("nan"))
-        out[name] = column
-    return pa.table(out) if out else table
+    return (
+        pa.table({name: _without_nulls(table[name]) for name in table.column_names})
+        if len(table.column_names)
+        else table
+    )
+
+
+def _without_nulls(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    if not column.null_count:
+        return column
+    if pa.types.is_string(column.type):
+        return pc.fill_null(column, "")
+    if pa.types.is_boolean(column.type):
+        return pc.fill_null(column.cast(pa.int8()), -1)
+    if pa.types.is_integer(column.type):
+        try:
+            return pc.fill_null(column.cast(pa.int64()), -1)
+        except pa.ArrowInvalid:
+            return pc.fill_null(column.cast(pa.string()), "")
+    return pc.fill_null(column, float("nan"))

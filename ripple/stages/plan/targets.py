@@ -15,14 +15,11 @@ from ripple.config import Json, suggest
 from ripple.errors import CatalogueError, Reason
 from ripple.sky.neighbours import earlier_neighbours
 from ripple.stages.plan.select import matching
-from ripple.stages.plan.tables import UserTable, plain_columns
+from ripple.stages.plan.tables import ID_NAMES, UserTable, exact_integers, plain_columns
 
 Float = NDArray[np.float64]
 
 #: Names that are recognised when none is given, in order of preference; case does not matter.
-ID_NAMES = (
-    "id", "objectId", "object_id", "objid", "diaObjectId", "source_id", "sourceId", "obj_id", "name",
-)  # fmt: skip
 RA_NAMES = ("ra", "coord_ra", "ra_deg", "raj2000", "ra_icrs", "ra_j2000", "_raj2000", "alpha_j2000", "radeg")
 DEC_NAMES = (
     "dec", "coord_dec", "dec_deg", "dej2000", "de_icrs", "dec_j2000", "_dej2000", "delta_j2000", "decdeg",
@@ -31,7 +28,7 @@ DEC_NAMES = (
 LABEL_NAMES = ("label",)
 #: Columns that RIPPLe writes itself; a user's column of this name gets `input_` in front.
 RESERVED = frozenset({
-    "index", "id", "ra", "dec", "tract", "patch", "x", "y", "x0", "y0", "dx", "dy", "status", "reason",
+    "index", "id", "ra", "dec", "tract", "patch", "x", "y", "x0", "y0", "dx", "dy", "status", "reason", "detail",
     "bands", "band_mask", "shard", "row", "qc", "size", "accept",
 })  # fmt: skip
 #: Rows that a message names.
@@ -45,7 +42,7 @@ class Targets:
     Parameters
     ----------
     id
-        `(N,)` int64 or str.
+        `(N,)` int64, uint64 or str.
     ra, dec
         `(N,)` float64 deg ICRS.
     extra
@@ -323,7 +320,7 @@ def _sexagesimal(
 def _ids(
     data: pa.Table, id_name: str | None, rows: NDArray[np.int64], name: str, notes: list[str]
 ) -> NDArray[Any]:
-    """Ids as int64 where they are integers that fit, else as text."""
+    """Ids as integers where all are, else as text."""
     if id_name is None:
         notes.append(f"{name}: no column looks like id, so the row number is used")
         return rows.astype(np.int64)
@@ -331,12 +328,39 @@ def _ids(
     if column.null_count:
         empty = column.is_null().to_numpy()
         raise CatalogueError(f"{name}: {id_name} is empty, {_rows(rows[empty])}")
+    column = _exact_ids(column, f"{name}: {id_name}", rows)
+    if pa.types.is_integer(column.type):
+        return np.asarray(column.to_numpy())
+    return np.asarray(column.cast(pa.string()).to_numpy(zero_copy_only=False), dtype=str)
+
+
+def _exact_ids(column: pa.ChunkedArray, name: str, rows: NDArray[np.int64]) -> pa.ChunkedArray:
+    """An id column as int64, uint64 or text, exactly as the table has it.
+
+    Raises
+    ------
+    CatalogueError
+        Floats that are no whole numbers, or of more than 53 bits: digits were lost before RIPPLe saw them.
+    """
+    if pa.types.is_string(column.type):
+        exact = exact_integers(column, keep_text=True)
+        assert exact is not None
+        return exact
+    if pa.types.is_floating(column.type):
+        values = column.cast(pa.float64()).to_numpy()
+        wrong = ~((values == np.floor(values)) & (np.abs(values) <= 2.0**53))
+        if wrong.any():
+            raise CatalogueError(
+                f"{name}: ids are floating-point numbers, which hold at most 53 bits, {_rows(rows[wrong])}",
+                hint="store the ids as integers or as text",
+            )
+        return column.cast(pa.int64())
     if pa.types.is_integer(column.type):
         try:
-            return np.asarray(column.cast(pa.int64()).to_numpy(), np.int64)
+            return column.cast(pa.int64())
         except pa.ArrowInvalid:
-            pass  # unsigned beyond int64: keep as text
-    return np.asarray(column.cast(pa.string()).to_numpy(zero_copy_only=False), dtype=str)
+            return column  # uint64 beyond int64
+    return column
 
 
 def _sizes(column: pa.ChunkedArray, rows: NDArray[np.int64], name: str) -> NDArray[np.int32]:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,6 +75,22 @@ class ShardTask:
     config: PreprocessConfig
     constants: DataConstants
     rows: NDArray[np.int64] | None = None
+
+
+class TensorAttributes(TypedDict):
+    """Facts about all tensors: `size` and `trimmed` (from each edge) in pixels, `psf_fwhm` in arcsec."""
+
+    bands: list[str]
+    size: int | list[int] | None
+    margin: int
+    trimmed: int
+    unit: str
+    psf: str
+    psf_fwhm: float | None
+    normalization: Mapping[str, object]
+    class_map: dict[str, str]
+    noise_correlation: Mapping[str, list[list[float]]] | None
+    flags: list[str]
 
 
 @lru_cache(maxsize=4)
@@ -293,7 +310,7 @@ def _reason(found: list[str], config: PreprocessConfig) -> Reason:
     return Reason.DUPLICATE if fatal == {"duplicate"} else Reason.QUALITY
 
 
-def _attributes(cutouts: Artefact, config: PreprocessConfig, constants: DataConstants) -> dict[str, Any]:
+def _attributes(cutouts: Artefact, config: PreprocessConfig, constants: DataConstants) -> TensorAttributes:
     attributes = cutouts.attributes
     margin = constants.margin
     target = config.target
@@ -314,8 +331,9 @@ def _attributes(cutouts: Artefact, config: PreprocessConfig, constants: DataCons
 
 def _summary(config: PreprocessConfig, index: pa.Table, seconds: float) -> Summary:
     """The closing screen; raises `TooManyRejected` when the user's limit is passed."""
-    facts, reasons = tally(index, config.output, config.max_rejected)
-    facts |= {"psf": config.psf, "normalize": f"{config.normalize} per {config.scope}"}
+    counts, reasons = tally(index, config.output, config.max_rejected)
+    facts: dict[str, int | str] = {**counts, "psf": config.psf}
+    facts["normalize"] = f"{config.normalize} per {config.scope}"
     flags: Counter[str] = Counter()
     if "qc" in index.column_names:
         for qc, count in zip(*np.unique(index["qc"].to_numpy(), return_counts=True), strict=True):

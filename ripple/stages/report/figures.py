@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from ripple.config import Json
+from ripple.learn.evaluation.metrics import LensEvaluation, Measure
+from ripple.learn.evaluation.slices import Slice
+from ripple.learn.model.contract import Contract
 from ripple.report.cards import Table, Tile
 from ripple.report.plots import Line, histogram_plot, line_plot
 from ripple.storage.artefact import Artefact
@@ -21,7 +25,7 @@ def numbers(table: pa.Table, name: str) -> NDArray[np.float64]:
     return np.asarray(table[name].to_numpy(zero_copy_only=False), np.float64)
 
 
-def tiles(table: pa.Table, evaluation: Json) -> list[Tile]:
+def tiles(table: pa.Table, evaluation: LensEvaluation | None) -> list[Tile]:
     """The numbers at the head of the page."""
     # Metric of the evaluation -> name on the page, in this order; "tpr10" is the completeness with fewer than
     # ten false positives.
@@ -38,14 +42,15 @@ def tiles(table: pa.Table, evaluation: Json) -> list[Tile]:
         found.append(
             Tile("rows evaluated", f"{evaluation['rows']:,}", f"{evaluation['lenses']:,} true lenses")
         )
+    measures = (evaluation.get("metrics") if evaluation else None) or {}
     for key, name in names.items():
-        value = (evaluation.get("metrics") or {}).get(key)
+        value = measures.get(key)
         if value:
             found.append(Tile(name, f"{value['value']:.3f}", f"{value['low']:.3f} to {value['high']:.3f}"))
     return found
 
 
-def note(evaluation: Json) -> str:
+def note(evaluation: LensEvaluation | None) -> str:
     """The sentence that says on which rows the numbers were measured."""
     if not evaluation:
         return "Not evaluated: score with --evaluate on labelled rows."
@@ -55,12 +60,11 @@ def note(evaluation: Json) -> str:
     )
 
 
-def plots(table: pa.Table, evaluation: Json) -> list[str]:
+def plots(table: pa.Table, evaluation: LensEvaluation | None) -> list[str]:
     """ROC, purity against completeness, calibration, and the histogram of scores, as SVG."""
     drawn = []
     # Each part is drawn if the evaluation has it: `score` without labels has none.
-    curves = evaluation.get("curves")
-    if curves:
+    if evaluation and (curves := evaluation.get("curves")):
         fpr, tpr = np.array([0.0, *curves["fpr"]]), np.array([0.0, *curves["tpr"]])
         # Half of one false positive: the least rate that the data can tell from zero, on a logarithmic axis.
         least = max(0.5 / max(evaluation["nonlenses"], 1), 1e-7)
@@ -91,8 +95,7 @@ def plots(table: pa.Table, evaluation: Json) -> list[str]:
                 y_range=(0.0, 1.0),
             )
         )
-    if evaluation.get("reliability"):
-        points = evaluation["reliability"]
+    if evaluation and (points := evaluation.get("reliability")):
         drawn.append(
             line_plot(
                 "Calibration",
@@ -131,11 +134,14 @@ def _score_range(groups: list[tuple[str, NDArray[np.float64]]]) -> tuple[float, 
     return (0.0, 1.0) if inside else None
 
 
-def tables(artefact: Artefact, judged: Json, model: Json) -> list[Table]:
+def tables(
+    artefact: Artefact, evaluation: LensEvaluation | None, slices: list[Slice], model: Contract | None
+) -> list[Table]:
     """The tables of slices, shortcuts and rejected rows."""
-    found = _slice_tables(judged.get("slices") or [])
+    found = _slice_tables(slices)
     # The shortcuts are those of the training set, recorded in the contract of the model.
-    found += _gate_table(model.get("gates") or {}, (judged.get("evaluation") or {}).get("metrics") or {})
+    measures = (evaluation.get("metrics") if evaluation else None) or {}
+    found += _gate_table(model.gates if model else {}, measures)
     index = artefact.index()
     rejected = Counter(
         reason or "unknown"
@@ -163,7 +169,7 @@ _SLICES = {
 }
 
 
-def _slice_tables(slices: list[Json]) -> list[Table]:
+def _slice_tables(slices: list[Slice]) -> list[Table]:
     """One table per property, with completeness and AUROC by range of its values."""
     tables = []
     for column, name in _SLICES.items():
@@ -186,14 +192,14 @@ def _slice_tables(slices: list[Json]) -> list[Table]:
     return tables
 
 
-def _ranged(estimate: dict[str, float] | None) -> str:
+def _ranged(estimate: Measure | None) -> str:
     """A value and its interval, as in `0.912 (0.88–0.94)`."""
     if not estimate:
         return "–"
     return f"{estimate['value']:.3f} ({estimate['low']:.2f}–{estimate['high']:.2f})"
 
 
-def _gate_table(gates: Json, metrics: Json) -> list[Table]:
+def _gate_table(gates: Json, metrics: Mapping[str, Measure]) -> list[Table]:
     """How well features that should not tell lenses apart (noise, PSF, ...) do so in the training set."""
     entries = gates.get("shortcuts", {})
     rows: list[tuple[str, ...]] = []

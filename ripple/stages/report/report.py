@@ -14,6 +14,7 @@ import json
 import time
 from collections import Counter
 from pathlib import Path
+from typing import TypedDict, cast
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +23,9 @@ from numpy.typing import NDArray
 from ripple.config import Json
 from ripple.errors import DataError, InputError, IntegrityError
 from ripple.imaging.quality.flags import flag_names
-from ripple.learn.model.contract import load_contract
+from ripple.learn.evaluation.metrics import LensEvaluation
+from ripple.learn.evaluation.slices import Slice
+from ripple.learn.model.contract import Contract, load_contract
 from ripple.report.cards import Card, csv_bytes, data_uri, render
 from ripple.report.cutout_pictures import colour_pictures
 from ripple.runtime.summary import Summary
@@ -43,6 +46,13 @@ FACTS: dict[str, str] = {
     "z_lens": "z_l {:.2f}",
     "z_source": "z_s {:.2f}",
 }
+
+
+class Judgement(TypedDict, total=False):
+    """What the page takes from `evaluation.json` of a lens finder."""
+
+    evaluation: LensEvaluation
+    slices: list[Slice]
 
 
 def report(config: ReportConfig) -> Summary:
@@ -84,7 +94,7 @@ def scores_page(artefact: Artefact, config: ReportConfig) -> dict[str, bytes]:
     table = ranked_table(artefact)
     shown = chosen_rows(table, config)
     judged = judgement(artefact)
-    evaluation = judged.get("evaluation") or {}
+    evaluation = judged.get("evaluation")
     attributes = artefact.attributes
     model = model_record(artefact, config)
     cards = _cards(artefact, table.take(shown), config)
@@ -98,7 +108,7 @@ def scores_page(artefact: Artefact, config: ReportConfig) -> dict[str, bytes]:
         "facts": tiles(table, evaluation),
         "plots": plots(table, evaluation),
         "evaluation_note": note(evaluation),
-        "tables": tables(artefact, judged, model),
+        "tables": tables(artefact, evaluation, judged.get("slices") or [], model),
         "cards": cards,
         "cards_note": _cards_note(len(shown), table.num_rows, config),
         "has_truth": bool(known["lens"] or known["nonlens"]),
@@ -138,7 +148,7 @@ def ranked_table(artefact: Artefact) -> pa.Table:
     return table
 
 
-def judgement(artefact: Artefact) -> Json:
+def judgement(artefact: Artefact) -> Judgement:
     """`evaluation.json`, verified: `evaluation`, `slices` and more; empty when nothing was evaluated.
 
     Raises
@@ -157,7 +167,7 @@ def judgement(artefact: Artefact) -> Json:
         raise IntegrityError(
             f"{artefact.directory / 'evaluation.json'}: cannot be read as an evaluation", hint="score again"
         )
-    return found
+    return cast(Judgement, found)
 
 
 def chosen_rows(table: pa.Table, config: ReportConfig) -> NDArray[np.int64]:
@@ -258,8 +268,8 @@ def located(path: Path, beside: Path) -> Path:
     return moved if not path.exists() and moved.exists() else path
 
 
-def model_record(artefact: Artefact, config: ReportConfig) -> Json:
-    """The contract of the model that gave the scores; empty when it is not found.
+def model_record(artefact: Artefact, config: ReportConfig) -> Contract | None:
+    """The contract of the model that gave the scores; None when it is not found.
 
     Raises
     ------
@@ -269,10 +279,9 @@ def model_record(artefact: Artefact, config: ReportConfig) -> Json:
     try:
         contract = load_contract(config.model or artefact.directory.parent / "model")
     except InputError:
-        return {}
+        return None
     # Another model may have taken its place since.
-    same = contract.digest() == artefact.inputs["model"]
-    return contract.model_dump(mode="json") if same else {}
+    return contract if contract.digest() == artefact.inputs["model"] else None
 
 
 def _cards_note(shown: int, rows: int, config: ReportConfig) -> str:
