@@ -156,7 +156,7 @@ def test_long_ids_are_compared_exactly() -> None:
 def test_overflow_is_an_error_by_name() -> None:
     table = pa.table({"id": pa.array([2**62, 1], pa.int64())})
     for expression in ("id * 4 > 0", "id + id > 0", f"id + {2**70} > 0"):
-        with pytest.raises(CatalogueError, match="overflow|64 bits"):
+        with pytest.raises(CatalogueError, match=r"overflow|64 bits"):
             matching(table, expression)
     with pytest.raises(CatalogueError, match="53 bits"):
         matching(table, "id / 3 > 0")
@@ -214,10 +214,11 @@ def test_conditions_equal_those_of_python(seed: int) -> None:
         try:
             found = matching(table, f"{left} {symbol} {right}").to_pylist()
         except (CatalogueError, ConfigError) as err:
-            assert any(
+            if not any(
                 word in str(err)
                 for word in ("overflow", "64 bits", "two constants", "out of bounds", "not in range")
-            ), err
+            ):
+                raise
             refused += 1
             continue
         code = compile(f"{left} {symbol} {right}", "c", "eval")

@@ -22,7 +22,7 @@ from ripple.learn.data.dataset import TensorDataset
 from ripple.sky.geometry import Tan
 from ripple.stages.formats.config import ExportConfig, ImportConfig
 from ripple.stages.formats.export import export
-from ripple.stages.formats.foreign import class_order, folder_meaning
+from ripple.stages.formats.foreign import folder_meaning
 from ripple.stages.formats.import_cutouts import import_cutouts
 from ripple.storage import artefact, shard_reader
 from ripple.storage.artefact import open_artefact
@@ -77,12 +77,6 @@ def whole(directory: Path) -> dict[str, np.ndarray]:
 )  # fmt: skip
 def test_folder_names(name: str, split: str, kind: str) -> None:
     assert folder_meaning(name) == (split, kind)
-
-
-def test_class_orders() -> None:
-    assert class_order({"lens", "nonlens"}) == ("nonlens", "lens")
-    assert class_order({"sphere", "vort"}) == ("no", "sphere", "vort")
-    assert class_order({"no_sub", "axion", "cdm"}) == ("axion", "cdm", "no_sub")
 
 
 def test_deeplense_test_ii_layout(tmp_path: Path) -> None:
@@ -583,3 +577,114 @@ def test_rot_without_a_trace_in_a_store_is_found_at_the_end(
     assert run(argv) == 4
     assert f"{source} changed" in capsys.readouterr().err
     assert not (tmp_path / "out" / ".journal").exists()
+
+
+# What catalogues refuse, imports refuse ----------------------------------------------------------------
+
+
+def _npz(path: Path, rows: int, **columns: Any) -> Path:
+    np.savez(path, image=np.ones((rows, 3, 16, 16), np.float32), **columns)
+    return path
+
+
+def _imported(tmp_path: Path, source: Path, **options: Any) -> Any:
+    options = {"format": "arrays", "bands": ("g", "r", "i"), "pixel_scale": 0.2, "unit": "nJy"} | options
+    run_import(source, tmp_path / "out", **options)
+    return open_artefact(tmp_path / "out")
+
+
+def test_labels_of_arrays_are_read_as_those_of_catalogues(tmp_path: Path) -> None:
+    one_hot = np.array([[1, 0], [0, 1], [0, 0]], np.float32)
+    found = _imported(tmp_path, _npz(tmp_path / "a.npz", 3, label=one_hot), classes=("lens", "nonlens"))
+    assert found.index()["label"].to_pylist() == [0, 1, -1]
+    assert found.attributes["class_map"] == {"0": "lens", "1": "nonlens"}
+    text = _npz(tmp_path / "b.npz", 3, label=np.array(["lens", "nonlens", ""]))
+    run_import(text, tmp_path / "b", format="arrays", bands=("g", "r", "i"), pixel_scale=0.2, unit="nJy")
+    named = open_artefact(tmp_path / "b")
+    assert named.index()["label"].to_pylist() == [1, 0, -1]
+    assert named.attributes["class_map"] == {"0": "nonlens", "1": "lens"}
+    with pytest.raises(DataError, match=r"label 0\.9.* in row 2"):
+        _imported(tmp_path / "c", _npz(tmp_path / "c.npz", 3, label=np.array([0, 1, 0.9])))
+
+
+def test_ids_of_arrays_keep_their_digits(tmp_path: Path) -> None:
+    ids = np.array([12547118600189071360, 12547118600189071361], np.uint64)
+    parents = np.array([2**63 + 5, 7], np.uint64)
+    found = _imported(tmp_path, _npz(tmp_path / "a.npz", 2, id=ids, parent=parents))
+    assert found.index()["id"].to_pylist() == ["12547118600189071360", "12547118600189071361"]
+    assert found.index()["parent"].to_pylist() == [2**63 + 5, 7]
+    with pytest.raises(DataError, match="at most 53 bits"):
+        _imported(tmp_path / "b", _npz(tmp_path / "b.npz", 2, id=ids.astype(float)))
+
+
+def test_imported_positions_and_ids_are_checked(tmp_path: Path) -> None:
+    nan = float("nan")
+    source = _npz(
+        tmp_path / "a.npz", 6,
+        id=np.array(["a", "b", "c", "d", "a", "f"]),
+        ra=np.array([10.0, 400.0, 10.0, nan, 20.0, -30.0]),
+        dec=np.array([5.0, 5.0, 95.0, 5.0, 5.0, 5.0]),
+        label=np.array([1, 1, 1, 1, 1, 0]),
+    )  # fmt: skip
+    index = _imported(tmp_path, source).index()
+    assert index["status"].to_pylist() == ["ok", "rejected", "rejected", "rejected", "rejected", "ok"]
+    assert index["reason"].to_pylist()[1:5] == ["bad_position"] * 3 + ["duplicate"]
+    assert "id a is also that of row 0" in index["detail"].to_pylist()[4]
+    assert index["ra"].to_pylist()[5] == 330.0  # as in a catalogue that counts from -180
+
+
+def test_two_files_of_one_band_are_one_rejected_row(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    header = fits.Header({"BUNIT": "nJy", "CDELT1": -0.2 / 3600, "CDELT2": 0.2 / 3600})
+    for name in ("a_g", "a_r", "b_g", "b-g", "b_r"):
+        fits.writeto(tmp_path / "in" / f"{name}.fits", np.ones((16, 16), np.float32), header)
+    run_import(tmp_path / "in", tmp_path / "out", format="fits", bands=("g", "r"), pixel_scale=0.2)
+    index = open_artefact(tmp_path / "out").index()
+    assert index["status"].to_pylist() == ["ok", "rejected"]
+    assert "two files of the band g: b-g.fits and b_g.fits" in index["detail"].to_pylist()[1]
+
+
+@pytest.mark.parametrize(("card", "classes", "label"), [
+    (1, (), 1), (True, (), 1), ("ring", ("arc", "ring"), 1), ("1", (), 1), (0.9, (), None),
+    ("lens", (), None),
+])  # fmt: skip
+def test_label_cards(tmp_path: Path, card: Any, classes: tuple[str, ...], label: int | None) -> None:
+    header = fits.Header({"BUNIT": "nJy", "LABEL": card})
+    (tmp_path / "in").mkdir()
+    pixels = np.ones((16, 16), np.float32)
+    fits.writeto(tmp_path / "in" / "a.fits", pixels, header)
+    fits.writeto(tmp_path / "in" / "b.fits", pixels, fits.Header({"BUNIT": "nJy"}))
+    run_import(
+        tmp_path / "in", tmp_path / "out", format="fits", bands=("g",), pixel_scale=0.2, classes=classes
+    )
+    index = open_artefact(tmp_path / "out").index()
+    status = "ok" if label is not None else "rejected"
+    assert (index["status"].to_pylist()[0], index["label"].to_pylist()[0]) == (status, label or -1)
+
+
+def test_bit_31_of_a_mask_sets_no_other_plane(tmp_path: Path) -> None:
+    mask = np.zeros((16, 16), np.int32)
+    mask[3, 4] = np.int32(-(2**31))
+    hdus = [
+        fits.PrimaryHDU(),
+        fits.ImageHDU(np.ones((16, 16), np.float32), fits.Header({"BUNIT": "nJy"}), "IMAGE"),
+        fits.ImageHDU(mask, fits.Header({"MP_SAT": 31}), "MASK"),
+    ]
+    (tmp_path / "in").mkdir()
+    fits.HDUList(hdus).writeto(tmp_path / "in" / "a.fits")
+    run_import(tmp_path / "in", tmp_path / "out", format="fits", bands=("g",), pixel_scale=0.2)
+    batch = shard_reader.unpack_cutouts(open_artefact(tmp_path / "out").shard_path(0).read_bytes())
+    assert set(np.unique(batch.mask).tolist()) == {0, 1 << batch.mask_planes.index("SAT")}
+
+
+def test_a_folder_is_a_class_only_when_the_map_says_so(tmp_path: Path) -> None:
+    for folder in ("lens/batch1", "nonlens/batch1", "random"):
+        (tmp_path / "in" / folder).mkdir(parents=True)
+        np.save(tmp_path / "in" / folder / "x.npy", np.ones((3, 16, 16), np.float32))
+    run_import(tmp_path / "in", tmp_path / "out", format="deeplense")
+    found = open_artefact(tmp_path / "out")
+    assert found.index()["label"].to_pylist() == [1, 0, -1]
+    assert any("have no label, as random/x.npy" in note for note in found.attributes["notes"])
+    assert any("g, r, i at 0.168 arcsec" in note for note in found.attributes["notes"])
+    with pytest.raises(DataError, match=r"1 images lie in no folder of a class, as random/x\.npy"):
+        run_import(tmp_path / "in", tmp_path / "b", format="deeplense", classes=("lens", "nonlens"))

@@ -129,7 +129,7 @@ def test_sexagesimal_agrees_with_astropy(ra: float, dec: float) -> None:
         ({"x": [1.0], "dec": [1.0]}, r"no column looks like ra .*columns: x, dec"),
         ({"ra": pa.array([], pa.float64()), "dec": pa.array([], pa.float64())}, "no rows"),
         ({"id": pa.array([1, None]), "ra": [100.0, 200.0], "dec": [1.0, 2.0]}, "id is empty, row 1"),
-        ({"ra": [100.0], "dec": [1.0], "label": ["lens"]}, "labels must be integers"),
+        ({"ra": [100.0], "dec": [1.0], "label": ["arc"]}, r"label 'arc' in row 0.*--classes"),
         ({"ra": [True], "dec": [1.0]}, "a column of bool cannot be read as an angle"),
     ],
 )

@@ -81,6 +81,7 @@ class CutoutAttributes(TypedDict):
     margin: int
     unit: str
     mask_planes: list[str]
+    class_map: dict[str, str]
     wcs: dict[str, dict[str, float | str]]
     patch_boxes: dict[str, list[int]]
     source_sha256: dict[str, str]
@@ -323,6 +324,7 @@ def _attributes(config: FetchConfig, plan: Plan, writer: ArtefactWriter) -> Cuto
         "margin": config.margin,
         "unit": "nJy",
         "mask_planes": list(MASK_PLANES),
+        "class_map": {str(k): name for k, name in enumerate(plan.targets.classes)},
         "wcs": {str(t): tan.cards() for t, tan in sorted(plan.projections.items())},
         "patch_boxes": {
             f"{t}/{p}": [box.x0, box.y0, box.x1, box.y1] for (t, p), box in sorted(plan.patch_boxes.items())

@@ -35,6 +35,7 @@ from ripple.stages.formats.foreign_cutout import (
     one_line,
 )
 from ripple.stages.formats.source_files import SourceFiles
+from ripple.storage.labels import read_labels
 
 Role = Literal["image", "variance", "rms", "ivar", "mask", "psf"]
 #: Bytes of a gzipped file once unpacked; more is a damaged or hostile file.
@@ -62,7 +63,9 @@ class Plane:
     header: fits.Header
 
 
-def fits_cutouts(root: Path, bands: tuple[str, ...], *, convert: bool = True) -> Listing:
+def fits_cutouts(
+    root: Path, bands: tuple[str, ...], *, convert: bool = True, classes: tuple[str, ...] = ()
+) -> Listing:
     """A folder of FITS cutouts, or one file.
 
     Files named `<id>_<band>` (or with `-` or `.`) become one row when `bands` names the band; other files are
@@ -76,6 +79,8 @@ def fits_cutouts(root: Path, bands: tuple[str, ...], *, convert: bool = True) ->
         Names of the bands in order; by default as the first file says.
     convert
         Convert fluxes to nJy where `BUNIT` names a flux unit. Off when the user gives zero points.
+    classes
+        Class names by label value, for `LABEL` cards that are names.
 
     Raises
     ------
@@ -85,7 +90,7 @@ def fits_cutouts(root: Path, bands: tuple[str, ...], *, convert: bool = True) ->
     paths = (root,) if root.is_file() else tuple(sorted(p for p in root.rglob("*") if _is_fits(p)))
     if not paths:
         raise DataError(f"{root}: no FITS file there")
-    groups = _grouped(root, paths, bands)
+    groups, twice = _grouped(root, paths, bands)
     sources, scale, named = SourceFiles(), None, bands
     # The first row that can be read tells bands and scale; a hundred damaged ones are enough to give up.
     for _, files in groups[:100]:
@@ -103,9 +108,11 @@ def fits_cutouts(root: Path, bands: tuple[str, ...], *, convert: bool = True) ->
 
     def read(row: int) -> ForeignCutout | Unreadable:
         name, files = groups[row]
+        if name in twice:
+            return Unreadable(name, twice[name])
         try:
             held = {band: sources.read(path) for band, path in files.items()}
-            return _cutout(name, held, named, convert)
+            return _cutout(name, held, named, convert, classes)
         except (*DAMAGE, VerifyError) as err:
             return Unreadable(name, one_line(err))
 
@@ -122,8 +129,14 @@ def _bare(path: Path, root: Path) -> str:
     return re.sub(r"\.(fits|fit)(\.gz|\.fz)?$", "", name, flags=re.IGNORECASE)
 
 
-def _grouped(root: Path, paths: Sequence[Path], bands: tuple[str, ...]) -> list[tuple[str, dict[str, Path]]]:
-    """Rows as (name, band -> file); the band is empty when one file holds all bands."""
+def _grouped(
+    root: Path, paths: Sequence[Path], bands: tuple[str, ...]
+) -> tuple[list[tuple[str, dict[str, Path]]], dict[str, str]]:
+    """Rows as (name, band -> file), and name -> why, of rows with two files of one band.
+
+    The band is empty when one file holds all bands.
+    """
+    twice: dict[str, str] = {}
     # Longest first: the band `i2` must not be read as `i`.
     choice = "|".join(re.escape(b) for b in sorted(bands or BANDS, key=len, reverse=True))
     pattern = re.compile(rf"(.+)[_\-.](?:HSC-)?({choice})", re.IGNORECASE)
@@ -136,11 +149,14 @@ def _grouped(root: Path, paths: Sequence[Path], bands: tuple[str, ...]) -> list[
         hit = found[path] if join else None
         if hit:
             band = next((b for b in (bands or BANDS) if b.lower() == hit[2].lower()), hit[2])
-            rows.setdefault(hit[1], {})[band] = path
+            files = rows.setdefault(hit[1], {})
+            if band in files:
+                twice[hit[1]] = f"two files of the band {band}: {files[band].name} and {path.name}"
+            files[band] = path
         else:
             rows[names[path]] = {"": path}
     # The order of rows, and so of shards, does not depend on the file system.
-    return sorted(rows.items())
+    return sorted(rows.items()), twice
 
 
 def _planes_of(data: bytes) -> list[Plane]:
@@ -222,7 +238,9 @@ def _named(planes: Sequence[Plane]) -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda b: (BANDS + b).index(b))) if distinct else ()
 
 
-def _cutout(name: str, files: dict[str, bytes], bands: tuple[str, ...], convert: bool) -> ForeignCutout:
+def _cutout(
+    name: str, files: dict[str, bytes], bands: tuple[str, ...], convert: bool, classes: tuple[str, ...]
+) -> ForeignCutout:
     """One row from the bytes of its files (band -> file; band empty when one file has them all)."""
     planes: list[Plane] = []
     for band, data in files.items():
@@ -258,11 +276,26 @@ def _cutout(name: str, files: dict[str, bytes], bands: tuple[str, ...], convert:
         psf=_kernels(by_role["psf"], bands),
         ra=ra,
         dec=dec,
-        label=int(first.get("LABEL", -1)),
+        label=_label(first, classes),
         wcs=wcs,
         place=_place(first),
         unit="nJy" if known else "",
     )
+
+
+def _label(header: fits.Header, classes: tuple[str, ...]) -> int:
+    """Label of the card `LABEL`, -1 without one."""
+    value = header.get("LABEL")
+    # A card without a value is `Undefined`, and unknown.
+    if not isinstance(value, str | int | float):
+        return -1
+    try:
+        labels, names = read_labels([value], classes, "LABEL")
+    except DataError as err:
+        raise ValueError(f"{err.message}; {err.hint}") from None
+    if names and not classes:  # a name alone does not tell the classes of the whole folder
+        raise ValueError(f"LABEL is {value!r}; name the classes with --classes")
+    return int(labels[0])
 
 
 def _by_band(planes: Sequence[Plane], bands: tuple[str, ...]) -> dict[str, Plane]:
@@ -324,16 +357,19 @@ def _mask(
     for k, band in enumerate(bands):
         if band not in planes:
             continue
-        values, named = planes[band].data.astype(np.int64), 0
+        data, named = planes[band].data, 0
+        # The bits as they are: as a signed number, bit 31 would fill all bits above it.
+        bits = data.view(f"u{data.dtype.itemsize}") if data.dtype.kind == "i" else data
+        values = bits.astype(np.uint64)
         if values.shape != shape:
             raise ValueError(f"mask of {band} has shape {values.shape}, the image {shape}")
         # afw numbers its planes anew in each file.
         for bit, name in enumerate(MASK_PLANES):
             file_bit = planes[band].header.get(f"MP_{name}", -1)
-            if isinstance(file_bit, int) and 0 <= file_bit < 62:
-                out[k] |= ((values >> file_bit) & 1).astype(np.uint32) << np.uint32(bit)
+            if isinstance(file_bit, int) and 0 <= file_bit < 64:
+                out[k] |= ((values >> np.uint64(file_bit)) & np.uint64(1)).astype(np.uint32) << np.uint32(bit)
                 named |= 1 << file_bit
-        out[k][(values & ~named) != 0] |= np.uint32(1 << MASK_PLANES.index("BAD"))
+        out[k][(values & ~np.uint64(named)) != 0] |= np.uint32(1 << MASK_PLANES.index("BAD"))
     return out
 
 

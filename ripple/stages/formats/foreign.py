@@ -30,20 +30,12 @@ from ripple.stages.formats.foreign_cutout import (
     one_line,
 )
 from ripple.stages.formats.source_files import SourceFiles
+from ripple.storage.labels import KNOWN_MAPS, known_map, plain_class, read_labels
 
 # DeepLense -----------------------------------------------------------
 
 # As in `train_lenses`, `testing-no`, or the folder `validation` itself.
 _SPLIT = re.compile(r"^(train|test|validation|valid|val)(?:ing|ation)?(?:[_\-]|$)")
-_KNOWN_CLASSES = {
-    "lens": "lens",
-    "lenses": "lens",
-    "lensed": "lens",
-    "nonlens": "nonlens",
-    "nonlenses": "nonlens",
-    "notlens": "nonlens",
-    "unlensed": "nonlens",
-}
 
 
 def folder_meaning(name: str) -> tuple[str, str]:
@@ -58,38 +50,40 @@ def folder_meaning(name: str) -> tuple[str, str]:
     if found:
         split = "validation" if found[1].startswith("val") else found[1]
         low = low[found.end() :]
-    plain = low.replace("_", "").replace("-", "")
-    return split, _KNOWN_CLASSES.get(plain, low)
-
-
-def class_order(found: set[str]) -> tuple[str, ...]:
-    """Class names by label value: non-lens 0 and lens 1, no / sphere / vort 0, 1, 2, else alphabetical."""
-    # The second set: no substructure, subhaloes (spheres) and vortices of the DeepLense challenge.
-    for known in (("nonlens", "lens"), ("no", "sphere", "vort")):
-        if found <= set(known):
-            return known
-    return tuple(sorted(found))
+    return split, plain_class(low) if low else ""
 
 
 def deeplense(root: Path, bands: tuple[str, ...], classes: tuple[str, ...]) -> Listing:
     """Folders of `.npy` files, one `(B, H, W)` or `(H, W)` image each; folder names say class and split.
 
+    A folder is a class when `classes` names it or, without `classes`, when it is one of `KNOWN_MAPS`.
+
     Raises
     ------
     DataError
-        No `.npy` file is below `root`, or a folder has a class that `classes` does not name.
+        No `.npy` file is below `root`, an image lies in no folder of `classes`, or the folders belong to
+        several of the known sets.
     """
     paths = tuple(sorted(root.rglob("*.npy"))) if root.is_dir() else ()
     if not paths:
         raise DataError(f"{root}: no .npy file there", hint="give the folder that contains the class folders")
-    meanings = [_meaning(path.relative_to(root)) for path in paths]
+    usual = {name for names in KNOWN_MAPS for name in names}
+    meanings = [_meaning(path.relative_to(root), set(map(plain_class, classes)) or usual) for path in paths]
     found = {kind for _, kind in meanings if kind}
-    order = classes or class_order(found)
-    if unknown := sorted(found - set(order)):
+    order = classes or known_map(found)
+    if found and not order:
         raise DataError(
-            f"{root}: a folder has the class {unknown[0]!r}", hint=f"--classes only names {', '.join(order)}"
+            f"{root}: the folders {', '.join(sorted(found))} belong to no set of classes that is known",
+            hint="name the classes in the order of their labels with --classes",
         )
-    labels = {kind: k for k, kind in enumerate(order)}
+    nameless = [path for path, (_, kind) in zip(paths, meanings, strict=True) if not kind]
+    if classes and (elsewhere := [p for p in nameless if p.parent != root]):
+        raise DataError(
+            f"{root}: {len(elsewhere)} images lie in no folder of a class, as "
+            f"{elsewhere[0].relative_to(root)}",
+            hint=f"--classes only names {', '.join(order)}",
+        )
+    labels = {plain_class(kind): k for k, kind in enumerate(order)}
     files = SourceFiles()
     # The first image that can be read tells the number of bands of all.
     peeked = (_peek(files.read(path)) for path in paths[:100])
@@ -116,15 +110,26 @@ def deeplense(root: Path, bands: tuple[str, ...], classes: tuple[str, ...]) -> L
 
     # Simulated sets have no pixel scale in the files: the user gives one.
     scale = HSC_SCALE if count == 3 else None
-    return Listing(len(paths), known, scale, order if found else (), read, paths, files)
+    notes = []
+    if count == 3 and not bands:
+        notes.append(
+            f"three bands without names were taken for g, r, i at {HSC_SCALE} arcsec per pixel, as in the "
+            "DeepLense sets of HSC; --bands and --pixel-scale say otherwise"
+        )
+    if nameless:
+        notes.append(
+            f"{len(nameless):,} images lie in no folder that is a class and have no label, as "
+            f"{nameless[0].relative_to(root)}; --classes names classes"
+        )
+    return Listing(len(paths), known, scale, order if found else (), read, paths, files, tuple(notes))
 
 
-def _meaning(path: Path) -> tuple[str, str]:
-    """Split and class of a file: of the innermost folder that says one."""
+def _meaning(path: Path, classes: set[str]) -> tuple[str, str]:
+    """Split and class of a file: of the innermost folder that says one of these classes."""
     split = kind = ""
     for part in reversed(path.parts[:-1]):
         a, b = folder_meaning(part)
-        split, kind = split or a, kind or b
+        split, kind = split or a, kind or (b if b in classes else "")
     return split, kind
 
 
@@ -162,7 +167,9 @@ def _image(array: NDArray[Any], bands: int) -> Float:
 # Arrays --------------------------------------------------------------
 
 
-def arrays(path: Path, bands: tuple[str, ...], keys: Keys, *, mask_good: bool) -> Listing:
+def arrays(
+    path: Path, bands: tuple[str, ...], keys: Keys, *, mask_good: bool, classes: tuple[str, ...] = ()
+) -> Listing:
     """A `.npz` or HDF5 file with an `(N, B, H, W)`, `(N, H, W)` or `(N, H, W, B)` array.
 
     Parameters
@@ -175,11 +182,13 @@ def arrays(path: Path, bands: tuple[str, ...], keys: Keys, *, mask_good: bool) -
         Names of the arrays in it. One-dimensional arrays of length N under other names become columns.
     mask_good
         The mask is true (or 1) where pixels are good.
+    classes
+        Class names by label value.
 
     Raises
     ------
     DataError
-        The file cannot be read, or has no such array.
+        The file cannot be read, or has no such array; a label or an id is not understood.
     """
     files = SourceFiles()
     table = _open_arrays(path, files)
@@ -194,7 +203,10 @@ def arrays(path: Path, bands: tuple[str, ...], keys: Keys, *, mask_good: bool) -
     if count and found != count:
         raise DataError(f"{path}: {image_key!r} has {found} bands, but {count} are named")
     planes = {k: getattr(keys, k) for k in ("variance", "mask", "psf") if getattr(keys, k) in table}
-    columns = _columns(table, rows, keys, {image_key, *planes.values()})
+    columns = _columns(table, rows, keys, {image_key, *planes.values(), keys.label})
+    labels, classes = _labels(table, keys.label, rows, classes, str(path))
+    if "id" in columns:
+        columns["id"] = exact_ids(columns["id"], f"{path}: {keys.id}")
 
     def read(row: int) -> ForeignCutout | Unreadable:
         try:
@@ -213,11 +225,43 @@ def arrays(path: Path, bands: tuple[str, ...], keys: Keys, *, mask_good: bool) -
             psf=_psf(got["psf"], found) if "psf" in got else None,
             ra=float(facts.pop("ra", "nan")),
             dec=float(facts.pop("dec", "nan")),
-            label=int(facts.pop("label", -1)),
+            label=int(labels[row]),
             columns=facts,
         )
 
-    return Listing(rows, bands, None, (), read, (path,), files)
+    return Listing(rows, bands, None, classes, read, (path,), files)
+
+
+def _labels(
+    table: Mapping[str, Any], key: str, rows: int, classes: tuple[str, ...], name: str
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Labels `(N,)` of a file and the class names; -1 everywhere when it has none."""
+    if key not in table:
+        return np.full(rows, -1, np.int64), classes
+    values = np.asarray(table[key][:])
+    if len(values) != rows:
+        raise DataError(f"{name}: {len(values)} values of {key!r} for {rows} images")
+    return read_labels(values, classes, f"{name}: {key}")
+
+
+def exact_ids(values: NDArray[Any], name: str) -> NDArray[Any]:
+    """Ids as they are; floating-point ones become integers when they hold every digit.
+
+    Raises
+    ------
+    DataError
+        Floats that are no whole numbers, or of more than 53 bits.
+    """
+    if values.dtype.kind != "f":
+        return values
+    wrong = ~((values == np.floor(values)) & (np.abs(values) <= 2.0**53))
+    if wrong.any():
+        k = int(np.argmax(wrong))
+        raise DataError(
+            f"{name}: ids are floating-point numbers, which hold at most 53 bits: {values[k]!r} in row {k}",
+            hint="store the ids as integers or as text",
+        )
+    return values.astype(np.int64)
 
 
 def _open_arrays(path: Path, files: SourceFiles) -> Mapping[str, Any]:
@@ -256,7 +300,7 @@ def _only_image(path: Path, table: Mapping[str, Any], wanted: str) -> str:
 
 def _columns(table: Mapping[str, Any], rows: int, keys: Keys, used: set[str]) -> dict[str, NDArray[Any]]:
     """Arrays with one value per row, under the names that RIPPLe uses."""
-    ours = {getattr(keys, name): name for name in ("label", "id", "ra", "dec")}
+    ours = {getattr(keys, name): name for name in ("id", "ra", "dec")}
     out = {}
     for key, array in table.items():
         # `(N, 1)` is how some programs write a column.
@@ -296,7 +340,9 @@ def _psf(array: NDArray[Any], bands: int) -> Float:
 # Multimodal Universe -------------------------------------------------
 
 
-def multimodal_universe(root: Path, bands: tuple[str, ...], *, mask: str) -> Listing:
+def multimodal_universe(
+    root: Path, bands: tuple[str, ...], *, mask: str, classes: tuple[str, ...] = ()
+) -> Listing:
     """Files `healpix=*/*.hdf5` of the Multimodal Universe, or one such file.
 
     Parameters
@@ -307,6 +353,8 @@ def multimodal_universe(root: Path, bands: tuple[str, ...], *, mask: str) -> Lis
         Names of the bands; by default the last part of those in the file (`hsc-g` -> `g`).
     mask
         What true means in `image_mask`: `bad` (HSC), `good` (JWST) or `ignore`.
+    classes
+        Class names by label value; by default as the files say.
 
     Raises
     ------
@@ -329,7 +377,20 @@ def multimodal_universe(root: Path, bands: tuple[str, ...], *, mask: str) -> Lis
     facts = [_mmu_facts(path) for path in paths]
     if len(set(facts)) > 1:
         raise DataError(f"{root}: the files have different units or classes", hint="import them one by one")
-    (unit, classes), first = facts[0], tables[0]
+    (unit, said), first = facts[0], tables[0]
+    read_all = [
+        _labels(table, "label", table["image_array"].shape[0], classes or said, str(path))
+        for path, table in zip(paths, tables, strict=True)
+    ]
+    # Files without labels, or with numbers, bring no names along.
+    named_by = {names for _, names in read_all if names}
+    if len(named_by) > 1:
+        raise DataError(f"{root}: the labels of the files name different classes", hint="use --classes")
+    labels = np.concatenate([values for values, _ in read_all])
+    ids = [
+        exact_ids(np.asarray(table["object_id"][:]), f"{path}: object_id")
+        for path, table in zip(paths, tables, strict=True)
+    ]
     count = first["image_array"].shape[1]
     try:
         named = bands or _band_names(first, count)
@@ -340,11 +401,13 @@ def multimodal_universe(root: Path, bands: tuple[str, ...], *, mask: str) -> Lis
     def read(row: int) -> ForeignCutout | Unreadable:
         k = int(np.searchsorted(starts, row, side="right")) - 1
         try:
-            return replace(_mmu_row(tables[k], row - int(starts[k]), named, mask), unit=unit)
+            at = row - int(starts[k])
+            found = _mmu_row(tables[k], at, named, mask)
+            return replace(found, id=str(_plain(ids[k][at])), label=int(labels[row]), unit=unit)
         except DAMAGE as err:
             return Unreadable(f"{paths[k].name}:{row - starts[k]}", one_line(err))
 
-    return Listing(int(starts[-1]), named, scale, classes, read, paths, files)
+    return Listing(int(starts[-1]), named, scale, next(iter(named_by), classes or said), read, paths, files)
 
 
 def _mmu_facts(path: Path) -> tuple[str, tuple[str, ...]]:
@@ -398,7 +461,7 @@ def _mmu_row(table: Mapping[str, Any], row: int, bands: Sequence[str], mask: str
     if "image_psf_fwhm" in table:
         widths = np.asarray(table["image_psf_fwhm"][row], float)
         columns |= {f"psf_fwhm_{band}": float(w) for band, w in zip(bands, widths, strict=True)}
-    label = columns.pop("label", -1)
+    columns.pop("label", None)
     return ForeignCutout(
         id=str(columns.pop("object_id")),
         image=image,
@@ -406,6 +469,5 @@ def _mmu_row(table: Mapping[str, Any], row: int, bands: Sequence[str], mask: str
         bad=bad,
         ra=float(columns.pop("ra", "nan")),
         dec=float(columns.pop("dec", "nan")),
-        label=int(label),
         columns=columns,
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ripple.errors import Reason
 from ripple.sky.geometry import Tan
 from ripple.stages.formats.source_files import SourceFiles
 
@@ -77,10 +78,11 @@ class ForeignCutout:
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """A row that could not be read, and why."""
+    """A row that could not be read or is no row of its own, and why."""
 
     id: str
     detail: str
+    reason: Reason = Reason.UNREADABLE_SOURCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,8 @@ class Listing:
         Every file that the result depends on, sorted.
     files
         What `read` reads them through.
+    notes
+        What was assumed, for the user to read.
     """
 
     rows: int
@@ -112,6 +116,7 @@ class Listing:
     read: Callable[[int], ForeignCutout | Unreadable]
     paths: tuple[Path, ...]
     files: SourceFiles
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

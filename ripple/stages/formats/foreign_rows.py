@@ -63,10 +63,13 @@ class Rows:
         Name -> values.
     grids
         Projection in the parent frame `(ra0, dec0, x0, y0, cd...)` -> number that stands for a tract.
+    seen
+        Id -> number of the row that has it.
     """
 
     columns: dict[str, list[Any]] = field(default_factory=dict)
     grids: dict[tuple[float, ...], int] = field(default_factory=dict)
+    seen: dict[str, int] = field(default_factory=dict)
 
     def reject(self, number: int, row: Unreadable) -> None:
         """Add a row that is in no shard."""
@@ -82,7 +85,7 @@ class Rows:
             dy=0.0,
             label=-1,
             status="rejected",
-            reason=Reason.UNREADABLE_SOURCE.value,
+            reason=row.reason.value,
             detail=row.detail,
             bands="",
             shard=-1,
@@ -142,6 +145,29 @@ class Rows:
         x0, y0 = -int(np.floor(wcs.x0 + 5e-4)), -int(np.floor(wcs.y0 + 5e-4))
         key = (wcs.ra0, wcs.dec0, round(wcs.x0 + x0, 3), round(wcs.y0 + y0, 3), *wcs.cd)
         return self.grids.setdefault(key, len(self.grids)), x0, y0
+
+
+def checked(cutout: ForeignCutout, seen: dict[str, int], number: int) -> ForeignCutout | Unreadable:
+    """The cutout, or why a catalogue would not have it: its id repeats, or its position is on no sky.
+
+    Parameters
+    ----------
+    cutout
+        As read.
+    seen
+        Id -> row of the rows before; this one is added.
+    number
+        Of the row.
+    """
+    if (first := seen.setdefault(cutout.id, number)) != number:
+        return Unreadable(cutout.id, f"id {cutout.id} is also that of row {first}", Reason.DUPLICATE)
+    ra, dec = cutout.ra, cutout.dec
+    # Both NaN: the source knows no position, as simulated sets.
+    if np.isnan(ra) and np.isnan(dec):
+        return cutout
+    if not (-180 <= ra <= 360 and abs(dec) <= 90):  # written so that NaN fails too
+        return Unreadable(cutout.id, f"position ra {ra}, dec {dec} is not on the sky", Reason.BAD_POSITION)
+    return cutout if ra >= 0 else replace(cutout, ra=ra + 360.0)
 
 
 def fitted(cutout: ForeignCutout, frame: Frame) -> ForeignCutout | Unreadable:
@@ -264,10 +290,21 @@ def extra_columns(rows: Sequence[Row]) -> dict[str, NDArray[np.generic]]:
         if any(isinstance(v, str) for v in values):
             out[name] = np.array(["" if v is None else str(v) for v in values], np.str_)
         else:
-            # A column with gaps becomes float: integers have no NaN.
-            whole = all(isinstance(v, int) for v in values)
-            out[name] = np.array([np.nan if v is None else v for v in values], np.int64 if whole else float)
+            out[name] = _numbers(values)
     return out
+
+
+def _numbers(values: Sequence[float | int | None]) -> NDArray[np.generic]:
+    """Floats with NaN, or integers with -1, where a row has none; integers beyond 64 bits as text."""
+    if not all(isinstance(v, int | None) for v in values):
+        return np.array([np.nan if v is None else v for v in values], float)
+    # Integers with gaps do not become floats, which would lose digits.
+    whole = [-1 if v is None else v for v in values]
+    if min(whole) >= -(2**63) and max(whole) < 2**63:
+        return np.array(whole, np.int64)
+    if min(whole) >= 0 and max(whole) < 2**64:
+        return np.array(whole, np.uint64)
+    return np.array(["" if v is None else str(v) for v in values], np.str_)
 
 
 def _psfs(cutouts: Sequence[ForeignCutout], frame: Frame) -> tuple[NDArray[np.float32], NDArray[np.int32]]:

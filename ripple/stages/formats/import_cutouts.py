@@ -20,8 +20,18 @@ from ripple.stages.formats.config import ImportConfig
 from ripple.stages.formats.fits_cutouts import fits_cutouts
 from ripple.stages.formats.foreign import arrays, deeplense, multimodal_universe
 from ripple.stages.formats.foreign_cutout import ForeignCutout, Keys, Listing, Unreadable
-from ripple.stages.formats.foreign_rows import Frame, Row, Rows, cutouts, extra_columns, fitted, tensors
+from ripple.stages.formats.foreign_rows import (
+    Frame,
+    Row,
+    Rows,
+    checked,
+    cutouts,
+    extra_columns,
+    fitted,
+    tensors,
+)
 from ripple.storage.artefact import Artefact, open_artefact
+from ripple.storage.labels import label_counts
 from ripple.storage.shard_writer import pack_cutouts, pack_tensors
 from ripple.storage.writer import ArtefactWriter, Finished, create
 
@@ -64,7 +74,7 @@ def import_cutouts(config: ImportConfig) -> Summary:
             raise DataError(
                 f"{config.source}: no row can be read; the first says: {table.columns['detail'][0]}"
             )
-        _finish(writer, kind, config, frame, table)
+        _finish(writer, kind, config, frame, table, listing.notes)
 
     return _summary(config, open_artefact(config.output), time.perf_counter() - start, done_before=False)
 
@@ -80,11 +90,11 @@ def open_listing(config: ImportConfig) -> Listing:
         case "arrays":
             names = ("image", "variance", "mask", "psf", "label", "id", "ra", "dec")
             keys = Keys(**{name: getattr(config, f"{name}_key") for name in names})
-            return arrays(source, config.bands, keys, mask_good=config.mask == "good")
+            return arrays(source, config.bands, keys, mask_good=config.mask == "good", classes=config.classes)
         case "fits":
-            return fits_cutouts(source, config.bands, convert=not config.zero_points)
+            return fits_cutouts(source, config.bands, convert=not config.zero_points, classes=config.classes)
         case "mmu":
-            return multimodal_universe(source, config.bands, mask=config.mask)
+            return multimodal_universe(source, config.bands, mask=config.mask, classes=config.classes)
 
 
 def _kind(config: ImportConfig) -> Literal["cutouts", "tensors"]:
@@ -169,6 +179,8 @@ def _write_unit(
     kept: list[tuple[Row, ForeignCutout]] = []
     for number in numbers:
         cutout = listing.read(number)
+        if isinstance(cutout, ForeignCutout):
+            cutout = checked(cutout, table.seen, number)
         cutout = fitted(cutout, frame) if isinstance(cutout, ForeignCutout) else cutout
         if isinstance(cutout, Unreadable):
             table.reject(number, cutout)
@@ -190,7 +202,9 @@ def _write_unit(
 # Index and summary ---------------------------------------------------
 
 
-def _finish(writer: ArtefactWriter, kind: str, config: ImportConfig, frame: Frame, table: Rows) -> None:
+def _finish(
+    writer: ArtefactWriter, kind: str, config: ImportConfig, frame: Frame, table: Rows, notes: tuple[str, ...]
+) -> None:
     index = _index(table, frame)
     attributes = {
         "bands": list(frame.bands),
@@ -198,6 +212,7 @@ def _finish(writer: ArtefactWriter, kind: str, config: ImportConfig, frame: Fram
         "pixel_scale": frame.pixel_scale,
         "class_map": {str(k): name for k, name in enumerate(frame.classes)},
         "source_format": config.format,
+        "notes": list(notes),
     }
     writer.finish(index, {}, attributes)
 
@@ -235,17 +250,16 @@ def _summary(config: ImportConfig, artefact: Artefact, seconds: float, *, done_b
         if status == "rejected":
             reasons[reason] = reasons.get(reason, 0) + 1
     details = [d for d in index["detail"].to_pylist() if d]  # only rows that could not be read have one
-    labels, counts = np.unique(index["label"].to_numpy(), return_counts=True)
-    names = artefact.attributes.get("class_map", {})
+    labels = index["label"].to_numpy()[index["shard"].to_numpy() >= 0]  # rejected rows are of no class
+    class_map = artefact.attributes.get("class_map", {})
+    names = tuple(class_map.get(str(k), "") for k in range(len(class_map)))
     facts: dict[str, int | str] = {
         "kind": artefact.kind,
         "rows": artefact.rows,
         "bands": " ".join(artefact.bands),
     }
     if (labels >= 0).any():
-        facts["classes"] = ", ".join(
-            f"{names.get(str(v), v)} {c:,}" for v, c in zip(labels, counts, strict=True)
-        )
+        facts["labels"] = label_counts(labels, names)
     return Summary(
         "import",
         str(config.output),
@@ -253,5 +267,8 @@ def _summary(config: ImportConfig, artefact: Artefact, seconds: float, *, done_b
         rejections=reasons,
         seconds=seconds,
         done_before=done_before,
-        notes=(f"the first rejected row says: {details[0]}",) if details else (),
+        notes=(
+            *artefact.attributes.get("notes", ()),
+            *((f"the first rejected row says: {details[0]}",) if details else ()),
+        ),
     )

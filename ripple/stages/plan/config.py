@@ -40,6 +40,9 @@ class Selection(Config):
     ra_column: str | None = Field(None, description="Column with right ascension; recognised by default.")
     dec_column: str | None = Field(None, description="Column with declination; recognised by default.")
     label_column: str | None = Field(None, description="Column with the label: 1 lens, 0 not, -1 unknown.")
+    classes: tuple[str, ...] = Field(
+        (), description="Class names in the order of their labels, for labels that are names: nonlens,lens."
+    )
     ra_unit: Literal["deg", "hour"] | None = Field(
         None, description="Unit of right ascension when the table does not say it."
     )

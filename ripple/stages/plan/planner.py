@@ -165,6 +165,7 @@ class Planner:
             selection.label_column,
             selection.size_column,
             selection.ra_unit,
+            selection.classes,
         )
         if selection.targets is not None:
             path = Path(selection.targets)

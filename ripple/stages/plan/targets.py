@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -12,10 +12,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ripple.config import Json, suggest
-from ripple.errors import CatalogueError, Reason
+from ripple.errors import CatalogueError, DataError, Reason
 from ripple.sky.neighbours import earlier_neighbours
 from ripple.stages.plan.select import matching
 from ripple.stages.plan.tables import ID_NAMES, UserTable, exact_integers, plain_columns
+from ripple.storage.labels import label_counts, read_labels
 
 Float = NDArray[np.float64]
 
@@ -28,8 +29,8 @@ DEC_NAMES = (
 LABEL_NAMES = ("label",)
 #: Columns that RIPPLe writes itself; a user's column of this name gets `input_` in front.
 RESERVED = frozenset({
-    "index", "id", "ra", "dec", "tract", "patch", "x", "y", "x0", "y0", "dx", "dy", "status", "reason", "detail",
-    "bands", "band_mask", "shard", "row", "qc", "size", "accept",
+    "index", "id", "ra", "dec", "tract", "patch", "x", "y", "x0", "y0", "dx", "dy", "status", "reason",
+    "detail", "bands", "band_mask", "shard", "row", "qc", "size", "accept",
 })  # fmt: skip
 #: Rows that a message names.
 SHOWN = 5
@@ -54,6 +55,8 @@ class Targets:
         Row -> reason and text, for rows that are already rejected (duplicates).
     source
         What the positions were read from, JSON values, with a checksum where there is one.
+    classes
+        Class names by label value; empty when neither the user nor the labels name them.
     notes
         How columns were understood, for the user to check.
     """
@@ -65,6 +68,7 @@ class Targets:
     size: NDArray[np.int32] | None = None
     rejected: dict[int, tuple[Reason, str]] = field(default_factory=dict)
     source: Json = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -81,6 +85,8 @@ class Columns:
         Column names.
     ra_unit
         Unit of right ascension; None to take it from the table.
+    classes
+        Class names by label value; empty to take numbers as they are.
     """
 
     id: str | None = None
@@ -89,6 +95,7 @@ class Columns:
     label: str | None = None
     size: str | None = None
     ra_unit: Literal["deg", "hour"] | None = None
+    classes: tuple[str, ...] = ()
 
 
 def from_table(
@@ -148,9 +155,30 @@ def from_table(
     size = _sizes(data[size_name], rows, f"{name}: {size_name}") if size_name else None
     # The label travels with the user's other columns; the rest has columns of its own.
     used = {n for n in (id_name, ra_name, dec_name, size_name) if n}
-    extra = _extra(data, used, label_name, name)
+    extra, classes = _extra(data, used, label_name, columns.classes, name)
+    _describe(notes, name, id_name, ids, ra_name, dec_name, table.units)
+    if label_name:
+        notes.append(f"{name}: {label_name}: {label_counts(extra['label'].to_numpy(), classes)}")
     rejected = duplicates(ids, ra, dec, duplicate_radius)
-    return Targets(ids, ra, dec, extra, size, rejected, source, tuple(notes))
+    return Targets(ids, ra, dec, extra, size, rejected, source, classes, tuple(notes))
+
+
+def _describe(
+    notes: list[str],
+    name: str,
+    id_name: str | None,
+    ids: NDArray[Any],
+    ra_name: str,
+    dec_name: str,
+    units: Mapping[str, str],
+) -> None:
+    """Say which columns were taken for what, so that `ripple plan` shows a wrong guess."""
+    if id_name:
+        first = ", ".join(map(str, ids[:3].tolist()))
+        kind = "text" if ids.dtype.kind == "U" else str(ids.dtype)
+        notes.append(f"{name}: ids from {id_name} ({kind}): {first}{' ...' if len(ids) > 3 else ''}")
+    said = [f"{c} ({units[c]})" if c in units else f"{c} (no unit in the table)" for c in (ra_name, dec_name)]
+    notes.append(f"{name}: positions from {said[0]} and {said[1]}, ICRS")
 
 
 def pick(data: pa.Table, given: str | None, known: tuple[str, ...], what: str, name: str) -> str | None:
@@ -375,31 +403,37 @@ def _sizes(column: pa.ChunkedArray, rows: NDArray[np.int64], name: str) -> NDArr
     return np.asarray(values, np.int32)
 
 
-def _extra(data: pa.Table, used: set[str], label_name: str | None, name: str) -> pa.Table:
-    """The user's other columns, renamed where RIPPLe has a column of that name."""
-    columns: dict[str, pa.ChunkedArray] = {}
+def _extra(
+    data: pa.Table, used: set[str], label_name: str | None, classes: tuple[str, ...], name: str
+) -> tuple[pa.Table, tuple[str, ...]]:
+    """The user's other columns, renamed where RIPPLe has a column of that name, and the class names."""
+    columns: dict[str, Any] = {}
     for column in data.column_names:
         if column in used:
             continue
         if column == label_name:
-            columns["label"] = _labels(data[column], f"{name}: {column}")
+            columns["label"], classes = _labels(data[column], classes, f"{name}: {column}")
             continue
         renamed = f"input_{column}" if column in RESERVED or column == "label" else column
         columns[renamed] = data[column]
     if not columns:
         # An Arrow table without columns only keeps its number of rows when it is selected from another.
-        return pa.table({"": pa.array(np.zeros(data.num_rows, np.int8))}).select([])
-    return plain_columns(pa.table(columns))
+        return pa.table({"": pa.array(np.zeros(data.num_rows, np.int8))}).select([]), classes
+    return plain_columns(pa.table(columns)), classes
 
 
-def _labels(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
-    """Labels as int64; empty ones are -1 (unknown)."""
+def _labels(
+    column: pa.ChunkedArray, classes: tuple[str, ...], name: str
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Labels as int64, -1 when unknown, and the class names."""
+    # Integers with nulls never pass through floats.
+    whole = pa.types.is_integer(column.type) or pa.types.is_boolean(column.type)
+    missing = pc.fill_null(column, -1 if pa.types.is_signed_integer(column.type) else 0) if whole else column
+    values = np.ma.array(missing.to_numpy(zero_copy_only=False), mask=column.is_null().to_numpy(False))
     try:
-        return pc.fill_null(column.cast(pa.int64()), -1)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        raise CatalogueError(
-            f"{name}: labels must be integers", hint="1 is a lens, 0 is none, -1 is unknown"
-        ) from None
+        return read_labels(values, classes, name)
+    except DataError as err:
+        raise CatalogueError(err.message, hint=err.hint) from None
 
 
 def duplicates(ids: NDArray[Any], ra: Float, dec: Float, radius: float) -> dict[int, tuple[Reason, str]]:
