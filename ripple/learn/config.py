@@ -18,6 +18,7 @@ class ImportModelConfig(Config):
     source: Path = Field(description="Checkpoint: .safetensors, .pt/.pth (state_dict or TorchScript), .onnx.")
     sidecar: Path = Field(description="YAML or JSON file with the fields of the contract (see model.json).")
     output: Path = Field(description="Model directory to write.")
+    lens_class: str = Field("", description="Class that is ranked, where no class is called lens.")
 
 
 class ExportModelConfig(Config):
@@ -148,6 +149,7 @@ class TrainConfig(Config):
         "lens",
         description="lens: lens or not; classes: one of class_map; regression: the columns of --targets.",
     )
+    lens_class: str = Field("", description="Class that is ranked, where no class is called lens.")
     targets: tuple[str, ...] = Field((), description="Catalogue columns to regress, for example theta_E.")
     network: str = Field("d4cnn", description="Network by name: d4cnn, resnet18, convnextv2_atto, ...")
     stem: Literal["small", "standard"] = Field(
@@ -267,6 +269,8 @@ class TrainConfig(Config):
             raise ValueError(f"fractions {self.fractions} do not sum to 1")
         if (self.task == "regression") != bool(self.targets):
             raise ValueError("--targets and --task regression belong together")
+        if self.task == "regression" and self.lens_class:
+            raise ValueError("--lens-class needs classes, but the task is regression")
         if self.freeze != "none" and self.init is None and not self.pretrained:
             raise ValueError("freeze needs weights to start from: give --init or --pretrained")
         return self

@@ -19,6 +19,8 @@ Labels = NDArray[np.int64]
 #: Folder, card and class names that mean a lens, or no lens, in lower case without `_`, `-` and spaces.
 LENS_NAMES = ("lens", "lenses", "lensed", "stronglens", "stronglenses")
 NONLENS_NAMES = ("nonlens", "nonlenses", "notlens", "notalens", "unlensed", "nolens")
+#: Classes of which anything else is what a search looks for.
+_NONE = ("nonlens", "no", "no_sub")
 #: Class names that need no map, in the order of their labels: lens finding, and the substructure sets of
 #: DeepLense (none, subhaloes, vortices of superfluid dark matter; axion, cold dark matter, none).
 KNOWN_MAPS = (("nonlens", "lens"), ("no", "sphere", "vort"), ("axion", "cdm", "no_sub"))
@@ -77,6 +79,8 @@ def lens_map(
     ConfigError
         There are not two classes, or none of them is the lens.
     """
+    if list(class_map) == ["1"]:  # the class that is looked for needs a name, the rest may have none
+        class_map = {"0": "nonlens", **class_map}
     if len(class_map) != 2:
         names = ", ".join(class_map.values()) or "none"
         raise ConfigError(
@@ -85,6 +89,23 @@ def lens_map(
         )
     lens = lens_label(class_map, lens_class, name=name, option=option)
     return {"0": next(v for k, v in class_map.items() if int(k) != lens), "1": class_map[str(lens)]}
+
+
+def ranked_class(class_map: Mapping[str, str], lens_class: str = "", *, name: str) -> tuple[int, bool]:
+    """The class that the score of a classifier is about: its label, and whether the score is its probability.
+
+    Where no class is a lens but one means none (of DeepLense: `no`, `no_sub`), the score is the probability
+    of any other class.
+
+    Raises
+    ------
+    ConfigError
+        The names do not say it.
+    """
+    without = [int(k) for k, v in class_map.items() if plain_class(v) in _NONE]
+    if not lens_class and "lens" not in map(plain_class, class_map.values()) and len(without) == 1:
+        return without[0], False
+    return lens_label(class_map, lens_class, name=name, option="--lens-class NAME"), True
 
 
 def same_classes(have: Mapping[str, str], want: Mapping[str, str]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ripple.errors import DataError
 from ripple.learn.data import loops
 from ripple.storage import shard_reader
 from ripple.storage.artefact import Artefact, open_artefact
+from ripple.storage.labels import renumbered
 
 Batch = dict[str, Tensor]
 Rows = NDArray[np.int64]
@@ -60,6 +61,9 @@ class TensorDataset(torch.utils.data.Dataset[Batch]):
         Global row numbers to keep, in this order; default all accepted rows.
     accepted
         Leave out rows that quality control rejected. Ignored when `rows` is given.
+    class_map
+        Label value -> class name to number the labels by: those of each artefact are translated by name.
+        None to take them as they are.
 
     Attributes
     ----------
@@ -82,6 +86,7 @@ class TensorDataset(torch.utils.data.Dataset[Batch]):
         *,
         rows: ArrayLike | None = None,
         accepted: bool = True,
+        class_map: Mapping[str, str] | None = None,
     ) -> None:
         given = [artefacts] if isinstance(artefacts, Path | str | Artefact) else list(artefacts)
         self.artefacts = [a if isinstance(a, Artefact) else open_artefact(Path(a), "tensors") for a in given]
@@ -93,6 +98,7 @@ class TensorDataset(torch.utils.data.Dataset[Batch]):
         if self.total == 0:
             names = ", ".join(str(a.directory) for a in self.artefacts)
             raise DataError(f"{names or 'no artefact'}: there are no rows to load")
+        self._class_map = class_map
         self._columns: dict[str, NDArray[Any]] = {}
         self._names: tuple[str, ...] = ()
         self._indexes = [a.index() for a in self.artefacts]
@@ -180,7 +186,8 @@ class TensorDataset(torch.utils.data.Dataset[Batch]):
         if name not in self._columns:
             # From the index where it can be: a column from the shards needs every one of them verified first.
             indexed = all(name in table.column_names for table in self._indexes)
-            self._columns[name] = self._from_indexes(name) if indexed else self._from_shards(name)
+            column = self._from_indexes(name) if indexed else self._from_shards(name)
+            self._columns[name] = self._by_name(column) if name == "label" else column
         return self._columns[name]
 
     def column_names(self) -> tuple[str, ...]:
@@ -191,6 +198,23 @@ class TensorDataset(torch.utils.data.Dataset[Batch]):
                 sorted({*shard_reader.map_tensors(artefact.verified_path(k)).catalog, "label"})
             )
         return self._names
+
+    def _by_name(self, labels: NDArray[Any]) -> NDArray[np.int64]:
+        """Labels of all rows in the numbers of `class_map`."""
+        if self._class_map is None:
+            return np.asarray(labels, np.int64)
+        parts, unit = [], 0
+        for artefact in self.artefacts:
+            first, last = self._offsets[unit], self._offsets[unit + len(artefact.shards)]
+            maps = [
+                shard_reader.map_tensors(artefact.verified_path(k)).class_map
+                for k in range(len(artefact.shards))
+            ]
+            # Shards without labels have none; all others have the same.
+            own = next((found for found in maps if found), {})
+            parts.append(renumbered(labels[first:last], own, self._class_map))
+            unit += len(artefact.shards)
+        return np.concatenate(parts)
 
     def _from_indexes(self, name: str) -> NDArray[Any]:
         """A column of the indexes, which list targets in input order, put into the order of the rows."""

@@ -26,6 +26,7 @@ from ripple.sky.splits import (
 )
 from ripple.storage import shard_reader
 from ripple.storage.artefact import Artefact, open_artefact
+from ripple.storage.labels import lens_map, plain_class, ranked_class
 
 Rows = NDArray[np.int64]
 #: Names of the labels of a lens finder, for tensors that name none.
@@ -73,7 +74,7 @@ class TrainingSet:
     facts
         Those common to all shards.
     class_map
-        Label value -> name.
+        Label value -> name; of a lens finder, 1 is the lens whatever its number in the tensors.
     split
         `(total,)` int8: 0 train, 1 validation, 2 test, -1 unused.
     sky
@@ -150,7 +151,13 @@ def training_set(config: TrainConfig) -> TrainingSet:
     """
     artefacts = [open_artefact(path, "tensors") for path in config.tensors]
     facts = common_facts(artefacts)
-    dataset = TensorDataset(artefacts)
+    class_map = facts.class_map
+    if config.task == "lens":
+        class_map = lens_map(class_map or LENS_MAP, config.lens_class, name=str(config.tensors[0]))
+    elif config.task == "classes" and class_map:
+        ranked_class(class_map, config.lens_class, name=str(config.tensors[0]))
+    # From here on, a label is a number of this map, whatever its number in the tensors.
+    dataset = TensorDataset(artefacts, class_map=class_map)
     usable = np.zeros(dataset.total, bool)  # (total,)
     usable[dataset.rows] = True
     usable &= _has_truth(dataset, config)
@@ -158,7 +165,6 @@ def training_set(config: TrainConfig) -> TrainingSet:
         raise DataError("no row has a label", hint="fetch with a label column: 1 lens, 0 not")
     split, sky, drawn, notes = _split_rows(dataset, facts, usable, config)
     by: Literal["sky", "column", "id"] = "sky" if sky else "column" if config.split_column else "id"
-    class_map = facts.class_map or (LENS_MAP if config.task == "lens" else {})
     if config.labelled_rows:
         split = _keep_few(split, np.asarray(dataset.column("label")), config)
     digests = tuple(a.digest for a in artefacts)
@@ -190,14 +196,15 @@ def with_target(source: TrainingSet, config: TrainConfig) -> TrainingSet:
                 f"--target: {name} is {getattr(facts, name)}, but the source has {getattr(mine, name)}",
                 hint="fetch and preprocess both in the same way; PSF, noise, scale, calibration may differ",
             )
-    renamed = [k for k, v in source.class_map.items() if facts.class_map.get(k, v) != v]
-    if renamed:
+    # Classes that only the target has are unknown ones; but a map that also lacks some has other names.
+    own, other = (set(map(plain_class, m.values())) for m in (source.class_map, facts.class_map))
+    if other and own - other and other - own:
         raise ContractError(
-            f"--target: label {renamed[0]} means {facts.class_map[renamed[0]]!r}, not "
-            f"{source.class_map[renamed[0]]!r}"
+            f"--target: the classes are {', '.join(facts.class_map.values())}, but those of the source are "
+            f"{', '.join(source.class_map.values())}"
         )
     # Every accepted row: labels of the target are not looked at.
-    dataset = TensorDataset(artefacts)
+    dataset = TensorDataset(artefacts, class_map=source.class_map)
     usable = np.zeros(dataset.total, bool)
     usable[dataset.rows] = True
     split, sky, _, _ = _split_rows(dataset, facts, usable, config)

@@ -111,7 +111,7 @@ def explain(config: ExplainConfig) -> Summary:
     facts: dict[str, Any] = {}  # filled by `build`, which does not run when the pages are finished
 
     def build(directory: Path) -> None:
-        rows = answered(model, TensorDataset(artefacts), device)
+        rows = answered(model, TensorDataset(artefacts, class_map=model.contract.class_map), device)
         chosen = choose(rows, config)
         links = []
         for place, at in enumerate(chosen, 1):
@@ -280,7 +280,7 @@ def neighbours(
     names = class_names(model.contract)
     try:
         sources = [open_artefact(Path(p), "tensors") for p in _training(model, config)]
-        dataset = TensorDataset(sources)
+        dataset = TensorDataset(sources, class_map=model.contract.class_map)
         # Row numbers of the bank mean nothing in other tensors: wrong pictures would be worse than none.
         if list(model.contract.training.get("inputs", []))[: len(sources)] != [a.digest for a in sources]:
             raise DataError("these are not the tensors the model was trained on")

@@ -14,13 +14,14 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ripple.config import canonical_json
-from ripple.errors import ContractError, InputError, IntegrityError
+from ripple.errors import ConfigError, ContractError, InputError, IntegrityError
 from ripple.imaging.batch import TensorBatch
 from ripple.learn.model.architecture import NAMES, Architecture, Stem
 from ripple.learn.model.calibrate import Calibration
 from ripple.learn.model.uncertainty import Uncertainty
 from ripple.storage.checksums import read_verified
 from ripple.storage.files import REDO
+from ripple.storage.labels import lens_label, ranked_class, same_classes
 from ripple.storage.manifest import files_of, read_manifest
 
 Output = Literal["lens", "classes", "regression"]
@@ -111,8 +112,10 @@ class Training(Known):
 class Contract(Strict):
     """What a model is, and what data it takes.
 
-    `output` is "lens" (one logit), "classes" (one logit per entry of `class_map`) or "regression" (`targets`,
-    standardised with `target_mean` and `target_std`). `psf_fwhm` is None when the PSF was not homogenised.
+    `lens_class` names the class that is ranked where it is not called lens. Label 1 of a lens finder is the
+    lens. `output` is "lens" (one logit), "classes" (one logit per entry of `class_map`) or "regression"
+    (`targets`, standardised with `target_mean` and `target_std`). `psf_fwhm` is None when the PSF was not
+    homogenised.
     `split_by` says how rows were held out: by blocks of sky (`split`), by a column of the data or by id;
     `validation_drawn`: the column named no validation rows, some training rows were drawn by id.
     `threshold` is the operating point on `score`, chosen on validation sky.
@@ -127,6 +130,7 @@ class Contract(Strict):
     psf_fwhm: float | None
     normalization: dict[str, Any]
     class_map: dict[str, str]
+    lens_class: str = ""
     output: Output
     targets: tuple[str, ...] = ()
     target_mean: tuple[float, ...] = ()
@@ -151,6 +155,19 @@ class Contract(Strict):
         """
         return digest_of(self.model_dump(mode="json", exclude_defaults=True))
 
+    def ranked(self) -> tuple[int, bool]:
+        """The label that `score` is about, and whether it is its probability (see `ranked_class`).
+
+        Raises
+        ------
+        ConfigError
+            No class is called lens, and `lens_class` names none.
+        """
+        if self.output == "lens":
+            at = lens_label(self.class_map, self.lens_class, name=CONTRACT, option="lens_class")
+            return at, True
+        return ranked_class(self.class_map, self.lens_class, name=CONTRACT)
+
     def consistent(self) -> Self:
         """Refuse a contract whose fields contradict each other, naming the field."""
         arch = self.architecture
@@ -166,6 +183,13 @@ class Contract(Strict):
                 raise ContractError(f"{CONTRACT}: {name} is {have}, the other fields need {want}")
         if len(set(self.bands)) != len(self.bands):
             raise ContractError(f"{CONTRACT}: bands {list(self.bands)} repeat")
+        try:
+            if self.output == "lens" and self.ranked()[0] != 1:
+                raise ContractError(f"{CONTRACT}: class_map {self.class_map}: 1 is not the lens")
+            if self.output == "classes":
+                self.ranked()
+        except ConfigError as err:
+            raise ContractError(err.message, hint=err.hint) from None
         arch.architecture()
         try:
             Training.model_validate(self.training)
@@ -218,7 +242,9 @@ class Facts:
         """
         for key, mine in asdict(self).items():
             theirs = getattr(other, key)
-            if not _same(mine, theirs) and not (key == "class_map" and not (mine and theirs)):
+            if key == "class_map" and (not (mine and theirs) or same_classes(mine, theirs)):
+                continue  # unlabelled, or numbered in another order
+            if not _same(mine, theirs):
                 raise ContractError(f"{name}: {key} is {theirs}, the tensors before it have {mine}")
 
 
@@ -280,8 +306,13 @@ def check(contract: Contract, facts: Facts, allowed: Conversion, name: str) -> N
     if field := _first_difference(contract.normalization, facts.normalization, "normalization"):
         where, mine, theirs = field
         raise _broken(where, name, theirs, mine, "preprocess with the constants of the model")
-    if facts.class_map and contract.output != "regression" and facts.class_map != contract.class_map:
+    if contract.output != "regression" and not _known_classes(facts.class_map, contract.class_map):
         raise _broken("class_map", name, facts.class_map, contract.class_map, "labels mean something else")
+
+
+def _known_classes(have: Mapping[str, str], want: Mapping[str, str]) -> bool:
+    """Whether labels can be translated by name: same classes in any order, only the lens named, or none."""
+    return not have or dict(have) == {"1": want.get("1")} or same_classes(have, want)
 
 
 def _broken(field: str, name: str, have: Any, want: Any, hint: str) -> ContractError:

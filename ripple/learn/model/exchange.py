@@ -40,6 +40,7 @@ from ripple.learn.model.weights import (
 )
 from ripple.runtime.summary import Summary
 from ripple.storage.files import TEMPORARY, make_directory, remove_temporaries, write_single
+from ripple.storage.labels import lens_label, lens_map
 from ripple.storage.lock import LOCK, lock, unlock
 from ripple.storage.manifest import MANIFEST
 
@@ -48,7 +49,7 @@ PARITY = 1e-4
 #: Keys under which checkpoints of training scripts keep the weights, beside optimiser and epoch.
 NESTED_KEYS = ("state_dict", "model_state_dict", "model", "net", "ema", "weights")
 #: Prefixes left behind by wrappers: DataParallel, torch.compile, and modules that hold a network.
-PREFIXES = ("module.", "model.", "net.", "encoder.", "backbone.", "_orig_mod.")
+PREFIXES = ("module.", "model.", "net.", "nets.0.", "encoder.", "backbone.", "_orig_mod.")
 #: Names that torch's exporter gives to constants of the program, which are not weights.
 CONSTANT = re.compile(r"val_\d+")
 
@@ -69,23 +70,37 @@ def import_model(config: ImportModelConfig) -> Summary:
         The file is damaged, holds more than weights, or the weights do not fit the network.
     """
     _refuse_other_files(config.output)
-    contract = read_sidecar(config.sidecar)
+    contract, lens = read_sidecar(config.sidecar, config.lens_class)
+    notes = []
+    if contract.uncertainty is not None:
+        # It judges by distances to the features of the training rows, which are in no checkpoint.
+        contract = contract.model_copy(update={"uncertainty": None})
+        notes.append("the model says nothing about unusual rows: no checkpoint carries its training rows")
     arch = contract.architecture.architecture()
     net = build(arch)
-    state = rename_weights(read_state(config.source), arch, net)
+    state = rename_weights(read_state(config.source), arch, net, lens)
     if config.source.suffix == ".onnx":
         # Exporters fold batch norms into convolutions by default.
         _fit_onnx(net, unfolded(state, arch, net), config.source)
     else:
         fit_state(net, state, str(config.source))
-    facts = {
+    facts: dict[str, int | str] = {
         "network": arch.name,
+        "lens": _lens_line(contract),
         "parameters": sum(p.numel() for p in net.parameters()),
         "from": contract.origin,
     }
-    return Summary(
-        "import-model", str(config.output), facts, done_before=not _save_once(config.output, contract, net)
-    )
+    done_before = not _save_once(config.output, contract, net)
+    return Summary("import-model", str(config.output), facts, done_before=done_before, notes=tuple(notes))
+
+
+def _lens_line(contract: Contract) -> str:
+    """Which class the scores are about, for the user to check."""
+    if contract.output == "regression":
+        return "none, the model regresses"
+    at, lens = contract.ranked()
+    name = contract.class_map[str(at)]
+    return f"class {name}" if lens else f"every class but {name}"
 
 
 def _refuse_other_files(output: Path) -> None:
@@ -127,8 +142,19 @@ def _save_once(output: Path, contract: Contract, net: Net) -> bool:
     return False
 
 
-def read_sidecar(path: Path) -> Contract:
-    """The contract that a sidecar describes; `members` and checksums are filled in when it is saved."""
+def read_sidecar(path: Path, lens_class: str = "") -> tuple[Contract, int]:
+    """The contract that a sidecar describes, and which of two classes its network calls the lens.
+
+    `members` and checksums are filled in when it is saved. Label 1 of the contract of a lens finder is the
+    lens, whatever its number in the sidecar; `threshold` and `calibration` are about the lens.
+
+    Parameters
+    ----------
+    path
+        YAML or JSON.
+    lens_class
+        Name of the class that is ranked, where neither the sidecar nor its name says so.
+    """
     if not path.exists():
         raise ConfigError(
             f"the sidecar {path} does not exist", hint="write one with the fields of model.json"
@@ -137,14 +163,36 @@ def read_sidecar(path: Path) -> Contract:
     member = Member(file="model.safetensors", bytes=0, sha256="")
     # The sidecar may name its origin, but never its members: those are what is imported.
     given = {"origin": "ripple import-model", **fields, "members": (member,)}
+    if lens_class:
+        given["lens_class"] = lens_class
+    if given.get("output") == "lens" and not given.get("class_map"):
+        raise ContractError(
+            f"{path}: class_map is missing, and nothing else says which class a large output means",
+            hint="write class_map: {0: nonlens, 1: lens} if it means a lens, {0: lens, 1: nonlens} if not",
+        )
     try:
-        return Contract.model_validate(given).consistent()
+        contract, lens = Contract.model_validate(_text_keys(given)), 1
+        if contract.output == "lens":
+            own = lens_map(contract.class_map, contract.lens_class, name=str(path))
+            lens = lens_label(contract.class_map, contract.lens_class, name=str(path), option="--lens-class")
+            contract = contract.model_copy(update={"class_map": own})
+        return contract.consistent(), lens
+    except ConfigError as err:
+        raise ContractError(err.message, hint=err.hint) from None
     except ContractError as err:
         raise ContractError(f"{path}: {err.message}", hint=err.hint) from None
     except ValidationError as err:
         first = err.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         raise ContractError(f"{path}: {field}: {first['msg']}", hint="see model.json of any model") from None
+
+
+def _text_keys(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields with the labels of `class_map` as text: YAML reads `0: nonlens` as a number."""
+    classes = fields.get("class_map")
+    if not isinstance(classes, dict):
+        return fields
+    return {**fields, "class_map": {str(k): v for k, v in classes.items()}}
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -253,7 +301,7 @@ def _onnx_state(data: bytes, name: str) -> dict[str, Tensor]:
         )
     for node in graph.node:
         # The bias that a folded batch norm leaves behind is named by the exporter, not by torch.
-        weight, bias = (*node.input, "", "")[1:3]  # inputs of a Conv: image, weight, and perhaps bias
+        weight, bias = (*node.input, "", "", "")[1:3]  # inputs of a Conv: image, weight, and perhaps bias
         if node.op_type == "Conv" and weight.endswith(".weight") and bias in arrays:
             arrays[weight.removesuffix("weight") + "bias"] = arrays.pop(bias)
     weights = {key: array for key, array in arrays.items() if not CONSTANT.fullmatch(key)}
@@ -271,7 +319,9 @@ def _optional(module: str) -> Any:
         ) from None
 
 
-def rename_weights(state: dict[str, Tensor], arch: Architecture, net: Net) -> dict[str, Tensor]:
+def rename_weights(
+    state: dict[str, Tensor], arch: Architecture, net: Net, lens: int = 1
+) -> dict[str, Tensor]:
     """Weights under our names: prefixes of wrappers removed, classifier -> head, two classes -> one logit.
 
     Parameters
@@ -282,23 +332,36 @@ def rename_weights(state: dict[str, Tensor], arch: Architecture, net: Net) -> di
         Of the sidecar.
     net
         Built from it.
+    lens
+        Of a lens finder: the label that means a lens, 0 or 1.
     """
     own = net.state_dict()
     # Wrappers nest ("module.model."): one prefix at a time, until the names fit or none is left.
-    while state and any(all(k.startswith(p) for k in state) for p in PREFIXES) and not set(own) <= set(state):
-        state = {k.split(".", 1)[1]: v for k, v in state.items()}
-    if not set(own) <= set(state) and arch.name != "d4cnn":
+    while not set(own) <= set(state) and (p := next((p for p in PREFIXES if _all_start(state, p)), "")):
+        state = {k.removeprefix(p): v for k, v in state.items()}
+    # Exports of ours have our names already, even where a folded norm is missing.
+    ours = any(key.startswith("backbone.") for key in state)
+    if not set(own) <= set(state) and not ours and arch.name != "d4cnn":
         state = timm_state(arch, state)
     # Programs carry constants beside the weights: dropped. Batch counters do not affect a score and are often
     # left out: filled in from the new network.
+    derived = {k for k, _ in net.named_buffers()} - set(own)  # computed when the network is built
     kept = {k: v for k, v in state.items() if k in own or k.startswith(("backbone.", "head."))}
+    kept = {k: v for k, v in kept.items() if k not in derived}
     kept |= {k: v for k, v in own.items() if k.endswith("num_batches_tracked") and k not in kept}
     if arch.outputs == 1:
-        # Softmax over (other, lens) equals the sigmoid of the difference of the two logits.
+        # Softmax over two classes equals the sigmoid of the difference of the two logits. One logit is about
+        # label 1: where that is no lens, its negative is about the lens.
         for key in ("head.weight", "head.bias"):
             if key in kept and kept[key].ndim and len(kept[key]) == 2:
-                kept[key] = kept[key][1:] - kept[key][:1]
+                kept[key] = kept[key][lens : lens + 1] - kept[key][1 - lens : 2 - lens]
+            elif key in kept and lens == 0:
+                kept[key] = -kept[key]
     return kept
+
+
+def _all_start(state: dict[str, Tensor], prefix: str) -> bool:
+    return bool(state) and all(key.startswith(prefix) for key in state)
 
 
 def _fit_onnx(net: Net, state: dict[str, Tensor], path: Path) -> None:
@@ -472,6 +535,9 @@ def _to_onnx(mean: nn.Module, image: Tensor) -> tuple[bytes, NDArray[np.float32]
             output_names=["output"],
             dynamic_shapes={"image": {0: torch.export.Dim("n")}},
             verbose=False,
+            # Weights keep their names and values, so that the file can be imported again; onnxruntime
+            # optimises what it loads anyway.
+            optimize=False,
         )
     if program is None:
         raise WriteError("torch.onnx.export returned no program")

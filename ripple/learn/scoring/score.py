@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NotRequired, TypedDict, cast
 
 import numpy as np
@@ -45,6 +45,7 @@ from ripple.storage import shard_reader
 from ripple.storage.artefact import Artefact, open_artefact
 from ripple.storage.checksums import listed
 from ripple.storage.files import write_atomic
+from ripple.storage.labels import renumbered
 from ripple.storage.writer import ArtefactWriter, create
 
 SORTED = "scores.parquet"
@@ -192,7 +193,7 @@ def _labelled_unseen_rows(
     found: list[tuple[TensorBatch, NDArray[np.int64]]] = []
     share = -(-config.stress_rows // max(len(units), 1))  # rows per shard, rounded up
     for unit in units:
-        batch = shard_reader.map_tensors(unit.artefact.verified_path(unit.shard))
+        batch = _mapped(unit, contract)
         unseen = split_names(contract, unit.artefact, batch) == "test"
         label = np.asarray(batch.catalog.get("label", np.full(len(batch), -1)))
         # Labels beyond the classes of the model (a class it never learnt) have no right answer.
@@ -209,8 +210,8 @@ def _check_every_shard(contract: Contract, units: list[Unit], config: ScoreConfi
     """Check every shard against the contract before the first score is written."""
     counts = np.zeros(2, np.int64)  # non-lenses and lenses on unseen sky
     for unit in units:
-        path = unit.artefact.verified_path(unit.shard)
-        batch = shard_reader.map_tensors(path)
+        batch = _mapped(unit, contract)
+        path = unit.artefact.shard_path(unit.shard)
         check(contract, Facts.of(batch), _conversion(config), str(path))
         if config.evaluate and "label" in batch.catalog:
             unseen = split_names(contract, unit.artefact, batch) == "test"
@@ -233,10 +234,9 @@ def _read_shards(
 ) -> Iterator[tuple[Unit, TensorBatch, list[Tensor]]]:
     """Read shards one by one: their images in batches, in host memory, converted for the network."""
     for unit in units:
-        path = unit.artefact.verified_path(unit.shard)
-        batch = shard_reader.map_tensors(path)
+        batch = _mapped(unit, contract)
         facts = Facts.of(batch)
-        check(contract, facts, _conversion(config), str(path))
+        check(contract, facts, _conversion(config), str(unit.artefact.shard_path(unit.shard)))
         images = []
         for at in range(0, len(batch), config.batch_size):
             part = torch.from_numpy(batch.image[at : at + config.batch_size].astype(np.float32))
@@ -244,6 +244,15 @@ def _read_shards(
             # Only copies from pinned memory run while the GPU computes.
             images.append(image.pin_memory() if device.type == "cuda" else image)
         yield unit, batch, images
+
+
+def _mapped(unit: Unit, contract: Contract) -> TensorBatch:
+    """A verified shard, its labels in the numbers of the model."""
+    batch = shard_reader.map_tensors(unit.artefact.verified_path(unit.shard))
+    if "label" not in batch.catalog:
+        return batch
+    label = renumbered(batch.catalog["label"], batch.class_map, contract.class_map)
+    return replace(batch, catalog={**batch.catalog, "label": label})
 
 
 def _read_ahead[T](items: Iterator[T]) -> Generator[T]:
@@ -410,8 +419,9 @@ def answers(
             odds = np.exp(values - values.max(2, keepdims=True)).astype(np.float64)
             each = odds / odds.sum(2, keepdims=True)
             p = each.mean(1)  # (n, K)
-            # Class 0 is the one not looked for; what is ranked is "anything else".
-            found = {"score": 1 - p[:, 0], "probability": 1 - p[:, 0], "spread": each[:, :, 0].std(1)}
+            at, lens = contract.ranked()
+            score = p[:, at] if lens else 1 - p[:, at]
+            found = {"score": score, "probability": score, "spread": each[:, :, at].std(1)}
             found["predicted"] = p.argmax(1).astype(np.int32)
             found |= {f"p_{contract.class_map[str(k)]}": p[:, k] for k in range(p.shape[1])}
         case "regression":

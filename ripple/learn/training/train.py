@@ -318,6 +318,7 @@ def _contract(
         psf_fwhm=None if np.isnan(facts.psf_fwhm) else facts.psf_fwhm,
         normalization=facts.normalization,
         class_map=data.class_map,
+        lens_class=config.lens_class,
         output=config.task,
         targets=config.targets,
         target_mean=tuple(mean),
