@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from ripple.errors import InputError
 from ripple.imaging.batch import CutoutBatch, concatenate
@@ -28,7 +28,8 @@ from ripple.stages.fetch.task import unit_task
 from ripple.stages.plan.config import Selection
 from ripple.stages.plan.plan import Plan
 from ripple.stages.plan.planner import Planner
-from ripple.stages.plan.targets import Targets, check_positions
+from ripple.stages.plan.tables import UserTable
+from ripple.stages.plan.targets import DEC_NAMES, RA_NAMES, Columns, Targets, from_table
 from ripple.storage.outcomes import Outcome, Outcomes
 
 if TYPE_CHECKING:
@@ -219,8 +220,9 @@ class Survey:
         Parameters
         ----------
         table
-            Anything with columns `ra` and `dec` (deg ICRS) and optionally `id`: a mapping of arrays, an
-            astropy or Arrow table, a pandas data frame.
+            A mapping of arrays, a structured array, an astropy, Arrow or pandas table, with columns that are
+            recognised as on the command line: `ra` and `dec` (ICRS, in their unit, else deg) or sky
+            coordinates, and optionally ids. Masked and repeated rows are refused as there.
         size
             Pixels per side.
         bands
@@ -300,21 +302,15 @@ def open_survey(
 
 
 def _targets(table: Any) -> Targets:
-    """Targets from any kind of table."""
-    ra, dec = _column(table, "ra"), _column(table, "dec")
-    if ra.shape != dec.shape or ra.ndim != 1 or not len(ra):
-        raise InputError("columns 'ra' and 'dec' must have the same length, at least 1")
-    rows = np.arange(len(ra))  # ids as well, where the table has none
-    check_positions(ra, dec, rows, "cutouts")
-    # Arrow, astropy, then mappings and pandas, which give their names when iterated.
-    names = getattr(table, "column_names", None) or getattr(table, "colnames", None) or list(table)
-    ids = np.asarray(table["id"]) if "id" in names else rows
-    return Targets(id=ids, ra=ra, dec=dec, extra=pa.table({}), source={"name": "memory"})
-
-
-def _column(table: Any, name: str) -> NDArray[np.float64]:
-    try:
-        values: ArrayLike = table[name]
-    except (KeyError, IndexError, TypeError):
-        raise InputError(f"the table has no column {name!r}") from None
-    return np.asarray(values, float)
+    """Targets from any kind of table; positions without unit are in deg."""
+    found = UserTable.in_memory(table)
+    if not found.columns.num_rows:
+        raise InputError("the table has no rows")
+    angles = {*RA_NAMES, *DEC_NAMES}
+    plain = {
+        name: "deg"
+        for name in found.columns.column_names
+        if name.lower() in angles and not pa.types.is_string(found.columns[name].type)
+    }
+    found = replace(found, units=plain | found.units)
+    return from_table(found, Columns(), source={"name": "cutouts"}, duplicate_radius=0.0)

@@ -20,6 +20,8 @@ from ripple.errors import DataError
 from ripple.imaging.batch import MASK_PLANES, CutoutBatch, TensorBatch
 from ripple.sky.geometry import Tan
 from ripple.storage.artefact import Artefact, open_artefact
+from ripple.storage.labels import read_labels
+from ripple.storage.python_tables import ANGLES, ID_NAMES, PlainColumn, plain_table
 from ripple.storage.shard_writer import pack_cutouts, pack_tensors
 from ripple.storage.writer import ArtefactWriter, Finished, create
 
@@ -54,6 +56,7 @@ def write_cutouts(
     psf: Any = None,
     psf_index: Any = None,
     pixel_scale: float = 0.2,
+    class_map: Mapping[Any, str] | None = None,
     unit: str = "nJy",
     wcs: Tan | Mapping[int, Tan] | None = None,
     rows_per_shard: int | None = None,
@@ -71,7 +74,8 @@ def write_cutouts(
         B names, e.g. `"gri"` or `["g", "r", "i"]`.
     catalog
         N rows by column: a mapping, a structured array, a pyarrow, pandas or astropy table. `id`, `ra`, `dec`
-        (deg ICRS), `label` have their usual meaning; missing ones are filled with row numbers and NaN.
+        (ICRS, in their unit, else deg), sky coordinates and `label` have their usual meaning; missing ones
+        are filled with row numbers and NaN. Masked positions are NaN, masked labels -1.
     variance
         Like `image`, in the square of its unit; without it all NaN, which means "unknown".
     mask, mask_planes
@@ -81,6 +85,8 @@ def write_cutouts(
         with `psf_index` `(N, B)`, -1 for none. K odd, centre pixel `K // 2`; scaled to sum 1.
     pixel_scale
         Arcsec per pixel.
+    class_map
+        Label value -> class name; labels that are names are numbered by it.
     unit
         nJy, uJy, mJy or Jy; stored as nJy.
     wcs
@@ -104,7 +110,7 @@ def write_cutouts(
             raise DataError(f"{name} has shape {tuple(array.shape)}, but image has {shape}")
     planes = _planes(mask, mask_planes)
     kernels, which = _kernels(psf, psf_index, shape)
-    columns = _catalog(catalog, shape)
+    columns, classes = _catalog(catalog, shape, class_map)
     # One projection for all rows belongs to the tract of the first.
     projections = wcs if isinstance(wcs, Mapping) else {} if wcs is None else {int(columns["tract"][0]): wcs}
 
@@ -123,7 +129,11 @@ def write_cutouts(
             pixel_scale=pixel_scale,
         )
 
-    facts = {"mask_planes": list(planes), "wcs": {str(t): tan.cards() for t, tan in projections.items()}}
+    facts = {
+        "mask_planes": list(planes),
+        "wcs": {str(t): tan.cards() for t, tan in projections.items()},
+        "class_map": classes,
+    }
     config = _config(shape, names, pixel_scale, unit, rows_per_shard, facts)
     arrays = {
         "image": image,
@@ -166,7 +176,7 @@ def write_tensors(
     normalization
         How `image` was normalised, as JSON values; a model trained on it requires the same.
     class_map
-        Label value -> class name.
+        As in `write_cutouts`.
     unit
         Unit before normalisation.
     dtype
@@ -180,11 +190,10 @@ def write_tensors(
     shape, names = _shape(image, bands)
     if valid is not None and tuple(valid.shape) != shape:
         raise DataError(f"valid has shape {tuple(valid.shape)}, but image has {shape}")
-    columns = _catalog(catalog, shape)
+    columns, classes = _catalog(catalog, shape, class_map)
     # The columns of `ripple preprocess`: without quality measures every row is accepted.
     columns.setdefault("accept", np.ones(shape[0], np.uint8))
     columns.setdefault("qc", np.zeros(shape[0], np.uint64))
-    classes = {str(k): str(v) for k, v in (class_map or {}).items()}
     method = dict(normalization or {"method": "none"})
 
     def batch(rows: slice) -> TensorBatch:
@@ -272,7 +281,12 @@ def _finish(
     index["shard"] = (numbers // config.rows_per_shard).astype(np.int32)
     index["row"] = (numbers % config.rows_per_shard).astype(np.int32)
     table = pa.table({name: pa.array(column) for name, column in index.items()})
-    attributes = {"bands": list(config.bands), "size": list(config.size), "pixel_scale": config.pixel_scale}
+    attributes = {
+        "bands": list(config.bands),
+        "size": list(config.size),
+        "pixel_scale": config.pixel_scale,
+        "class_map": config.facts["class_map"],
+    }
     writer.finish(table, {}, attributes, asked=n)
 
 
@@ -325,17 +339,24 @@ def _digest(array: Any, rows: int) -> str:
 # Catalog ------------------------------------------------------------
 
 
-def _catalog(table: Any, shape: tuple[int, int, int, int]) -> dict[str, NDArray[Any]]:
-    """The user's columns, and defaults for those that every shard has."""
+def _catalog(
+    table: Any, shape: tuple[int, int, int, int], class_map: Mapping[Any, str] | None
+) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+    """The user's columns, with defaults for those that every shard has, and the class map."""
     n = shape[0]
-    given = {name: np.asarray(values) for name, values in _columns(table)}
+    plain = plain_table(table)
+    given = {name: _without_gaps(name, column) for name, column in plain.items()}
     for name, column in given.items():
         if column.ndim == 0 or len(column) != n:
             raise DataError(f"catalog column {name!r} has shape {column.shape}, but image has {n} rows")
     # Ids join artefacts with each other and with the user's tables.
-    ids = given.get("id", np.arange(n, dtype=np.int64))
+    by_lower = {name.lower(): name for name in reversed(list(given))}
+    id_name = next((by_lower[k.lower()] for k in ID_NAMES if k.lower() in by_lower), None)
+    ids = given.pop(id_name) if id_name else np.arange(n, dtype=np.int64)
     if len(set(ids.tolist())) != n:
-        raise DataError("catalog column 'id': the ids are not distinct", hint="give every row its own id")
+        raise DataError(
+            f"catalog column {id_name!r}: the ids are not distinct", hint="give every row its own"
+        )
     columns: dict[str, NDArray[Any]] = {"index": np.arange(n, dtype=np.int64), "id": ids}
     defaults = {
         "ra": (np.nan, np.float64),
@@ -349,26 +370,43 @@ def _catalog(table: Any, shape: tuple[int, int, int, int]) -> dict[str, NDArray[
     }
     for name, (value, dtype) in defaults.items():
         columns[name] = given[name].astype(dtype) if name in given else np.full(n, value, dtype)
+    for name in ("ra", "dec"):
+        columns[name] *= _degrees(name, plain[name].unit) if name in plain else 1.0
+    classes = {str(k): str(v) for k, v in (class_map or {}).items()}
+    if "label" in plain:
+        names = tuple(classes.get(str(k), "") for k in range(max(map(int, classes), default=-1) + 1))
+        columns["label"], names = read_labels(plain["label"].values, names, "catalog column 'label'")
+        classes = classes or {str(k): name for k, name in enumerate(names)}
     # Columns that RIPPLe computes; those of the table are left out.
     reserved = {"index", "band_mask", "shard", "row", "status", "reason", "bands", "x", "y"}
     user = {name: column for name, column in given.items() if name not in {*columns, *reserved}}
-    return {**columns, **user}
+    return {**columns, **user}, classes
 
 
-def _columns(table: Any) -> list[tuple[str, Any]]:
-    """Names and values of the columns of any kind of table."""
-    if table is None:
-        return []
-    if isinstance(table, pa.Table):
-        return [(name, table[name].to_numpy()) for name in table.column_names]
-    if isinstance(table, np.ndarray) and table.dtype.names:
-        return [(name, table[name]) for name in table.dtype.names]
-    # astropy and pandas, without importing either.
-    names = getattr(table, "colnames", None) or getattr(table, "columns", None)
-    if names is not None or isinstance(table, Mapping):
-        keys = list(names if names is not None else table)
-        return [(str(name), table[name]) for name in keys]
-    raise DataError(f"catalog: a {type(table).__name__} is not a table", hint="give a mapping of columns")
+def _without_gaps(name: str, column: PlainColumn) -> NDArray[Any]:
+    """The values, with NaN, -1 or empty text where they are masked."""
+    values = column.values
+    if not isinstance(values, np.ma.MaskedArray):
+        return values
+    if name.lower() in {k.lower() for k in ID_NAMES}:
+        row = int(np.argmax(np.ma.getmaskarray(values)))
+        raise DataError(f"catalog column {name!r} is masked in row {row}, counted from 0")
+    data = values.data
+    if data.dtype.kind in "iub":
+        # Whole numbers with gaps stay whole; what does not fit is text.
+        fits = data.dtype.kind != "u" or data.dtype.itemsize < 8 or int(data.max(initial=0)) < 2**63
+        return (
+            np.where(values.mask, -1, data.astype(np.int64))
+            if fits
+            else np.where(values.mask, "", data.astype(str))
+        )
+    return values.filled("" if data.dtype.kind in "SU" else np.nan)
+
+
+def _degrees(name: str, unit: str) -> float:
+    if unit and unit.lower() not in ANGLES:
+        raise DataError(f"catalog column {name!r}: {unit!r} is not a unit of angle")
+    return ANGLES[unit.lower()] if unit else 1.0
 
 
 def _rows_of(
@@ -431,11 +469,14 @@ def _planes(mask: Any, names: Sequence[str]) -> tuple[str, ...]:
 
 def _mask(mask: Any, rows: slice, flux: NDArray[np.float32], planes: tuple[str, ...]) -> NDArray[np.uint32]:
     """Mask bits, with NO_DATA where there is no pixel."""
-    bits = np.zeros(flux.shape, np.uint32) if mask is None else np.asarray(mask[rows]).astype(np.uint32)
+    given = np.zeros(flux.shape, np.uint32) if mask is None else np.asarray(mask[rows])
+    # The bits as they are: as a signed number, the last one would fill all bits above it.
+    wide = (given.view(f"u{given.dtype.itemsize}") if given.dtype.kind == "i" else given).astype(np.uint64)
     # A bit without a name would mean nothing to any reader.
-    unnamed = np.flatnonzero((bits.astype(np.uint64) >> np.uint64(len(planes))).any(axis=(1, 2, 3)))
+    unnamed = np.flatnonzero((wide >> np.uint64(len(planes))).any(axis=(1, 2, 3)))
     if len(unnamed):
         raise DataError(f"mask: row {rows.start + unnamed[0]} has bits beyond the {len(planes)} planes")
+    bits = wide.astype(np.uint32)
     bits[np.isnan(flux)] |= np.uint32(1 << planes.index("NO_DATA"))
     return bits
 

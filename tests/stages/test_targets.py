@@ -395,3 +395,41 @@ def test_the_digest_of_a_table_is_that_of_its_values() -> None:
         pa.table(values | {"b": [True, False, False]}),
     ]
     assert len({table_digest(t) for t in [whole, *others]}) == 7
+
+
+# Tables in memory ------------------------------------------------------------------------------------
+
+
+def test_tables_in_memory_keep_units_masks_and_frames() -> None:
+    import astropy.units as u
+    from astropy.coordinates import SkyCoord
+    from astropy.table import MaskedColumn, QTable, Table
+
+    want = np.array([53.16, 150.1]), np.array([-27.79, 2.2])
+    sky = SkyCoord(*want, unit="deg", frame="icrs")
+    tables = [
+        QTable({"name": ["a", "b"], "ra": sky.ra.to(u.rad), "dec": sky.dec.to(u.rad)}),
+        QTable({"name": ["a", "b"], "RA": sky.ra.to(u.hourangle), "Dec": sky.dec.to(u.arcmin)}),
+        Table({"name": np.array([b"a", b"b"]), "where": sky.galactic}),
+        {"name": ["a", "b"], "ra": want[0].astype(">f8"), "dec": want[1]},
+        pa.table({"name": ["a", "b"], "ra": want[0], "dec": want[1]}),
+    ]
+    for table in tables:
+        found = from_table(UserTable.in_memory(table), Columns(ra_unit=None), source={})
+        np.testing.assert_allclose(found.ra, want[0], atol=1e-9)
+        np.testing.assert_allclose(found.dec, want[1], atol=1e-9)
+        assert found.id.tolist() == ["a", "b"]
+    masked = Table({"ra": MaskedColumn([53.16, 150.1], mask=[False, True]), "dec": want[1]})
+    with pytest.raises(CatalogueError, match="not a number in 1 of 2 rows, row 1"):
+        from_table(UserTable.in_memory(masked), Columns(), source={})
+    with pytest.raises(CatalogueError, match="different lengths"):
+        UserTable.in_memory({"ra": [1.0], "dec": [1.0, 2.0]})
+
+
+def test_labels_of_catalogues_bring_their_names() -> None:
+    found = make({"ra": [100.0, 200.0, 210.0], "dec": [1.0, 2.0, 3.0], "label": ["lens", None, "nonlens"]})
+    assert found.extra["label"].to_pylist() == [1, -1, 0]
+    assert found.classes == ("nonlens", "lens")
+    assert any("1 of label 0 (nonlens), 1 of label 1 (lens), 1 without label" in n for n in found.notes)
+    with pytest.raises(CatalogueError, match=r"label 0\.9 in row 1"):
+        make({"ra": [100.0, 200.0], "dec": [1.0, 2.0], "label": [1.0, 0.9]})

@@ -129,3 +129,39 @@ def test_the_reader_printed_in_format_md(tmp_path: Path, image: np.ndarray) -> N
     assert scope["label"].tolist() == list(range(N))
     with h5py.File(tmp_path / "tensors/shard-00000.h5") as file:
         np.testing.assert_array_equal(scope["image"], file["image"][:])
+
+
+def test_catalogues_keep_units_masks_and_labels(tmp_path: Path) -> None:
+    import astropy.units as u
+    from astropy.table import MaskedColumn, QTable
+
+    table = QTable({
+        "objectId": np.array([2**62 + 1, 2**62 + 2, 7]), "ra": np.array([0.1, 0.2, 0.3]) * u.rad,
+        "dec": np.array([1.0, 2.0, 3.0]) * u.deg, "label": ["lens", "nonlens", ""],
+        "parent": MaskedColumn([2**60 + 1, 5, 6], mask=[False, True, False]),
+    })  # fmt: skip
+    made = ripple.write_cutouts(tmp_path / "c", np.ones((3, 1, 8, 8), np.float32), "i", table)
+    index = made.index()
+    assert index["id"].to_pylist() == [2**62 + 1, 2**62 + 2, 7]
+    np.testing.assert_allclose(index["ra"].to_numpy(), np.degrees([0.1, 0.2, 0.3]))
+    assert index["label"].to_pylist() == [1, 0, -1]
+    assert index["parent"].to_pylist() == [2**60 + 1, -1, 6]
+    assert made.attributes["class_map"] == {"0": "nonlens", "1": "lens"}
+    with pytest.raises(DataError, match=r"label 'b' in row 1.*no class map|label 'a' in row 0"):
+        ripple.write_tensors(tmp_path / "t", np.ones((2, 1, 8, 8)), "i", {"label": ["a", "b"]})
+    with pytest.raises(DataError, match=r"label 0\.9 in row 0"):
+        ripple.write_tensors(tmp_path / "t", np.ones((1, 1, 8, 8)), "i", {"label": [0.9]})
+
+
+def test_mask_bits_beyond_the_planes_are_refused(tmp_path: Path) -> None:
+    image, planes = np.ones((1, 1, 8, 8)), [f"P{k}" for k in range(30)] + ["NO_DATA", "LAST"]
+    mask = np.zeros(image.shape, np.int32)
+    mask[0, 0, 2, 3] = np.int32(-(2**31))
+    made = ripple.write_cutouts(tmp_path / "c", image, "i", mask=mask, mask_planes=planes)
+    batch = unpack_cutouts(made.shard_path(0).read_bytes())
+    assert batch.mask[0, 0, 2, 3] == 1 << 31
+    assert int((batch.mask != 0).sum()) == 1
+    with pytest.raises(DataError, match="bits beyond"):
+        ripple.write_cutouts(
+            tmp_path / "d", image, "i", mask=np.full(image.shape, 1 << 40), mask_planes=planes
+        )

@@ -25,9 +25,10 @@ from ripple.sky.skymap import Float, Int, ObservedSkyMap
 from ripple.stages.plan.config import Selection, check_selection, side_of
 from ripple.stages.plan.plan import Plan, Unit
 from ripple.stages.plan.select import columns_of
-from ripple.stages.plan.tables import ID_NAMES, UserTable, read_table, table_digest
+from ripple.stages.plan.tables import UserTable, read_table, table_digest
 from ripple.stages.plan.targets import DEC_NAMES, LABEL_NAMES, RA_NAMES, Columns, Targets, from_table
 from ripple.storage.outcomes import Outcome, Outcomes, Status
+from ripple.storage.python_tables import ID_NAMES
 
 #: Patches share a unit (one shard) up to this many rows and bytes of image, variance and mask.
 UNIT_ROWS, UNIT_BYTES = 2000, 400_000_000

@@ -17,12 +17,8 @@ import pyarrow.parquet
 
 from ripple.errors import CatalogueError, ConfigError, IntegrityError
 from ripple.storage.files import Pin
+from ripple.storage.python_tables import ID_NAMES, plain_table
 
-#: Names of identifier columns that are recognised when none is given, in order of preference; case does not
-#: matter.
-ID_NAMES = (
-    "id", "objectId", "object_id", "objid", "diaObjectId", "source_id", "sourceId", "obj_id", "name",
-)  # fmt: skip
 _ID_NAMES = {name.lower() for name in ID_NAMES}
 #: Rows hashed together: hashing copies them, which must not double the memory of a large table. Part of the
 #: digest, so it can never change.
@@ -55,6 +51,23 @@ class UserTable:
         """An Arrow table that is in memory already, with its columns without scalar values left out."""
         clean, notes = _scalars(table)
         return cls(clean, {}, "", notes)
+
+    @classmethod
+    def in_memory(cls, table: Any) -> Self:
+        """A mapping, a structured array, an Arrow, pandas or astropy table, with its masks and units."""
+        columns, units = {}, {}
+        for name, column in plain_table(table).items():
+            values, mask = np.ma.getdata(column.values), np.ma.getmaskarray(column.values)
+            # Columns with more than one value per row become lists, which are left out below.
+            flat = values.ndim == 1
+            columns[name] = pa.array(values, mask=mask) if flat else pa.array(list(values))
+            if column.unit:
+                units[name] = column.unit
+        if len(set(map(len, columns.values()))) > 1:
+            lengths = ", ".join(f"{n}: {len(c)}" for n, c in columns.items())
+            raise CatalogueError(f"the columns of the table have different lengths ({lengths})")
+        clean, notes = _scalars(pa.table(columns))
+        return cls(clean, units, "", notes)
 
 
 def read_table(

@@ -15,8 +15,9 @@ from ripple.config import Json, suggest
 from ripple.errors import CatalogueError, DataError, Reason
 from ripple.sky.neighbours import earlier_neighbours
 from ripple.stages.plan.select import matching
-from ripple.stages.plan.tables import ID_NAMES, UserTable, exact_integers, plain_columns
+from ripple.stages.plan.tables import UserTable, exact_integers, plain_columns
 from ripple.storage.labels import label_counts, read_labels
+from ripple.storage.python_tables import ANGLES, ID_NAMES
 
 Float = NDArray[np.float64]
 
@@ -292,19 +293,11 @@ def _angle(
     if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):
         raise CatalogueError(f"{name}: a column of {column.type} cannot be read as an angle")
     values = pc.fill_null(column.cast(pa.float64(), safe=False), float("nan")).to_numpy()
-    scale = {
-        "deg": 1.0,
-        "degree": 1.0,
-        "rad": 180.0 / np.pi,
-        "radian": 180.0 / np.pi,
-        "hourangle": 15.0,
-        "h": 15.0,
-    }
-    if unit is not None and unit.lower() not in scale:
+    if unit is not None and unit.lower() not in ANGLES:
         raise CatalogueError(
-            f"{name}: {unit!r} is not a unit of angle", hint="deg, rad and hourangle are understood"
+            f"{name}: {unit!r} is not a unit of angle", hint=f"{', '.join(ANGLES)} are understood"
         )
-    factor = scale[unit.lower()] if unit else 1.0
+    factor = ANGLES[unit.lower()] if unit else 1.0
     if factor != 1.0:
         notes.append(f"{name}: converted from {unit} to deg")
     return np.asarray(values * factor, float)
