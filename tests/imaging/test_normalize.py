@@ -12,6 +12,7 @@ import ripple
 from ripple.errors import DataError
 from ripple.imaging import normalize
 from ripple.imaging.batch import TensorBatch
+from ripple.imaging.quality.flags import Flag
 from ripple.stages.preprocess.batch import DataConstants, preprocess_batch
 from ripple.stages.preprocess.config import PreprocessConfig
 
@@ -117,3 +118,15 @@ def test_numpy_and_torch_agree() -> None:
         here = normalize.transform(x, o, s, method)  # type: ignore[arg-type]
         there = normalize.transform(*(torch.from_numpy(a) for a in (x, o, s)), method)  # type: ignore[arg-type]
         np.testing.assert_allclose(here, there.numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_values_beyond_float16_are_clipped_and_flagged() -> None:
+    batch = make_batch(3, "gri", 32)
+    batch.image[1, 2, 16, 16] = 1e5  # nJy; the largest float16 is 65504
+    half = preprocess_batch(batch, config(normalize="none", dtype="float16"), DataConstants())
+    flagged = half.catalog["qc"] >> np.uint64(Flag.CLIPPED) & np.uint64(1)
+    assert flagged.tolist() == [0, 1, 0]
+    assert half.image[1, 2, 16, 16] == 65504
+    assert np.isfinite(half.image).all()
+    whole = preprocess_batch(batch, config(normalize="none", dtype="float32"), DataConstants())
+    assert not (whole.catalog["qc"] >> np.uint64(Flag.CLIPPED) & np.uint64(1)).any()

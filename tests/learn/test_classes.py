@@ -206,3 +206,10 @@ def test_names_that_differ_are_refused(both: tuple[Path, Path], tmp_path: Path) 
     three = replace(toy_batch(80, 1), class_map={"0": "no", "1": "sphere", "2": "vort"})
     with pytest.raises((ConfigError, DataError), match="two classes"):
         trained(write_batches(tmp_path / "three", [three]), tmp_path / "m3")
+
+
+def test_a_page_of_evaluated_classes(both: tuple[Path, Path], tmp_path: Path) -> None:
+    model = trained(both[1], tmp_path / "m", task="classes")
+    table(model, both[1], tmp_path / "s", evaluate=True)
+    assert run(["report", str(tmp_path / "s"), "-o", str(tmp_path / "page")]) == 0
+    assert "evaluation.json beside the scores" in (tmp_path / "page" / "index.html").read_text()

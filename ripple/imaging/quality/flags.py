@@ -34,6 +34,7 @@ class Flag(IntEnum):
     PSF_JUMP = 23
     REGISTRATION = 24
     DUPLICATE = 25
+    CLIPPED = 26  # values beyond ±65504, the range of float16 tensors
 
     @property
     def label(self) -> str:

@@ -114,8 +114,9 @@ def preprocess_batch(batch: CutoutBatch, config: PreprocessConfig, constants: Da
     """
     prepared = prepare(batch, config, constants)
     offset, scale = _constants_of_rows(prepared, config, constants)
-    image = _normalised(prepared, config, offset, scale)
+    image, clipped = _normalised(prepared, config, offset, scale)
     qc_bands = judge.judge(prepared.quality, prepared.extra, config.quality)
+    qc_bands[clipped] |= np.uint64(1 << Flag.CLIPPED)
     if config.missing_band == "ignore":
         qc_bands &= ~np.uint64(1 << Flag.MISSING_BAND)
     qc = np.bitwise_or.reduce(qc_bands, axis=1) if len(batch.bands) else np.zeros(len(batch), np.uint64)
@@ -318,11 +319,12 @@ def _constants_of_rows(
 
 def _normalised(
     prepared: Prepared, config: PreprocessConfig, offset: Float, scale: Float
-) -> NDArray[np.float32] | NDArray[np.float16]:
-    """Normalised planes in the type of the tensors; 0 in missing bands."""
+) -> tuple[NDArray[np.float32] | NDArray[np.float16], NDArray[np.bool_]]:
+    """Normalised planes in the type of the tensors, 0 in missing bands; and `(N, B)` which were clipped."""
     image = prepared.image
     half = config.dtype == "float16"
     out = np.empty(image.shape, np.float16 if half else np.float32)
+    clipped = np.zeros(image.shape[:2], bool)
     device = _device(config.device)
     step = convolve.CHUNK if device is None else 64 * convolve.CHUNK
     for start in range(0, len(image), step):
@@ -332,9 +334,13 @@ def _normalised(
         else:
             x, o, s = (device.put(a[rows]) for a in (image, offset, scale))
             y = convolve.to_numpy(normalize.transform(x, o, s, config.normalize))
-        out[rows] = np.clip(y, -HALF_MAX, HALF_MAX) if half else y
+        if half:
+            clipped[rows] = (np.abs(y) > HALF_MAX).any(axis=(2, 3))
+            y = np.clip(y, -HALF_MAX, HALF_MAX)
+        out[rows] = y
+    clipped &= prepared.quality.present
     out[~prepared.quality.present] = 0
-    return out
+    return out, clipped
 
 
 def _device(name: str) -> Any:

@@ -38,7 +38,7 @@ class PreprocessConfig(Config):
     softening: float = Field(3.0, gt=0, description="Noise levels per unit in asinh, log, sqrt and lupton.")
     variance: bool = Field(False, description="Also write the variance after PSF matching, nJy².")
     dtype: Literal["float32", "float16"] = Field(
-        "float32", description="Of the tensors; float16 keeps 3 digits."
+        "float32", description="Of the tensors; float16: 3 digits, clipped and flagged beyond 65504."
     )
     missing_band: Literal["reject", "flag", "ignore"] = Field(
         "flag", description="Rows that lack some band get zeros there: reject them, flag them, or neither."

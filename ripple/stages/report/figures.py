@@ -50,8 +50,10 @@ def tiles(table: pa.Table, evaluation: LensEvaluation | None) -> list[Tile]:
     return found
 
 
-def note(evaluation: LensEvaluation | None) -> str:
-    """The sentence that says on which rows the numbers were measured."""
+def note(evaluation: LensEvaluation | None, *, elsewhere: bool = False) -> str:
+    """The sentence that says on which rows the numbers were measured, or where to find them."""
+    if not evaluation and elsewhere:
+        return "This is no lens finder: evaluation.json beside the scores has what was measured."
     if not evaluation:
         return "Not evaluated: score with --evaluate on labelled rows."
     return (

@@ -94,8 +94,9 @@ def scores_page(artefact: Artefact, config: ReportConfig) -> dict[str, bytes]:
     table = ranked_table(artefact)
     shown = chosen_rows(table, config)
     judged = judgement(artefact)
-    evaluation = judged.get("evaluation")
     attributes = artefact.attributes
+    # The page draws the curves of lens finders; what other tasks measured stays in evaluation.json.
+    evaluation = judged.get("evaluation") if attributes.get("output", "lens") == "lens" else None
     model = model_record(artefact, config)
     cards = _cards(artefact, table.take(shown), config)
     # The filters for truth only appear when there is any.
@@ -107,7 +108,7 @@ def scores_page(artefact: Artefact, config: ReportConfig) -> dict[str, bytes]:
         f"{', '.join(attributes['bands'])}.",
         "facts": tiles(table, evaluation),
         "plots": plots(table, evaluation),
-        "evaluation_note": note(evaluation),
+        "evaluation_note": note(evaluation, elsewhere=bool(judged)),
         "tables": tables(artefact, evaluation, judged.get("slices") or [], model),
         "cards": cards,
         "cards_note": _cards_note(len(shown), table.num_rows, config),
