@@ -294,3 +294,13 @@ def label_counts(labels: NDArray[np.int64], classes: Sequence[str]) -> str:
             (value < 0, f"{count:,} without label" if value < 0 else f"{count:,} of label {value}{word}")
         )
     return ", ".join(text for _, text in sorted(said, key=lambda s: s[0]))
+
+
+def lens_line(classes: Sequence[str]) -> str:
+    """Which class counts as the lens, for people to check."""
+    lenses = [f"label {k} ({name})" for k, name in enumerate(classes) if plain_class(name) == "lens"]
+    if lenses:
+        return ", ".join(lenses)
+    if not classes:
+        return "label 1, when the labels are 0 and 1: no class has a name"
+    return "no class is called lens; ripple train --lens-class NAME says which one is ranked"

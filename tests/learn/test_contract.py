@@ -61,7 +61,7 @@ def test_fitting_data_pass() -> None:
             {"normalization": NORMALIZATION | {"scale": {"g": 2.0, "r": 1.0, "i": 1.0}}},
             r"normalization.scale.g is 2.0, the model takes 1.0",
         ),
-        ({"class_map": {"0": "lens", "1": "nonlens"}}, "class_map is .*'0': 'lens'"),
+        ({"class_map": {"0": "star", "1": "lens"}}, "class_map is .*'0': 'star'"),
     ],
 )
 def test_misfits_are_refused_by_field(change: dict[str, Any], message: str) -> None:

@@ -62,4 +62,5 @@ class ImportConfig(Config):
     id_key: str = setting("id", description="arrays: name of the id array.")
     ra_key: str = setting("ra", description="arrays: name of the right ascension array, deg.")
     dec_key: str = setting("dec", description="arrays: name of the declination array, deg.")
+    dry_run: bool = neutral(False, description="Say what was understood, and write nothing.")
     rows_per_shard: int = setting(2000, ge=1, le=100_000, description="Rows in a shard.")

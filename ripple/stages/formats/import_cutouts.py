@@ -8,6 +8,7 @@ A row that cannot be read is rejected with its reason, and the import goes on.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -31,7 +32,7 @@ from ripple.stages.formats.foreign_rows import (
     tensors,
 )
 from ripple.storage.artefact import Artefact, open_artefact
-from ripple.storage.labels import label_counts
+from ripple.storage.labels import label_counts, lens_line
 from ripple.storage.shard_writer import pack_cutouts, pack_tensors
 from ripple.storage.writer import ArtefactWriter, Finished, create
 
@@ -55,6 +56,8 @@ def import_cutouts(config: ImportConfig) -> Summary:
     listing = open_listing(config)
     frame = _frame(config, listing)
     kind = _kind(config)
+    if config.dry_run:
+        return understood(config, listing, frame)
     shards = [
         range(k, min(k + config.rows_per_shard, listing.rows))
         for k in range(0, listing.rows, config.rows_per_shard)
@@ -95,6 +98,50 @@ def open_listing(config: ImportConfig) -> Listing:
             return fits_cutouts(source, config.bands, convert=not config.zero_points, classes=config.classes)
         case "mmu":
             return multimodal_universe(source, config.bands, mask=config.mask, classes=config.classes)
+
+
+def understood(config: ImportConfig, listing: Listing, frame: Frame) -> Summary:
+    """What an import would make of its source: every row is read, nothing is written."""
+    start = time.perf_counter()
+    seen: dict[str, int] = {}
+    kept: list[ForeignCutout] = []
+    rejected: dict[str, int] = {}
+    details: list[str] = []
+    with progress(listing.rows, "reading") as advance:
+        for number in range(listing.rows):
+            cutout = listing.read(number)
+            cutout = checked(cutout, seen, number) if isinstance(cutout, ForeignCutout) else cutout
+            cutout = fitted(cutout, frame) if isinstance(cutout, ForeignCutout) else cutout
+            if isinstance(cutout, Unreadable):
+                rejected[cutout.reason.value] = rejected.get(cutout.reason.value, 0) + 1
+                details.append(cutout.detail)
+            else:
+                # Without its pixels, of which there may be more than memory.
+                kept.append(
+                    replace(cutout, image=cutout.image[:0], variance=None, bad=None, mask=None, psf=None)
+                )
+            advance(1)
+    labels = np.array([cutout.label for cutout in kept], np.int64)
+    placed = sum(bool(np.isfinite(cutout.ra + cutout.dec)) for cutout in kept)
+    facts: dict[str, int | str] = {
+        "kind": _kind(config),
+        "rows": listing.rows,
+        "bands": " ".join(frame.bands),
+        "size": f"{frame.size[1]} x {frame.size[0]} px of {frame.pixel_scale:g} arcsec",
+        "ids": f"text: {', '.join(cutout.id for cutout in kept[:3])}{' ...' if len(kept) > 3 else ''}",
+        "positions": f"ICRS, deg, of {placed:,} rows; {len(kept) - placed:,} without",
+        "labels": label_counts(labels, frame.classes) or "none",
+        "lens": lens_line(frame.classes),
+    }
+    notes = (*listing.notes, *((f"the first rejected row says: {details[0]}",) if details else ()))
+    return Summary(
+        "import --dry-run",
+        str(config.source),
+        facts,
+        rejections=rejected,
+        seconds=time.perf_counter() - start,
+        notes=notes,
+    )
 
 
 def _kind(config: ImportConfig) -> Literal["cutouts", "tensors"]:

@@ -24,6 +24,7 @@ class LocateConfig(Config):
     collections: tuple[str, ...] = Field((), description="Collections of the repository to search.")
     dataset_type: str | None = Field(None, description="Coadds to read the projection from.")
     size: str | None = Field(None, description="Also the box of a cutout: pixels, or 12.8arcsec.")
+    hdu: str | None = Field(None, description="Name or number of the table in a FITS file with several.")
     id_column: str | None = Field(None, description="Column with the identifier; recognised by default.")
     ra_column: str | None = Field(None, description="Column with right ascension; recognised by default.")
     dec_column: str | None = Field(None, description="Column with declination; recognised by default.")

@@ -168,8 +168,9 @@ def locate_table(config: LocateConfig) -> pa.Table:
     path = Path(config.targets)
     columns = Columns(config.id_column, config.ra_column, config.dec_column, ra_unit=config.ra_unit)
     # Radius 0, as two rows at one position need not be told apart here.
+    table = read_table(path, id_column=config.id_column, hdu=config.hdu)
     targets = from_table(
-        read_table(path), columns, source={"name": path.name}, select=config.select, duplicate_radius=0.0
+        table, columns, source={"name": path.name}, select=config.select, duplicate_radius=0.0
     )
     return located(_skymap(config, targets.ra, targets.dec), targets, config.size)
 

@@ -36,6 +36,7 @@ class Selection(Config):
     targets: str | None = Field(
         None, description="Table of targets: CSV, ECSV, FITS, VOTable, Parquet, or a HATS catalogue."
     )
+    hdu: str | None = Field(None, description="Name or number of the table in a FITS file with several.")
     id_column: str | None = Field(None, description="Column with the identifier; recognised by default.")
     ra_column: str | None = Field(None, description="Column with right ascension; recognised by default.")
     dec_column: str | None = Field(None, description="Column with declination; recognised by default.")
@@ -102,6 +103,8 @@ def check_selection(selection: Selection) -> None:
         raise ConfigError(
             "plan: a --grid has no columns: --select, --label-column and size_column need targets"
         )
+    if selection.targets is None and selection.hdu is not None:
+        raise ConfigError("plan: --hdu needs --targets")
     if len(set(selection.bands)) != len(selection.bands):
         raise ConfigError(f"plan: a band occurs twice in {','.join(selection.bands)}")
 

@@ -171,7 +171,7 @@ class Planner:
         if selection.targets is not None:
             path = Path(selection.targets)
             cone = self.region.circle() if self.region else None
-            table = read_table(path, cone=cone, id_column=selection.id_column)
+            table = read_table(path, cone=cone, id_column=selection.id_column, hdu=selection.hdu)
             source = {"name": path.name, "sha256": table.sha256}
         else:
             table, source = self._objects()

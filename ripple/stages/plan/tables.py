@@ -71,7 +71,11 @@ class UserTable:
 
 
 def read_table(
-    path: Path, *, cone: tuple[float, float, float] | None = None, id_column: str | None = None
+    path: Path,
+    *,
+    cone: tuple[float, float, float] | None = None,
+    id_column: str | None = None,
+    hdu: str | None = None,
 ) -> UserTable:
     """Read a table, recognising the format by its first bytes, else by its name.
 
@@ -83,6 +87,8 @@ def read_table(
         `(ra, dec, radius)` deg around all rows of interest: lets HATS catalogues skip sky pixels.
     id_column
         Column of identifiers, when its name does not say so: text files cannot tell `12E34` from a number.
+    hdu
+        Name or number of the HDU, for FITS files with several tables.
 
     Raises
     ------
@@ -96,7 +102,9 @@ def read_table(
         pin = Pin.of(path)
         with path.open("rb") as stream:
             start = stream.read(64)
-        found, units = _read_file(path, start, id_column)
+        if hdu is not None and not _is_fits(path, start):
+            raise CatalogueError(f"{path}: --hdu {hdu}, but the file is no FITS file")
+        found, units = _read_file(path, start, id_column, hdu)
         pin.check()
         clean, notes = _scalars(found)
     except IntegrityError as err:
@@ -114,21 +122,25 @@ def read_table(
     return UserTable(clean, units, pin.sha256, notes)
 
 
-def _read_file(path: Path, start: bytes, id_column: str | None) -> tuple[pa.Table, dict[str, str]]:
+def _is_fits(path: Path, start: bytes) -> bool:
+    return start[:6] == b"SIMPLE" or path.name.lower().endswith((".fits.gz", ".fit.gz"))
+
+
+def _read_file(
+    path: Path, start: bytes, id_column: str | None, hdu: str | None
+) -> tuple[pa.Table, dict[str, str]]:
     """The table as it is in the file, and the units of its columns; `start` is its first bytes."""
     name = path.name.lower()
     if start[:4] == b"PAR1":
         table = pyarrow.parquet.read_table(path)
         table.validate(full=True)  # else text that is not UTF-8 fails where it is used
         return table, {}
-    if start[:6] == b"SIMPLE":
-        return _by_astropy(path, "fits")
+    if _is_fits(path, start):
+        return _by_astropy(path, "fits", hdu=_table_hdu(path, hdu))
     if b"%ECSV" in start or name.endswith((".ecsv", ".ecsv.gz")):
         return _by_astropy(path, "ascii.ecsv")
     if start.lstrip()[:5] == b"<?xml" or b"<VOTABLE" in start.upper():
         return _by_astropy(path, "votable")
-    if name.endswith((".fits.gz", ".fit.gz")):
-        return _by_astropy(path, "fits")
     # Anything else is text with commas or tabs; pyarrow decompresses .gz by the name.
     delimiter = "\t" if name.endswith((".tsv", ".tsv.gz")) else ","
     return _read_text(path, delimiter, id_column), {}
@@ -191,7 +203,38 @@ def exact_integers(column: pa.ChunkedArray, *, keep_text: bool) -> pa.ChunkedArr
     return text if keep_text else None
 
 
-def _by_astropy(path: Path, form: str) -> tuple[pa.Table, dict[str, str]]:
+def _table_hdu(path: Path, wanted: str | None) -> int:
+    """Number of the table to read: the only one, or the one named.
+
+    Raises
+    ------
+    CatalogueError
+        There are several and none is named, or the named one is not there.
+    """
+    from astropy.io import fits
+
+    with fits.open(path) as hdus:
+        kinds = (fits.BinTableHDU, fits.TableHDU)
+        # A compressed image is stored as a table, but is none.
+        tables = {
+            k: h.name
+            for k, h in enumerate(hdus)
+            if isinstance(h, kinds) and not isinstance(h, fits.CompImageHDU)
+        }
+    if wanted is None and len(tables) == 1:
+        return int(next(iter(tables)))
+    found = [
+        k for k, name in tables.items() if wanted is not None and wanted.lower() in (str(k), name.lower())
+    ]
+    if len(found) == 1:
+        return found[0]
+    listed = ", ".join(f"{k} {name}".strip() for k, name in tables.items()) or "none"
+    problem = f"no table {wanted!r}" if wanted is not None else f"{len(tables) or 'no'} tables"
+    hint = "say which with --hdu, by its name or number" if tables else "give a table"
+    raise CatalogueError(f"{path}: {problem}; the tables are {listed}", hint=hint)
+
+
+def _by_astropy(path: Path, form: str, **how: int) -> tuple[pa.Table, dict[str, str]]:
     """A table read by astropy; masked values become nulls."""
     from astropy.io.fits import VerifyError
     from astropy.table import Table
@@ -202,7 +245,7 @@ def _by_astropy(path: Path, form: str) -> tuple[pa.Table, dict[str, str]]:
         warnings.simplefilter("ignore", AstropyWarning)
         warnings.simplefilter("ignore", UserWarning)
         try:
-            table = Table.read(path, format=form)
+            table = Table.read(path, format=form, **how)
         except VerifyError as err:
             raise ValueError(str(err)) from None
     units = {n: str(table[n].unit) for n in table.colnames if getattr(table[n], "unit", None) is not None}

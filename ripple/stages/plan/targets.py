@@ -16,7 +16,7 @@ from ripple.errors import CatalogueError, DataError, Reason
 from ripple.sky.neighbours import earlier_neighbours
 from ripple.stages.plan.select import matching
 from ripple.stages.plan.tables import UserTable, exact_integers, plain_columns
-from ripple.storage.labels import label_counts, read_labels
+from ripple.storage.labels import label_counts, lens_line, read_labels
 from ripple.storage.python_tables import ANGLES, ID_NAMES
 
 Float = NDArray[np.float64]
@@ -159,7 +159,8 @@ def from_table(
     extra, classes = _extra(data, used, label_name, columns.classes, name)
     _describe(notes, name, id_name, ids, ra_name, dec_name, table.units)
     if label_name:
-        notes.append(f"{name}: {label_name}: {label_counts(extra['label'].to_numpy(), classes)}")
+        counted = label_counts(extra["label"].to_numpy(), classes)
+        notes.append(f"{name}: labels from {label_name}: {counted}; the lens is {lens_line(classes)}")
     rejected = duplicates(ids, ra, dec, duplicate_radius)
     return Targets(ids, ra, dec, extra, size, rejected, source, classes, tuple(notes))
 
@@ -376,6 +377,8 @@ def _exact_ids(column: pa.ChunkedArray, name: str, rows: NDArray[np.int64]) -> p
                 hint="store the ids as integers or as text",
             )
         return column.cast(pa.int64())
+    if pa.types.is_boolean(column.type):
+        raise CatalogueError(f"{name}: true and false are no ids", hint="name another column: --id-column")
     if pa.types.is_integer(column.type):
         try:
             return column.cast(pa.int64())
@@ -421,8 +424,8 @@ def _labels(
     """Labels as int64, -1 when unknown, and the class names."""
     # Integers with nulls never pass through floats.
     whole = pa.types.is_integer(column.type) or pa.types.is_boolean(column.type)
-    missing = pc.fill_null(column, -1 if pa.types.is_signed_integer(column.type) else 0) if whole else column
-    values = np.ma.array(missing.to_numpy(zero_copy_only=False), mask=column.is_null().to_numpy(False))
+    filled = pc.fill_null(column, pa.scalar(0).cast(column.type)) if whole else column
+    values = np.ma.array(filled.to_numpy(zero_copy_only=False), mask=column.is_null().to_numpy(False))
     try:
         return read_labels(values, classes, name)
     except DataError as err:
