@@ -124,6 +124,7 @@ def understood(config: ImportConfig, listing: Listing, frame: Frame) -> Summary:
     labels = np.array([cutout.label for cutout in kept], np.int64)
     placed = sum(bool(np.isfinite(cutout.ra + cutout.dec)) for cutout in kept)
     facts: dict[str, int | str] = {
+        "source": str(config.source),
         "kind": _kind(config),
         "rows": listing.rows,
         "bands": " ".join(frame.bands),
@@ -136,7 +137,7 @@ def understood(config: ImportConfig, listing: Listing, frame: Frame) -> Summary:
     notes = (*listing.notes, *((f"the first rejected row says: {details[0]}",) if details else ()))
     return Summary(
         "import --dry-run",
-        str(config.source),
+        "nothing was written",
         facts,
         rejections=rejected,
         seconds=time.perf_counter() - start,
