@@ -372,6 +372,7 @@ def _catalog(
         columns[name] = given[name].astype(dtype) if name in given else np.full(n, value, dtype)
     for name in ("ra", "dec"):
         columns[name] *= _degrees(name, plain[name].unit) if name in plain else 1.0
+    _check_positions(columns["ra"], columns["dec"])
     classes = {str(k): str(v) for k, v in (class_map or {}).items()}
     if "label" in plain:
         names = tuple(classes.get(str(k), "") for k in range(max(map(int, classes), default=-1) + 1))
@@ -401,6 +402,18 @@ def _without_gaps(name: str, column: PlainColumn) -> NDArray[Any]:
             else np.where(values.mask, "", data.astype(str))
         )
     return values.filled("" if data.dtype.kind in "SU" else np.nan)
+
+
+def _check_positions(ra: NDArray[np.float64], dec: NDArray[np.float64]) -> None:
+    """Refuse positions that are not on the sky; both NaN is an unknown one."""
+    known = ~(np.isnan(ra) & np.isnan(dec))
+    wrong = known & ~((ra >= -180) & (ra <= 360) & (np.abs(dec) <= 90))  # written so that NaN fails too
+    if wrong.any():
+        k = int(np.argmax(wrong))
+        raise DataError(
+            f"catalog: position ra {ra[k]}, dec {dec[k]} in row {k}, counted from 0, is not on the sky",
+            hint="in deg ICRS; NaN for both where it is not known",
+        )
 
 
 def _degrees(name: str, unit: str) -> float:

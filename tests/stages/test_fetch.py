@@ -127,6 +127,32 @@ def test_positions_psfs_and_projection(sky: Path, fetched: Path) -> None:
         assert (batch.psf_index >= 0).mean() > 0.8  # a patch lacks band i
 
 
+def test_columns_of_the_user_arrive_exactly(sky: Path, tmp_path: Path) -> None:
+    """Ids and integers beyond int64, empty cells, labels that are names."""
+    truth = pq.read_table(sky / "truth.parquet").slice(0, 6)
+    ids = [12547118600189071360 + k for k in range(6)]
+    lines = ["# object_id,ra,dec,label,parent,big,flag"]
+    for k, (ra, dec) in enumerate(zip(truth["ra"].to_pylist(), truth["dec"].to_pylist(), strict=True)):
+        parent, flag = "" if k == 3 else 10**17 + k, "" if k == 2 else "true"
+        word = ("lens", "nonlens", "")[k % 3]
+        lines.append(f"{ids[k]},{ra!r},{dec!r},{word},{parent},{2**64 - 9 + k},{flag}")
+    (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
+    run(sky, tmp_path / "out", targets=str(tmp_path / "t.csv"))
+    index, batches = rows(tmp_path / "out")
+    assert index["id"].to_pylist() == ids
+    want = {
+        "label": [1, 0, -1, 1, 0, -1], "parent": [-1 if k == 3 else 10**17 + k for k in range(6)],
+        "big": [2**64 - 9 + k for k in range(6)], "flag": [1, 1, -1, 1, 1, 1],
+    }  # fmt: skip
+    for name, values in want.items():
+        assert index[name].to_pylist() == values, name
+        stored = {
+            int(i): v for b in batches for i, v in zip(b.catalog["index"], b.catalog[name], strict=True)
+        }
+        assert [int(stored[k]) for k in sorted(stored)] == [values[k] for k in sorted(stored)], name
+    assert open_artefact(tmp_path / "out").attributes["class_map"] == {"0": "nonlens", "1": "lens"}
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_bytes_do_not_depend_on_workers(sky: Path, fetched: Path, tmp_path: Path, workers: int) -> None:
     run(sky, tmp_path / "out", workers=workers)

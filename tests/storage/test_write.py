@@ -30,7 +30,12 @@ def image() -> np.ndarray:
 def test_cutouts_round_trip(tmp_path: Path, image: np.ndarray) -> None:
     kernel = np.full((5, 5), 2.0)
     tan = Tan(10.0, -5.0, 100.0, 100.0, (-5e-5, 0, 0, 5e-5))
-    catalog = {"id": [f"s{k}" for k in range(N)], "ra": np.linspace(1, 2, N), "label": np.arange(N) % 2}
+    catalog = {
+        "id": [f"s{k}" for k in range(N)],
+        "ra": np.linspace(1, 2, N),
+        "dec": np.linspace(-1, 1, N),
+        "label": np.arange(N) % 2,
+    }
     made = ripple.write_cutouts(
         tmp_path / "c", image, "gri", catalog, variance=np.full(image.shape, 4.0), psf=kernel, unit="uJy",
         wcs=tan, rows_per_shard=4, mask=np.ones(image.shape, np.int16), mask_planes=["DETECTED"],
@@ -165,3 +170,11 @@ def test_mask_bits_beyond_the_planes_are_refused(tmp_path: Path) -> None:
         ripple.write_cutouts(
             tmp_path / "d", image, "i", mask=np.full(image.shape, 1 << 40), mask_planes=planes
         )
+
+
+def test_positions_off_the_sky_are_refused(tmp_path: Path) -> None:
+    image, nan = np.ones((2, 1, 8, 8)), float("nan")
+    for ra, dec in ((400.0, 1.0), (10.0, 95.0), (10.0, nan)):
+        with pytest.raises(DataError, match="in row 1, counted from 0, is not on the sky"):
+            ripple.write_cutouts(tmp_path / "c", image, "i", {"ra": [1.0, ra], "dec": [1.0, dec]})
+    ripple.write_cutouts(tmp_path / "c", image, "i", {"ra": [1.0, nan], "dec": [1.0, nan]})

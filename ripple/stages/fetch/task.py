@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ripple.rubin.repository import Dataset
@@ -128,18 +127,15 @@ def unit_task(selection: Selection, plan: Plan, unit: Unit) -> UnitTask:
 
 
 def user_columns(table: pa.Table) -> dict[str, NDArray[Any]]:
-    """Columns of an Arrow table as numpy arrays: numbers (null becomes NaN or -1), booleans, else text."""
+    """Columns of an Arrow table without nulls (`plain_columns`) as numpy arrays: numbers, booleans, text."""
     columns: dict[str, NDArray[Any]] = {}
     for name in table.column_names:
         column = table.column(name)
-        if pa.types.is_floating(column.type):
-            columns[name] = pc.fill_null(column, float("nan")).to_numpy()
-        elif pa.types.is_integer(column.type):
-            columns[name] = pc.fill_null(column, -1).to_numpy()
+        if pa.types.is_floating(column.type) or pa.types.is_integer(column.type):
+            columns[name] = column.to_numpy()
         elif pa.types.is_boolean(column.type):
             # HDF5 has no booleans.
-            columns[name] = pc.fill_null(column, False).to_numpy().astype(np.uint8)
+            columns[name] = column.to_numpy().astype(np.uint8)
         else:
-            text = ["" if v is None else str(v) for v in column.to_pylist()]
-            columns[name] = np.array(text, dtype=np.str_)
+            columns[name] = np.array(column.to_pylist(), dtype=np.str_)
     return columns
