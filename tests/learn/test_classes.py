@@ -21,6 +21,7 @@ from ripple.learn.model.contract import ArchitectureRecord
 from ripple.learn.model.exchange import export_model, import_model
 from ripple.learn.model.weights import load_model
 from ripple.learn.scoring.score import score
+from ripple.learn.training.loop import initial_network
 from ripple.learn.training.train import train
 
 RESNET = ArchitectureRecord(name="resnet18", bands=3, size=32, outputs=1, stem="standard")
@@ -213,3 +214,20 @@ def test_a_page_of_evaluated_classes(both: tuple[Path, Path], tmp_path: Path) ->
     table(model, both[1], tmp_path / "s", evaluate=True)
     assert run(["report", str(tmp_path / "s"), "-o", str(tmp_path / "page")]) == 0
     assert "evaluation.json beside the scores" in (tmp_path / "page" / "index.html").read_text()
+
+
+def test_fine_tuning_keeps_the_outputs_of_each_class(tmp_path: Path) -> None:
+    arch = ArchitectureRecord(name="d4cnn", bands=3, size=32, outputs=3, width=2)
+    names = {"0": "no", "1": "sphere", "2": "vort"}
+    first = make_model(tmp_path / "m", architecture=arch, class_map=names, output="classes")
+    head = load_model(first).nets[0].state_dict()["head.bias"]
+    config = TrainConfig.make(
+        {"tensors": ["x"], "output": str(tmp_path / "o"), "task": "classes", "init": str(first), **SMALL}
+    )
+    turned = {"0": "vort", "1": "no", "2": "sphere"}
+    net = initial_network(config, arch.architecture(), turned)
+    torch.testing.assert_close(net.state_dict()["head.bias"], head[[2, 0, 1]])
+    weight = load_model(first).nets[0].state_dict()["head.weight"]
+    torch.testing.assert_close(net.state_dict()["head.weight"], weight[[2, 0, 1]])
+    other = initial_network(config, arch.architecture(), {"0": "a", "1": "b", "2": "no"})
+    assert not torch.equal(other.state_dict()["head.weight"], weight)

@@ -39,6 +39,7 @@ from ripple.learn.training.state import Fitted, Progress, Store
 from ripple.runtime.signals import Stop
 from ripple.runtime.summary import progress as progress_line
 from ripple.sky.splits import TRAIN, VALIDATION
+from ripple.storage.labels import renumbered, same_classes
 
 Objective = Callable[[Tensor, Batch], Tensor]
 
@@ -94,7 +95,7 @@ def fit(
         Checked between batches; raises after a signal.
     """
     torch.manual_seed(seed)
-    net = initial_network(config, arch, seed - config.seed).to(device)
+    net = initial_network(config, arch, data.class_map, seed - config.seed).to(device)
     average = _frozen_copy(net) if config.ema else None
     groups = parameter_groups(
         net,
@@ -181,8 +182,10 @@ def _with_progress_line(train: Loader, epoch: int, seed: int, ranks: Ranks) -> I
             advance(1)
 
 
-def initial_network(config: TrainConfig, arch: Architecture, member: int = 0) -> Net:
-    """A new network, or a member of `--init`, with a new head when the task differs."""
+def initial_network(
+    config: TrainConfig, arch: Architecture, class_map: dict[str, str], member: int = 0
+) -> Net:
+    """A new network, or a member of `--init`: its outputs by class name, a new head when the task differs."""
     net = build(arch, pretrained=config.pretrained)
     if config.init is None:
         return net
@@ -190,8 +193,13 @@ def initial_network(config: TrainConfig, arch: Architecture, member: int = 0) ->
     # Member k starts from member k: all from one would agree more than an ensemble should.
     state = dict(model.nets[member % len(model.nets)].state_dict())
     own = net.state_dict()
-    if model.contract.output != config.task or state["head.bias"].shape != own["head.bias"].shape:
-        state |= {key: own[key] for key in ("head.weight", "head.bias")}
+    theirs, heads = model.contract.class_map, ("head.weight", "head.bias")
+    same = config.task != "classes" or same_classes(theirs, class_map)
+    if model.contract.output != config.task or not same or state[heads[1]].shape != own[heads[1]].shape:
+        state |= {key: own[key] for key in heads}
+    elif config.task == "classes":
+        order = np.argsort(renumbered(np.arange(len(theirs)), theirs, class_map))
+        state |= {key: state[key][torch.from_numpy(order)] for key in heads}
     fit_state(net, state, str(config.init))
     return net
 
