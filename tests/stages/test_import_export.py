@@ -688,3 +688,20 @@ def test_a_folder_is_a_class_only_when_the_map_says_so(tmp_path: Path) -> None:
     assert any("g, r, i at 0.168 arcsec" in note for note in found.attributes["notes"])
     with pytest.raises(DataError, match=r"1 images lie in no folder of a class, as random/x\.npy"):
         run_import(tmp_path / "in", tmp_path / "b", format="deeplense", classes=("lens", "nonlens"))
+
+
+def test_class_names_survive_fits(tmp_path: Path) -> None:
+    """Labels of another order than usual keep their meaning."""
+    table = {"label": np.array([0, 1, -1, 0]), "id": np.arange(4)}
+    classes = {0: "Lentille é, 1", 1: "lens"}
+    write_cutouts(tmp_path / "c", np.ones((4, 1, 9, 9), np.float32), "g", table, class_map=classes)
+    out = run_export(tmp_path / "c", tmp_path / "f", format="fits")
+    run_import(out, tmp_path / "back", format="fits", bands=("g",), pixel_scale=0.2)
+    found = open_artefact(tmp_path / "back")
+    assert found.attributes["class_map"] == {"0": "Lentille é, 1", "1": "lens"}
+    assert found.index()["label"].to_pylist() == [0, 1, -1, 0]
+    run_import(out, tmp_path / "b", format="fits", bands=("g",), pixel_scale=0.2, classes=("lens", "arc"))
+    # Another map than the file's is refused row by row; the row without a label has nothing to refuse.
+    index = open_artefact(tmp_path / "b").index()
+    assert index["status"].to_pylist() == ["rejected", "rejected", "ok", "rejected"]
+    assert "its classes are Lentille é, 1, lens, not lens, arc" in index["detail"].to_pylist()[0]

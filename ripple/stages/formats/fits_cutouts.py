@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import re
 import warnings
 from collections.abc import Sequence
@@ -35,7 +36,7 @@ from ripple.stages.formats.foreign_cutout import (
     one_line,
 )
 from ripple.stages.formats.source_files import SourceFiles
-from ripple.storage.labels import read_labels
+from ripple.storage.labels import plain_class, read_labels
 
 Role = Literal["image", "variance", "rms", "ivar", "mask", "psf"]
 #: Bytes of a gzipped file once unpacked; more is a damaged or hostile file.
@@ -80,7 +81,7 @@ def fits_cutouts(
     convert
         Convert fluxes to nJy where `BUNIT` names a flux unit. Off when the user gives zero points.
     classes
-        Class names by label value, for `LABEL` cards that are names.
+        Class names by label value; by default as the card `CLASSES` of the first file says.
 
     Raises
     ------
@@ -97,6 +98,9 @@ def fits_cutouts(
         try:
             planes = [p for path in files.values() for p in _planes_of(sources.read(path))]
             named = bands or _named(planes)
+            classes = classes or _classes(
+                next((p.header for p in planes if p.role == "image"), fits.Header())
+            )
             scale = _scale_of([p for p in planes if p.role == "image"])
             break
         except (*DAMAGE, VerifyError) as err:
@@ -116,7 +120,7 @@ def fits_cutouts(
         except (*DAMAGE, VerifyError) as err:
             return Unreadable(name, one_line(err))
 
-    return Listing(len(groups), named, scale, (), read, paths, sources)
+    return Listing(len(groups), named, scale, classes, read, paths, sources)
 
 
 def _is_fits(path: Path) -> bool:
@@ -283,12 +287,26 @@ def _cutout(
     )
 
 
+def _classes(header: fits.Header) -> tuple[str, ...]:
+    """Class names by label value of the card `CLASSES`, a JSON list; empty without one."""
+    try:
+        found = json.loads(str(header.get("CLASSES", "[]")))
+    except ValueError:
+        found = None
+    if not isinstance(found, list) or not all(isinstance(name, str) and name for name in found):
+        raise ValueError("the card CLASSES is no JSON list of names")
+    return tuple(found)
+
+
 def _label(header: fits.Header, classes: tuple[str, ...]) -> int:
     """Label of the card `LABEL`, -1 without one."""
     value = header.get("LABEL")
     # A card without a value is `Undefined`, and unknown.
     if not isinstance(value, str | int | float):
         return -1
+    said = _classes(header)
+    if said and tuple(map(plain_class, said)) != tuple(map(plain_class, classes)):
+        raise ValueError(f"its classes are {', '.join(said)}, not {', '.join(classes)}")
     try:
         labels, names = read_labels([value], classes, "LABEL")
     except DataError as err:

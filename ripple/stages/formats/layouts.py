@@ -259,7 +259,7 @@ def fits_cutouts(source: Source, config: ExportConfig, directory: Path) -> Itera
 def _fits_file(part: Part, k: int, source: Source) -> bytes:
     """One row as the bytes of a FITS file; a band without data has NaN in its IMAGE."""
     row = {name: values[k] for name, values in part.catalog.items() if values.ndim == 1}
-    cards = _wcs_cards(part.wcs.get(int(row.get("tract", -1))), row)
+    cards = _wcs_cards(part.wcs.get(int(row.get("tract", -1))), row, source.class_map)
     primary = fits.PrimaryHDU()
     primary.header["BANDS"] = (",".join(source.bands), "in the order of the HDUs")
     hdus: list[fits.PrimaryHDU | fits.ImageHDU] = [primary]
@@ -295,7 +295,7 @@ def _image_hdu(name: str, band: str, data: NDArray[Any], cards: Mapping[str, Car
     return hdu
 
 
-def _wcs_cards(tan: Tan | None, row: Mapping[str, Any]) -> dict[str, Card]:
+def _wcs_cards(tan: Tan | None, row: Mapping[str, Any], class_map: Mapping[str, str]) -> dict[str, Card]:
     """Cards with id, position, label and WCS of a cutout: FITS pixel (1, 1) is PARENT pixel `(x0, y0)`."""
     # FITS text is printable ASCII, so anything else is written as an escape.
     cards: dict[str, Card] = {
@@ -307,6 +307,9 @@ def _wcs_cards(tan: Tan | None, row: Mapping[str, Any]) -> dict[str, Card]:
             cards[card] = float(row[name])
     if int(row.get("label", -1)) >= 0:
         cards["LABEL"] = int(row["label"])
+    names = [class_map.get(str(k)) for k in range(len(class_map))]
+    if names and all(names):
+        cards["CLASSES"] = json.dumps(names)  # by label; ASCII, as FITS demands
     if tan is None:
         return cards
     x0, y0 = int(row["x0"]), int(row["y0"])
