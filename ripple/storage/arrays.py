@@ -21,7 +21,7 @@ from ripple.imaging.batch import MASK_PLANES, CutoutBatch, TensorBatch
 from ripple.sky.geometry import Tan
 from ripple.storage.artefact import Artefact, open_artefact
 from ripple.storage.labels import read_labels
-from ripple.storage.python_tables import ANGLES, ID_NAMES, PlainColumn, plain_table
+from ripple.storage.python_tables import ANGLES, ID_NAMES, PlainColumn, exact_ids, plain_table
 from ripple.storage.shard_writer import pack_cutouts, pack_tensors
 from ripple.storage.writer import ArtefactWriter, Finished, create
 
@@ -349,10 +349,17 @@ def _catalog(
     for name, column in given.items():
         if column.ndim == 0 or len(column) != n:
             raise DataError(f"catalog column {name!r} has shape {column.shape}, but image has {n} rows")
+        if column.dtype.kind not in "iufbSUO":
+            raise DataError(
+                f"catalog column {name!r} is of type {column.dtype}", hint="give numbers, booleans or text"
+            )
     # Ids join artefacts with each other and with the user's tables.
     by_lower = {name.lower(): name for name in reversed(list(given))}
     id_name = next((by_lower[k.lower()] for k in ID_NAMES if k.lower() in by_lower), None)
     ids = given.pop(id_name) if id_name else np.arange(n, dtype=np.int64)
+    if ids.ndim != 1 or ids.dtype.kind not in "iufSUO":
+        raise DataError(f"catalog column {id_name!r} has shape {ids.shape} and type {ids.dtype}: no ids")
+    ids = exact_ids(ids, f"catalog column {id_name!r}")
     if len(set(ids.tolist())) != n:
         raise DataError(
             f"catalog column {id_name!r}: the ids are not distinct", hint="give every row its own"
@@ -369,6 +376,12 @@ def _catalog(
         "dy": (0, np.float32),
     }
     for name, (value, dtype) in defaults.items():
+        if name in given and (given[name].ndim != 1 or given[name].dtype.kind not in "iufb"):
+            found = given[name]
+            raise DataError(
+                f"catalog column {name!r} has shape {found.shape} and type {found.dtype}, "
+                f"expected {n} numbers"
+            )
         columns[name] = given[name].astype(dtype) if name in given else np.full(n, value, dtype)
     for name in ("ra", "dec"):
         columns[name] *= _degrees(name, plain[name].unit) if name in plain else 1.0

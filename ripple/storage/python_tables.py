@@ -123,3 +123,23 @@ def _text(values: NDArray[Any]) -> NDArray[Any]:
     if values.dtype.kind == "O" and all(isinstance(v, str) for v in values):
         return values.astype(str)
     return values
+
+
+def exact_ids(values: NDArray[Any], name: str) -> NDArray[Any]:
+    """Ids as they are; floating-point ones become integers when they hold every digit.
+
+    Raises
+    ------
+    DataError
+        Floats that are no whole numbers, or of more than 53 bits.
+    """
+    if values.dtype.kind != "f":
+        return values
+    wrong = ~((values == np.floor(values)) & (np.abs(values) <= 2.0**53))
+    if wrong.any():
+        k = int(np.argmax(wrong))
+        raise DataError(
+            f"{name}: ids are floating-point numbers, which hold at most 53 bits: {values[k]!r} in row {k}",
+            hint="store the ids as integers or as text",
+        )
+    return values.astype(np.int64)

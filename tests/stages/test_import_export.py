@@ -617,6 +617,12 @@ def test_ids_of_arrays_keep_their_digits(tmp_path: Path) -> None:
         _imported(tmp_path / "b", _npz(tmp_path / "b.npz", 2, id=ids.astype(float)))
 
 
+def test_positions_of_arrays_are_numbers(tmp_path: Path) -> None:
+    source = _npz(tmp_path / "a.npz", 2, ra=np.array(["a", "b"]), dec=np.zeros(2))
+    with pytest.raises(DataError, match=r"'ra' is of type <U1.*in deg ICRS"):
+        _imported(tmp_path, source)
+
+
 def test_imported_positions_and_ids_are_checked(tmp_path: Path) -> None:
     nan = float("nan")
     source = _npz(

@@ -422,6 +422,10 @@ def test_tables_in_memory_keep_units_masks_and_frames() -> None:
     masked = Table({"ra": MaskedColumn([53.16, 150.1], mask=[False, True]), "dec": want[1]})
     with pytest.raises(CatalogueError, match="not a number in 1 of 2 rows, row 1"):
         from_table(UserTable.in_memory(masked), Columns(), source={})
+    mixed = {"ra": [100.0, 101.0], "dec": [1.0, 2.0], "x": np.array(["a", 1], object)}
+    for bad in (mixed, mixed | {"x": np.array([1j, 2j])}):
+        with pytest.raises(CatalogueError, match="column 'x' of type"):
+            UserTable.in_memory(bad)
     with pytest.raises(CatalogueError, match="different lengths"):
         UserTable.in_memory({"ra": [1.0], "dec": [1.0, 2.0]})
 

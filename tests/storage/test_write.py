@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -178,3 +179,19 @@ def test_positions_off_the_sky_are_refused(tmp_path: Path) -> None:
         with pytest.raises(DataError, match="in row 1, counted from 0, is not on the sky"):
             ripple.write_cutouts(tmp_path / "c", image, "i", {"ra": [1.0, ra], "dec": [1.0, dec]})
     ripple.write_cutouts(tmp_path / "c", image, "i", {"ra": [1.0, nan], "dec": [1.0, nan]})
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ({"id": [2.0**53 + 2, 1.0]}, "at most 53 bits"),
+        ({"id": [[1, 2], [3, 4]]}, "no ids"),
+        ({"ra": ["east", "west"], "dec": [1.0, 2.0]}, "expected 2 numbers"),
+        ({"ra": [[1.0], [2.0]], "dec": [1.0, 2.0]}, "expected 2 numbers"),
+        ({"z": [1 + 2j, 3j]}, "numbers, booleans or text"),
+        ({"when": np.array(["2020", "2021"], "M8[s]")}, "numbers, booleans or text"),
+    ],
+)
+def test_columns_that_mean_nothing_are_refused(tmp_path: Path, column: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        ripple.write_cutouts(tmp_path / "c", np.ones((2, 1, 8, 8)), "i", column)

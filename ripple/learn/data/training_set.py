@@ -164,6 +164,8 @@ def training_set(config: TrainConfig) -> TrainingSet:
     if not usable.any():
         raise DataError("no row has a label", hint="fetch with a label column: 1 lens, 0 not")
     split, sky, drawn, notes = _split_rows(dataset, facts, usable, config)
+    if config.task == "lens" and not facts.class_map:
+        notes += ("the labels have no names: 1 was taken for a lens, 0 for none",)
     by: Literal["sky", "column", "id"] = "sky" if sky else "column" if config.split_column else "id"
     if config.labelled_rows:
         split = _keep_few(split, np.asarray(dataset.column("label")), config)

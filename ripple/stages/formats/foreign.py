@@ -31,6 +31,7 @@ from ripple.stages.formats.foreign_cutout import (
 )
 from ripple.stages.formats.source_files import SourceFiles
 from ripple.storage.labels import KNOWN_MAPS, known_map, plain_class, read_labels
+from ripple.storage.python_tables import exact_ids
 
 # DeepLense -----------------------------------------------------------
 
@@ -207,6 +208,11 @@ def arrays(
     labels, classes = _labels(table, keys.label, rows, classes, str(path))
     if "id" in columns:
         columns["id"] = exact_ids(columns["id"], f"{path}: {keys.id}")
+    for name, key in (("ra", keys.ra), ("dec", keys.dec)):
+        if name in columns and columns[name].dtype.kind not in "iuf":
+            raise DataError(
+                f"{path}: {key!r} is of type {columns[name].dtype}", hint="give numbers in deg ICRS"
+            )
 
     def read(row: int) -> ForeignCutout | Unreadable:
         try:
@@ -242,26 +248,6 @@ def _labels(
     if len(values) != rows:
         raise DataError(f"{name}: {len(values)} values of {key!r} for {rows} images")
     return read_labels(values, classes, f"{name}: {key}")
-
-
-def exact_ids(values: NDArray[Any], name: str) -> NDArray[Any]:
-    """Ids as they are; floating-point ones become integers when they hold every digit.
-
-    Raises
-    ------
-    DataError
-        Floats that are no whole numbers, or of more than 53 bits.
-    """
-    if values.dtype.kind != "f":
-        return values
-    wrong = ~((values == np.floor(values)) & (np.abs(values) <= 2.0**53))
-    if wrong.any():
-        k = int(np.argmax(wrong))
-        raise DataError(
-            f"{name}: ids are floating-point numbers, which hold at most 53 bits: {values[k]!r} in row {k}",
-            hint="store the ids as integers or as text",
-        )
-    return values.astype(np.int64)
 
 
 def _open_arrays(path: Path, files: SourceFiles) -> Mapping[str, Any]:

@@ -60,7 +60,11 @@ class UserTable:
             values, mask = np.ma.getdata(column.values), np.ma.getmaskarray(column.values)
             # Columns with more than one value per row become lists, which are left out below.
             flat = values.ndim == 1
-            columns[name] = pa.array(values, mask=mask) if flat else pa.array(list(values))
+            try:
+                columns[name] = pa.array(values, mask=mask) if flat else pa.array(list(values))
+            except (pa.ArrowException, ValueError, TypeError) as err:
+                reason = " ".join(str(err).split())[:200]
+                raise CatalogueError(f"column {name!r} of type {values.dtype}: {reason}") from None
             if column.unit:
                 units[name] = column.unit
         if len(set(map(len, columns.values()))) > 1:
