@@ -20,7 +20,7 @@ from ripple.errors import DataError
 from ripple.imaging.batch import MASK_PLANES, CutoutBatch, TensorBatch
 from ripple.sky.geometry import Tan
 from ripple.storage.artefact import Artefact, open_artefact
-from ripple.storage.labels import read_labels
+from ripple.storage.labels import checked_map, read_labels
 from ripple.storage.python_tables import ANGLES, ID_NAMES, PlainColumn, exact_ids, plain_table
 from ripple.storage.shard_writer import pack_cutouts, pack_tensors
 from ripple.storage.writer import ArtefactWriter, Finished, create
@@ -386,7 +386,7 @@ def _catalog(
     for name in ("ra", "dec"):
         columns[name] *= _degrees(name, plain[name].unit) if name in plain else 1.0
     _check_positions(columns["ra"], columns["dec"])
-    classes = {str(k): str(v) for k, v in (class_map or {}).items()}
+    classes = checked_map(class_map or {}, "class_map")
     if "label" in plain:
         names = tuple(classes.get(str(k), "") for k in range(max(map(int, classes), default=-1) + 1))
         columns["label"], names = read_labels(plain["label"].values, names, "catalog column 'label'")

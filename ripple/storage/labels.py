@@ -6,6 +6,7 @@ lens is read from the names, never from the order.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from ripple.errors import ConfigError, DataError
 
 Labels = NDArray[np.int64]
 
+#: A label as the key of a class map.
+LABEL = r"^(0|[1-9][0-9]{0,5})$"
 #: Folder, card and class names that mean a lens, or no lens, in lower case without `_`, `-` and spaces.
 LENS_NAMES = ("lens", "lenses", "lensed", "stronglens", "stronglenses")
 NONLENS_NAMES = ("nonlens", "nonlenses", "notlens", "notalens", "unlensed", "nolens")
@@ -24,6 +27,24 @@ _NONE = ("nonlens", "no", "no_sub")
 #: Class names that need no map, in the order of their labels: lens finding, and the substructure sets of
 #: DeepLense (none, subhaloes, vortices of superfluid dark matter; axion, cold dark matter, none).
 KNOWN_MAPS = (("nonlens", "lens"), ("no", "sphere", "vort"), ("axion", "cdm", "no_sub"))
+
+
+def checked_map(class_map: Mapping[Any, Any], name: str) -> dict[str, str]:
+    """A class map with text for keys.
+
+    Raises
+    ------
+    DataError
+        A key is no number of a class, or a class has no name.
+    """
+    found = {str(k): v for k, v in class_map.items()}
+    for key, value in found.items():
+        if re.fullmatch(LABEL, key) is None or not isinstance(value, str) or not value:
+            raise DataError(
+                f"{name}: {key!r}: {value!r} gives no class a number and a name",
+                hint="as in 0: nonlens, 1: lens",
+            )
+    return found
 
 
 def plain_class(name: str) -> str:

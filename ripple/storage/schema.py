@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ripple.errors import IntegrityError
+from ripple.storage.labels import LABEL
 
 #: Rows are bounded by the bytes of their shard, so that no wrong number leads to a huge allocation.
 ROWS_PER_BYTE = 64
@@ -24,6 +25,8 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 #: A file beside the manifest, never a path.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 Side = Annotated[int, Field(ge=1, le=1 << 20)]
+#: Label as text -> class name.
+ClassMap = dict[Annotated[str, Field(pattern=LABEL)], Annotated[str, Field(min_length=1)]]
 
 
 def _distinct(names: list[str]) -> list[str]:
@@ -117,7 +120,7 @@ class _Images(_Part):
     bands: Bands
     size: Side | Annotated[list[Side], Field(min_length=2, max_length=2)] | None = None
     margin: Annotated[int, Field(ge=0, le=1 << 20)] = 0
-    class_map: dict[str, str] = {}
+    class_map: ClassMap = {}
     source_sha256: dict[str, str] = {}
     notes: list[str] = []
 
@@ -156,6 +159,7 @@ class _Scores(_Part):
     evaluation: dict[str, Any] = {}
     stress: _Stress | None = None
     visible: _Visible | None = None
+    lens_labels: list[Annotated[int, Field(ge=0, lt=10**6)]] = [1]
 
     @model_validator(mode="after")
     def _measures(self) -> _Scores:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from ripple.errors import DataError
 from ripple.imaging.batch import CutoutBatch, TensorBatch
 from ripple.sky.geometry import Tan
+from ripple.storage.labels import checked_map
 
 SCHEMA = 1
 MAX_COLUMNS = 4096
@@ -129,7 +130,7 @@ def _planes(file: _Reader) -> TensorPlanes:
 
 def _tensors(file: _Reader) -> TensorBatch:
     planes = _planes(file)
-    class_map = file.json("class_map")
+    class_map = checked_map(file.json("class_map"), "class_map")
     variance = file.array("variance", np.float32, ndim=4) if file.has("variance") else None
     if variance is not None and variance.shape != planes.image.shape:
         raise DataError("image and variance differ in shape")
@@ -141,7 +142,7 @@ def _tensors(file: _Reader) -> TensorBatch:
         pixel_scale=file.number("pixel_scale"),
         psf_fwhm=file.number("psf_fwhm"),
         normalization=file.json("normalization"),
-        class_map={k: str(v) for k, v in class_map.items()},
+        class_map=class_map,
         unit=file.text("unit"),
         variance=variance,
     )

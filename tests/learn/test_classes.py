@@ -23,6 +23,8 @@ from ripple.learn.model.weights import load_model
 from ripple.learn.scoring.score import score
 from ripple.learn.training.loop import initial_network
 from ripple.learn.training.train import train
+from ripple.stages.report.report import ranked_table, with_truth
+from ripple.storage.artefact import open_artefact
 
 RESNET = ArchitectureRecord(name="resnet18", bands=3, size=32, outputs=1, stem="standard")
 
@@ -213,7 +215,14 @@ def test_a_page_of_evaluated_classes(both: tuple[Path, Path], tmp_path: Path) ->
     model = trained(both[1], tmp_path / "m", task="classes")
     table(model, both[1], tmp_path / "s", evaluate=True)
     assert run(["report", str(tmp_path / "s"), "-o", str(tmp_path / "page")]) == 0
-    assert "evaluation.json beside the scores" in (tmp_path / "page" / "index.html").read_text()
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert "evaluation.json beside the scores" in page
+    # Label 0 is the lens here, and the page says so of the same rows.
+    scores = open_artefact(tmp_path / "s")
+    assert scores.attributes["lens_labels"] == [0]
+    ranked = ranked_table(scores)
+    truth = with_truth(ranked, scores.attributes["lens_labels"])["label"].to_numpy()
+    np.testing.assert_array_equal(truth == 1, ranked["label"].to_numpy() == 0)
 
 
 def test_fine_tuning_keeps_the_outputs_of_each_class(tmp_path: Path) -> None:

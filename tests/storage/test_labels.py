@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ripple.errors import ConfigError, DataError
-from ripple.storage.labels import lens_label, lens_map, plain_class, read_labels, renumbered, same_classes
+from ripple.storage.labels import (
+    checked_map,
+    lens_label,
+    lens_map,
+    plain_class,
+    read_labels,
+    renumbered,
+    same_classes,
+)
 
 NAN = float("nan")
 
@@ -113,3 +121,10 @@ def test_labels_are_renumbered_by_name() -> None:
     assert not same_classes({"0": "lens", "1": "galaxy"}, {"0": "nonlens", "1": "lens"})
     assert plain_class("Non_Lens") == "nonlens"
     assert plain_class("Spiral") == "spiral"
+
+
+def test_class_maps_have_numbers_and_names() -> None:
+    assert checked_map({0: "nonlens", "1": "lens"}, "x") == {"0": "nonlens", "1": "lens"}
+    for wrong in ({"lens": 1}, {"word": "x"}, {-1: "x"}, {"01": "x"}, {0: ""}, {0: None}):
+        with pytest.raises(DataError, match="gives no class a number and a name"):
+            checked_map(wrong, "x")

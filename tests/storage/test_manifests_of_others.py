@@ -24,7 +24,7 @@ WRONG: tuple[Any, ...] = (GONE, None, "word", 5, [], ["word"], {}, {"word": 5}, 
 TRUSTED = {
     "cutouts": ("bands", "size", "margin", "class_map", "source_sha256", "notes"),
     "tensors": ("bands", "size", "margin", "class_map"),
-    "scores": ("bands", "rows", "sorted", "model", "evaluation", "stress", "visible"),
+    "scores": ("bands", "rows", "sorted", "model", "evaluation", "stress", "visible", "lens_labels"),
 }
 
 
@@ -33,7 +33,8 @@ RIGHT = {
     ("size", GONE), ("size", None), ("margin", GONE), ("class_map", GONE), ("class_map", "{}"),
     ("source_sha256", GONE), ("source_sha256", "{}"), ("notes", GONE), ("notes", "[]"), ("notes", "['word']"),
     ("rows", 5), ("rows", 10**9), ("evaluation", GONE), ("evaluation", "{}"), ("evaluation", "{'word': 5}"),
-    ("stress", GONE), ("stress", None), ("visible", GONE), ("visible", None),
+    ("stress", GONE), ("stress", None), ("visible", GONE), ("visible", None), ("lens_labels", GONE),
+    ("lens_labels", "[]"),
 }  # fmt: skip
 
 

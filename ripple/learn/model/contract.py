@@ -23,6 +23,7 @@ from ripple.storage.checksums import read_verified
 from ripple.storage.files import REDO
 from ripple.storage.labels import lens_label, ranked_class, same_classes
 from ripple.storage.manifest import files_of, read_manifest
+from ripple.storage.schema import ClassMap
 
 Output = Literal["lens", "classes", "regression"]
 CONTRACT = "model.json"
@@ -129,7 +130,7 @@ class Contract(Strict):
     unit: str
     psf_fwhm: float | None
     normalization: dict[str, Any]
-    class_map: dict[str, str]
+    class_map: ClassMap
     lens_class: str = ""
     output: Output
     targets: tuple[str, ...] = ()
@@ -167,6 +168,13 @@ class Contract(Strict):
             at = lens_label(self.class_map, self.lens_class, name=CONTRACT, option="lens_class")
             return at, True
         return ranked_class(self.class_map, self.lens_class, name=CONTRACT)
+
+    def lens_labels(self) -> tuple[int, ...]:
+        """The labels of what is searched for: of the lens, or of every class but the one that means none."""
+        if self.output == "regression":
+            return ()
+        at, lens = self.ranked()
+        return (at,) if lens else tuple(k for k in range(len(self.class_map)) if k != at)
 
     def consistent(self) -> Self:
         """Refuse a contract whose fields contradict each other, naming the field."""

@@ -75,13 +75,17 @@ class Worst(TypedDict):
 
 
 class ScoreAttributes(TypedDict):
-    """Attributes of scores in the manifest; `prevalence` None means that of the calibration rows."""
+    """Attributes of scores in the manifest.
+
+    `lens_labels` are those of what is searched for; `prevalence` None means that of the calibration rows.
+    """
 
     rows: int
     sorted: SortedTable
     model: ModelName
     members: int
     output: Output
+    lens_labels: list[int]
     threshold: float
     bands: list[str]
     prevalence: float | None
@@ -163,6 +167,7 @@ def _finish(
         "model": {"digest": model.contract.digest(), "origin": model.contract.origin},
         "members": len(model.nets),
         "output": model.contract.output,
+        "lens_labels": list(model.contract.lens_labels()),
         "threshold": model.contract.threshold,
         "bands": list(model.contract.bands),
         "prevalence": config.prevalence,
@@ -496,10 +501,10 @@ def _summary(
         entry = attributes.get("evaluation", {}).get(name)
         if isinstance(entry, dict) and "low" in entry:
             facts[f"{name} (unseen sky)"] = f"{entry['value']:.4f} [{entry['low']:.4f}, {entry['high']:.4f}]"
-    if "stress" in attributes:
-        facts["least robust to"] = "{worst}: {flip_rate:.1%} of decisions flip".format(**attributes["stress"])
-    if "visible" in attributes:
-        seen = attributes["visible"]
+    if stress := attributes.get("stress"):
+        facts["least robust to"] = "{worst}: {flip_rate:.1%} of decisions flip".format(**stress)
+    if visible := attributes.get("visible"):
+        seen = visible
         name = f"arcs < {seen['arc_sb_below']:g} mag/arcsec^2 ({seen['lenses']})"
         if isinstance(seen.get("auroc"), dict) and "low" in seen["auroc"]:
             facts[name] = "AUROC {value:.3f} [{low:.3f}, {high:.3f}]".format(**seen["auroc"])

@@ -13,6 +13,7 @@ import hashlib
 import json
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict, cast
 
@@ -91,10 +92,11 @@ def report(config: ReportConfig) -> Summary:
 
 def scores_page(artefact: Artefact, config: ReportConfig) -> dict[str, bytes]:
     """The files of the page about scores, by name."""
-    table = ranked_table(artefact)
+    ranked = ranked_table(artefact)
+    attributes = artefact.attributes
+    table = with_truth(ranked, attributes.get("lens_labels", [1]))
     shown = chosen_rows(table, config)
     judged = judgement(artefact)
-    attributes = artefact.attributes
     # The page draws the curves of lens finders; what other tasks measured stays in evaluation.json.
     evaluation = judged.get("evaluation") if attributes.get("output", "lens") == "lens" else None
     model = model_record(artefact, config)
@@ -116,7 +118,16 @@ def scores_page(artefact: Artefact, config: ReportConfig) -> dict[str, bytes]:
         "provenance": _provenance(artefact),
     }
     page = render("scores.html.j2", **context)
-    return {"index.html": page, "candidates.csv": csv_bytes(table.slice(0, config.csv_rows))}
+    return {"index.html": page, "candidates.csv": csv_bytes(ranked.slice(0, config.csv_rows))}
+
+
+def with_truth(table: pa.Table, lens_labels: Sequence[int]) -> pa.Table:
+    """The table with `label` 1 for lenses, 0 for other labelled rows and -1 for the rest."""
+    if "label" not in table.column_names:
+        return table
+    label = numbers(table, "label")  # NaN where it is unknown
+    truth = np.where(np.isin(label, lens_labels), 1, np.where(label >= 0, 0, -1))
+    return table.set_column(table.column_names.index("label"), "label", pa.array(truth))
 
 
 def ranked_table(artefact: Artefact) -> pa.Table:
