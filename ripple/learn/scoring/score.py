@@ -503,8 +503,7 @@ def _summary(
             facts[f"{name} (unseen sky)"] = f"{entry['value']:.4f} [{entry['low']:.4f}, {entry['high']:.4f}]"
     if stress := attributes.get("stress"):
         facts["least robust to"] = "{worst}: {flip_rate:.1%} of decisions flip".format(**stress)
-    if visible := attributes.get("visible"):
-        seen = visible
+    if seen := attributes.get("visible"):
         name = f"arcs < {seen['arc_sb_below']:g} mag/arcsec^2 ({seen['lenses']})"
         if isinstance(seen.get("auroc"), dict) and "low" in seen["auroc"]:
             facts[name] = "AUROC {value:.3f} [{low:.3f}, {high:.3f}]".format(**seen["auroc"])
