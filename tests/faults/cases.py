@@ -43,7 +43,17 @@ def _digest(path: Path) -> str:
         return _pixels(path)
     if path.name == "gen3.sqlite3":
         return _registry(path)
+    if path.name == "manifest.json" and (path.parent / "repo").is_dir():
+        return _survey(path)
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _survey(path: Path) -> str:
+    """The manifest of a survey without what follows from the headers of its coadds."""
+    manifest = json.loads(path.read_bytes())
+    files = {name: None if name.startswith("repo/") else entry for name, entry in manifest["files"].items()}
+    kept = {key: value for key, value in manifest.items() if key not in ("digest", "seal")} | {"files": files}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def _pixels(path: Path) -> str:
