@@ -240,3 +240,10 @@ def test_fine_tuning_keeps_the_outputs_of_each_class(tmp_path: Path) -> None:
     torch.testing.assert_close(net.state_dict()["head.weight"], weight[[2, 0, 1]])
     other = initial_network(config, arch.architecture(), {"0": "a", "1": "b", "2": "no"})
     assert not torch.equal(other.state_dict()["head.weight"], weight)
+
+
+def test_labels_of_a_sidecar_are_those_of_outputs(tmp_path: Path) -> None:
+    foreign(tmp_path / "net.pth", 1)
+    side = sidecar(tmp_path / "s.json", architecture=RESNET, class_map={"1": "nonlens", "2": "lens"})
+    with pytest.raises(ContractError, match="labels of two classes are 0 and 1"):
+        import_model(ImportModelConfig(source=tmp_path / "net.pth", sidecar=side, output=tmp_path / "m"))

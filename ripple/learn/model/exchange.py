@@ -174,6 +174,8 @@ def read_sidecar(path: Path, lens_class: str = "") -> tuple[Contract, int]:
         contract, lens = Contract.model_validate(_text_keys(given)), 1
         if contract.output == "lens":
             own = lens_map(contract.class_map, contract.lens_class, name=str(path))
+            if not set(contract.class_map) <= {"0", "1"}:
+                raise ContractError(f"{path}: class_map: the labels of two classes are 0 and 1")
             lens = lens_label(contract.class_map, contract.lens_class, name=str(path), option="--lens-class")
             contract = contract.model_copy(update={"class_map": own})
         return contract.consistent(), lens
