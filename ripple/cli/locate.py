@@ -36,6 +36,9 @@ def command(config: LocateConfig, as_json: bool) -> None:
             raise ConfigError(
                 "locate: -o is only for tables", hint="leave it out: a single position is printed"
             )
+        columns = ("hdu", "id_column", "ra_column", "dec_column", "select")
+        if unread := [name for name in columns if getattr(config, name) is not None]:
+            raise ConfigError(f"locate: --{unread[0].replace('_', '-')} needs --targets")
         found = locate_one(config)
         if as_json:
             sys.stdout.write(json.dumps(found) + "\n")

@@ -13,6 +13,7 @@ import pytest
 from astropy.io import fits
 from astropy.table import MaskedColumn, Table
 
+from ripple.cli import run
 from ripple.errors import CatalogueError
 from ripple.stages.plan.tables import UserTable, read_table
 from ripple.stages.plan.targets import Columns, from_table
@@ -127,3 +128,11 @@ def test_a_fits_file_with_several_tables_asks_which(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("ra,dec\n100,1\n")
     with pytest.raises(CatalogueError, match="no FITS file"):
         read_table(tmp_path / "t.csv", hdu="A")
+
+
+@pytest.mark.parametrize("option", ["--hdu", "--id-column", "--select"])
+def test_locate_reads_options_of_tables_only_with_one(
+    option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["locate", "53.1", "-27.8", "--skymap", "lsst_cells_v2", option, "2"]) == 2
+    assert f"{option} needs --targets" in capsys.readouterr().err
