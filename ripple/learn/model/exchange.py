@@ -108,7 +108,7 @@ def _refuse_other_files(output: Path) -> None:
     if not output.is_dir() or (output / MANIFEST).exists():
         return
     names = sorted(path.name for path in output.iterdir())
-    ours = {member_file(0)} if LOCK in names else set()
+    ours = {member_file(0), CONTRACT} if LOCK in names else set()
     if others := [name for name in names if name not in ours and not name.startswith((LOCK, TEMPORARY))]:
         raise ConfigError(
             f"{output} already holds {others[0]}, which is not part of a model", hint="give a new directory"
