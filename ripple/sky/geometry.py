@@ -182,3 +182,13 @@ class Tan:
         ox, oy = other.sky_to_pixel(*self.pixel_to_sky(x, y))
         gap = np.hypot(ox - x, oy - y)
         return float("inf") if np.isnan(gap).any() else float(gap.max())
+
+
+def off_sky(ra: ArrayLike, dec: ArrayLike) -> NDArray[np.bool_]:
+    """Positions in deg that cannot be: outside -180 to 360 or -90 to 90, or one of two NaN.
+
+    Both NaN is a position that nobody knows, which is none of these.
+    """
+    r, d = np.asarray(ra, float), np.asarray(dec, float)
+    unknown = np.isnan(r) & np.isnan(d)
+    return np.asarray(~unknown & ~((r >= -180) & (r <= 360) & (np.abs(d) <= 90)))  # NaN fails, too

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from ripple.config import Config
 from ripple.errors import DataError
 from ripple.imaging.batch import MASK_PLANES, CutoutBatch, TensorBatch
-from ripple.sky.geometry import Tan
+from ripple.sky.geometry import Tan, off_sky
 from ripple.storage.artefact import Artefact, open_artefact
 from ripple.storage.labels import checked_map, read_labels
-from ripple.storage.python_tables import ANGLES, ID_NAMES, PlainColumn, exact_ids, plain_table
+from ripple.storage.python_tables import ANGLES, ID_NAMES, PlainColumn, exact_ids, known_name, plain_table
 from ripple.storage.shard_writer import pack_cutouts, pack_tensors
 from ripple.storage.writer import ArtefactWriter, Finished, create
 
@@ -354,8 +354,7 @@ def _catalog(
                 f"catalog column {name!r} is of type {column.dtype}", hint="give numbers, booleans or text"
             )
     # Ids join artefacts with each other and with the user's tables.
-    by_lower = {name.lower(): name for name in reversed(list(given))}
-    id_name = next((by_lower[k.lower()] for k in ID_NAMES if k.lower() in by_lower), None)
+    id_name = known_name(list(given), ID_NAMES)
     ids = given.pop(id_name) if id_name else np.arange(n, dtype=np.int64)
     if ids.ndim != 1 or ids.dtype.kind not in "iufSUO":
         raise DataError(f"catalog column {id_name!r} has shape {ids.shape} and type {ids.dtype}: no ids")
@@ -419,8 +418,7 @@ def _without_gaps(name: str, column: PlainColumn) -> NDArray[Any]:
 
 def _check_positions(ra: NDArray[np.float64], dec: NDArray[np.float64]) -> None:
     """Refuse positions that are not on the sky; both NaN is an unknown one."""
-    known = ~(np.isnan(ra) & np.isnan(dec))
-    wrong = known & ~((ra >= -180) & (ra <= 360) & (np.abs(dec) <= 90))  # written so that NaN fails too
+    wrong = off_sky(ra, dec)
     if wrong.any():
         k = int(np.argmax(wrong))
         raise DataError(

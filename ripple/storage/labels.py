@@ -212,10 +212,9 @@ def _of_objects(data: NDArray[Any], unknown: NDArray[np.bool_], name: str) -> tu
             hint="give all labels in one way",
         )
     if kinds == {str}:
-        text = [
-            b"" if u else v.encode() if isinstance(v, str) else v for v, u in zip(data, unknown, strict=True)
-        ]
-        return np.array([t.decode("utf-8", "replace") for t in text], dtype=str), unknown
+        known = ["" if u else v for v, u in zip(data, unknown, strict=True)]
+        text = [v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in known]
+        return np.array(text, dtype=str), unknown
     try:
         return np.array([-1 if u else v for v, u in zip(data, unknown, strict=True)]), unknown
     except (ValueError, TypeError):
@@ -307,14 +306,14 @@ def _within(labels: Labels, classes: Sequence[str], name: str) -> Labels:
 
 def label_counts(labels: NDArray[np.int64], classes: Sequence[str]) -> str:
     """Rows by label, as in `5 of label 0 (nonlens), 3 of label 1 (lens), 2 without label`."""
-    values, counts = np.unique(np.maximum(labels, -1), return_counts=True)
+    values, counts = np.unique(labels[labels >= 0], return_counts=True)
     said = []
     for value, count in zip(values.tolist(), counts.tolist(), strict=True):
-        word = f" ({classes[value]})" if 0 <= value < len(classes) else ""
-        said.append(
-            (value < 0, f"{count:,} without label" if value < 0 else f"{count:,} of label {value}{word}")
-        )
-    return ", ".join(text for _, text in sorted(said, key=lambda s: s[0]))
+        word = f" ({classes[value]})" if value < len(classes) else ""
+        said.append(f"{count:,} of label {value}{word}")
+    if unlabelled := int((labels < 0).sum()):
+        said.append(f"{unlabelled:,} without label")
+    return ", ".join(said)
 
 
 def lens_line(classes: Sequence[str]) -> str:

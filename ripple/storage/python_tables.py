@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,6 +125,29 @@ def _text(values: NDArray[Any]) -> NDArray[Any]:
     return values
 
 
+#: Why floats are no ids, for messages.
+INEXACT = "ids are floating-point numbers, which hold at most 53 bits"
+
+
+def inexact(values: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """Floats that are no whole numbers, or of more than 53 bits: as ids they may have lost digits."""
+    return np.asarray(~((values == np.floor(values)) & (np.abs(values) <= 2.0**53)))
+
+
+def known_name(there: Sequence[str], known: Sequence[str]) -> str | None:
+    """The first of the known names that a table has: exactly, or else in another case."""
+    # The exact name first: a table may have both `ra` and `RA`.
+    by_lower: dict[str, str] = {}
+    for column in there:
+        by_lower.setdefault(column.lower(), column)
+    for candidate in known:
+        if candidate in there:
+            return candidate
+        if candidate.lower() in by_lower:
+            return by_lower[candidate.lower()]
+    return None
+
+
 def exact_ids(values: NDArray[Any], name: str) -> NDArray[Any]:
     """Ids as they are; floating-point ones become integers when they hold every digit.
 
@@ -135,11 +158,10 @@ def exact_ids(values: NDArray[Any], name: str) -> NDArray[Any]:
     """
     if values.dtype.kind != "f":
         return values
-    wrong = ~((values == np.floor(values)) & (np.abs(values) <= 2.0**53))
+    wrong = inexact(values)
     if wrong.any():
         k = int(np.argmax(wrong))
         raise DataError(
-            f"{name}: ids are floating-point numbers, which hold at most 53 bits: {values[k]!r} in row {k}",
-            hint="store the ids as integers or as text",
+            f"{name}: {INEXACT}: {values[k]!r} in row {k}", hint="store the ids as integers or as text"
         )
     return values.astype(np.int64)

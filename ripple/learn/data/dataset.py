@@ -206,11 +206,11 @@ class TensorDataset(torch.utils.data.Dataset[Batch]):
         parts, unit = [], 0
         for artefact in self.artefacts:
             first, last = self._offsets[unit], self._offsets[unit + len(artefact.shards)]
-            maps = [
+            # Shards without labels have none; all others have the same, so that the first one tells.
+            maps = (
                 shard_reader.map_tensors(artefact.verified_path(k)).class_map
                 for k in range(len(artefact.shards))
-            ]
-            # Shards without labels have none; all others have the same.
+            )
             own = next((found for found in maps if found), {})
             parts.append(renumbered(labels[first:last], own, self._class_map))
             unit += len(artefact.shards)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ripple.errors import Reason
 from ripple.imaging.batch import MASK_PLANES, CutoutBatch, TensorBatch
 from ripple.imaging.quality.measure import usable
-from ripple.sky.geometry import Tan
+from ripple.sky.geometry import Tan, off_sky
 from ripple.stages.formats.foreign_cutout import ForeignCutout, Unreadable
 
 #: Column -> value.
@@ -162,12 +162,9 @@ def checked(cutout: ForeignCutout, seen: dict[str, int], number: int) -> Foreign
     if (first := seen.setdefault(cutout.id, number)) != number:
         return Unreadable(cutout.id, f"id {cutout.id} is also that of row {first}", Reason.DUPLICATE)
     ra, dec = cutout.ra, cutout.dec
-    # Both NaN: the source knows no position, as simulated sets.
-    if np.isnan(ra) and np.isnan(dec):
-        return cutout
-    if not (-180 <= ra <= 360 and abs(dec) <= 90):  # written so that NaN fails too
+    if off_sky(ra, dec):
         return Unreadable(cutout.id, f"position ra {ra}, dec {dec} is not on the sky", Reason.BAD_POSITION)
-    return cutout if ra >= 0 else replace(cutout, ra=ra + 360.0)
+    return replace(cutout, ra=ra + 360.0) if ra < 0 else cutout
 
 
 def fitted(cutout: ForeignCutout, frame: Frame) -> ForeignCutout | Unreadable:

@@ -8,6 +8,7 @@ A row that cannot be read is rejected with its reason, and the import goes on.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -109,9 +110,7 @@ def understood(config: ImportConfig, listing: Listing, frame: Frame) -> Summary:
     details: list[str] = []
     with progress(listing.rows, "reading") as advance:
         for number in range(listing.rows):
-            cutout = listing.read(number)
-            cutout = checked(cutout, seen, number) if isinstance(cutout, ForeignCutout) else cutout
-            cutout = fitted(cutout, frame) if isinstance(cutout, ForeignCutout) else cutout
+            cutout = _row(listing, number, seen, frame)
             if isinstance(cutout, Unreadable):
                 rejected[cutout.reason.value] = rejected.get(cutout.reason.value, 0) + 1
                 details.append(cutout.detail)
@@ -134,15 +133,27 @@ def understood(config: ImportConfig, listing: Listing, frame: Frame) -> Summary:
         "labels": label_counts(labels, frame.classes) or "none",
         "lens": lens_line(frame.classes),
     }
-    notes = (*listing.notes, *((f"the first rejected row says: {details[0]}",) if details else ()))
     return Summary(
         "import --dry-run",
         "nothing was written",
         facts,
         rejections=rejected,
         seconds=time.perf_counter() - start,
-        notes=notes,
+        notes=_remarks(listing.notes, details),
     )
+
+
+def _row(listing: Listing, number: int, seen: dict[str, int], frame: Frame) -> ForeignCutout | Unreadable:
+    """A row of the source in the common frame, or why it is left out."""
+    cutout = listing.read(number)
+    if isinstance(cutout, ForeignCutout):
+        cutout = checked(cutout, seen, number)
+    return fitted(cutout, frame) if isinstance(cutout, ForeignCutout) else cutout
+
+
+def _remarks(notes: Sequence[str], details: Sequence[str]) -> tuple[str, ...]:
+    """The notes, and what the first rejected row says."""
+    return (*notes, *(f"the first rejected row says: {detail}" for detail in details[:1]))
 
 
 def _kind(config: ImportConfig) -> Literal["cutouts", "tensors"]:
@@ -226,10 +237,7 @@ def _write_unit(
     """Read these rows, add them to the table, and write those that can be read as one shard."""
     kept: list[tuple[Row, ForeignCutout]] = []
     for number in numbers:
-        cutout = listing.read(number)
-        if isinstance(cutout, ForeignCutout):
-            cutout = checked(cutout, table.seen, number)
-        cutout = fitted(cutout, frame) if isinstance(cutout, ForeignCutout) else cutout
+        cutout = _row(listing, number, table.seen, frame)
         if isinstance(cutout, Unreadable):
             table.reject(number, cutout)
         else:
@@ -315,8 +323,5 @@ def _summary(config: ImportConfig, artefact: Artefact, seconds: float, *, done_b
         rejections=reasons,
         seconds=seconds,
         done_before=done_before,
-        notes=(
-            *artefact.attributes.get("notes", ()),
-            *((f"the first rejected row says: {details[0]}",) if details else ()),
-        ),
+        notes=_remarks(artefact.attributes.get("notes", ()), details),
     )

@@ -17,7 +17,7 @@ from ripple.sky.neighbours import earlier_neighbours
 from ripple.stages.plan.select import matching
 from ripple.stages.plan.tables import UserTable, exact_integers, plain_columns
 from ripple.storage.labels import label_counts, lens_line, read_labels
-from ripple.storage.python_tables import ANGLES, ID_NAMES
+from ripple.storage.python_tables import ANGLES, ID_NAMES, INEXACT, inexact, known_name
 
 Float = NDArray[np.float64]
 
@@ -193,16 +193,7 @@ def pick(data: pa.Table, given: str | None, known: tuple[str, ...], what: str, n
                 hint=f"columns: {', '.join(there[:30])}{' ...' if len(there) > 30 else ''}",
             )
         return given
-    # The exact name first: a table may have both `ra` and `RA`.
-    by_lower: dict[str, str] = {}
-    for column in there:
-        by_lower.setdefault(column.lower(), column)
-    for candidate in known:
-        if candidate in there:
-            return candidate
-        if candidate.lower() in by_lower:
-            return by_lower[candidate.lower()]
-    return None
+    return known_name(there, known)
 
 
 def _required(data: pa.Table, given: str | None, known: tuple[str, ...], what: str, name: str) -> str:
@@ -370,11 +361,10 @@ def _exact_ids(column: pa.ChunkedArray, name: str, rows: NDArray[np.int64]) -> p
         return exact
     if pa.types.is_floating(column.type):
         values = column.cast(pa.float64()).to_numpy()
-        wrong = ~((values == np.floor(values)) & (np.abs(values) <= 2.0**53))
+        wrong = inexact(values)
         if wrong.any():
             raise CatalogueError(
-                f"{name}: ids are floating-point numbers, which hold at most 53 bits, {_rows(rows[wrong])}",
-                hint="store the ids as integers or as text",
+                f"{name}: {INEXACT}, {_rows(rows[wrong])}", hint="store the ids as integers or as text"
             )
         return column.cast(pa.int64())
     if pa.types.is_boolean(column.type):
