@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -235,3 +236,9 @@ def concatenate(batches: Sequence[CutoutBatch]) -> CutoutBatch:
         ),
         pixel_scale=first.pixel_scale,
     )
+
+
+def unsigned_bits(mask: NDArray[Any]) -> NDArray[np.uint64]:
+    """The bits of a mask as they are: as a signed number, its last bit would fill all bits above it."""
+    bits = mask.view(f"u{mask.dtype.itemsize}") if mask.dtype.kind == "i" else mask
+    return bits.astype(np.uint64)

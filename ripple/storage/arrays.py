@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ripple.config import Config
 from ripple.errors import DataError
-from ripple.imaging.batch import MASK_PLANES, CutoutBatch, TensorBatch
+from ripple.imaging.batch import MASK_PLANES, CutoutBatch, TensorBatch, unsigned_bits
 from ripple.sky.geometry import Tan, off_sky
 from ripple.storage.artefact import Artefact, open_artefact
 from ripple.storage.labels import checked_map, read_labels
@@ -494,8 +494,7 @@ def _planes(mask: Any, names: Sequence[str]) -> tuple[str, ...]:
 def _mask(mask: Any, rows: slice, flux: NDArray[np.float32], planes: tuple[str, ...]) -> NDArray[np.uint32]:
     """Mask bits, with NO_DATA where there is no pixel."""
     given = np.zeros(flux.shape, np.uint32) if mask is None else np.asarray(mask[rows])
-    # The bits as they are: as a signed number, the last one would fill all bits above it.
-    wide = (given.view(f"u{given.dtype.itemsize}") if given.dtype.kind == "i" else given).astype(np.uint64)
+    wide = unsigned_bits(given)
     # A bit without a name would mean nothing to any reader.
     unnamed = np.flatnonzero((wide >> np.uint64(len(planes))).any(axis=(1, 2, 3)))
     if len(unnamed):

@@ -24,7 +24,7 @@ from astropy.wcs import WCS, FITSFixedWarning
 from numpy.typing import NDArray
 
 from ripple.errors import DataError
-from ripple.imaging.batch import MASK_PLANES
+from ripple.imaging.batch import MASK_PLANES, unsigned_bits
 from ripple.sky.geometry import Tan
 from ripple.stages.formats.foreign_cutout import (
     BANDS,
@@ -376,9 +376,7 @@ def _mask(
         if band not in planes:
             continue
         data, named = planes[band].data, 0
-        # The bits as they are: as a signed number, bit 31 would fill all bits above it.
-        bits = data.view(f"u{data.dtype.itemsize}") if data.dtype.kind == "i" else data
-        values = bits.astype(np.uint64)
+        values = unsigned_bits(data)
         if values.shape != shape:
             raise ValueError(f"mask of {band} has shape {values.shape}, the image {shape}")
         # afw numbers its planes anew in each file.
