@@ -14,6 +14,7 @@ from ripple.errors import LockedError
 from ripple.storage.files import write_error
 
 LOCK = ".lock"
+NAMING = 100  # looks, 20 ms apart, at a lock whose holder has not written its name yet
 
 
 def lock(directory: Path, name: str = LOCK) -> int:
@@ -36,17 +37,22 @@ def lock(directory: Path, name: str = LOCK) -> int:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     except OSError as err:
         raise write_error(path, err, 0) from None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as err:
-        # The text may be missing: the holder writes it just after it gets the lock.
-        holder = os.pread(handle, 400, 0).decode(errors="replace").strip() or "unknown process"
-        os.close(handle)
-        if err.errno != errno.EWOULDBLOCK:  # for example a file system without locks
-            raise write_error(path, err, 0) from None
-        raise LockedError(
-            f"{directory} is being written by {holder}", hint="wait for it, or stop it"
-        ) from None
+    for attempt in range(NAMING):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError as err:
+            holder = os.pread(handle, 400, 0).decode(errors="replace").strip()
+            # The holder writes its name just after it gets the lock and takes it away just before it lets go.
+            if err.errno == errno.EWOULDBLOCK and not holder and attempt < NAMING - 1:
+                time.sleep(0.02)
+                continue
+            os.close(handle)
+            if err.errno != errno.EWOULDBLOCK:  # for example a file system without locks
+                raise write_error(path, err, 0) from None
+            raise LockedError(
+                f"{directory} is being written by {holder or 'unknown process'}", hint="wait for it, or stop it"
+            ) from None
     # For people only: RIPPLe never reads the time.
     text = f"pid {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%dT%H:%M:%S%z')}"
     with suppress(OSError):
