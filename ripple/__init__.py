@@ -17,6 +17,10 @@ def __getattr__(name: str) -> object:
         from ripple.stages import survey
 
         return getattr(survey, name)
+    if name == "open_coadd":
+        from ripple.rubin.open import open_coadd_file
+
+        return open_coadd_file
     if name in ("open_artefact", "verify"):
         from ripple.storage import artefact
 

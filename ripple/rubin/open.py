@@ -15,8 +15,9 @@ from ripple.errors import UnreadableError
 from ripple.rubin.afw import afw_active, open_with_afw
 from ripple.rubin.coadd import Coadd, naming
 from ripple.rubin.formats.cell_coadd import HEAD_BYTES, open_cell_coadd, read_cell_coadd
+from ripple.rubin.formats.containers import as_fits, container_of, unpack
 from ripple.rubin.formats.exposure import open_exposure
-from ripple.rubin.formats.fits import Ranges, check_signature, read_hdu, walk
+from ripple.rubin.formats.fits import Memory, Ranges, check_signature, read_hdu, walk
 from ripple.rubin.remote import open_remote, read_remote
 from ripple.rubin.repository import Dataset, label, local_path
 from ripple.runtime.profile import Profile
@@ -177,7 +178,7 @@ def open_coadd_sparse(reader: Callable[[int, int], bytes], *, name: str, size: i
     name
         File, for messages.
     size
-        Bytes of the file. A file without INDEX (an ExposureF) is read whole.
+        Bytes of the file. A file without INDEX (an ExposureF), or in another container, is read whole.
 
     Returns
     -------
@@ -186,7 +187,10 @@ def open_coadd_sparse(reader: Callable[[int, int], bytes], *, name: str, size: i
     """
     ranges = Ranges(reader, name)
     # One fetch that later serves the primary header, the first header and its tile table.
-    check_signature(ranges(0, min(size, HEAD_BYTES)), name)
+    start = ranges(0, min(size, HEAD_BYTES))
+    if container_of(start):
+        return open_coadd(ranges(0, size), name=name)
+    check_signature(start, name)
     with naming(name):
         # Only `lsst.images` writes the address of an INDEX, which tells where every HDU is.
         if "INDXADDR" in read_hdu(ranges, 0, name=name).header:
@@ -200,15 +204,25 @@ def open_coadd(data: bytes | memoryview, *, name: str) -> Coadd:
     Parameters
     ----------
     data
-        The whole file.
+        The whole file: FITS, gzip around FITS, or JSON or HDF5 of `lsst.images`.
     name
         File, for messages.
+
+    Returns
+    -------
+    coadd
+        Its digest is that of `data`. JSON and HDF5 are read through `lsst.images`, as its notes say.
 
     Raises
     ------
     UnreadableError
-        When the bytes are not FITS, are damaged, or are neither CellCoadd nor ExposureF.
+        When the bytes are in none of these formats, are damaged, or are neither CellCoadd nor ExposureF.
+    WriteError
+        No room for a temporary copy of JSON or HDF5.
     """
+    container = container_of(data)
+    if container:
+        return _open_container(data, container, name)
     with naming(name):
         hdus = walk(data, name=name)
         if "INDXADDR" in hdus[0].header:
@@ -221,3 +235,42 @@ def open_coadd(data: bytes | memoryview, *, name: str) -> Coadd:
         f"{name}: a FITS file with extensions {found} is neither a CellCoadd nor an ExposureF",
         hint="give the dataset type of coadds, e.g. deep_coadd",
     )
+
+
+def _open_container(data: bytes | memoryview, container: str, name: str) -> Coadd:
+    """A coadd in gzip, JSON or HDF5, with the digest and the bytes of the file itself."""
+    if container == "gzip":
+        inner = unpack(data, name=name)
+        # A gzip file can be made that holds itself, for ever.
+        if container_of(inner) == "gzip":
+            raise UnreadableError(f"{name}: gzip inside gzip")
+        coadd = open_coadd(inner, name=name)
+        notes = coadd.notes
+    else:
+        coadd = open_cell_coadd(as_fits(data, name=name), name=name)
+        slow = f"{name}: {container}, read through lsst.images, which is slower than FITS"
+        notes = (*coadd.notes, slow)
+    file = Memory(data, name)
+    return replace(coadd, notes=notes, read_digest=file.digest, bytes_read=file.bytes_read)
+
+
+def open_coadd_file(path: str | Path) -> Coadd:
+    """Open a coadd file: `.fits`, `.fits.gz`, `.json`, `.sdf`, `.h5`; its content counts, not its name.
+
+    Parameters
+    ----------
+    path
+        A local file.
+
+    Returns
+    -------
+    coadd
+        Pixels float32 nJy and nJy², mask bits, PSF and projection, without a Butler.
+
+    Raises
+    ------
+    UnreadableError, WriteError
+        As for `open_coadd`.
+    """
+    file = Path(path)
+    return open_coadd(_read_local(file, file.name), name=file.name)

@@ -279,7 +279,7 @@ class Repository:
             )
 
     def head(self, dataset: Dataset, size: int) -> bytes:
-        """The first `size` bytes of a dataset's file.
+        """The first `size` bytes of a dataset's file, all of them when `size` is negative.
 
         Raises
         ------

@@ -14,7 +14,9 @@ from dataclasses import replace
 import numpy as np
 
 from ripple.errors import SkyMapError, UnreadableError
+from ripple.rubin.formats.containers import container_of
 from ripple.rubin.formats.fits import Hdu, Memory, read_hdu
+from ripple.rubin.open import open_coadd
 from ripple.rubin.repository import Dataset, Repository, corners, label
 from ripple.sky.geometry import Box, Tan
 from ripple.sky.skymap import (
@@ -80,13 +82,18 @@ def resolve_skymap(
 def read_projection(repository: Repository, dataset: Dataset) -> Tan:
     """The projection of a coadd's tract, PARENT frame, from the header cards of its file.
 
+    Containers other than FITS have no such cards; they are read whole.
+
     Raises
     ------
     UnreadableError
         No plain TAN projection in the first headers of the file.
     """
     name = label(dataset)
-    for hdu in _headers(repository.head(dataset, HEAD_BYTES), name):
+    head = repository.head(dataset, HEAD_BYTES)
+    if container_of(head):
+        return open_coadd(repository.head(dataset, -1), name=name).projection
+    for hdu in _headers(head, name):
         if hdu.text("CTYPE1") == "RA---TAN" and hdu.text("CTYPE2") == "DEC--TAN":
             return _tan(hdu)
     raise UnreadableError(f"{name}: no TAN projection in its FITS headers", hint="is it a coadd?")
