@@ -16,7 +16,7 @@ from ripple.rubin.afw import afw_active, open_with_afw
 from ripple.rubin.coadd import Coadd, naming
 from ripple.rubin.formats.cell_coadd import HEAD_BYTES, open_cell_coadd, read_cell_coadd
 from ripple.rubin.formats.containers import as_fits, container_of, unpack
-from ripple.rubin.formats.exposure import open_exposure
+from ripple.rubin.formats.exposure import PLANES, open_exposure
 from ripple.rubin.formats.fits import Memory, Ranges, check_signature, read_hdu, walk
 from ripple.rubin.remote import open_remote, read_remote
 from ripple.rubin.repository import Dataset, label, local_path
@@ -227,10 +227,10 @@ def open_coadd(data: bytes | memoryview, *, name: str) -> Coadd:
         hdus = walk(data, name=name)
         if "INDXADDR" in hdus[0].header:
             return open_cell_coadd(data, name=name)
-        names = {hdu.extname for hdu in hdus}
-        if "ARCHIVE_INDEX" in names or {"IMAGE", "MASK", "VARIANCE"} <= names:
+        names = {kind for hdu in hdus for kind in hdu.kinds}
+        if "ARCHIVE_INDEX" in names or names >= PLANES:
             return open_exposure(data, name=name)
-    found = ", ".join(sorted(n for n in names if n)) or "none"
+    found = ", ".join(sorted(names)) or "none"
     raise UnreadableError(
         f"{name}: a FITS file with extensions {found} is neither a CellCoadd nor an ExposureF",
         hint="give the dataset type of coadds, e.g. deep_coadd",

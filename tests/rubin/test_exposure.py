@@ -291,6 +291,71 @@ def test_nan_and_negative_planes_are_refused_and_single_pixels_are_not():
     np.testing.assert_array_equal(coadd.variance()[1:], clean[1:])
 
 
+KINDS = {
+    "varying calibration": ("deepCoadd_calexp", 2812, "r"),
+    "constant calibration": ("deep_coadd", 2735, "g"),
+    "lossy16": ("deep_coadd_lossy16", 2813, "i"),
+    "not compressed": ("deep_coadd_nocompress", 2735, "r"),
+    "one cutout": None,
+}
+
+
+def without_names(data: bytes, *, tables: bool, version: int) -> bytes:
+    """A copy as old pipelines and HSC wrote it: planes, and with `tables` all HDUs, have EXTTYPE only."""
+    out = io.BytesIO()
+    with fits.open(io.BytesIO(data), disable_image_compression=True) as hdus:
+        for hdu in hdus[1:] if tables else hdus[1:4]:
+            hdu.header.remove("EXTNAME")
+            if "ZIMAGE" in hdu.header and not tables:
+                hdu.header["EXTNAME"] = "COMPRESSED_IMAGE"  # what CFITSIO puts there
+        if version == 0:
+            hdus[0].header.remove("EXPINFO_V")
+        else:
+            hdus[0].header["EXPINFO_V"] = version
+        hdus.writeto(out)
+    return out.getvalue()
+
+
+@needs_data
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("tables", "version"), [(False, 2), (True, 1), (True, 0)])
+def test_files_without_extname_are_read_by_exttype(kind: str, tables: bool, version: int):
+    key = KINDS[kind]
+    data = raw(*key) if key else (DATA / "afw_cutout_example.fits").read_bytes()
+    named, unnamed = (
+        open_coadd(d, name=kind) for d in (data, without_names(data, tables=tables, version=version))
+    )
+    for plane in ("image", "variance", "mask"):
+        np.testing.assert_array_equal(getattr(unnamed, plane)(), getattr(named, plane)())
+    for what in ("box", "projection", "band", "mask_planes"):
+        assert getattr(unnamed, what) == getattr(named, what)
+    if isinstance(named.psf, NoPsf):
+        assert unnamed.psf == named.psf
+    else:
+        np.testing.assert_array_equal(unnamed.psf.kernels, named.psf.kernels)
+
+
+@needs_data
+def test_two_extensions_of_one_kind_are_refused():
+    data = uncompressed()
+    both = edited(data, b"EXTNAME = 'VARIANCE'", b"EXTNAME = 'IMAGE   '")
+    assert "2 extensions IMAGE" in str(failure(both))
+    alone = edited(
+        edited(both, b"EXTTYPE = 'IMAGE   '", b"EXTTYPE = 'SCI     '"), b"EXTNAME = 'IMAGE   '", b"COMMENT"
+    )
+    assert "called IMAGE and VARIANCE" in str(failure(alone))
+
+
+@needs_data
+def test_the_filter_card_of_old_files_gives_the_band():
+    for card, band in (("HSC-I2", "i"), ("g.MP9401", "g"), ("NONE", None), ("_unknown_", None)):
+        data = raw()
+        for key in (b"HIERARCH FILTER_ID =", b"HIERARCH ARCHIVE_ID_FILTER =", b"FILTER_ID"):
+            data = edited(data, key, b"COMMENT") if key in data[:20000] else data
+        data = edited(data, b"HIERARCH LSST BUTLER DATAID BAND", f"FILTER  = '{card}'".encode())
+        assert open_coadd(data, name="old").band == band
+
+
 @needs_data
 def test_other_projections_are_refused_with_their_reason():
     data = raw()

@@ -86,7 +86,7 @@ class Archive:
     """
 
     def __init__(self, view: memoryview, hdus: Sequence[Hdu], first: int, *, name: str) -> None:
-        if not 0 < first < len(hdus) or hdus[first].extname != "ARCHIVE_INDEX":
+        if not 0 < first < len(hdus) or "ARCHIVE_INDEX" not in hdus[first].kinds:
             raise UnreadableError(f"{name}: AR_HDU does not point to an ARCHIVE_INDEX")
         self._view, self._hdus, self.name = view, hdus[first:], name
         self._index = read_table(view, hdus[first], name=name)
@@ -267,10 +267,10 @@ def read_table(view: memoryview, hdu: Hdu, *, name: str) -> NDArray[np.void]:
         fields = [_column_type(hdu, k + 1) for k in range(count)]
         dtype = np.dtype(fields)
     except (UnreadableError, ValueError, TypeError) as error:
-        raise UnreadableError(f"{name}: damaged table {hdu.extname}: {error}") from None
+        raise UnreadableError(f"{name}: damaged table, {hdu.label}: {error}") from None
     # With the columns packed, any other width means that one of the formats is damaged.
     if dtype.itemsize != width or width == 0:
-        raise UnreadableError(f"{name}: damaged table {hdu.extname}: rows of {width} bytes")
+        raise UnreadableError(f"{name}: damaged table, {hdu.label}: rows of {width} bytes")
     return np.frombuffer(view, dtype, rows, hdu.data)
 
 

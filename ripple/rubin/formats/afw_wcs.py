@@ -50,7 +50,7 @@ def read_origin(hdu: Hdu, *, name: str) -> tuple[int, int]:
     found: list[tuple[float, float]] = []
     if "CRVAL1A" in hdu.header and "CRVAL2A" in hdu.header:
         if hdu.number("CRPIX1A", 1.0) != 1.0 or hdu.number("CRPIX2A", 1.0) != 1.0:
-            raise _wrong_wcs(f"{name}: the pixel origin of {hdu.extname} is not given at pixel 1")
+            raise _wrong_wcs(f"{name}: the pixel origin of {hdu.label} is not given at pixel 1")
         found.append((hdu.number("CRVAL1A"), hdu.number("CRVAL2A")))
     if "LTV1" in hdu.header and "LTV2" in hdu.header:
         found.append((-hdu.number("LTV1"), -hdu.number("LTV2")))
@@ -59,10 +59,10 @@ def read_origin(hdu: Hdu, *, name: str) -> tuple[int, int]:
     # Both forms name the same pixel in all files that afw writes: one that differs is damaged.
     x, y = found[0]
     if any(other != (x, y) for other in found) or not (x.is_integer() and y.is_integer()):
-        raise _wrong_wcs(f"{name}: contradictory pixel origins of {hdu.extname}: {found}")
+        raise _wrong_wcs(f"{name}: contradictory pixel origins of {hdu.label}: {found}")
     # No tract is as large; a damaged card would otherwise overflow the arithmetic of boxes.
     if max(abs(x), abs(y)) > 1e8:
-        raise _wrong_wcs(f"{name}: the pixel origin of {hdu.extname} is {found[0]}")
+        raise _wrong_wcs(f"{name}: the pixel origin of {hdu.label} is {found[0]}")
     return int(x), int(y)
 
 

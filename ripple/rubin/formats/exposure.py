@@ -1,13 +1,14 @@
 """afw `ExposureF` files (DP1, DP0.2, HSC coadds) without afw.
 
-Layout, as `lsst.afw.image.ExposureFitsReader` reads it: an empty primary HDU, then IMAGE, MASK and VARIANCE,
-plain or tile-compressed, then an archive of binary tables. The pixel origin is in the `A` world coordinates,
+Layout, as `lsst.afw.image.ExposureFitsReader` reads it: an empty primary HDU, then IMAGE, MASK and VARIANCE
+(by EXTNAME or EXTTYPE), plain or tile-compressed, then an archive of binary tables. The pixel origin is in the `A` world coordinates,
 mask bits are named by `MP_` cards, counts become nJy through the PhotoCalib of the archive.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ripple.errors import Reason, UnreadableError
+from ripple.imaging.bands import canonical, wavelength
 from ripple.rubin.coadd import Coadd, NoPsf, PsfCells, naming
 from ripple.rubin.formats.afw_archive import Archive, PhotoCalib, calib_from_zero_point, text
 from ripple.rubin.formats.afw_psf import read_psf
@@ -25,6 +27,8 @@ from ripple.rubin.formats.decode import Image, open_image
 from ripple.rubin.formats.fits import Hdu, Memory, walk
 from ripple.sky.geometry import Box
 
+#: The planes that every ExposureF has.
+PLANES = frozenset({"IMAGE", "MASK", "VARIANCE"})
 _MOST_PIXELS = 1 << 27  # px; a patch has 18 million, more is a damaged header
 _COUNT_UNITS = frozenset({"", "adu", "count", "counts", "ct", "dn"})
 # Files often leave the unit of the variance out; it is then that of the image, squared.
@@ -102,10 +106,19 @@ class _Exposure:
 
     def hdu(self, kind: str) -> Hdu:
         """The plane of this kind, by EXTNAME or EXTTYPE."""
-        for hdu in self.hdus[1:]:
-            if kind in (hdu.extname, hdu.text("EXTTYPE").upper()):
-                return hdu
-        raise UnreadableError(f"{self.name}: no {kind} extension")
+        found = [hdu for hdu in self.hdus[1:] if kind in hdu.kinds]
+        # Whichever came first would be a guess.
+        if len(found) != 1:
+            raise UnreadableError(
+                f"{self.name}: {len(found) or 'no'} extension{'s' * (len(found) > 1)} {kind}"
+            )
+        claimed = found[0].kinds & PLANES
+        if len(claimed) > 1:
+            raise UnreadableError(
+                f"{self.name}: one extension is called {' and '.join(sorted(claimed))}",
+                hint="EXTNAME and EXTTYPE must agree",
+            )
+        return found[0]
 
     @cached_property
     def digest(self) -> str:
@@ -176,12 +189,16 @@ class _Exposure:
 
     @cached_property
     def band(self) -> str | None:
-        """Band of the data ID that the Butler wrote, or of the FilterLabel."""
+        """Band of the data ID that the Butler wrote, of the FilterLabel, or of the older FILTER card."""
         label = self.hdus[0].text("LSST BUTLER DATAID BAND")
-        key = self.component("FILTER")
         # The card is cheaper than the archive, and only files that the Butler wrote have it.
-        if label or self.archive is None or key == 0:
-            return label or None
+        if label:
+            return label
+        key = self.component("FILTER")
+        if self.archive is None or key == 0:
+            # Version 2 moved the filter into the archive; a card may also say NONE or _unknown_.
+            band = canonical(self.hdus[0].text("FILTER"))
+            return band if math.isfinite(wavelength(band)) else None
         row = self.archive.single(key)
         if "band" not in (row.dtype.names or ()):
             return None
@@ -205,7 +222,7 @@ class _Exposure:
         if unit.lower() not in _COUNT_UNITS:
             raise _wrong_unit(f"{self.name}: the image is in {unit}; RIPPLe needs nJy or counts")
         if found is None:
-            raise _wrong_unit(f"{self.name}: {image.extname} has neither a unit nor a calibration to nJy")
+            raise _wrong_unit(f"{self.name}: {image.label} has neither a unit nor a calibration to nJy")
         return found
 
     def _stored_calib(self) -> PhotoCalib | None:

@@ -56,9 +56,16 @@ class Hdu:
         return str(self.header.get("EXTNAME", "")).upper()
 
     @property
+    def kinds(self) -> frozenset[str]:
+        """Upper-case EXTNAME and EXTTYPE, as far as they are there; HSC and old afw files have EXTTYPE only."""
+        found = {self.extname, self.text("EXTTYPE").upper()}
+        # CFITSIO calls a compressed image so when nobody names it.
+        return frozenset(found - {"", "COMPRESSED_IMAGE"})
+
+    @property
     def label(self) -> str:
         """HDU, for messages."""
-        return f"HDU {self.extname or 'PRIMARY'}"
+        return f"HDU {self.extname or self.text('EXTTYPE') or 'PRIMARY'}"
 
     @property
     def end(self) -> int:
