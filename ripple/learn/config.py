@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from ripple.config import Config, neutral, setting
+from ripple.sky.splits import NSIDE
 
 
 class ImportModelConfig(Config):
@@ -225,8 +226,7 @@ class TrainConfig(Config):
     fractions: tuple[Fraction, Fraction, Fraction] = Field(
         (0.7, 0.15, 0.15), description="Fractions of the sky for training, validation and test."
     )
-    # 2048: cells of 1.7 arcmin, many cutouts wide and small enough for even fractions.
-    nside: Count = Field(2048, description="HEALPix nside of the blocks of sky that stay together.")
+    nside: Count = Field(NSIDE, description="HEALPix nside of the blocks of sky that stay together.")
     split_seed: Annotated[int, Field(ge=0)] = Field(
         0, description="Seed of the assignment of blocks to splits."
     )

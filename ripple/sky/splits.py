@@ -19,6 +19,8 @@ from ripple.errors import ConfigError, DataError
 from ripple.sky.neighbours import chord, unit_vectors
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
+#: Blocks of sky unless said otherwise: cells of 1.7 arcmin, many cutouts wide and enough for even fractions.
+NSIDE = 2048
 #: Split value -> name. -1 means "in no split" (dropped next to a border).
 SPLITS: tuple[str, ...] = ("train", "validation", "test")
 
@@ -64,7 +66,7 @@ def split_blocks(
     *,
     fractions: Sequence[float] = (0.7, 0.15, 0.15),
     seed: int = 0,
-    nside: int = 2048,
+    nside: int = NSIDE,
 ) -> NDArray[np.int8]:
     """Assign every row to a split by the HEALPix cell it lies in.
 

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from ripple.imaging.simulation.observing import PIXEL_SCALE, magnitude, noise_sigma
 from ripple.learn.config import ScoreConfig
-from ripple.learn.evaluation import metrics
+from ripple.learn.evaluation.evaluate import evaluate
+from ripple.learn.evaluation.intervals import Measured, printed
 from ripple.learn.model import calibrate
 from ripple.learn.model.weights import Model, load_model
 from ripple.learn.scoring.evaluation import visible
@@ -63,16 +64,16 @@ def judge(rows: Rows, logit: Float, known: calibrate.Calibration, limit: float) 
     """Metrics of one ranking; probabilities are moved to the prevalence of these rows."""
     p = known.probability(logit, prevalence=float(rows.label.mean()))
     score = calibrate.sigmoid(logit)
-    found: dict[str, Any] = metrics.evaluate(rows.label, score, p, threshold=0.5, draws=500)["metrics"]
+    found: dict[str, Any] = evaluate(rows.label, score, p, threshold=0.5, draws=500)["metrics"]
     bright = (rows.label == 0) | (rows.arc_sb < limit)
     config = ScoreConfig.make({"model": "-", "tensors": ["-"], "output": "-", "visible_sb": limit})
     seen = visible(rows.label[bright], score[bright], config)
     return found | {"visible_auroc": seen["auroc"], "visible_tpr": seen["tpr_at_fpr_1e-2"]}
 
 
-def shown(entry: dict[str, float]) -> str:
-    """A number with its interval."""
-    return f"{entry['value']:.3f} [{entry['low']:.3f}, {entry['high']:.3f}]"
+def shown(entry: Measured) -> str:
+    """A number with its interval, if it has one."""
+    return printed(entry, 3)
 
 
 COLUMNS = {

@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from ripple.errors import DataError
-from ripple.learn.evaluation import metrics, slices
+from ripple.learn.evaluation import intervals, metrics, slices
+from ripple.learn.evaluation.evaluate import (
+    Sky,
+    evaluate,
+    evaluate_classes,
+    evaluate_regression,
+    ranking_estimates,
+)
 from ripple.learn.model import calibrate
 
 #: Ranked from the top: lens, lens, other, lens, other, other.
@@ -92,16 +99,16 @@ def test_few_rows_show_a_calibration_error_that_is_not_there() -> None:
     rng = np.random.default_rng(0)
     p = rng.beta(0.5, 2.0, 20000)
     label = (rng.random(len(p)) < p).astype(int)
-    few, many = (metrics.ece_expected(p[:n], draws=200) for n in (160, 20000))
+    few, many = (intervals.ece_expected(p[:n], draws=200) for n in (160, 20000))
     assert few.value > 0.04
     assert many.value < 0.01
     inside = 0
     for k in range(100):
         rows = slice(160 * k, 160 * (k + 1))
-        expected = metrics.ece_expected(p[rows], draws=100)
+        expected = intervals.ece_expected(p[rows], draws=100)
         inside += expected.low <= metrics.ece(label[rows], p[rows]) <= expected.high
     assert inside >= 88  # 95 expected
-    assert metrics.ece(label, np.sqrt(p)) > metrics.ece_expected(np.sqrt(p), draws=100).high
+    assert metrics.ece(label, np.sqrt(p)) > intervals.ece_expected(np.sqrt(p), draws=100).high
 
 
 def test_intervals_cover_and_are_reproducible() -> None:
@@ -112,18 +119,75 @@ def test_intervals_cover_and_are_reproducible() -> None:
     for seed in range(60):
         rng = np.random.default_rng(seed)
         label = np.repeat([0, 1], [150, 60])
-        c = metrics.curve(label, rng.normal(size=210) + label)
-        found = metrics.bootstrap(c, {"auroc": metrics.auroc}, draws=200, seed=seed)["auroc"]
+        score = rng.normal(size=210) + label
+        found = intervals.auroc_estimate(label, score, draws=200, seed=seed)
         hits += found.low <= truth <= found.high
     assert 50 <= hits <= 60  # 57 expected; below 50 has a chance of 1e-4
-    again = metrics.bootstrap(c, {"auroc": metrics.auroc}, draws=200, seed=59)["auroc"]
-    assert again == found
+    assert intervals.auroc_estimate(label, score, draws=200, seed=59) == found
 
 
-def test_wilson_by_hand() -> None:
-    found = metrics.wilson(5, 10)
-    assert (found.low, found.high) == (pytest.approx(0.2366, abs=1e-4), pytest.approx(0.7634, abs=1e-4))
-    assert metrics.wilson(0, 0).high == 1.0
+def test_exact_limits_by_hand() -> None:
+    # Clopper & Pearson's table: 5 of 10 have 0.187 and 0.813; none of 10 leaves 1 - 0.025^(1/10).
+    found = intervals.clopper_pearson(5, 10)
+    assert (found.low, found.high) == (pytest.approx(0.1871, abs=1e-4), pytest.approx(0.8129, abs=1e-4))
+    assert intervals.clopper_pearson(0, 10).high == pytest.approx(1 - 0.025**0.1)
+    assert intervals.clopper_pearson(10, 10).low == pytest.approx(0.025**0.1)
+    assert intervals.clopper_pearson(0, 0).high == 1.0
+    # Wilson 1927: (p + z^2/2n +- z sqrt(...)) / (1 + z^2/n)
+    assert intervals.score_limits(0.5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
+
+
+def test_a_perfect_ranking_of_few_rows_is_not_certain() -> None:
+    label = np.repeat([1, 0], [27, 137])
+    found = evaluate(label, label + 0.0, label * 0.9 + 0.05, threshold=0.5, draws=50)["metrics"]
+    assert found["auroc"]["value"] == found["pr_auc"]["value"] == 1.0
+    assert found["auroc"]["low"] < 0.99
+    assert found["pr_auc"]["low"] == pytest.approx(27 / (27 + 1.959964**2))  # Wilson's limit of 27 of 27
+    # No false positive of 137: the exact limit is 1 - 0.025^(1/137), in 10,000 sources 266 per deg^2.
+    limit = 1 - 0.025 ** (1 / 137)
+    assert found["fpr_at_threshold"]["high"] == pytest.approx(limit, abs=1e-6)
+    assert found["false_per_deg2_at_threshold"]["high"] == pytest.approx(1e4 * limit, abs=1e-4)
+    assert found["purity_at_threshold"]["value"] is None
+
+
+def test_what_the_test_set_cannot_resolve_is_none_with_the_reason() -> None:
+    """Rule of three: a rate r needs 3 / r non-lenses."""
+    rng = np.random.default_rng(0)
+    label = np.repeat([1, 0], [50, 300])
+    found = ranking_estimates(label, rng.normal(size=350) + 3 * label, Sky(), draws=20)
+    assert found["tpr_at_fpr_1e-2"]["value"] is not None  # 3 of 300
+    for name, needed in (
+        ("tpr_at_fpr_1e-3", "3,000"), ("tpr_at_fpr_1e-4", "30,000"),
+        ("purity_at_10_per_deg2", "3,000"), ("completeness_at_1_per_deg2", "30,000"),
+    ):  # fmt: skip
+        assert found[name]["value"] is None
+        assert found[name]["reason"].endswith(f"needs {needed} non-lenses, the test set has 300")
+    assert found["purity_at_100_per_deg2"]["value"] is not None  # a rate of 0.01
+    one_less = ranking_estimates(label[:-1], rng.normal(size=349), Sky(), draws=20)
+    assert one_less["tpr_at_fpr_1e-2"]["value"] is None
+
+
+def test_limits_of_the_tpr_at_a_given_fpr_are_those_of_order_statistics() -> None:
+    """All 40 lenses lie between the 7th and the 8th of 300 non-lenses."""
+    score = np.concatenate([np.arange(300.0)[::-1], np.full(40, 292.5)])
+    c = metrics.curve(np.repeat([0, 1], [300, 40]), score)
+    # The 7th non-lens lies below an FPR of 0.05 with certainty, and 0.01 may be above or below it.
+    low, high = intervals.tpr_limits(c, lenses=0.0, others=1.0, budget=0.05)
+    assert (low, high) == (pytest.approx(0.025 ** (1 / 40)), 1.0)
+    assert intervals.tpr_limits(c, lenses=0.0, others=1.0, budget=0.01)[0] == 0.0
+
+
+def test_rows_of_one_cell_are_drawn_together() -> None:
+    """Forty copies of five rows: the interval of the mean is that of five rows, not of two hundred."""
+    value, cell = np.repeat([0.0, 0.0, 1.0, 1.0, 1.0], 40), np.repeat(np.arange(5), 40)
+    together = intervals.mean_estimate(value, cell, draws=500, seed=0)
+    alone = intervals.mean_estimate(value, None, draws=500, seed=0)
+    # The scatter of a mean of n rows is sqrt(0.24 / n): 0.22 and 0.035.
+    assert together.high - together.low > 0.6
+    assert alone.high - alone.low == pytest.approx(2 * 1.96 * np.sqrt(0.24 / 200), rel=0.15)
+    weights = next(intervals.row_weights(np.array([7, 7, -1, -1]), 1, 3))
+    assert weights[0] == weights[1]
+    assert weights.sum() != 0
 
 
 def test_the_report_is_json_and_complete() -> None:
@@ -132,9 +196,7 @@ def test_the_report_is_json_and_complete() -> None:
     rng = np.random.default_rng(0)
     label = (rng.random(2000) < 0.1).astype(int)
     logit = rng.normal(size=2000) + 2 * label
-    report = metrics.evaluate(
-        label, calibrate.sigmoid(logit), calibrate.sigmoid(logit - 3), threshold=0.7, draws=50
-    )
+    report = evaluate(label, calibrate.sigmoid(logit), calibrate.sigmoid(logit - 3), threshold=0.7, draws=50)
     json.dumps(report, allow_nan=False)
     wanted = {
         "auroc",
@@ -150,7 +212,11 @@ def test_the_report_is_json_and_complete() -> None:
     wanted |= {"tpr_at_fpr_1e-2", "purity_at_1_per_deg2", "completeness_at_100_per_deg2"}
     assert wanted <= set(report["metrics"])
     for name, entry in report["metrics"].items():
-        assert entry["low"] <= entry["value"] + 1e-9, name
+        if entry["value"] is None:
+            assert entry["reason"], name
+        elif name != "ece":  # it is compared with `ece_expected` instead
+            assert entry["low"] <= entry["value"] <= entry["high"], name
+    assert "low" not in report["metrics"]["ece"]
     assert sum(report["confusion"].values()) == 2000
 
 
@@ -182,12 +248,12 @@ def test_rankings_that_cannot_be_judged(label: list[int], score: list[float], wh
 
 def test_other_tasks() -> None:
     p = np.array([[0.8, 0.1, 0.1], [0.2, 0.7, 0.1], [0.1, 0.6, 0.3], [0.1, 0.2, 0.7]])
-    found = metrics.evaluate_classes([0, 1, 2, 2], p, draws=10)
+    found = evaluate_classes([0, 1, 2, 2], p, draws=10)
     assert found["metrics"]["accuracy"]["value"] == 0.75
     assert found["confusion_matrix"] == [[1, 0, 0], [0, 1, 0], [0, 1, 1]]
     truth = np.linspace(0.5, 2.5, 101)
     gap = np.where(np.arange(101) == 7, 5.0, 0.1 + 0.02 * np.linspace(-1, 1, 101))
-    found = metrics.evaluate_regression(truth, truth + gap)
+    found = evaluate_regression(truth, truth + gap)
     assert found["bias"] == pytest.approx(0.1, abs=0.001)
     assert found["outliers"] == pytest.approx(1 / 101, abs=1e-6)
 

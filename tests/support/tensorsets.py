@@ -108,7 +108,7 @@ def make_scores(
     directory: Path, tensors: Path, *, seed: int = 0, evaluate: bool = True, model: str = "model"
 ) -> Path:
     """Scores of a pretend network in the layout of `ripple score`: lenses get higher ones."""
-    from ripple.learn.evaluation import metrics
+    from ripple.learn.evaluation.evaluate import evaluate as judge
 
     rng = np.random.default_rng(seed)
     source = artefact.open_artefact(tensors, "tensors")
@@ -153,7 +153,7 @@ def make_scores(
         }  # fmt: skip
         if evaluate:
             y, s = np.concatenate(labels), np.concatenate(scores)
-            found = metrics.evaluate(y, s, s, threshold=0.5, draws=50)
+            found = judge(y, s, s, threshold=0.5, draws=50)
             files.write_atomic(directory / "evaluation.json", json.dumps({"evaluation": found}).encode())
             attributes["evaluation"] = found["metrics"]
         names = ["index", "id", "ra", "dec", "status", "reason", "shard", "row"]

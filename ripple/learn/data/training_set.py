@@ -111,6 +111,10 @@ class TrainingSet:
         """`(total,)` labels."""
         return np.asarray(self.dataset.column("label"))
 
+    def cells(self, nside: int) -> NDArray[np.int64]:
+        """`(total,)` HEALPix cell of each row, -1 where it has no position."""
+        return sky_cells(*positions(self.dataset), nside)
+
     def counts(self) -> dict[str, dict[str, int]]:
         """Name of the split -> label -> number of rows."""
         out = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from typing import Any
 
-from ripple.learn.evaluation.metrics import Evaluation, LensEvaluation
+from ripple.learn.evaluation.evaluate import Evaluation, LensEvaluation
 from ripple.learn.evaluation.slices import Slice
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from ripple.errors import DataError
 from ripple.imaging.batch import TensorBatch
 from ripple.learn.evaluation import metrics
+from ripple.learn.evaluation.intervals import Measure, clopper_pearson
 from ripple.learn.evaluation.perturb import FluxCutouts, disturbances, flux_cutouts, joined, one_pixel
 from ripple.learn.model import uncertainty
 from ripple.learn.model.weights import Bank, Model
@@ -51,7 +52,7 @@ class CardRow(Standing):
 
     disturbance: str
     rows: int
-    flip_rate: metrics.Measure
+    flip_rate: Measure
     mean_change: float
     accuracy_change: float
     auroc_change: NotRequired[float]
@@ -162,7 +163,7 @@ def _card_row(name: str, before: Answers, after: Answers, label: NDArray[np.int6
     line: CardRow = {
         "disturbance": name,
         "rows": len(label),
-        "flip_rate": metrics.wilson(flips.sum(), len(flips)).as_dict(),
+        "flip_rate": clopper_pearson(flips.sum(), len(flips)).as_dict(),
         # Of the class whose probability changes most.
         "mean_change": float(np.abs(after.probability - before.probability).max(1).mean()),
         "accuracy": new["accuracy"],

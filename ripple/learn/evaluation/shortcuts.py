@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ripple.errors import DataError
 from ripple.learn.data.training_set import TrainingSet, positions
-from ripple.learn.evaluation import metrics
+from ripple.learn.evaluation.intervals import Estimate, Measure, auroc_estimate
 from ripple.sky.splits import SPLITS, TRAIN, drop_neighbours, twin_images
 
 Float = NDArray[np.float64]
@@ -34,7 +34,7 @@ PSF_NOISE = re.compile(r"(psf|fwhm|seeing|noise|sky|depth|variance|sigma|snr5|ba
 class GateRecord(TypedDict):
     """A `Gate` in JSON; its name is the key."""
 
-    auroc: metrics.Measure
+    auroc: Measure
     features: int
     passed: bool
 
@@ -74,7 +74,7 @@ class Gate:
     """
 
     name: str
-    auroc: metrics.Estimate
+    auroc: Estimate
     features: int
     passed: bool
 
@@ -171,8 +171,7 @@ def shortcut(
     # Regularised beyond the default of C = 1: 100 pixels per band would be fitted to their noise.
     model = LogisticRegression(C=0.05, class_weight="balanced", max_iter=500)
     model.fit(scaled[train], label[train])
-    curve = metrics.curve(label[~train], model.decision_function(scaled[~train]))
-    found = metrics.bootstrap(curve, {"auroc": metrics.auroc}, draws=draws, seed=seed)["auroc"]
+    found = auroc_estimate(label[~train], model.decision_function(scaled[~train]), draws=draws, seed=seed)
     return Gate(name, found, x.shape[1], found.value < limit)
 
 

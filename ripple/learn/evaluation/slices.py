@@ -9,7 +9,8 @@ from typing import Any, NotRequired, TypedDict
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ripple.learn.evaluation.metrics import Float, Measure, auroc, bootstrap, confusion, curve, wilson
+from ripple.learn.evaluation.intervals import Measure, auroc_estimate, clopper_pearson
+from ripple.learn.evaluation.metrics import Float, confusion
 
 #: Prefixes of columns that only a lens has: their slices keep all non-lenses.
 LENS_ONLY = ("theta_E", "arc_", "source_", "magnification", "n_images")
@@ -88,11 +89,11 @@ def _slice(
     record: Slice = {"column": column, "low": low, "high": high, "lenses": lenses, "nonlenses": others}
     table = confusion(y, s, threshold)
     if lenses:
-        record["completeness"] = wilson(table["tp"], lenses).as_dict()
+        record["completeness"] = clopper_pearson(table["tp"], lenses).as_dict()
     if others:
-        record["fpr"] = wilson(table["fp"], others).as_dict()
+        record["fpr"] = clopper_pearson(table["fp"], others).as_dict()
     if lenses > 1 and others > 1:
-        record["auroc"] = bootstrap(curve(y, s), {"auroc": auroc}, draws=draws, seed=seed)["auroc"].as_dict()
+        record["auroc"] = auroc_estimate(y, s, draws=draws, seed=seed).as_dict()
     return record
 
 

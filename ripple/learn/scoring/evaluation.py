@@ -12,12 +12,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ripple.learn.config import ScoreConfig
-from ripple.learn.evaluation import metrics as evaluate
-from ripple.learn.evaluation import slices
+from ripple.learn.evaluation import evaluate, slices
 from ripple.learn.evaluation.curves import evaluation_curves
+from ripple.learn.evaluation.intervals import Measured
 from ripple.learn.model import uncertainty
 from ripple.learn.model.calibrate import logit
 from ripple.learn.model.contract import Contract
+from ripple.sky.splits import NSIDE, sky_cells
 from ripple.storage.files import write_atomic
 
 #: Columns worth a slice: properties of the arc, of the deflector, and the observing conditions.
@@ -28,8 +29,7 @@ MAX_SLICED = 24  # every bin of every slice costs a bootstrap
 
 #: Metrics of arcs brighter than `arc_sb_below`, mag/arcsec^2; as a call, since one is no name of Python.
 Visible = TypedDict(
-    "Visible",
-    {"arc_sb_below": float, "lenses": int, "auroc": evaluate.Measure, "tpr_at_fpr_1e-2": evaluate.Measure},
+    "Visible", {"arc_sb_below": float, "lenses": int, "auroc": Measured, "tpr_at_fpr_1e-2": Measured}
 )
 
 
@@ -98,7 +98,9 @@ def evaluation_report(
             names = [f"p_{contract.class_map[str(k)]}" for k in range(len(contract.class_map))]
             p = np.stack([rows[name] for name in names], 1)  # (N, K)
             report = {
-                "evaluation": evaluate.evaluate_classes(rows["label"], p, seed=config.seed),
+                "evaluation": evaluate.evaluate_classes(
+                    rows["label"], p, block=blocks(rows, contract), seed=config.seed
+                ),
                 **uncertainty_report(p.astype(np.float64), rows, contract),
             }
         case "regression":
@@ -174,6 +176,7 @@ def _lens_report(rows: dict[str, NDArray[Any]], contract: Contract, config: Scor
         score,
         rows["probability"],
         threshold=contract.threshold,
+        block=blocks(rows, contract),
         sky=sky,
         draws=config.draws,
         seed=config.seed,
@@ -189,20 +192,29 @@ def _lens_report(rows: dict[str, NDArray[Any]], contract: Contract, config: Scor
         # Faint arcs are left out, non-lenses never: `docs/benchmark.md` states the limit beforehand.
         bright = (label == 0) | (rows["arc_sb"] < config.visible_sb)
         if (label[bright] == 1).sum() > 1:
-            report["visible"] = visible(label[bright], score[bright], config)
+            block = blocks(rows, contract)[bright]
+            report["visible"] = visible(label[bright], score[bright], config, block)
     return report
 
 
-def visible(label: NDArray[Any], score: NDArray[np.float64], config: ScoreConfig) -> Visible:
+def blocks(rows: dict[str, NDArray[Any]], contract: Contract) -> NDArray[np.int64]:
+    """`(N,)` cell of the sky of each row, -1 where it has no position: what the bootstrap draws together."""
+    return sky_cells(rows["ra"], rows["dec"], contract.split.nside if contract.split else NSIDE)
+
+
+def visible(
+    label: NDArray[Any],
+    score: NDArray[np.float64],
+    config: ScoreConfig,
+    block: NDArray[np.int64] | None = None,
+) -> Visible:
     """AUROC and TPR at FPR 1e-2 of arcs brighter than the visibility limit against all non-lenses."""
-    metrics: dict[str, evaluate.Metric] = {
-        "auroc": evaluate.auroc,
-        "tpr_at_fpr_1e-2": lambda c: evaluate.tpr_at_fpr(c, 1e-2),
-    }
-    found = evaluate.bootstrap(evaluate.curve(label, score), metrics, draws=config.draws, seed=config.seed)
+    found = evaluate.ranking_estimates(
+        label, score, evaluate.Sky(), block=block, draws=config.draws, seed=config.seed
+    )
     return {
         "arc_sb_below": config.visible_sb,
         "lenses": int((label == 1).sum()),
-        "auroc": found["auroc"].as_dict(),
-        "tpr_at_fpr_1e-2": found["tpr_at_fpr_1e-2"].as_dict(),
+        "auroc": found["auroc"],
+        "tpr_at_fpr_1e-2": found["tpr_at_fpr_1e-2"],
     }

@@ -27,7 +27,8 @@ from ripple.imaging.batch import TensorBatch
 from ripple.learn.config import ScoreConfig
 from ripple.learn.data.augment import orient
 from ripple.learn.data.training_set import named_split, with_validation
-from ripple.learn.evaluation.metrics import ClassMetrics, Measure, Residuals
+from ripple.learn.evaluation.evaluate import ClassMetrics, Residuals
+from ripple.learn.evaluation.intervals import Measured, printed
 from ripple.learn.evaluation.robustness import stress
 from ripple.learn.model.calibrate import sigmoid
 from ripple.learn.model.contract import Contract, Conversion, Facts, Output, check
@@ -89,7 +90,7 @@ class ScoreAttributes(TypedDict):
     threshold: float
     bands: list[str]
     prevalence: float | None
-    evaluation: NotRequired[dict[str, Measure] | ClassMetrics | dict[str, Residuals]]
+    evaluation: NotRequired[dict[str, Measured] | ClassMetrics | dict[str, Residuals]]
     visible: NotRequired[Visible]
     stress: NotRequired[Worst]
 
@@ -499,12 +500,12 @@ def _summary(
     # Only lens finding has these with intervals; other tasks print none of them.
     for name in ("auroc", "pr_auc", "tpr_at_fpr_1e-2", "ece"):
         entry = attributes.get("evaluation", {}).get(name)
-        if isinstance(entry, dict) and "low" in entry:
-            facts[f"{name} (unseen sky)"] = f"{entry['value']:.4f} [{entry['low']:.4f}, {entry['high']:.4f}]"
+        if isinstance(entry, dict) and "value" in entry:
+            facts[f"{name} (unseen sky)"] = printed(cast(Measured, entry))
     if stress := attributes.get("stress"):
         facts["least robust to"] = "{worst}: {flip_rate:.1%} of decisions flip".format(**stress)
     if seen := attributes.get("visible"):
         name = f"arcs < {seen['arc_sb_below']:g} mag/arcsec^2 ({seen['lenses']})"
-        if isinstance(seen.get("auroc"), dict) and "low" in seen["auroc"]:
-            facts[name] = "AUROC {value:.3f} [{low:.3f}, {high:.3f}]".format(**seen["auroc"])
+        if isinstance(seen.get("auroc"), dict) and "value" in seen["auroc"]:
+            facts[name] = "AUROC " + printed(seen["auroc"], 3)
     return Summary("score", str(config.output), facts, seconds=seconds, done_before=done)

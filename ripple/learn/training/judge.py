@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 
 from ripple.learn.config import TrainConfig
 from ripple.learn.data.dataset import TensorDataset
-from ripple.learn.data.training_set import TargetSet, TrainingSet
+from ripple.learn.data.training_set import TargetSet, TrainingSet, positions
 from ripple.learn.evaluation import metrics
+from ripple.learn.evaluation.evaluate import LensEvaluation, evaluate
+from ripple.learn.evaluation.intervals import Measure, Measured, clopper_pearson, printed
 from ripple.learn.model import calibrate, uncertainty
 from ripple.learn.model.contract import Contract
 from ripple.learn.model.network import Net
@@ -24,7 +26,7 @@ from ripple.learn.training.adapt.adaptation import (
     own_statistics,
 )
 from ripple.learn.training.loop import predict
-from ripple.sky.splits import TEST, TRAIN, VALIDATION
+from ripple.sky.splits import TEST, TRAIN, VALIDATION, sky_cells
 
 Float = NDArray[np.float64]
 
@@ -51,10 +53,10 @@ class ClassShares(TypedDict, total=False):
 class LabelledRecord(TypedDict, total=False):
     """How good a network is on labelled rows of the target; empty when they cannot be ranked."""
 
-    accuracy: metrics.Measure
-    evaluation: metrics.LensEvaluation
-    auroc: metrics.Measure
-    ece: metrics.Measure
+    accuracy: Measure
+    evaluation: LensEvaluation
+    auroc: Measured
+    ece: Measured
     conformal: uncertainty.Coverage
     risk_coverage: uncertainty.RiskCoverage
     unknown: UnknownClasses
@@ -206,14 +208,15 @@ def _judge_labelled(
         return {}
     y, q = label[known], p[known]
     right = q.argmax(1) == y
-    found: LabelledRecord = {"accuracy": metrics.wilson(right.sum(), len(y)).as_dict()}
+    found: LabelledRecord = {"accuracy": clopper_pearson(right.sum(), len(y)).as_dict()}
     if contract.output == "lens":
         # At the operating point of the source: nothing about the target's labels may move it.
-        found["evaluation"] = metrics.evaluate(
+        found["evaluation"] = evaluate(
             y,
             calibrate.sigmoid(outputs[known, 0]),
             q[:, 1],
             threshold=contract.threshold,
+            block=sky_cells(*positions(target.dataset), config.nside)[rows[known]],
             draws=config.draws,
             seed=config.seed,
         )
@@ -272,8 +275,7 @@ def target_facts(contract: Contract) -> dict[str, str]:
     facts = {"adapted by": f"{record['method']} to {record['rows']} rows"}
     for name in ("auroc", "accuracy"):
         if name in record:
-            entry = record[name]
-            facts[f"{name} (target)"] = f"{entry['value']:.4f} [{entry['low']:.4f}, {entry['high']:.4f}]"
+            facts[f"{name} (target)"] = printed(record[name])
     if record.get("warning"):
         facts["class shares"] = record["warning"]
     return facts

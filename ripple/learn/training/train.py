@@ -34,9 +34,9 @@ from ripple.errors import (
 )
 from ripple.learn.config import TrainConfig
 from ripple.learn.data.training_set import TrainingSet, training_set
-from ripple.learn.evaluation import metrics as evaluate
-from ripple.learn.evaluation import shortcuts
+from ripple.learn.evaluation import evaluate, metrics, shortcuts
 from ripple.learn.evaluation.curves import training_curves
+from ripple.learn.evaluation.intervals import printed
 from ripple.learn.model import calibrate
 from ripple.learn.model.architecture import Architecture
 from ripple.learn.model.contract import (
@@ -355,14 +355,14 @@ def judge(
     known, unseen = data.labels[data.rows(VALIDATION)], data.labels[data.rows(TEST)]
     logits, test = outputs[VALIDATION][:, 0], outputs[TEST][:, 0]
     calibration = calibrate.fit(config.calibration, logits, known)
-    threshold = evaluate.threshold_at_fpr(
-        evaluate.curve(known, calibrate.sigmoid(logits)), config.operating_fpr
-    )
+    ranking = metrics.curve(known, calibrate.sigmoid(logits))
+    threshold = metrics.threshold_at_fpr(ranking, config.operating_fpr)
     evaluation = evaluate.evaluate(
         unseen,
         calibrate.sigmoid(test),
         calibration.probability(test),
         threshold=threshold,
+        block=data.cells(config.nside)[data.rows(TEST)],
         draws=config.draws,
         seed=config.seed,
     )
@@ -377,13 +377,16 @@ def _judge_other(
     if config.task == "classes":
         odds = np.exp(outputs - outputs.max(1, keepdims=True))
         probability = odds / odds.sum(1, keepdims=True)
-        return evaluate.evaluate_classes(data.labels[rows], probability, draws=min(config.draws, 200))
-    metrics = {}
+        block = data.cells(config.nside)[rows]
+        return evaluate.evaluate_classes(
+            data.labels[rows], probability, block=block, draws=min(config.draws, 200)
+        )
+    residuals = {}
     for k, name in enumerate(config.targets):
         truth = np.asarray(data.dataset.column(name), np.float64)[rows]
         guess = outputs[:, k] * contract.target_std[k] + contract.target_mean[k]
-        metrics[name] = evaluate.evaluate_regression(truth, guess)
-    return {"rows": len(rows), "metrics": metrics}
+        residuals[name] = evaluate.evaluate_regression(truth, guess)
+    return {"rows": len(rows), "metrics": residuals}
 
 
 def _write(
@@ -443,8 +446,7 @@ def _summary(config: TrainConfig, contract: Contract, seconds: float, *, done: b
     notes = list(contract.training.get("notes", []))
     if contract.output == "lens" and contract.metrics:
         for name in ("auroc", "pr_auc", "tpr_at_fpr_1e-2", "ece"):
-            entry = contract.metrics[name]
-            facts[f"{name} (test sky)"] = f"{entry['value']:.4f} [{entry['low']:.4f}, {entry['high']:.4f}]"
+            facts[f"{name} (test sky)"] = printed(contract.metrics[name])
         for name, gate in contract.gates.get("shortcuts", {}).items():
             facts[f"gate {name}"] = f"AUROC {gate['auroc']['value']:.3f}"
         gates = cast(shortcuts.GateReport, contract.gates)

@@ -10,7 +10,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ripple.config import Json
-from ripple.learn.evaluation.metrics import LensEvaluation, Measure
+from ripple.learn.evaluation.evaluate import LensEvaluation
+from ripple.learn.evaluation.intervals import Measure, Measured
 from ripple.learn.evaluation.slices import Slice
 from ripple.learn.model.contract import Contract
 from ripple.report.cards import Table, Tile
@@ -46,8 +47,15 @@ def tiles(table: pa.Table, evaluation: LensEvaluation | None) -> list[Tile]:
     for key, name in names.items():
         value = measures.get(key)
         if value:
-            found.append(Tile(name, f"{value['value']:.3f}", f"{value['low']:.3f} to {value['high']:.3f}"))
+            found.append(_tile(name, value))
     return found
+
+
+def _tile(name: str, found: Measured) -> Tile:
+    if found["value"] is None:
+        return Tile(name, "not resolved", found.get("reason", ""))
+    between = f"{found['low']:.3f} to {found['high']:.3f}" if "low" in found and "high" in found else ""
+    return Tile(name, f"{found['value']:.3f}", between)
 
 
 def note(evaluation: LensEvaluation | None, *, elsewhere: bool = False) -> str:
@@ -58,7 +66,8 @@ def note(evaluation: LensEvaluation | None, *, elsewhere: bool = False) -> str:
         return "Not evaluated: score with --evaluate on labelled rows."
     return (
         f"On {evaluation['rows']:,} labelled rows ({evaluation['lenses']:,} lenses) of sky that the model "
-        "was not trained on. Ranges are 95 % bootstrap intervals."
+        "was not trained on. Ranges are 95 % intervals: exact limits of the counts, widened to those of a "
+        "bootstrap by cell of the sky."
     )
 
 
@@ -201,7 +210,7 @@ def _ranged(estimate: Measure | None) -> str:
     return f"{estimate['value']:.3f} ({estimate['low']:.2f}–{estimate['high']:.2f})"
 
 
-def _gate_table(gates: Json, metrics: Mapping[str, Measure]) -> list[Table]:
+def _gate_table(gates: Json, metrics: Mapping[str, Measured]) -> list[Table]:
     """How well features that should not tell lenses apart (noise, PSF, ...) do so in the training set."""
     entries = gates.get("shortcuts", {})
     rows: list[tuple[str, ...]] = []
@@ -218,7 +227,7 @@ def _gate_table(gates: Json, metrics: Mapping[str, Measure]) -> list[Table]:
         return []
     # For comparison, in the last row.
     if "auroc" in metrics:
-        rows.append(("the network", f"{metrics['auroc']['value']:.3f}"))
+        rows.append(("the network", f"{metrics['auroc']['value'] or 0.0:.3f}"))
     note = (
         "An AUROC as high as the network's means that the simulation gives its lenses away by this feature."
     )

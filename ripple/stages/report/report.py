@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from ripple.config import Json
 from ripple.errors import DataError, InputError, IntegrityError
 from ripple.imaging.quality.flags import flag_names
-from ripple.learn.evaluation.metrics import LensEvaluation
+from ripple.learn.evaluation.evaluate import LensEvaluation
 from ripple.learn.evaluation.slices import Slice
 from ripple.learn.model.contract import Contract, load_contract
 from ripple.report.cards import Card, csv_bytes, data_uri, render
