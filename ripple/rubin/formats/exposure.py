@@ -1,8 +1,9 @@
 """afw `ExposureF` files (DP1, DP0.2, HSC coadds) without afw.
 
 Layout, as `lsst.afw.image.ExposureFitsReader` reads it: an empty primary HDU, then IMAGE, MASK and VARIANCE
-(by EXTNAME or EXTTYPE), plain or tile-compressed, then an archive of binary tables. The pixel origin is in the `A` world coordinates,
-mask bits are named by `MP_` cards, counts become nJy through the PhotoCalib of the archive.
+(by EXTNAME or EXTTYPE), plain or tile-compressed, then an archive of binary tables. The pixel origin is in
+the `A` world coordinates, mask bits are named by `MP_` cards, counts become nJy through the PhotoCalib of the
+archive.
 """
 
 from __future__ import annotations

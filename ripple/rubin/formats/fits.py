@@ -57,7 +57,7 @@ class Hdu:
 
     @property
     def kinds(self) -> frozenset[str]:
-        """Upper-case EXTNAME and EXTTYPE, as far as they are there; HSC and old afw files have EXTTYPE only."""
+        """Upper-case EXTNAME and EXTTYPE, as far as they are there; HSC and old afw files have no EXTNAME."""
         found = {self.extname, self.text("EXTTYPE").upper()}
         # CFITSIO calls a compressed image so when nobody names it.
         return frozenset(found - {"", "COMPRESSED_IMAGE"})
