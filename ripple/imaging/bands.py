@@ -39,9 +39,11 @@ WAVELENGTHS: dict[str, float] = {
 }  # fmt: skip
 # Optical filters of HST are numbered in nm, infrared ones and those of JWST in units of 10 nm.
 _IN_NM = frozenset(
-    (218, 225, 250, 275, 300, 336, 390, 410, 435, 438, 439, 450, 475, 547, 555, 606, 621, 625, 689, 702, 763)
-    + (775, 791, 814, 845, 850)
-)
+    (
+        218, 225, 250, 275, 300, 336, 390, 410, 435, 438, 439, 450, 475, 547, 555, 606, 621, 625, 689, 702,
+        763, 775, 791, 814, 845, 850,
+    )
+)  # fmt: skip
 _KEEP_CASE = {name.lower(): name for name in WAVELENGTHS if len(name) > 1}
 
 

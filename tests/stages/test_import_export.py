@@ -28,6 +28,11 @@ from ripple.storage import artefact, shard_reader
 from ripple.storage.artefact import open_artefact
 
 
+def ramp(*shape: int) -> np.ndarray:
+    """Pixels that all differ: a constant picture is none."""
+    return np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+
+
 def run_import(source: Path, output: Path, **options: Any) -> Any:
     options["bands"] = tuple(options.get("bands", ()))
     import_cutouts(ImportConfig.make({"source": source, "output": output, **options}))
@@ -206,7 +211,7 @@ def test_crop_and_pad_keep_the_object_in_the_centre(tmp_path: Path) -> None:
 
 def test_hdf5_links_are_not_followed(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "secret.h5", "w") as file:
-        file["image"] = np.ones((2, 1, 9, 9))
+        file["image"] = ramp(2, 1, 9, 9)
     with h5py.File(tmp_path / "in.h5", "w") as file:
         file["image"] = h5py.ExternalLink(str(tmp_path / "secret.h5"), "image")
     with pytest.raises(DataError, match="no array"):
@@ -262,10 +267,11 @@ def test_fits_cubes_and_repeated_names(tmp_path: Path) -> None:
     (tmp_path / "same").mkdir()
     hdus: list[Any] = [fits.PrimaryHDU()]
     for k in range(3):
-        hdus.append(fits.ImageHDU(truth[k], header, name="IMAGE"))
-        hdus.append(fits.ImageHDU(np.full((12, 12), 2.0, np.float32), name="VARIANCE"))
+        for name, data in (("IMAGE", truth[k]), ("VARIANCE", np.full((12, 12), 2.0, np.float32))):
+            hdus.append(fits.ImageHDU(data, header, name=name))
+            hdus[-1].header["FILTER"] = f"HSC-{'GRI'[k]}"
         hdus.append(fits.ImageHDU(name="MASK"))  # empty: none, not zeros
-    fits.HDUList(hdus).writeto(tmp_path / "same" / "a.fits")
+    fits.HDUList([hdus[0], *hdus[:0:-1]]).writeto(tmp_path / "same" / "a.fits")
     batch = run_import(tmp_path / "same", tmp_path / "o2", format="fits", bands="gri")
     np.testing.assert_array_equal(batch.image[0], truth)
     assert (batch.variance == 2.0).all()
@@ -274,7 +280,7 @@ def test_fits_cubes_and_repeated_names(tmp_path: Path) -> None:
 
 def test_fits_empty_variance_is_none_and_broken_files_are_rows(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    image = np.ones((10, 10), np.float32)
+    image = ramp(10, 10)
     header = fits.Header({"BUNIT": "nJy", "FILTER": "HSC-I"})
     for name, variance in (("a", None), ("b", np.zeros((10, 10), np.float32))):
         hdus = [fits.PrimaryHDU(image, header), fits.ImageHDU(variance, name="VARIANCE")]
@@ -458,7 +464,7 @@ def test_named_mask_planes_mean_what_they_say(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     mask = np.array([[1, 2, 4, 8], [0, 0, 0, 3]], np.int32)
     header = fits.Header({"MP_SAT": 0, "HIERARCH MP_DETECTED": 1, "MP_CR": 2})  # bit 3 has no name
-    image = fits.ImageHDU(np.ones((2, 4), np.float32), fits.Header({"BUNIT": "nJy"}), name="IMAGE_g")
+    image = fits.ImageHDU(ramp(2, 4), fits.Header({"BUNIT": "nJy"}), name="IMAGE_g")
     hdus = [fits.PrimaryHDU(), image, fits.ImageHDU(mask, header, name="MASK_g")]
     fits.HDUList(hdus).writeto(tmp_path / "in" / "a.fits")
     batch = run_import(tmp_path / "in", tmp_path / "out", format="fits", bands="g", pixel_scale=0.2)
@@ -468,7 +474,7 @@ def test_named_mask_planes_mean_what_they_say(tmp_path: Path) -> None:
 
 
 def test_a_rejected_visit_is_no_bad_pixel(tmp_path: Path) -> None:
-    image = np.ones((2, 1, 8, 8), np.float32)
+    image = ramp(2, 1, 8, 8)
     mask = np.zeros(image.shape, np.uint32)
     mask[0, 0, 1, 1], mask[0, 0, 2, 2] = 1, 2
     write_cutouts(
@@ -583,7 +589,7 @@ def test_rot_without_a_trace_in_a_store_is_found_at_the_end(
 
 
 def _npz(path: Path, rows: int, **columns: Any) -> Path:
-    np.savez(path, image=np.ones((rows, 3, 16, 16), np.float32), **columns)
+    np.savez(path, image=ramp(rows, 3, 16, 16), **columns)
     return path
 
 
@@ -643,11 +649,11 @@ def test_two_files_of_one_band_are_one_rejected_row(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     header = fits.Header({"BUNIT": "nJy", "CDELT1": -0.2 / 3600, "CDELT2": 0.2 / 3600})
     for name in ("a_g", "a_r", "b_g", "b-g", "b_r"):
-        fits.writeto(tmp_path / "in" / f"{name}.fits", np.ones((16, 16), np.float32), header)
+        fits.writeto(tmp_path / "in" / f"{name}.fits", ramp(16, 16), header)
     run_import(tmp_path / "in", tmp_path / "out", format="fits", bands=("g", "r"), pixel_scale=0.2)
     index = open_artefact(tmp_path / "out").index()
     assert index["status"].to_pylist() == ["ok", "rejected"]
-    assert "two files of the band g: b-g.fits and b_g.fits" in index["detail"].to_pylist()[1]
+    assert "two pictures are the image of g: b-g.fits, HDU 0 and b_g.fits, HDU 0" in index["detail"].to_pylist()[1]
 
 
 @pytest.mark.parametrize(("card", "classes", "label"), [
@@ -657,7 +663,7 @@ def test_two_files_of_one_band_are_one_rejected_row(tmp_path: Path) -> None:
 def test_label_cards(tmp_path: Path, card: Any, classes: tuple[str, ...], label: int | None) -> None:
     header = fits.Header({"BUNIT": "nJy", "LABEL": card})
     (tmp_path / "in").mkdir()
-    pixels = np.ones((16, 16), np.float32)
+    pixels = ramp(16, 16)
     fits.writeto(tmp_path / "in" / "a.fits", pixels, header)
     fits.writeto(tmp_path / "in" / "b.fits", pixels, fits.Header({"BUNIT": "nJy"}))
     run_import(
@@ -673,7 +679,7 @@ def test_bit_31_of_a_mask_sets_no_other_plane(tmp_path: Path) -> None:
     mask[3, 4] = np.int32(-(2**31))
     hdus = [
         fits.PrimaryHDU(),
-        fits.ImageHDU(np.ones((16, 16), np.float32), fits.Header({"BUNIT": "nJy"}), "IMAGE"),
+        fits.ImageHDU(ramp(16, 16), fits.Header({"BUNIT": "nJy"}), "IMAGE"),
         fits.ImageHDU(mask, fits.Header({"MP_SAT": 31}), "MASK"),
     ]
     (tmp_path / "in").mkdir()
@@ -700,7 +706,7 @@ def test_class_names_survive_fits(tmp_path: Path) -> None:
     """Labels of another order than usual keep their meaning."""
     table = {"label": np.array([0, 1, -1, 0]), "id": np.arange(4)}
     classes = {0: "Lentille é, 1", 1: "lens"}
-    write_cutouts(tmp_path / "c", np.ones((4, 1, 9, 9), np.float32), "g", table, class_map=classes)
+    write_cutouts(tmp_path / "c", ramp(4, 1, 9, 9), "g", table, class_map=classes)
     out = run_export(tmp_path / "c", tmp_path / "f", format="fits")
     run_import(out, tmp_path / "back", format="fits", bands=("g",), pixel_scale=0.2)
     found = open_artefact(tmp_path / "back")

@@ -44,12 +44,31 @@ class ImportConfig(Config):
         "auto", description="What to write; auto: tensors for deeplense, else cutouts."
     )
     bands: tuple[str, ...] = Field((), description="Band names in order, for example gri.")
-    pixel_scale: float | None = Field(None, gt=0, description="Arcsec per pixel where the source says none.")
+    pixel_scale: float | None = Field(
+        None, gt=0, description="Arcsec per pixel, where the source says none or with --align."
+    )
+    align: bool = Field(False, description="fits: resample bands and rows of another grid or pixel scale.")
+    resample: bool = Field(
+        True, description="fits: resample cutouts whose projection is not gnomonic (TAN); else refuse them."
+    )
     size: int | None = Field(None, ge=8, description="Crop or pad to this many pixels, around the centre.")
     unit: Literal["nJy", "none"] | None = Field(None, description="Unit where the source names none.")
-    zero_points: tuple[float, ...] = Field((), description="AB zero point of each band: counts to nJy.")
+    zero_points: tuple[float, ...] = Field(
+        (), description="AB zero point of each band where the source says no unit: counts to nJy."
+    )
+    ignore_cards: tuple[str, ...] = Field(
+        (), description="fits: header cards to read as if they were not there, for example FILTER,MAGZERO."
+    )
     sentinels: tuple[float, ...] = setting((), description="Pixel values that mean no data.")
-    mask: Literal["bad", "good", "ignore"] = Field("bad", description="What a true mask pixel means.")
+    find_fill: bool = setting(
+        True, description="Take values for no data that repeat where measurements do not; cutouts only."
+    )
+    mask: Literal["bad", "good", "ignore"] = Field(
+        "bad", description="What 1 means in a mask of 0 and 1, or to use no mask."
+    )
+    mask_bits: tuple[str, ...] = Field(
+        (), description="arrays, fits: bits of an integer mask, for example BAD=0,SAT=1,DETECTED=5."
+    )
     classes: tuple[str, ...] = Field((), description="Class names by label value, for example nonlens,lens.")
     gaussian_psf: bool = Field(
         False, description="mmu: make round Gaussian PSFs from the FWHM in the file, which has no PSF image."

@@ -1,87 +1,84 @@
-"""FITS cutouts of any origin: one file per band, cubes, several HDUs, with or without variance and mask.
+"""FITS cutouts of any origin: one file per band or one for all, cubes, with or without noise, mask and PSF.
 
-The role of an HDU is read from its name (`VARIANCE`, `RMS`, `WHT`, `MASK`, `PSF`, ...); everything else is an
-image. Bands come from a `BAND` or `FILTER` card, the HDU name, the file name, or the order.
+What a file says is used, what two places say differently is refused, and nothing follows from the order of
+HDUs or files. `fits_hdus` tells role and band of each picture, `fits_units` its unit, `fits_projection` its
+place.
 """
 
 from __future__ import annotations
 
-import gzip
-import io
-import json
 import re
-import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 from astropy.io import fits
 from astropy.io.fits.verify import VerifyError
-from astropy.utils.exceptions import AstropyWarning
-from astropy.wcs import WCS, FITSFixedWarning
-from numpy.typing import NDArray
 
-from ripple.errors import DataError
-from ripple.imaging.batch import MASK_PLANES, unsigned_bits
-from ripple.sky.geometry import Tan
+from ripple.errors import DataError, Reason
+from ripple.imaging.bands import by_wavelength, canonical, is_known, match
+from ripple.stages.formats.fits_cards import classes_of, identity_of, label_of, place_of, position_of
+from ripple.stages.formats.fits_grids import Allowed, Grids
+from ripple.stages.formats.fits_hdus import FileName, Plane, Role, band_of, file_name, planes_of
+from ripple.stages.formats.fits_noise import mask_planes, variances
+from ripple.stages.formats.fits_projection import Projection, projection_of
+from ripple.stages.formats.fits_units import Flux, WrongUnitError, flux_of
 from ripple.stages.formats.foreign_cutout import (
-    BANDS,
     DAMAGE,
     Float,
     ForeignCutout,
     Listing,
+    Understood,
     Unreadable,
     one_line,
 )
 from ripple.stages.formats.source_files import SourceFiles
-from ripple.storage.labels import plain_class, read_labels
 
-Role = Literal["image", "variance", "rms", "ivar", "mask", "psf"]
-#: Bytes of a gzipped file once unpacked; more is a damaged or hostile file.
-MAX_UNPACKED = 1 << 32
 SUFFIXES = (".fits", ".fit", ".fits.gz", ".fits.fz")
-# Searched in this order: INVVAR also contains VAR.
-_ROLES: tuple[tuple[str, Role], ...] = (
-    (r"INVVAR|IVAR|INVERSE|WHT|WEIGHT", "ivar"),
-    (r"VAR", "variance"),
-    (r"RMS|ERR|SIGMA|STD|NOISE", "rms"),
-    (r"MASK|FLAG|^DQ|BPM", "mask"),
-    (r"PSF", "psf"),
-)
-# BUNIT in lower case -> nJy. A nanomaggy is the flux of AB magnitude 22.5: 10**((31.4 - 22.5) / 2.5) nJy.
-_NANOJANSKY = {"njy": 1.0, "nanojansky": 1.0, "ujy": 1e3, "mjy": 1e6, "jy": 1e9, "nanomaggy": 10**3.56}
+#: So many rows are tried to learn bands, scale and classes, before damaged files are given up.
+TRIED = 100
+
+#: Role -> band -> picture.
+Table = dict[Role, dict[str, Plane]]
 
 
 @dataclass(frozen=True, slots=True)
-class Plane:
-    """One image HDU: its role, the band it names (empty when it names none), pixels and header."""
-
-    role: Role
-    band: str
-    data: NDArray[Any]
-    header: fits.Header
-
-
-def fits_cutouts(
-    root: Path, bands: tuple[str, ...], *, convert: bool = True, classes: tuple[str, ...] = ()
-) -> Listing:
-    """A folder of FITS cutouts, or one file.
-
-    Files named `<id>_<band>` (or with `-` or `.`) become one row when `bands` names the band; other files are
-    one row each.
+class FitsOptions:
+    """What the user says about FITS cutouts.
 
     Parameters
     ----------
-    root
-        Folder or file.
     bands
-        Names of the bands in order; by default as the first file says.
-    convert
-        Convert fluxes to nJy where `BUNIT` names a flux unit. Off when the user gives zero points.
+        Names in order; empty when the files say them.
     classes
         Class names by label value; by default as the card `CLASSES` of the first file says.
+    pixel_scale
+        Arcsec per pixel of all rows; None when the files say it.
+    allowed
+        What may be resampled.
+    mask
+        What 1 means in a mask of 0 and 1: bad, good or ignore.
+    mask_bits
+        Mask plane -> bit, for integer masks whose cards do not name their bits.
+    ignored
+        Cards to read as if they were not there.
+    """
+
+    bands: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    pixel_scale: float | None = None
+    allowed: Allowed = field(default_factory=Allowed)
+    mask: str = "bad"
+    mask_bits: Mapping[str, int] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+
+
+def fits_cutouts(root: Path, options: FitsOptions) -> Listing:
+    """A folder of FITS cutouts, or one file.
+
+    Files named `<id>_<band>`, `<id>_<role>_<band>` or the like (with `-`, `_` or `.`) become one row when
+    `bands` names the band, or when the names of all files end in a band; other files are one row each.
 
     Raises
     ------
@@ -91,36 +88,31 @@ def fits_cutouts(
     paths = (root,) if root.is_file() else tuple(sorted(p for p in root.rglob("*") if _is_fits(p)))
     if not paths:
         raise DataError(f"{root}: no FITS file there")
-    groups, twice = _grouped(root, paths, bands)
-    sources, scale, named = SourceFiles(), None, bands
-    # The first row that can be read tells bands and scale; a hundred damaged ones are enough to give up.
-    for _, files in groups[:100]:
-        try:
-            planes = [p for path in files.values() for p in _planes_of(sources.read(path))]
-            named = bands or _named(planes)
-            classes = classes or _classes(
-                next((p.header for p in planes if p.role == "image"), fits.Header())
-            )
-            scale = _scale_of([p for p in planes if p.role == "image"])
-            break
-        except (*DAMAGE, VerifyError) as err:
-            first_error = one_line(err)
-    else:
-        raise DataError(f"{root}: none of the first files can be read: {first_error}")
-    if not named:
-        raise DataError(f"{root}: the files do not name their bands", hint="name them with --bands")
+    rows = _grouped({path: _bare(path, root) for path in paths}, options.bands)
+    names = sorted(rows)  # the order of rows, and so of shards, does not depend on the file system
+    sources = SourceFiles()
+    common = _common_facts([rows[name] for name in names[:TRIED]], sources, options)
+    if not common.bands:
+        why = f": {common.error}" if common.error else " do not name their bands"
+        raise DataError(f"{root}: the files{why}", hint="name the bands with --bands, or --ignore-cards")
+    chosen = replace(
+        options,
+        bands=common.bands,
+        classes=options.classes or common.classes,
+        pixel_scale=options.pixel_scale or common.scale,
+    )
 
     def read(row: int) -> ForeignCutout | Unreadable:
-        name, files = groups[row]
-        if name in twice:
-            return Unreadable(name, twice[name])
+        name = names[row]
         try:
-            held = {band: sources.read(path) for band, path in files.items()}
-            return _cutout(name, held, named, convert, classes)
+            planes = _planes(rows[name], sources, chosen.ignored, options.bands)
+            return _cutout(name, planes, chosen, named=bool(options.bands))
+        except WrongUnitError as err:
+            return Unreadable(name, one_line(err), Reason.WRONG_UNIT)
         except (*DAMAGE, VerifyError) as err:
             return Unreadable(name, one_line(err))
 
-    return Listing(len(groups), named, scale, classes, read, paths, sources)
+    return Listing(len(names), chosen.bands, chosen.pixel_scale, chosen.classes, read, paths, sources)
 
 
 def _is_fits(path: Path) -> bool:
@@ -133,325 +125,234 @@ def _bare(path: Path, root: Path) -> str:
     return re.sub(r"\.(fits|fit)(\.gz|\.fz)?$", "", name, flags=re.IGNORECASE)
 
 
-def _grouped(
-    root: Path, paths: Sequence[Path], bands: tuple[str, ...]
-) -> tuple[list[tuple[str, dict[str, Path]]], dict[str, str]]:
-    """Rows as (name, band -> file), and name -> why, of rows with two files of one band.
+Files = Sequence[tuple[Path, FileName]]
 
-    The band is empty when one file holds all bands.
-    """
-    twice: dict[str, str] = {}
-    # Longest first: the band `i2` must not be read as `i`.
-    choice = "|".join(re.escape(b) for b in sorted(bands or BANDS, key=len, reverse=True))
-    pattern = re.compile(rf"(.+)[_\-.](?:HSC-)?({choice})", re.IGNORECASE)
-    names = {path: _bare(path, root) for path in paths}
-    found = {path: pattern.fullmatch(name) for path, name in names.items()}
-    rows: dict[str, dict[str, Path]] = {}
+
+def _grouped(names: Mapping[Path, str], bands: tuple[str, ...]) -> dict[str, list[tuple[Path, FileName]]]:
+    """Row -> its files, and what the name of each says."""
+    said = {path: file_name(name, bands) for path, name in names.items()}
     # Without --bands, files are only joined when all names end in a band: `gal-01-i` may be an id.
-    join = bool(bands) or all(found.values())
-    for path in paths:
-        hit = found[path] if join else None
-        if hit:
-            band = next((b for b in (bands or BANDS) if b.lower() == hit[2].lower()), hit[2])
-            files = rows.setdefault(hit[1], {})
-            if band in files:
-                twice[hit[1]] = f"two files of the band {band}: {files[band].name} and {path.name}"
-            files[band] = path
-        else:
-            rows[names[path]] = {"": path}
-    # The order of rows, and so of shards, does not depend on the file system.
-    return sorted(rows.items()), twice
+    join = bool(bands) or all(name.band for name in said.values())
+    rows: dict[str, list[tuple[Path, FileName]]] = {}
+    for path, name in said.items():
+        known = name if join and (name.band or name.role) else FileName(names[path])
+        rows.setdefault(known.row, []).append((path, known))
+    return rows
 
 
-def _planes_of(data: bytes) -> list[Plane]:
-    """Image HDUs that have pixels; an HDU without pixels is a missing image, not zeros."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", AstropyWarning)
-        # Without lazy loading: a truncated file must fail here, where the error is caught.
-        with fits.open(
-            io.BytesIO(_plain_fits(data)), memmap=False, lazy_load_hdus=False, ignore_missing_simple=False
-        ) as hdus:
-            out = []
-            for hdu in hdus:
-                if not isinstance(hdu, fits.PrimaryHDU | fits.ImageHDU | fits.CompImageHDU):
-                    continue
-                pixels = hdu.data
-                if pixels is None or pixels.size == 0 or pixels.ndim < 2:
-                    continue
-                out.append(
-                    Plane(_role(hdu.name), _band(hdu.header, hdu.name), _native(pixels), hdu.header.copy())
-                )
+@dataclass(frozen=True, slots=True)
+class _Common:
+    """What the first rows say: bands, arcsec per pixel, classes; and why none could be read."""
+
+    bands: tuple[str, ...]
+    scale: float | None
+    classes: tuple[str, ...]
+    error: str
+
+
+def _common_facts(rows: Sequence[Files], sources: SourceFiles, options: FitsOptions) -> _Common:
+    found: tuple[str, ...] = options.bands
+    classes: tuple[str, ...] = ()
+    scale, error = None, ""
+    for files in rows:
+        try:
+            images = _images(_planes(files, sources, options.ignored, options.bands))
+            if not options.bands:
+                found = tuple(dict.fromkeys((*found, *_bands_of(images))))
+            for plane in sorted(images, key=lambda p: found.index(_band(p)) if _band(p) in found else 99):
+                own = projection_of(plane.header, plane.data.shape[-2:])
+                scale = scale or (own.tan.pixel_scale if own is not None else None)
+                classes = classes or classes_of(plane.header)
+            if found and scale is not None:
+                break
+        except (*DAMAGE, VerifyError) as err:
+            error = error or one_line(err)
+    return _Common(options.bands or by_wavelength(found), scale, classes, error)
+
+
+def _planes(
+    files: Files, sources: SourceFiles, ignored: Sequence[str], bands: tuple[str, ...]
+) -> list[Plane]:
+    """The pictures of a row; `said` has the band of each, and nothing else."""
+    out = []
+    for path, name in files:
+        planes = planes_of(sources.read(path), name, path.name, ignored)
+        mine = [band_of(plane, bands) for plane in planes]
+        # A file in one band is in that band throughout; the option names the one that nobody else does.
+        only = {band for band in mine if band} or set(bands)
+        fill = only.pop() if len(only) == 1 else ""
+        for plane, band in zip(planes, mine, strict=True):
+            known = band or (fill if plane.data.ndim == 2 else "")
+            out.append(replace(plane, said=(("", known),) if known else ()))
     return out
 
 
-def _plain_fits(data: bytes) -> bytes:
-    """The bytes without gzip, which astropy only removes from files on disk."""
-    if not data.startswith(b"\x1f\x8b"):
-        return data
-    # One byte more than allowed: a small file may unpack to any size.
-    plain = gzip.GzipFile(fileobj=io.BytesIO(data)).read(MAX_UNPACKED + 1)
-    if len(plain) > MAX_UNPACKED:
-        raise ValueError(f"more than {MAX_UNPACKED} bytes when unpacked")
-    return plain
+def _band(plane: Plane) -> str:
+    return plane.said[0][1] if plane.said else ""
 
 
-def _native(data: NDArray[Any]) -> NDArray[Any]:
-    """Two or three axes in the byte order of the machine; leading axes of length 1 are dropped."""
-    squeezed = (
-        data.reshape(data.shape[-3:]) if data.ndim > 3 and data.size == np.prod(data.shape[-3:]) else data
-    )
-    if squeezed.ndim > 3:
-        raise ValueError(f"an HDU of shape {data.shape} is neither an image nor a cube")
-    return np.ascontiguousarray(squeezed, squeezed.dtype.newbyteorder("="))
+def _images(planes: Sequence[Plane]) -> list[Plane]:
+    """Pictures that are images, or of which nothing says what they are when none is."""
+    return [p for p in planes if p.role == "image"] or [p for p in planes if p.role == ""]
 
 
-def _role(name: str) -> Role:
-    upper = name.upper()
-    return next((role for pattern, role in _ROLES if re.search(pattern, upper)), "image")
-
-
-def _band(header: fits.Header, name: str) -> str:
-    """The band that the header or else the name of an HDU says; empty when neither does."""
-    # BAND first, which `ripple export` writes; the others are common in surveys.
-    for card in ("BAND", "FILTER", "FILTNAM", "FILTER1"):
-        if isinstance(header.get(card), str) and header[card].strip():
-            return _short(header[card].strip())
-    parts = re.split(r"[_\-. ]", name)
-    return next((p.lower() for p in parts if p and p.lower() in BANDS), "")
-
-
-def _short(name: str) -> str:
-    """`HSC-G`, `i_sim_1.4` and `g DECam` are g, i and g; other names stay as they are."""
-    for part in (re.split(r"[\-]", name)[-1], re.split(r"[_ ]", name)[0]):
-        if part.lower() in BANDS and len(part) == 1:
-            return part.lower()
-    return name
-
-
-def _named(planes: Sequence[Plane]) -> tuple[str, ...]:
-    """Bands that the images of one row name; empty unless each names one and all differ."""
-    images = [p for p in planes if p.role == "image"]
-    names = [p.band for p in images]
+def _bands_of(images: Sequence[Plane]) -> tuple[str, ...]:
+    """Bands that the images of one row name, from blue to red; empty unless each names one."""
     if len(images) == 1 and images[0].data.ndim == 3:
-        # A cube: `BANDS = 'g,r,i'` or 'gri'.
-        listed = images[0].header.get("BANDS", "")
-        parts = tuple(str(listed).replace(",", " ").split()) or tuple(str(listed))
-        return parts if len(parts) == len(images[0].data) else ()
-    distinct = all(names) and len(set(names)) == len(names)
-    # By wavelength; other names come after y.
-    return tuple(sorted(names, key=lambda b: (BANDS + b).index(b))) if distinct else ()
+        return _cube_bands(images[0])
+    names = {_band(p) for p in images}
+    return () if "" in names else by_wavelength(sorted(names))
 
 
-def _cutout(
-    name: str, files: dict[str, bytes], bands: tuple[str, ...], convert: bool, classes: tuple[str, ...]
-) -> ForeignCutout:
-    """One row from the bytes of its files (band -> file; band empty when one file has them all)."""
-    planes: list[Plane] = []
-    for band, data in files.items():
-        mine = _planes_of(data)
-        planes += [replace(p, band=band) for p in mine] if band else mine
-    by_role: dict[str, dict[str, Plane]] = {}
-    for role in ("image", "variance", "rms", "ivar", "mask", "psf"):
-        by_role[role] = _by_band([p for p in planes if p.role == role], bands)
-    images = by_role["image"]
+def _cube_bands(cube: Plane) -> tuple[str, ...]:
+    """Bands of the planes of a cube, by its card `BANDS`: `g,r,i` or `gri`; empty without one."""
+    text = str(cube.header.get("BANDS", "")).strip()
+    parts = text.replace(",", " ").split()
+    names = parts if len(parts) == len(cube.data) else list(text)
+    return tuple(names) if len(names) == len(cube.data) else ()
+
+
+# Rows ----------------------------------------------------------------
+
+
+def _cutout(name: str, planes: Sequence[Plane], options: FitsOptions, *, named: bool) -> ForeignCutout:
+    """One row from all pictures of its files; `named`: the user names the bands, in order."""
+    bands = options.bands
+    table = _by_role_and_band([part for p in planes for part in _parts(p, bands, named)], bands)
+    images = table["image"]
     if not images:
-        raise ValueError("no image in any of the bands")
-    shapes = {p.data.shape for p in images.values()}
-    if len(shapes) > 1:
-        raise ValueError(f"the bands have different sizes {sorted(shapes)}")
-    shape = next(iter(shapes))
-    blank = np.full(shape, np.nan, np.float32)
-    factors = {band: _unit_factor(p.header) for band, p in images.items()}
-    # All bands or none: a row has one unit.
-    known = convert and None not in factors.values()
-    to_njy = {band: (factor if known and factor else 1.0) for band, factor in factors.items()}
-    image = np.stack(
-        [images[b].data.astype(np.float32) * np.float32(to_njy[b]) if b in images else blank for b in bands]
-    )
-    # Position, label and projection are those of the first band; all bands share one pixel grid.
-    first = next(iter(images.values())).header
-    wcs = _projection(first)
-    ra, dec = _position(first, wcs, shape)
+        others = sorted({_band(p) for p in _images(planes)} - {""})
+        has = f"; its images are in {', '.join(others)}" if others else ""
+        raise ValueError(f"no image in any of the bands {', '.join(bands)}{has}")
+    grids = Grids.of(images, bands, options.pixel_scale, options.allowed)
+    fluxes = {band: flux_of(p.header, p.where, grids.scale(band)) for band, p in images.items()}
+    noise, noise_from = variances(table, images, fluxes)
+    masks = {} if options.mask == "ignore" else table.get("mask", {})
+    bits = {band: mask_planes(plane, options.mask, options.mask_bits) for band, plane in masks.items()}
+    cards = next(iter(images.values())).header
+    factors = [fluxes[band].factor if band in fluxes else 1.0 for band in bands]
+    ra, dec = position_of(cards) or grids.centre
     return ForeignCutout(
-        id=_identity(first, name),
-        image=image,
-        variance=_variance(by_role, bands, shape, to_njy),
-        mask=_mask(by_role["mask"], bands, shape),
-        psf=_kernels(by_role["psf"], bands),
+        id=identity_of(cards, name),
+        image=grids.stacked({band: plane.data.astype(np.float32) for band, plane in images.items()}),
+        variance=grids.stacked(noise, squared=True) if noise else None,
+        mask=grids.joined(bits) if bits else None,
+        psf=_kernels(table.get("psf", {}), grids, bands),
         ra=ra,
         dec=dec,
-        label=_label(first, classes),
-        wcs=wcs,
-        place=_place(first),
-        unit="nJy" if known else "",
+        label=label_of(cards, options.classes),
+        wcs=grids.tan,
+        place=None if grids.moved else place_of(cards),
+        to_njy=np.array([np.nan if factor is None else factor for factor in factors]),
+        columns=_columns(images, grids),
+        remarks=grids.remarks,
+        understood=_understood(table, fluxes, grids, noise_from, planes),
     )
 
 
-def _classes(header: fits.Header) -> tuple[str, ...]:
-    """Class names by label value of the card `CLASSES`, a JSON list; empty without one."""
-    try:
-        found = json.loads(str(header.get("CLASSES", "[]")))
-    except ValueError:
-        found = None
-    if not isinstance(found, list) or not all(isinstance(name, str) and name for name in found):
-        raise ValueError("the card CLASSES is no JSON list of names")
-    return tuple(found)
+def _by_role_and_band(planes: Sequence[Plane], bands: tuple[str, ...]) -> Table:
+    """Role -> band -> picture; those of other bands are left out, and those that are of no use.
+
+    Raises
+    ------
+    ValueError
+        Two pictures have one role and band, or one does not say its band.
+    """
+    nameless = [p for p in planes if not _band(p) and p.role != "other"]
+    if nameless:
+        raise ValueError(f"{nameless[0].where} does not say which of the bands {', '.join(bands)} it is")
+    table: Table = {"image": {}}
+    mine = [p for p in planes if _band(p) in bands and p.role != "other"]
+    for plane in (p for p in mine if p.role):
+        _keep(table.setdefault(plane.role, {}), plane, plane.role)
+    # A picture of which nothing is said is the image, where no other one is.
+    images = table["image"]
+    guessed: dict[str, Plane] = {}
+    for plane in mine:
+        if not plane.role and _band(plane) not in images:
+            _keep(guessed, plane, "image")
+    table["image"] = {band: (images | guessed)[band] for band in bands if band in images | guessed}
+    return table
 
 
-def _label(header: fits.Header, classes: tuple[str, ...]) -> int:
-    """Label of the card `LABEL`, -1 without one."""
-    value = header.get("LABEL")
-    # A card without a value is `Undefined`, and unknown.
-    if not isinstance(value, str | int | float):
-        return -1
-    said = _classes(header)
-    if said and tuple(map(plain_class, said)) != tuple(map(plain_class, classes)):
-        raise ValueError(f"its classes are {', '.join(said)}, not {', '.join(classes)}")
-    try:
-        labels, names = read_labels([value], classes, "LABEL")
-    except DataError as err:
-        raise ValueError(f"{err.message}; {err.hint}") from None
-    if names and not classes:  # a name alone does not tell the classes of the whole folder
-        raise ValueError(f"LABEL is {value!r}; name the classes with --classes")
-    return int(labels[0])
+def _keep(held: dict[str, Plane], plane: Plane, role: str) -> None:
+    band = _band(plane)
+    if band in held:
+        raise ValueError(f"two pictures are the {role} of {band}: {held[band].where} and {plane.where}")
+    held[band] = plane
 
 
-def _by_band(planes: Sequence[Plane], bands: tuple[str, ...]) -> dict[str, Plane]:
-    """Band -> 2-d plane: from a cube, by name, or in order when the names do not say."""
-    if len(planes) == 1 and planes[0].data.ndim == 3:
-        cube = planes[0]
-        if len(cube.data) != len(bands):
-            raise ValueError(f"a cube of {len(cube.data)} planes, expected {len(bands)} bands")
-        return {b: replace(cube, band=b, data=cube.data[k]) for k, b in enumerate(bands)}
-    flat = [p for p in planes if p.data.ndim == 2]
-    named = [p for p in flat if p.band in bands]
-    if named and len({p.band for p in named}) == len(named):
-        return {p.band: p for p in named}
-    # In order only when none can be missing.
-    if flat and len(flat) != len(bands):
-        raise ValueError(f"{len(flat)} HDUs that do not name their band, expected {len(bands)}")
-    return dict(zip(bands, flat, strict=False))
+def _parts(plane: Plane, bands: tuple[str, ...], named: bool) -> list[Plane]:
+    """A cube as pictures of one band each; other planes as they are."""
+    if plane.data.ndim == 2:
+        return [plane]
+    names = [match(band, bands) or canonical(band) for band in _cube_bands(plane)]
+    if not names and is_known(_band(plane)):
+        raise ValueError(f"{plane.where} has {len(plane.data)} planes and says that it is in {_band(plane)}")
+    if not names and not (named and len(plane.data) == len(bands)):
+        raise ValueError(
+            f"{plane.where} is a cube of {len(plane.data)} planes without a card BANDS; {len(bands)} bands "
+            f"are {'named' if named else 'known from other files'}"
+        )
+    pairs = zip(plane.data, names or bands, strict=True)
+    return [replace(plane, data=data, said=(("BANDS", band),)) for data, band in pairs]
 
 
-def _unit_factor(header: fits.Header) -> float | None:
-    """Nanojansky per unit when BUNIT names a flux unit, else None (counts need a zero point)."""
-    unit = str(header.get("BUNIT", "")).strip().lower().replace("µ", "u")
-    return _NANOJANSKY.get(unit)
-
-
-def _variance(
-    roles: dict[str, dict[str, Plane]],
-    bands: tuple[str, ...],
-    shape: tuple[int, ...],
-    to_njy: dict[str, float],
-) -> Float | None:
-    """`(B, H, W)` variance in the unit of the image squared, from whichever plane the file has."""
-    out = np.full((len(bands), *shape), np.nan, np.float32)
-    for k, band in enumerate(bands):
-        for role in ("variance", "rms", "ivar"):
-            plane = roles[role].get(band)
-            if plane is None:
-                continue
-            if plane.data.shape != shape:
-                raise ValueError(f"{role} of {band} has shape {plane.data.shape}, the image {shape}")
-            values = plane.data.astype(np.float64)
-            if not np.any(values):
-                continue  # all zero: a placeholder, not a measurement
-            with np.errstate(divide="ignore", invalid="ignore"):
-                values = values**2 if role == "rms" else 1 / values if role == "ivar" else values
-            # Infinity means a pixel without weight; a negative variance is unknown.
-            values = np.where(values >= 0, values, np.nan)
-            out[k] = values * to_njy.get(band, 1.0) ** 2
-    return out if np.isfinite(out).any() else None
-
-
-def _mask(
-    planes: dict[str, Plane], bands: tuple[str, ...], shape: tuple[int, ...]
-) -> NDArray[np.uint32] | None:
-    """Bits of `MASK_PLANES`, by the `MP_<plane>` cards that afw writes; any other bit means BAD."""
+def _kernels(
+    planes: Mapping[str, Plane], grids: Grids, bands: tuple[str, ...]
+) -> tuple[Float | None, ...] | None:
+    """The PSF image of each band as it is, or on the common grid; None where there is none."""
     if not planes:
         return None
-    out = np.zeros((len(bands), *shape), np.uint32)
-    for k, band in enumerate(bands):
-        if band not in planes:
-            continue
-        data, named = planes[band].data, 0
-        values = unsigned_bits(data)
-        if values.shape != shape:
-            raise ValueError(f"mask of {band} has shape {values.shape}, the image {shape}")
-        # afw numbers its planes anew in each file.
-        for bit, name in enumerate(MASK_PLANES):
-            file_bit = planes[band].header.get(f"MP_{name}", -1)
-            if isinstance(file_bit, int) and 0 <= file_bit < 64:
-                out[k] |= ((values >> np.uint64(file_bit)) & np.uint64(1)).astype(np.uint32) << np.uint32(bit)
-                named |= 1 << file_bit
-        out[k][(values & ~np.uint64(named)) != 0] |= np.uint32(1 << MASK_PLANES.index("BAD"))
+    return tuple(grids.kernel(b, planes[b].data.astype(np.float32)) if b in planes else None for b in bands)
+
+
+def _columns(images: Mapping[str, Plane], grids: Grids) -> dict[str, float | int | str]:
+    """Columns of the index: gain of each band, and the share of resampled bands."""
+    out: dict[str, float | int | str] = {}
+    for band, plane in images.items():
+        gain = plane.header.get("GAIN")
+        if isinstance(gain, int | float) and not isinstance(gain, bool):
+            out[f"gain_{band}"] = float(gain)
+    if grids.moved:
+        out["resampled"] = len(grids.moves) / len(images)
     return out
 
 
-def _kernels(planes: dict[str, Plane], bands: tuple[str, ...]) -> Float | None:
-    """`(B, K, K)` PSFs padded to one odd side, or None unless all bands have one."""
-    if set(planes) != set(bands):
-        return None
-    kernels = [planes[b].data.astype(np.float32) for b in bands]
-    side = max(max(k.shape) for k in kernels)
-    side += 1 - side % 2  # odd: the centre is a pixel
-    out = np.zeros((len(bands), side, side), np.float32)
-    for k, kernel in enumerate(kernels):
-        if kernel.shape[0] % 2 == 0 or kernel.shape[1] % 2 == 0:
-            # Its centre lies between pixels, which would shift the PSF by half a pixel.
-            raise ValueError(f"the PSF of {bands[k]} has an even side {kernel.shape}")
-        y, x = (side - kernel.shape[0]) // 2, (side - kernel.shape[1]) // 2
-        out[k, y : y + kernel.shape[0], x : x + kernel.shape[1]] = kernel
-    return out
+# For --dry-run -------------------------------------------------------
 
 
-def _projection(header: fits.Header) -> Tan | None:
-    """The TAN projection of a header in ICRS (or FK5 J2000, within 0.03 arcsec), else None."""
-    # CTYPE1 may be a declination, with the axes exchanged.
-    if "TAN" not in str(header.get("CTYPE1", "")) or "DEC" in str(header.get("CTYPE1", "")):
-        return None
-    if str(header.get("RADESYS", "ICRS")).strip() not in ("ICRS", "FK5", "FK5 "):
-        return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FITSFixedWarning)
-        celestial = WCS(header).celestial
-    if celestial.sip is not None:  # distorted: a Tan alone would put the object elsewhere
-        return None
-    (a, b), (c, d) = celestial.pixel_scale_matrix
-    (ra, dec), (x, y) = celestial.wcs.crval, celestial.wcs.crpix
-    # FITS counts pixels from 1.
-    return Tan(
-        float(ra), float(dec), float(x) - 1.0, float(y) - 1.0, (float(a), float(b), float(c), float(d))
-    )
+def _understood(
+    table: Table,
+    fluxes: Mapping[str, Flux],
+    grids: Grids,
+    noise_from: Mapping[str, str],
+    planes: Sequence[Plane],
+) -> tuple[Understood, ...]:
+    """What each picture was taken for."""
+    facts: dict[Role, Callable[[str, Plane], str]] = {
+        "image": lambda band, _: _image_facts(fluxes[band], grids.own.get(band)),
+        "mask": lambda _, plane: "bits named by MP_ cards" if _names_bits(plane.header) else "bits as given",
+        "psf": lambda _, plane: f"{plane.data.shape[-1]} x {plane.data.shape[-2]} px",
+    }
+    out, used = [], set()
+    for role, held in table.items():
+        for band, plane in held.items():
+            used.add(plane.where)
+            noise = "noise of the image" if noise_from.get(band) == role else "not used"
+            text = facts[role](band, plane) if role in facts else noise
+            out.append(Understood(plane.file, plane.hdu, role, band, text))
+    rest = (p for p in planes if p.where not in used)
+    return (*out, *(Understood(p.file, p.hdu, "not used", _band(p), "") for p in rest))
 
 
-def _scale_of(images: Sequence[Plane]) -> float | None:
-    for plane in images:
-        wcs = _projection(plane.header)
-        if wcs is not None:
-            return wcs.pixel_scale
-    return None
+def _names_bits(header: fits.Header) -> bool:
+    return any(card.startswith("MP_") for card in header)
 
 
-def _position(header: fits.Header, wcs: Tan | None, shape: tuple[int, ...]) -> tuple[float, float]:
-    """Deg of the object: its own cards, else the central pixel `(W // 2, H // 2)`; NaN without projection."""
-    for ra, dec in (("OBJ_RA", "OBJ_DEC"), ("RA_OBJ", "DEC_OBJ"), ("RA_TARG", "DEC_TARG")):
-        if isinstance(header.get(ra), float | int) and isinstance(header.get(dec), float | int):
-            return float(header[ra]), float(header[dec])
-    if wcs is None:
-        return float("nan"), float("nan")
-    x, y = wcs.pixel_to_sky(shape[-1] // 2, shape[-2] // 2)
-    return float(x), float(y)
-
-
-def _identity(header: fits.Header, name: str) -> str:
-    """The object's own card, else the file name. RIPPLe's own files escape what FITS text cannot hold."""
-    value = str(header.get("OBJID", header.get("OBJECTID", name)))
-    return value.encode("ascii").decode("unicode_escape") if header.get("ORIGIN") == "RIPPLe" else value
-
-
-def _place(header: fits.Header) -> tuple[int, int, int] | None:
-    """Tract and first pixel, which files of `ripple export` have."""
-    cards = [header.get(name) for name in ("TRACT", "X0", "Y0")]
-    return (int(cards[0]), int(cards[1]), int(cards[2])) if all(isinstance(c, int) for c in cards) else None
+def _image_facts(flux: Flux, own: Projection | None) -> str:
+    unit = f"{flux.text}: x {flux.factor:.6g} to nJy" if flux.factor is not None else flux.text
+    if own is None:
+        return f"{unit}; no projection"
+    off = f", {own.misfit:.2g} px from gnomonic" if own.misfit else ""
+    return f"{unit}; {own.tan.pixel_scale:.4g} arcsec, {own.text}{off}"

@@ -29,6 +29,7 @@ from ripple.stages.formats.foreign_cutout import (
     Unreadable,
     one_line,
 )
+from ripple.stages.formats.mask_meaning import planes_of_mask
 from ripple.stages.formats.source_files import SourceFiles
 from ripple.storage.labels import KNOWN_MAPS, known_map, plain_class, read_labels
 from ripple.storage.python_tables import exact_ids
@@ -169,7 +170,13 @@ def _image(array: NDArray[Any], bands: int) -> Float:
 
 
 def arrays(
-    path: Path, bands: tuple[str, ...], keys: Keys, *, mask_good: bool, classes: tuple[str, ...] = ()
+    path: Path,
+    bands: tuple[str, ...],
+    keys: Keys,
+    *,
+    mask: str,
+    mask_bits: Mapping[str, int],
+    classes: tuple[str, ...] = (),
 ) -> Listing:
     """A `.npz` or HDF5 file with an `(N, B, H, W)`, `(N, H, W)` or `(N, H, W, B)` array.
 
@@ -181,8 +188,10 @@ def arrays(
         Names of the bands; their number tells `(N, H, W, B)` from `(N, B, H, W)`.
     keys
         Names of the arrays in it. One-dimensional arrays of length N under other names become columns.
-    mask_good
-        The mask is true (or 1) where pixels are good.
+    mask
+        What 1 means in a mask of 0 and 1: `bad`, `good` or `ignore`.
+    mask_bits
+        Mask plane -> bit, for integer masks.
     classes
         Class names by label value.
 
@@ -218,16 +227,18 @@ def arrays(
         try:
             got = {name: np.asarray(table[key][row]) for name, key in planes.items()}
             image = _planes(np.asarray(table[image_key][row]), channels_last)
+            bits = _planes(got["mask"], channels_last) if "mask" in got and mask != "ignore" else None
+            if bits is not None:
+                bits = planes_of_mask(bits, mask_bits, meaning=mask, where=f"row {row} of {keys.mask}")
         except DAMAGE as err:
             return Unreadable(str(row), one_line(err))
         # Columns that RIPPLe knows are taken out below; what is left are the user's own.
         facts = {name: _plain(values[row]) for name, values in columns.items()}
-        mask = _planes(got["mask"], channels_last) != 0 if "mask" in got else None
         return ForeignCutout(
             id=str(facts.pop("id", row)),
             image=image.astype(np.float32),
             variance=_some(_planes(got["variance"], channels_last)) if "variance" in got else None,
-            bad=None if mask is None else ~mask if mask_good else mask,
+            mask=bits,
             psf=_psf(got["psf"], found) if "psf" in got else None,
             ra=float(facts.pop("ra", "nan")),
             dec=float(facts.pop("dec", "nan")),
@@ -317,10 +328,10 @@ def _some(array: NDArray[Any]) -> Float | None:
     return values if values.size and np.nanmax(np.abs(values), initial=0.0) > 0 else None
 
 
-def _psf(array: NDArray[Any], bands: int) -> Float:
-    """`(B, K, K)` kernels; one kernel serves all bands."""
+def _psf(array: NDArray[Any], bands: int) -> tuple[Float, ...]:
+    """One PSF image per band; a single one serves all bands."""
     values = np.asarray(array, np.float32)
-    return np.broadcast_to(values, (bands, *values.shape[-2:])) if values.ndim == 2 else values
+    return (values,) * bands if values.ndim == 2 else tuple(values)
 
 
 # Multimodal Universe -------------------------------------------------
@@ -389,7 +400,8 @@ def multimodal_universe(
         try:
             at = row - int(starts[k])
             found = _mmu_row(tables[k], at, named, mask)
-            return replace(found, id=str(_plain(ids[k][at])), label=int(labels[row]), unit=unit)
+            to_njy = np.ones(len(named)) if unit else None
+            return replace(found, id=str(_plain(ids[k][at])), label=int(labels[row]), to_njy=to_njy)
         except DAMAGE as err:
             return Unreadable(f"{paths[k].name}:{row - starts[k]}", one_line(err))
 

@@ -17,8 +17,6 @@ from ripple.sky.geometry import Tan
 from ripple.stages.formats.source_files import SourceFiles
 
 Float = NDArray[np.float32]
-#: Band names to recognise, by wavelength.
-BANDS = "ugrizy"
 #: What numpy, h5py and astropy raise for damaged files, and for those that claim more than there is memory.
 DAMAGE = (
     OSError, ValueError, TypeError, LookupError, ArithmeticError, EOFError, MemoryError, RuntimeError,
@@ -26,6 +24,17 @@ DAMAGE = (
 )  # fmt: skip
 #: Pixel scale of the DeepLense lens-finding sets (HSC Wide), arcsec.
 HSC_SCALE = 0.168
+
+
+@dataclass(frozen=True, slots=True)
+class Understood:
+    """What one picture was taken for: its file and HDU or array, role, band, and facts about it."""
+
+    file: str
+    part: str
+    role: str
+    band: str
+    facts: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +54,7 @@ class ForeignCutout:
     mask
         `(B, H, W)` uint32 in bits of `MASK_PLANES` when the source names its planes, else None.
     psf
-        `(B, K, K)` float32, or None.
+        One `(Ky, Kx)` image per band as the source has it, None for a band without one; or None.
     ra, dec
         Deg ICRS; NaN when unknown.
     label
@@ -54,10 +63,14 @@ class ForeignCutout:
         Projection in pixels of the cutout (zero-based), or None.
     place
         `(tract, x0, y0)` when the source says from which tract and pixels it was cut.
-    unit
-        `nJy` when the source names its flux unit (and the reader has converted), empty when it does not.
+    to_njy
+        `(B,)` nanojansky per unit, NaN in bands whose unit the source does not say; None when it says none.
     columns
         Other facts: numbers and text.
+    remarks
+        What was done to the row, for the column `detail`.
+    understood
+        What each picture of the row was taken for.
     """
 
     id: str
@@ -66,14 +79,16 @@ class ForeignCutout:
     # A source has `bad`, which only says good or bad, or `mask` with the planes of Rubin's masks.
     bad: NDArray[np.bool_] | None = None
     mask: NDArray[np.uint32] | None = None
-    psf: Float | None = None
+    psf: tuple[Float | None, ...] | None = None
     ra: float = float("nan")
     dec: float = float("nan")
     label: int = -1
     wcs: Tan | None = None
     place: tuple[int, int, int] | None = None
-    unit: str = ""
+    to_njy: NDArray[np.float64] | None = None
     columns: dict[str, float | int | str] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+    understood: tuple[Understood, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

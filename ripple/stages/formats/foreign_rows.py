@@ -11,10 +11,14 @@ from numpy.typing import NDArray
 
 from ripple.errors import Reason
 from ripple.imaging.batch import MASK_PLANES, CutoutBatch, TensorBatch
+from ripple.imaging.psf.square import odd_square, padded
+from ripple.imaging.quality.fill_values import fill_values
 from ripple.imaging.quality.measure import usable
 from ripple.sky.geometry import Tan, off_sky
 from ripple.stages.formats.foreign_cutout import ForeignCutout, Unreadable
 
+#: Statements of a unit that differ by less are the same.
+SAME_UNIT = 0.01
 #: Column -> value.
 Row = dict[str, Any]
 
@@ -29,14 +33,18 @@ class Frame:
         Names of the B bands; `(H, W)`; arcsec; class names by label value.
     resize
         Crop or pad cutouts to `size`; else a cutout of another size is rejected.
-    kernel
-        Side of the PSF kernels, odd; 0 when there are none.
     gaussian_psf
         Make kernels from the columns `psf_fwhm_<band>` for cutouts without PSF images.
+    unit
+        `nJy`, or empty for pixels without a unit.
     factors
-        `(B,)` nJy per unit, or None.
+        `(B,)` nJy per unit by the zero points that the user gives, or None.
+    assume_njy
+        Bands that do not say their unit are in nJy.
     sentinels
         Pixel values that mean no data.
+    find_fill
+        Look for values that repeat where measurements do not, and take them for no data.
     mask
         Whether masks are used.
     """
@@ -45,10 +53,12 @@ class Frame:
     size: tuple[int, int]
     pixel_scale: float
     resize: bool
-    kernel: int
     gaussian_psf: bool
-    factors: NDArray[np.float32] | None
+    unit: str
+    factors: NDArray[np.float64] | None
+    assume_njy: bool
     sentinels: tuple[float, ...]
+    find_fill: bool
     mask: bool
     classes: tuple[str, ...]
 
@@ -91,6 +101,8 @@ class Rows:
             shard=-1,
             row=-1,
             columns={},
+            has_variance=False,
+            has_psf=False,
             present=0,
         )
 
@@ -118,11 +130,13 @@ class Rows:
             label=cutout.label,
             status="ok" if has.all() else "partial" if has.any() else "rejected",
             reason="" if has.all() else missing.value,
-            detail="",
+            detail="; ".join(cutout.remarks),
             bands="".join(b for b, ok in zip(frame.bands, has, strict=True) if ok),
             shard=shard,
             row=row,
             columns=cutout.columns,
+            has_variance=cutout.variance is not None,
+            has_psf=frame.gaussian_psf or _has_psf(cutout, has),
             present=int((has << np.arange(len(has))).sum()),  # band_mask: one bit per band
         )
 
@@ -147,6 +161,12 @@ class Rows:
         return self.grids.setdefault(key, len(self.grids)), x0, y0
 
 
+def _has_psf(cutout: ForeignCutout, has: NDArray[np.bool_]) -> bool:
+    """Whether every band with pixels has a PSF."""
+    found = cutout.psf or (None,) * len(has)
+    return all(kernel is not None for kernel, here in zip(found, has, strict=True) if here)
+
+
 def checked(cutout: ForeignCutout, seen: dict[str, int], number: int) -> ForeignCutout | Unreadable:
     """The cutout, or why a catalogue would not have it: its id repeats, or its position is on no sky.
 
@@ -168,17 +188,22 @@ def checked(cutout: ForeignCutout, seen: dict[str, int], number: int) -> Foreign
 
 
 def fitted(cutout: ForeignCutout, frame: Frame) -> ForeignCutout | Unreadable:
-    """The cutout in the common size, with NaN for sentinels, in nJy when zero points are given."""
+    """The cutout in the common size and unit, with NaN for fill values, and PSFs as odd squares of sum 1."""
     # Shapes are checked here, row by row: a batch needs them equal, and one odd file must not stop an import.
     if cutout.image.shape[0] != len(frame.bands):
         return Unreadable(cutout.id, f"{cutout.image.shape[0]} bands, expected {len(frame.bands)}")
     image = cutout.image.copy()
     # Sentinels as float32, as the pixels are: -9999.9 is not exactly the same number in double precision.
     image[np.isin(image, np.asarray(frame.sentinels, np.float32)) | ~np.isfinite(image)] = np.nan
-    variance = cutout.variance
-    if frame.factors is not None:
-        image *= frame.factors[:, None, None]
-        variance = None if variance is None else variance * frame.factors[:, None, None] ** 2
+    remarks = cutout.remarks + (_remove_fill(image, frame.bands) if frame.find_fill else ())
+    factors = _nanojansky(cutout, np.isfinite(image).any(axis=(1, 2)), frame)
+    if isinstance(factors, Unreadable):
+        return factors
+    with np.errstate(over="ignore"):
+        image *= factors[:, None, None]
+        variance = None if cutout.variance is None else cutout.variance * factors[:, None, None] ** 2
+    psf, faults = _odd_squares(cutout.psf, frame.bands)
+    cutout = replace(cutout, psf=psf, remarks=remarks + faults)
     shape = image.shape[1:]
     if shape != frame.size and not frame.resize:
         return Unreadable(
@@ -204,6 +229,65 @@ def fitted(cutout: ForeignCutout, frame: Frame) -> ForeignCutout | Unreadable:
         bad=None if cutout.bad is None else _moved(cutout.bad, frame.size, top, left, False),
         mask=None if cutout.mask is None else _moved(cutout.mask, frame.size, top, left, 0),
     )
+
+
+def _remove_fill(image: NDArray[np.float32], bands: Sequence[str]) -> tuple[str, ...]:
+    """Put NaN for values that are no measurements into `image` `(B, H, W)`; says what was found, by band."""
+    found = []
+    for plane, band in zip(image, bands, strict=True):
+        for value in fill_values(plane):
+            hit = plane == np.float32(value)
+            found.append(f"{value:g} in {hit.mean():.0%} of {band} was taken for no data")
+            plane[hit] = np.nan
+    return tuple(found)
+
+
+def _nanojansky(
+    cutout: ForeignCutout, has: NDArray[np.bool_], frame: Frame
+) -> NDArray[np.float32] | Unreadable:
+    """`(B,)` nJy per unit of each band; ones where pixels have no unit. `has`: bands with pixels."""
+    count = len(frame.bands)
+    said = np.full(count, np.nan) if cutout.to_njy is None else cutout.to_njy
+    known = np.isfinite(said) & has
+    names = np.array(frame.bands)
+    if not frame.unit:
+        if known.any():
+            detail = f"{', '.join(names[known])} say their flux unit, the first rows do not"
+            return Unreadable(cutout.id, detail, Reason.WRONG_UNIT)
+        return np.ones(count, np.float32)
+    given = frame.factors
+    if given is None:
+        given = np.ones(count) if frame.assume_njy else np.full(count, np.nan)
+    elif (apart := known & (np.abs(said / given - 1) > SAME_UNIT)).any():
+        k = int(np.argmax(apart))
+        return Unreadable(
+            cutout.id,
+            f"{names[k]}: the file says {said[k]:.6g} nJy per unit, --zero-points {given[k]:.6g}; "
+            "--ignore-cards leaves a card out",
+            Reason.WRONG_UNIT,
+        )
+    factors = np.where(np.isfinite(said), said, given)
+    if (unknown := has & ~np.isfinite(factors)).any():
+        detail = f"{', '.join(names[unknown])} do not say their flux unit"
+        return Unreadable(cutout.id, detail, Reason.WRONG_UNIT)
+    return np.nan_to_num(factors, nan=1.0).astype(np.float32)
+
+
+def _odd_squares(
+    psf: tuple[NDArray[np.float32] | None, ...] | None, bands: Sequence[str]
+) -> tuple[tuple[NDArray[np.float32] | None, ...] | None, tuple[str, ...]]:
+    """PSFs as RIPPLe stores them, None for those that cannot be used, and why."""
+    if psf is None:
+        return None, ()
+    found: list[NDArray[np.float32] | None] = []
+    faults = []
+    for image, band in zip(psf, bands, strict=True):
+        try:
+            found.append(None if image is None else odd_square(image))
+        except ValueError as err:
+            found.append(None)
+            faults.append(f"the PSF of {band} is not used: {err}")
+    return tuple(found), tuple(faults)
 
 
 def _moved(array: NDArray[Any], size: tuple[int, int], top: int, left: int, fill: Any) -> NDArray[Any]:
@@ -306,7 +390,11 @@ def _numbers(values: Sequence[float | int | None]) -> NDArray[np.generic]:
 
 def _psfs(cutouts: Sequence[ForeignCutout], frame: Frame) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     """Distinct kernels `(M, K, K)`, and which of them each row and band has, `(n, B)`; -1 for none."""
-    side, n, b = max(frame.kernel, 1), len(cutouts), len(frame.bands)
+    n, b = len(cutouts), len(frame.bands)
+    sides = [len(kernel) for cutout in cutouts for kernel in cutout.psf or () if kernel is not None]
+    # 5 arcsec across, enough for the seeing of a ground-based telescope; always odd.
+    round_side = 2 * int(np.ceil(2.5 / frame.pixel_scale)) + 1
+    side = max([1, *sides, *([round_side] if frame.gaussian_psf else [])])
     # By their bytes: many sources have one kernel for all rows.
     kernels: dict[bytes, int] = {}
     found: list[NDArray[np.float32]] = []
@@ -325,9 +413,9 @@ def _psfs(cutouts: Sequence[ForeignCutout], frame: Frame) -> tuple[NDArray[np.fl
 
 def _kernel(cutout: ForeignCutout, j: int, band: str, side: int, frame: Frame) -> NDArray[np.float32] | None:
     """The PSF of a row in band number `j`, `(side, side)` of sum 1, or None."""
-    if cutout.psf is not None and cutout.psf.shape[-1] == side:
-        total = float(cutout.psf[j].sum())
-        return (cutout.psf[j] / total).astype(np.float32) if np.isfinite(total) and total > 0 else None
+    image = cutout.psf[j] if cutout.psf is not None else None
+    if image is not None:
+        return padded(image, side)
     width = cutout.columns.get(f"psf_fwhm_{band}") if frame.gaussian_psf else None
     if not isinstance(width, float) or not width > 0:
         return None

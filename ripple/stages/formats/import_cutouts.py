@@ -7,19 +7,24 @@ A row that cannot be read is rejected with its reason, and the import goes on.
 
 from __future__ import annotations
 
+import re
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ripple.errors import ConfigError, DataError, IntegrityError
 from ripple.runtime.summary import Summary, progress
 from ripple.stages.formats.config import ImportConfig
-from ripple.stages.formats.fits_cutouts import fits_cutouts
+from ripple.stages.formats.fits_cutouts import FitsOptions, fits_cutouts
+from ripple.stages.formats.fits_grids import Allowed
+from ripple.stages.formats.fits_units import NJY_ZERO_POINT
 from ripple.stages.formats.foreign import arrays, deeplense, multimodal_universe
 from ripple.stages.formats.foreign_cutout import ForeignCutout, Keys, Listing, Unreadable
 from ripple.stages.formats.foreign_rows import (
@@ -32,13 +37,11 @@ from ripple.stages.formats.foreign_rows import (
     fitted,
     tensors,
 )
+from ripple.stages.formats.mask_meaning import named_bits
 from ripple.storage.artefact import Artefact, open_artefact
 from ripple.storage.labels import label_counts, lens_line
 from ripple.storage.shard_writer import pack_cutouts, pack_tensors
 from ripple.storage.writer import ArtefactWriter, Finished, create
-
-#: AB magnitude of 1 nJy.
-NJY_ZERO_POINT = 31.4
 
 
 def import_cutouts(config: ImportConfig) -> Summary:
@@ -74,10 +77,9 @@ def import_cutouts(config: ImportConfig) -> Summary:
             _write_unit(writer, unit, numbers, config, listing, frame, table)
             advance(len(numbers))
         _check_unchanged(listing, writer, rehash=True)
-        if not any(status != "rejected" for status in table.columns["status"]):
-            raise DataError(
-                f"{config.source}: no row can be read; the first says: {table.columns['detail'][0]}"
-            )
+        if missing := unusable(config, frame.bands, table.columns["present"], table.columns["detail"]):
+            writer.forget()  # so that the same output can be written with other options
+            raise DataError(missing)
         _finish(writer, kind, config, frame, table, listing.notes)
 
     return _summary(config, open_artefact(config.output), time.perf_counter() - start, done_before=False)
@@ -94,9 +96,21 @@ def open_listing(config: ImportConfig) -> Listing:
         case "arrays":
             names = ("image", "variance", "mask", "psf", "label", "id", "ra", "dec")
             keys = Keys(**{name: getattr(config, f"{name}_key") for name in names})
-            return arrays(source, config.bands, keys, mask_good=config.mask == "good", classes=config.classes)
+            bits = named_bits(config.mask_bits)
+            return arrays(
+                source, config.bands, keys, mask=config.mask, mask_bits=bits, classes=config.classes
+            )
         case "fits":
-            return fits_cutouts(source, config.bands, convert=not config.zero_points, classes=config.classes)
+            options = FitsOptions(
+                bands=config.bands,
+                classes=config.classes,
+                pixel_scale=config.pixel_scale,
+                allowed=Allowed(config.align, config.resample),
+                mask=config.mask,
+                mask_bits=named_bits(config.mask_bits),
+                ignored=config.ignore_cards,
+            )
+            return fits_cutouts(source, options)
         case "mmu":
             return multimodal_universe(source, config.bands, mask=config.mask, classes=config.classes)
 
@@ -108,6 +122,9 @@ def understood(config: ImportConfig, listing: Listing, frame: Frame) -> Summary:
     kept: list[ForeignCutout] = []
     rejected: dict[str, int] = {}
     details: list[str] = []
+    has: list[int] = []
+    counts: Counter[tuple[str, str, str]] = Counter()  # role, band, facts
+    remarks: Counter[str] = Counter()
     with progress(listing.rows, "reading") as advance:
         for number in range(listing.rows):
             cutout = _row(listing, number, seen, frame)
@@ -115,6 +132,9 @@ def understood(config: ImportConfig, listing: Listing, frame: Frame) -> Summary:
                 rejected[cutout.reason.value] = rejected.get(cutout.reason.value, 0) + 1
                 details.append(cutout.detail)
             else:
+                has.append(_present(cutout.image))
+                counts.update((u.role, u.band, u.facts) for u in cutout.understood)
+                remarks.update(re.sub(r"\d[\d.e+-]*", "N", text) for text in cutout.remarks)
                 # Without its pixels, of which there may be more than memory.
                 kept.append(
                     replace(cutout, image=cutout.image[:0], variance=None, bad=None, mask=None, psf=None)
@@ -133,6 +153,12 @@ def understood(config: ImportConfig, listing: Listing, frame: Frame) -> Summary:
         "labels": label_counts(labels, frame.classes) or "none",
         "lens": lens_line(frame.classes),
     }
+    for cutout in kept[:3]:
+        facts |= {f"  {u.file}, {u.part}": _meaning(u.role, u.band, u.facts) for u in cutout.understood}
+    facts |= {f"  {n:,} rows": _meaning(*what) for what, n in sorted(counts.items(), key=_by_count)[:40]}
+    facts |= {f"  {n:,} rows": text for text, n in remarks.most_common(10)}
+    if nothing := unusable(config, frame.bands, has, details):
+        details.insert(0, nothing)
     return Summary(
         "import --dry-run",
         "nothing was written",
@@ -141,6 +167,20 @@ def understood(config: ImportConfig, listing: Listing, frame: Frame) -> Summary:
         seconds=time.perf_counter() - start,
         notes=_remarks(listing.notes, details),
     )
+
+
+def _present(image: NDArray[np.float32]) -> int:
+    """Bits of the bands of a row `(B, H, W)` that have pixels."""
+    has = np.isfinite(image).any(axis=(1, 2))
+    return int((has << np.arange(len(has))).sum())
+
+
+def _meaning(role: str, band: str, facts: str) -> str:
+    return f"{role} of {band}: {facts}".replace(" of :", ":").strip(": ")
+
+
+def _by_count(item: tuple[tuple[str, str, str], int]) -> tuple[int, tuple[str, str, str]]:
+    return -item[1], item[0]
 
 
 def _row(listing: Listing, number: int, seen: dict[str, int], frame: Frame) -> ForeignCutout | Unreadable:
@@ -182,38 +222,63 @@ def _frame(config: ImportConfig, listing: Listing) -> Frame:
         raise ConfigError(
             f"{config.source} does not say its pixel scale", hint="give it with --pixel-scale, in arcsec"
         )
-    kernel = 0 if first.psf is None else first.psf.shape[-1]
-    if config.gaussian_psf and first.psf is None:
-        # 5 arcsec across, enough for the seeing of a ground-based telescope; always odd.
-        kernel = 2 * int(np.ceil(2.5 / scale)) + 1
-    return Frame(
-        bands=bands,
-        size=(height, width) if config.size is None else (config.size, config.size),
-        pixel_scale=scale,
-        resize=config.size is not None,
-        kernel=kernel,
-        gaussian_psf=config.gaussian_psf,
-        factors=_factors(config, first, count),
-        sentinels=config.sentinels,
-        mask=config.mask != "ignore",
-        classes=config.classes or listing.classes,
-    )
-
-
-def _factors(config: ImportConfig, first: ForeignCutout, count: int) -> NDArray[np.float32] | None:
-    """Nanojansky per unit of each band, `(B,)`; None when pixels stay as they are."""
-    if config.zero_points:
-        if len(config.zero_points) not in (1, count):
-            raise ConfigError(f"{len(config.zero_points)} zero points for {count} bands")
-        points = np.broadcast_to(np.asarray(config.zero_points, float), count)
-        return (10.0 ** ((NJY_ZERO_POINT - points) / 2.5)).astype(np.float32)
-    if _kind(config) == "cutouts" and not first.unit and config.unit != "nJy":
+    factors = _factors(config, count)
+    said = first.to_njy is not None and bool(np.isfinite(first.to_njy).any())
+    unit = "nJy" if said or factors is not None or config.unit == "nJy" else ""
+    if _kind(config) == "cutouts" and not unit:
         # The quality cuts and the noise of cutouts are in nJy: a wrong guess would spoil all of them.
         raise ConfigError(
             f"{config.source} does not say its flux unit",
             hint="give --zero-points, or --unit nJy, or --into tensors for pixels without unit",
         )
-    return None
+    return Frame(
+        bands=bands,
+        size=(height, width) if config.size is None else (config.size, config.size),
+        pixel_scale=scale,
+        resize=config.size is not None,
+        gaussian_psf=config.gaussian_psf,
+        unit=unit,
+        factors=factors,
+        assume_njy=config.unit == "nJy",
+        sentinels=config.sentinels,
+        find_fill=config.find_fill and _kind(config) == "cutouts",
+        mask=config.mask != "ignore",
+        classes=config.classes or listing.classes,
+    )
+
+
+def _factors(config: ImportConfig, count: int) -> NDArray[np.float64] | None:
+    """Nanojansky per unit of each band by the zero points that the user gives, `(B,)`; None without them."""
+    if not config.zero_points:
+        return None
+    if len(config.zero_points) not in (1, count):
+        raise ConfigError(f"{len(config.zero_points)} zero points for {count} bands")
+    points = np.broadcast_to(np.asarray(config.zero_points, float), count)
+    return np.asarray(10.0 ** (0.4 * (NJY_ZERO_POINT - points)))
+
+
+def unusable(
+    config: ImportConfig, bands: Sequence[str], present: Sequence[int], details: Sequence[str]
+) -> str:
+    """Why nothing is imported: no row can be read, or a band is in none of them; empty when neither is so.
+
+    Parameters
+    ----------
+    config
+        Of the import.
+    bands
+        Those that are asked for.
+    present
+        Bits of the bands of each row, 0 for rejected rows.
+    details
+        What each row says, empty where nothing is to be said.
+    """
+    if not any(present):
+        first = next((text for text in details if text), "it has no pixels")
+        return f"{config.source}: no row can be read; the first says: {first}"
+    anywhere = int(np.bitwise_or.reduce(np.asarray(present, np.uint64)))
+    absent = [band for k, band in enumerate(bands) if not anywhere >> k & 1]
+    return f"{config.source}: no row has a picture in {', '.join(absent)}" if absent else ""
 
 
 def _check_unchanged(listing: Listing, writer: ArtefactWriter, *, rehash: bool) -> None:
@@ -247,7 +312,7 @@ def _write_unit(
     if _kind(config) == "cutouts":
         data = pack_cutouts(batch, {"source_format": config.format})
     else:
-        unit_name = "nJy" if frame.factors is not None or config.unit == "nJy" else "none"
+        unit_name = frame.unit or "none"
         data = pack_tensors(tensors(batch, frame, unit_name), {"source_format": config.format})
     _check_unchanged(listing, writer, rehash=False)
     # When resuming, rows are read again for the index, but a complete shard is not written again.
@@ -293,6 +358,8 @@ def _index(table: Rows, frame: Frame) -> pa.Table:
         "shard": np.array(rows["shard"], np.int32),
         "row": np.array(rows["row"], np.int32),
         "label": np.array(rows["label"], np.int64),
+        "has_variance": np.array(rows["has_variance"], bool),
+        "has_psf": np.array(rows["has_psf"], bool),
     }
     extra = extra_columns(rows["columns"])
     # A column of the source never replaces one of ours.
@@ -305,7 +372,8 @@ def _summary(config: ImportConfig, artefact: Artefact, seconds: float, *, done_b
     for reason, status in zip(index["reason"].to_pylist(), index["status"].to_pylist(), strict=True):
         if status == "rejected":
             reasons[reason] = reasons.get(reason, 0) + 1
-    details = [d for d in index["detail"].to_pylist() if d]  # only rows that could not be read have one
+    rejected = pc.equal(index["status"], "rejected")
+    details = [d for d in index.filter(rejected)["detail"].to_pylist() if d]
     labels = index["label"].to_numpy()[index["shard"].to_numpy() >= 0]  # rejected rows are of no class
     class_map = artefact.attributes.get("class_map", {})
     names = tuple(class_map.get(str(k), "") for k in range(len(class_map)))
@@ -314,6 +382,7 @@ def _summary(config: ImportConfig, artefact: Artefact, seconds: float, *, done_b
         "rows": artefact.rows,
         "bands": " ".join(artefact.bands),
     }
+    facts |= _gaps(index, artefact.kind)
     if (labels >= 0).any():
         facts["labels"] = label_counts(labels, names)
     return Summary(
@@ -325,3 +394,21 @@ def _summary(config: ImportConfig, artefact: Artefact, seconds: float, *, done_b
         done_before=done_before,
         notes=_remarks(artefact.attributes.get("notes", ()), details),
     )
+
+
+def _gaps(index: pa.Table, kind: str) -> dict[str, int | str]:
+    """What rows with pixels lack, in words: bands, variance, PSF; and what was done to them."""
+    out: dict[str, int | str] = {}
+    column = {name: np.asarray(index[name].to_numpy(zero_copy_only=False)) for name in index.column_names}
+    placed = column["shard"] >= 0
+    if partial := int((column["status"] == "partial").sum()):
+        out["partial"] = f"{partial:,} rows lack a band"
+    if kind == "cutouts":
+        if count := int((placed & ~column["has_variance"]).sum()):
+            out["variance"] = f"{count:,} rows have none: the noise is estimated from the pixels"
+        if count := int((placed & ~column["has_psf"]).sum()):
+            out["psf"] = f"{count:,} rows have none: preprocess them with --psf none"
+    noted = placed & (column["detail"] != "")
+    if noted.any():
+        out["remarks"] = f"{int(noted.sum()):,} rows, as: {column['detail'][np.argmax(noted)][:160]}"
+    return out
