@@ -29,7 +29,7 @@ class ExportConfig(Config):
     rows_per_file: int = setting(1000, ge=1, description="webdataset: rows in a tar file; zarr: in a chunk.")
 
 
-Format = Literal["deeplense", "arrays", "fits", "mmu"]
+Format = Literal["deeplense", "arrays", "fits", "mmu", "zarr", "webdataset"]
 
 
 class ImportConfig(Config):
@@ -39,7 +39,9 @@ class ImportConfig(Config):
 
     source: Path = Field(description="Folder or file to import.")
     output: Path = Field(description="Directory of the artefact to write.")
-    format: Format = Field(description="deeplense: folders of .npy; arrays: .npz or HDF5; fits; mmu: HDF5.")
+    format: Format = Field(
+        description="deeplense: .npy folders; arrays: .npz or HDF5; fits; mmu: HDF5; zarr, webdataset: exports."
+    )
     into: Literal["auto", "cutouts", "tensors"] = Field(
         "auto", description="What to write; auto: tensors for deeplense, else cutouts."
     )

@@ -38,6 +38,8 @@ from ripple.stages.formats.foreign_rows import (
     tensors,
 )
 from ripple.stages.formats.mask_meaning import named_bits
+from ripple.stages.formats.webdataset import webdataset
+from ripple.stages.formats.zarr_cutouts import zarr_cutouts
 from ripple.storage.artefact import Artefact, open_artefact
 from ripple.storage.labels import label_counts, lens_line
 from ripple.storage.shard_writer import pack_cutouts, pack_tensors
@@ -113,6 +115,10 @@ def open_listing(config: ImportConfig) -> Listing:
             return fits_cutouts(source, options)
         case "mmu":
             return multimodal_universe(source, config.bands, mask=config.mask, classes=config.classes)
+        case "zarr":
+            return zarr_cutouts(source, config.bands, config.classes)
+        case "webdataset":
+            return webdataset(source, config.bands, config.classes)
 
 
 def understood(config: ImportConfig, listing: Listing, frame: Frame) -> Summary:

@@ -9,6 +9,8 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from ripple.sky.geometry import Tan
 from ripple.sky.splits import sky_cells
 from ripple.stages.formats.config import ExportConfig
 from ripple.stages.formats.rows import Part, Source, splits
+from ripple.stages.formats.webdataset import CHECKSUM, checksum
 from ripple.storage.files import write_new
 
 #: HEALPix side of the cells of the Multimodal Universe: order 6, nested.
@@ -142,12 +145,14 @@ def _text(values: NDArray[Any]) -> NDArray[np.bytes_]:
 
 
 def webdataset(source: Source, config: ExportConfig, directory: Path) -> Iterator[int]:
-    """`000000.tar` with `KEY.image.npy`, `KEY.json` and `KEY.cls` (the label) per row."""
+    """`000000.tar` with arrays as `KEY.image.npy`, `KEY.json` and `KEY.cls` (the label) per row."""
     # Files have equal numbers of rows, parts have not: a file may end in the middle of a part.
     tar: tarfile.TarFile | None = None
     done = 0
+    shared = Shared()
     try:
         for part in source.parts():
+            shared.add(part)
             for k, number in enumerate(part.numbers.tolist()):
                 if done % config.rows_per_file == 0:
                     if tar is not None:
@@ -162,31 +167,92 @@ def webdataset(source: Source, config: ExportConfig, directory: Path) -> Iterato
     finally:
         if tar is not None:
             tar.close()
-    note = {
-        "bands": source.bands,
-        "pixel_scale": source.pixel_scale,
-        "unit": source.unit,
-        "rows": done,
-        "class_map": source.class_map,
-    }
+    note = {**shared.header(source), "rows": done}
     write_new(directory / "dataset.json", json.dumps(note, indent=1, sort_keys=True).encode() + b"\n")
 
 
 def _add_row(tar: tarfile.TarFile, key: str, part: Part, k: int) -> None:
     """Add row `k` of a part; members with one key are one sample for webdataset."""
     facts = {name: _json(values[k]) for name, values in part.catalog.items() if values.ndim == 1}
-    members = {
-        "image.npy": npy_bytes(np.nan_to_num(part.image[k], nan=0.0)),
-        "json": json.dumps(facts, sort_keys=True).encode(),
-    }
-    if part.bad is not None:
-        members["valid.npy"] = npy_bytes((~part.bad[k] & np.isfinite(part.image[k])).astype(np.uint8))
+    members = {f"{name}.npy": npy_bytes(plane) for name, plane in _row_planes(part, k).items()}
     if facts.get("label", -1) is not None and int(facts.get("label", -1)) >= 0:
         members["cls"] = str(int(facts["label"])).encode()
+    # Neither tar nor npy has a checksum of its contents.
+    facts[CHECKSUM] = checksum(facts, members)
+    members["json"] = json.dumps(facts, sort_keys=True).encode()
     for suffix, data in sorted(members.items()):
         entry = tarfile.TarInfo(f"{key}.{suffix}")  # time 0, owner 0: equal rows give equal bytes
         entry.size = len(data)
         tar.addfile(entry, io.BytesIO(data))
+
+
+def _row_planes(part: Part, k: int) -> dict[str, NDArray[Any]]:
+    """The arrays of a row. `image` is finite, as networks need it; `missing` says where there is no pixel."""
+    planes: dict[str, NDArray[Any]] = {"image": np.nan_to_num(part.image[k], nan=0.0)}
+    if (gone := np.isnan(part.image[k])).any():
+        planes["missing"] = gone.astype(np.uint8)
+    if part.bad is not None:
+        planes["valid"] = _valid(part)[k]
+    # NaN throughout means that there is no variance, and no kernel.
+    if part.variance is not None and not np.isnan(part.variance[k]).all():
+        planes["variance"] = part.variance[k]
+    if part.mask is not None:
+        planes["mask"] = part.mask[k]
+    if part.psf is not None and part.psf_index is not None and (part.psf_index[k] >= 0).any():
+        planes["psf"] = _kernels(part, part.psf.shape[-1])[k]
+    return planes
+
+
+def _valid(part: Part) -> NDArray[np.uint8]:
+    """`(n, B, H, W)`, 1 where `ripple preprocess` would use the pixel."""
+    return (~np.asarray(part.bad) & np.isfinite(part.image)).astype(np.uint8)
+
+
+def _kernels(part: Part, side: int) -> NDArray[np.float32]:
+    """`(n, B, side, side)` PSF of each row and band, NaN where there is none; zeros around smaller ones."""
+    assert part.psf is not None
+    assert part.psf_index is not None
+    pad = (side - part.psf.shape[-1]) // 2
+    around = np.pad(part.psf, ((0, 1), (pad, pad), (pad, pad)))
+    around[-1] = np.nan  # which index -1 then picks
+    return np.asarray(around[part.psf_index], np.float32)
+
+
+@dataclass(slots=True)
+class Shared:
+    """What the header of an export says about all rows, collected part by part.
+
+    Attributes
+    ----------
+    wcs
+        Projection by tract, PARENT frame.
+    mask_planes
+        Name of each bit; empty for tensors.
+    """
+
+    wcs: dict[int, Tan] = field(default_factory=dict)
+    mask_planes: tuple[str, ...] = ()
+
+    def add(self, part: Part) -> None:
+        """Take over what a part says; `DataError` when its mask has other planes than those before."""
+        self.wcs |= part.wcs
+        if self.mask_planes and part.mask_planes != self.mask_planes:
+            raise DataError("the shards have different mask planes", hint="export to fits, which names them")
+        self.mask_planes = part.mask_planes
+
+    def header(self, source: Source) -> dict[str, Any]:
+        """The header as JSON values; `ripple.stages.formats.exported` reads it."""
+        return {
+            "bands": list(source.bands),
+            "pixel_scale": source.pixel_scale,
+            "unit": source.unit,
+            "class_map": source.class_map,
+            "mask_planes": list(self.mask_planes),
+            "wcs": {
+                str(tract): [tan.ra0, tan.dec0, tan.x0, tan.y0, *tan.cd]
+                for tract, tan in sorted(self.wcs.items())
+            },
+        }
 
 
 def _json(value: Any) -> Any:
@@ -198,44 +264,82 @@ def _json(value: Any) -> Any:
 
 
 def zarr_v3(source: Source, config: ExportConfig, directory: Path) -> Iterator[int]:
-    """`data.zarr`: arrays `image`, `valid`, `variance` and `catalog/<column>`, Zarr format 3."""
+    """`data.zarr`, Zarr format 3: `image`, `variance`, `mask`, `valid`, `psf`, `catalog/<column>`."""
     try:
         import zarr
+        from zarr.codecs import ZstdCodec
     except ModuleNotFoundError:
         raise ConfigError("zarr is not installed", hint="pip install 'ripple-lsst[export]'") from None
     # Loaded here because it is an extra, and only this layout needs it.
     root = zarr.create_group(store=str(directory / "data.zarr"), zarr_format=3)
+    # By default chunks of zeros are left out, and then a lost chunk cannot be told from them.
+    safe: dict[str, Any] = {
+        "compressors": ZstdCodec(level=0, checksum=True),
+        "config": {"write_empty_chunks": True},
+    }
     arrays: dict[str, Any] = {}
+    side, shared, places = _kernel_side(source), Shared(), _Places()
     for part in source.parts():
-        planes: dict[str, NDArray[Any] | None] = {"image": part.image, "variance": part.variance}
-        planes["valid"] = None if part.bad is None else (~part.bad & np.isfinite(part.image)).astype(np.uint8)
-        for name, values in planes.items():
-            if values is None:
-                continue
+        shared.add(part)
+        places.add(part)
+        for name, values in _part_planes(part, side).items():
             if name not in arrays:
                 shape = (source.rows, *values.shape[1:])
                 # Whole cutouts in a chunk: they are read by row, all bands at once.
                 chunks = (min(config.rows_per_file, source.rows), *values.shape[1:])
-                arrays[name] = root.create_array(name, shape=shape, chunks=chunks, dtype=values.dtype)
+                arrays[name] = root.create_array(name, shape=shape, chunks=chunks, dtype=values.dtype, **safe)
             # Rows of a part are consecutive: exports are sorted by shard.
             arrays[name][int(part.numbers[0]) : int(part.numbers[-1]) + 1] = values
         yield len(part.numbers)
     catalog = root.create_group("catalog")
-    for name in source.table.column_names:
-        if name not in _OURS:
-            values = source.column(name, None)
-            data = (
-                values if values.dtype.kind in "iufb" else np.array([str(v or "") for v in values], np.str_)
-            )
-            catalog.create_array(name, data=np.ascontiguousarray(data))
-    root.attrs.update(
-        {
-            "bands": list(source.bands),
-            "pixel_scale": source.pixel_scale,
-            "unit": source.unit,
-            "class_map": source.class_map,
-        }
-    )
+    columns = {n: source.column(n, None) for n in source.table.column_names if n not in _OURS}
+    for name, values in {**places.columns(), **columns}.items():
+        data = values if values.dtype.kind in "iufb" else np.array([str(v or "") for v in values], np.str_)
+        catalog.create_array(name, data=np.ascontiguousarray(data), **safe)
+    root.attrs.update(shared.header(source))
+
+
+def _part_planes(part: Part, side: int) -> dict[str, NDArray[Any]]:
+    """The arrays of a part that it has; kernels of `side` pixels, none when that is 0."""
+    planes: dict[str, NDArray[Any]] = {"image": part.image}
+    if part.variance is not None:
+        planes["variance"] = part.variance
+    if part.mask is not None:
+        planes["mask"] = part.mask
+    if part.bad is not None:
+        planes["valid"] = _valid(part)
+    if side:
+        planes["psf"] = _kernels(part, side)
+    return planes
+
+
+def _kernel_side(source: Source) -> int:
+    """Side of the largest PSF kernel of all shards, px; 0 when there is none."""
+    if source.kind != "cutouts":
+        return 0
+    side = 0
+    for k in np.unique(source.table["shard"].to_numpy()).tolist():
+        # Only the shape: a damaged shard is named when its rows are read and verified.
+        with suppress(OSError, KeyError), h5py.File(source.artefact.shard_path(k), "r") as file:
+            count, _, width = file["psf"].shape
+            side = max(side, width if count else 0)
+    return side
+
+
+@dataclass(slots=True)
+class _Places:
+    """The columns of shards that say where on the grid of its tract a cutout lies; the index has no such."""
+
+    parts: list[dict[str, NDArray[Any]]] = field(default_factory=list)
+
+    def add(self, part: Part) -> None:
+        names = ("tract", "x0", "y0")
+        self.parts.append({name: part.catalog[name] for name in names if name in part.catalog})
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """Those that every part has, in the order of the rows."""
+        common = [name for name in self.parts[0] if all(name in part for part in self.parts)]
+        return {name: np.concatenate([part[name] for part in self.parts]) for name in common}
 
 
 def fits_cutouts(source: Source, config: ExportConfig, directory: Path) -> Iterator[int]:
