@@ -98,9 +98,6 @@ def match(said: str, bands: Iterable[str]) -> str:
     names = tuple(bands)
     if said.strip() in names:
         return said.strip()
-    filter_ = canonical(said)
-    for same in (lambda b: canonical(b) == filter_, lambda b: canonical(b).lower() == filter_.lower()):
-        found = [b for b in names if same(b)]
-        if found:
-            return found[0] if len(found) == 1 else ""
-    return ""
+    same = [b for b in names if canonical(b) == canonical(said)]
+    alike = same or [b for b in names if canonical(b).lower() == canonical(said).lower()]
+    return alike[0] if len(alike) == 1 else ""

@@ -653,7 +653,10 @@ def test_two_files_of_one_band_are_one_rejected_row(tmp_path: Path) -> None:
     run_import(tmp_path / "in", tmp_path / "out", format="fits", bands=("g", "r"), pixel_scale=0.2)
     index = open_artefact(tmp_path / "out").index()
     assert index["status"].to_pylist() == ["ok", "rejected"]
-    assert "two pictures are the image of g: b-g.fits, HDU 0 and b_g.fits, HDU 0" in index["detail"].to_pylist()[1]
+    assert (
+        "two pictures are the image of g: b-g.fits, HDU 0 and b_g.fits, HDU 0"
+        in index["detail"].to_pylist()[1]
+    )
 
 
 @pytest.mark.parametrize(("card", "classes", "label"), [

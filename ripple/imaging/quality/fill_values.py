@@ -10,6 +10,8 @@ MIN_SHARE = 0.005
 #: Planes of fewer different values than this share of their pixels are counts, whose values repeat by
 #: themselves.
 COUNTS = 0.5
+#: More values than these that many pixels share are counts, too.
+MOST = 3
 #: In counts, a value this many times further off than the others reach is no count.
 FAR = 100.0
 
@@ -39,7 +41,7 @@ def fill_values(plane: NDArray[np.floating]) -> tuple[float, ...]:
         return (float(distinct[0]),)
     found = [float(v) for v in distinct[often]]
     others = values.size - int(counts[often].sum())
-    if others == 0 or len(rest) < COUNTS * others:
+    if others == 0 or len(found) > MOST or len(rest) < COUNTS * others:
         # Of the extremes alone: counts repeat, but not a thousand times further out than all others.
         inner = distinct[1:-1] if len(distinct) > 3 else rest
         return tuple(v for v in found if v in (distinct[0], distinct[-1]) and _is_far(v, inner))

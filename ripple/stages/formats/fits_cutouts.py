@@ -269,8 +269,9 @@ def _by_role_and_band(planes: Sequence[Plane], bands: tuple[str, ...]) -> Table:
     images = table["image"]
     guessed: dict[str, Plane] = {}
     for plane in mine:
-        if not plane.role and _band(plane) not in images:
-            _keep(guessed, plane, "image")
+        # A picture with a name of its own is something else than the image that another one says it is.
+        if not plane.role and (_band(plane) not in images or not plane.named):
+            _keep(guessed if _band(plane) not in images else images, plane, "image")
     table["image"] = {band: (images | guessed)[band] for band in bands if band in images | guessed}
     return table
 

@@ -91,6 +91,11 @@ class Plane:
     header: fits.Header
 
     @property
+    def named(self) -> bool:
+        """Whether the HDU has a name."""
+        return self.hdu.endswith(")")
+
+    @property
     def where(self) -> str:
         """File and HDU."""
         return f"{self.file}, {self.hdu}"
@@ -142,8 +147,8 @@ def _plane(hdu: Any, number: int, primary: fits.Header, file: str, ignored: Coll
     header = hdu.header.copy()
     if header.get("INHERIT") is not False:
         for card in INHERITED:
-            if card in primary and card not in header:
-                header[f"HIERARCH {card}" if " " in card else card] = primary[card]
+            if card in primary and not str(header.get(card, "")).strip():
+                header[f"HIERARCH {card}" if " " in card or len(card) > 8 else card] = primary[card]
     for card in ignored:
         header.remove(card, ignore_missing=True, remove_all=True)
     name = "" if hdu.name in _NO_NAMES or "EXTNAME" in ignored else hdu.name
@@ -218,10 +223,9 @@ def band_of(plane: Plane, bands: Sequence[str]) -> str:
     """
     found: dict[str, str] = {}  # place -> band
     for place, spelling in plane.said:
-        band = match(spelling, bands) or _within(spelling, bands)
+        band = match(spelling, bands) or (canonical(spelling) if is_known(spelling) else "")
         # The rest of an HDU's name may say anything; a card or a file name was asked for a band.
-        if not band and (place != "EXTNAME" or is_known(spelling)):
-            band = canonical(spelling)
+        band = band or _within(spelling, bands) or (canonical(spelling) if place != "EXTNAME" else "")
         if band:
             found[place] = band
     # `Y` and `y` are one filter unless the user asks for both.
