@@ -40,7 +40,7 @@ class ImportConfig(Config):
     source: Path = Field(description="Folder or file to import.")
     output: Path = Field(description="Directory of the artefact to write.")
     format: Format = Field(
-        description="deeplense: .npy folders; arrays: .npz or HDF5; fits; mmu: HDF5; zarr, webdataset: exports."
+        description="deeplense: .npy folders; arrays: .npz, HDF5; fits; mmu: HDF5; zarr, webdataset: exports."
     )
     into: Literal["auto", "cutouts", "tensors"] = Field(
         "auto", description="What to write; auto: tensors for deeplense, else cutouts."
