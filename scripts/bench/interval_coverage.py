@@ -1,6 +1,6 @@
 """How often do the printed 95 % intervals hold the truth? The table of docs/explanation/honest-numbers.md.
 
-Run: python scripts/bench/coverage.py [--repeats 400] [--clusters 5] [--only 200/20000]
+Run: python scripts/bench/interval_coverage.py [--repeats 400] [--clusters 5] [--only 200/20000]
 Scores are drawn from two normal distributions 2.5 sigma apart, so that the truth of every metric is an integral.
 "Before" is the percentile bootstrap over rows (Wilson's interval at the operating point) that printed every
 number. With --clusters, rows come in groups of so many that share a quarter of the variance of their scores, as
