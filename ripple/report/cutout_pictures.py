@@ -3,18 +3,36 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ripple.errors import InputError, IntegrityError
-from ripple.imaging.colour import lupton_rgb, sky_noise
 from ripple.imaging.normalize import denormalize
+from ripple.imaging.psf.shape import fwhm
+from ripple.report.band_colours import Channels, channels, measured_noise, pictures
 from ripple.storage.artefact import Artefact, open_artefact
 from ripple.storage.shard_reader import map_tensors, unpack_cutouts
 from ripple.storage.shards import agreeing
+
+
+@dataclass(frozen=True, slots=True)
+class _Fluxes:
+    """Rows of one shard: `(n, B, H, W)` fluxes, the bands, and `(n, B)` FWHM in arcsec, NaN when unknown."""
+
+    image: NDArray[np.float32]
+    bands: tuple[str, ...]
+    width: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """Pictures of rows, `(H, W, 3)` uint8 each, and the legend: which bands are which colours."""
+
+    images: list[NDArray[np.uint8]]
+    legend: str
 
 
 def colour_pictures(
@@ -25,6 +43,18 @@ def colour_pictures(
     stretch: float,
     softening: float,
 ) -> list[NDArray[np.uint8]]:
+    """The images of `pictures_of_rows`."""
+    return pictures_of_rows(sources, shard, row, stretch=stretch, softening=softening).images
+
+
+def pictures_of_rows(
+    sources: list[Artefact],
+    shard: NDArray[np.int64],
+    row: NDArray[np.int64],
+    *,
+    stretch: float,
+    softening: float,
+) -> Pictures:
     """Colour pictures of rows, all with the same stretch, so that colours and depths can be compared.
 
     Parameters
@@ -40,16 +70,15 @@ def colour_pictures(
 
     Returns
     -------
-    `n` arrays `(H, W, 3)` uint8.
+    pictures
+        `n` images; where `channels` has a grey band, it is on the right of the colours.
     """
     places = [(artefact, k) for artefact in sources for k in range(len(artefact.shards))]
     cutouts = {artefact.directory: _cutouts_of(artefact) for artefact in sources}
-    fluxes: list[NDArray[np.float32]] = [np.zeros((0, 0, 0), np.float32)] * len(shard)
-    bands: tuple[str, ...] = ()
     # Each shard is opened once, whatever the order of the rows.
     rows = {int(k): np.flatnonzero(shard == k) for k in np.unique(shard)}
 
-    def read(k: int) -> tuple[NDArray[np.float32], tuple[str, ...]]:
+    def read(k: int) -> _Fluxes:
         artefact, number = places[k]
         behind = cutouts[artefact.directory]
         if behind is None:
@@ -58,23 +87,42 @@ def colour_pictures(
 
     # Most of the time goes into checksums, which let other threads run.
     with ThreadPoolExecutor(4) as readers:
-        for here, found in zip(rows.values(), readers.map(read, rows), strict=True):
-            flux, bands = found
-            for place, image in zip(here.tolist(), flux, strict=True):
-                fluxes[place] = image
-    if not fluxes:
-        return []
+        read_all = list(readers.map(read, rows))
+    if not read_all:
+        return Pictures([], "")
+    bands = read_all[-1].bands
+    chosen = channels(bands, _typical(np.concatenate([found.width for found in read_all])))
+    fluxes: list[NDArray[np.float32]] = [np.zeros((0, 0, 0), np.float32)] * len(shard)
+    for here, found in zip(rows.values(), read_all, strict=True):
+        for place, image in zip(here.tolist(), found.image, strict=True):
+            fluxes[place] = image
+    images = _drawn(fluxes, chosen, stretch=stretch, softening=softening)
+    return Pictures(images, chosen.text(bands))
+
+
+def _typical(width: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Median FWHM of each band over rows `(n, B)`, NaN where no row has one."""
+    known = np.ma.masked_invalid(width)
+    return np.ma.filled(np.ma.median(known, axis=0).astype(np.float64), np.nan)
+
+
+def _drawn(
+    fluxes: list[NDArray[np.float32]], chosen: Channels, *, stretch: float, softening: float
+) -> list[NDArray[np.uint8]]:
+    """A picture of each row, rows of one size at a time."""
     # Sources may differ in size; a few hundred rows give the noise well enough for a picture.
     pool = [f for f in fluxes if f.shape == fluxes[0].shape]
-    noise = sky_noise(np.stack(pool[:400]), bands)
-    pictures: list[NDArray[np.uint8]] = [np.zeros((0, 0, 3), np.uint8)] * len(fluxes)
+    noise = measured_noise(np.stack(pool[:400]), chosen)
+    out: list[NDArray[np.uint8]] = [np.zeros((0, 0, 3), np.uint8)] * len(fluxes)
     shapes = np.array([f.shape for f in fluxes])
     for shape in np.unique(shapes, axis=0):
         alike = np.flatnonzero((shapes == shape).all(axis=1)).tolist()
-        drawn = lupton_rgb(np.stack([fluxes[k] for k in alike]), bands, stretch=stretch * noise, q=softening)
-        for k, picture in zip(alike, drawn, strict=True):
-            pictures[k] = picture
-    return pictures
+        image = np.stack([fluxes[k] for k in alike])
+        for k, picture in zip(
+            alike, pictures(image, chosen, noise, stretch=stretch, softening=softening), strict=True
+        ):
+            out[k] = picture
+    return out
 
 
 def _cutouts_of(artefact: Artefact) -> Artefact | None:
@@ -96,22 +144,23 @@ def _cutouts_of(artefact: Artefact) -> Artefact | None:
     return None
 
 
-def _from_cutouts(
-    artefact: Artefact, k: int, rows: NDArray[np.int64]
-) -> tuple[NDArray[np.float32], tuple[str, ...]]:
-    """Fluxes `(n, B, H, W)` in nJy of rows of a shard of cutouts, without margins, and the bands."""
+def _from_cutouts(artefact: Artefact, k: int, rows: NDArray[np.int64]) -> _Fluxes:
+    """Rows of a shard of cutouts in nJy, without margins."""
     mapped: Any = np.memmap(artefact.verified_path(k), np.uint8, mode="r")
     batch = agreeing(artefact, k, unpack_cutouts(mapped))  # views: only these rows are read
     margin = artefact.attributes.get("margin", 0)
     image = np.asarray(batch.image[rows], np.float32)
     inner = slice(margin, -margin or None)  # -0 would leave nothing
-    return image[:, :, inner, inner], batch.bands
+    which = np.asarray(batch.psf_index[rows])
+    # -1: no kernel. Pixels to arcsec.
+    used, place = np.unique(which, return_inverse=True)
+    widths = np.full(len(used), np.nan)
+    widths[used >= 0] = fwhm(batch.psf[used[used >= 0]]) * batch.pixel_scale
+    return _Fluxes(image[:, :, inner, inner], batch.bands, widths[place].reshape(which.shape))
 
 
-def _from_tensors(
-    artefact: Artefact, k: int, rows: NDArray[np.int64]
-) -> tuple[NDArray[np.float32], tuple[str, ...]]:
-    """Fluxes `(n, B, H, W)` of rows of a shard of tensors, with the normalisation undone, and the bands."""
+def _from_tensors(artefact: Artefact, k: int, rows: NDArray[np.int64]) -> _Fluxes:
+    """Rows of a shard of tensors with the normalisation undone."""
     batch = map_tensors(artefact.verified_path(k))
     chosen = replace(
         batch,
@@ -119,6 +168,9 @@ def _from_tensors(
         valid=batch.valid[rows],
         catalog={name: np.asarray(values)[rows] for name, values in batch.catalog.items()},
     )
+    # Matched to one width, or not known.
+    width = np.full((len(rows), len(batch.bands)), batch.psf_fwhm, np.float64)
     if "offset" not in batch.normalization and "norm_offset" not in batch.catalog:
-        return chosen.image.astype(np.float32), batch.bands  # normalised elsewhere, in an unknown way
-    return denormalize(chosen), batch.bands
+        # Normalised elsewhere, in an unknown way.
+        return _Fluxes(chosen.image.astype(np.float32), batch.bands, width)
+    return _Fluxes(denormalize(chosen), batch.bands, width)

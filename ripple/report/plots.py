@@ -10,14 +10,17 @@ from html import escape
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-#: Pixels of the drawing, which the page scales, and margins for ticks and labels.
+#: Pixels of the drawing with one line of legend, which the page scales, and margins for ticks and labels.
 WIDTH, HEIGHT = 360, 260
+#: Colours of curves; more curves begin again.
+COLOURS = 8
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 40, 38
+_LEGEND_LINE = 14  # px
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One curve: points, a name for the legend, and the CSS class that colours it (`c1` to `c4`, `faint`)."""
+    """One curve: points, a name for the legend, and the CSS class that colours it (`c1` to `c8`, `faint`)."""
 
     x: ArrayLike
     y: ArrayLike
@@ -50,16 +53,19 @@ def line_plot(
     log_x, log_y
         Logarithmic axes.
     """
-    frame = _Frame(x_range, y_range, log_x, log_y)
-    parts = [
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" class="plot" role="img" aria-label="{escape(title)}">',
+    named = [line for line in lines if line.name]
+    frame = _Frame(x_range, y_range, log_x, log_y, _legend_lines(named))
+    curves = [frame.curve(line) for line in lines]
+    return _svg(title, frame, [*frame.axes(x_label, y_label), *curves, *_legend(named)])
+
+
+def _svg(title: str, frame: _Frame, parts: Sequence[str]) -> str:
+    """The element around a title and the parts of a plot."""
+    head = (
+        f'<svg viewBox="0 0 {WIDTH} {frame.height}" class="plot" role="img" aria-label="{escape(title)}">',
         f'<text x="{WIDTH / 2:.0f}" y="15" class="title">{escape(title)}</text>',
-        *frame.axes(x_label, y_label),
-        *(frame.curve(line) for line in lines),
-        *_legend([line for line in lines if line.name]),
-        "</svg>",
-    ]
-    return "".join(parts)
+    )
+    return "".join([*head, *parts, "</svg>"])
 
 
 def histogram_plot(
@@ -83,7 +89,7 @@ def histogram_plot(
         # Down to zero at both ends, one point more than there are edges.
         y = np.concatenate([[0], counts, [0]]).astype(float)
         x = np.concatenate([edges, edges[-1:]])
-        lines.append(Line(x, y, f"{name} ({counts.sum():,})", f"c{k + 1}", steps=True))
+        lines.append(Line(x, y, f"{name} ({counts.sum():,})", f"c{k % COLOURS + 1}", steps=True))
     bottom = 0.5 if log_y else 0.0  # below a single row, which must be visible on a logarithmic axis
     return line_plot(
         title,
@@ -99,33 +105,26 @@ def histogram_plot(
 def scatter_plot(
     title: str, x_label: str, y_label: str, groups: Sequence[tuple[str, NDArray[np.floating]]]
 ) -> str:
-    """Points of up to four groups `(name, (n, 2))` as dots of four colours; later groups lie on top."""
+    """Points of groups `(name, (n, 2))` as dots of eight colours; later groups lie on top."""
     every = np.concatenate([np.asarray(v, float).reshape(-1, 2) for _, v in groups])
     # One common frame for all groups; without any point, an empty frame around 0.
     every = every[np.isfinite(every).all(1)] if len(every) else np.zeros((1, 2))
     low, high = every.min(0), every.max(0)
     pad = 0.04 * np.maximum(high - low, 1e-9)
     (x0, y0), (x1, y1) = (low - pad).tolist(), (high + pad).tolist()
-    frame = _Frame((x0, x1), (y0, y1), False, False)
+    names = [
+        Line([], [], f"{name} ({len(points):,})", f"c{k % COLOURS + 1}")
+        for k, (name, points) in enumerate(groups)
+    ]
+    frame = _Frame((x0, x1), (y0, y1), False, False, _legend_lines(names))
     dots = []
     for k, (_, points) in enumerate(groups):
         x, y = frame.x(points[:, 0]), frame.y(points[:, 1])
         # A line of length 0 with round ends is a dot; thousands of circles would make a heavy page.
         path = "".join(f"M{a:.1f} {b:.1f}h0" for a, b in zip(x, y, strict=True) if np.isfinite(a + b))
         look = "stroke-width:4;stroke-linecap:round;opacity:.55"
-        dots.append(f'<path class="curve c{k % 4 + 1}" style="{look}" d="{path}"/>')
-    names = [
-        Line([], [], f"{name} ({len(points):,})", f"c{k % 4 + 1}") for k, (name, points) in enumerate(groups)
-    ]
-    parts = [
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" class="plot" role="img" aria-label="{escape(title)}">',
-        f'<text x="{WIDTH / 2:.0f}" y="15" class="title">{escape(title)}</text>',
-        *frame.axes(x_label, y_label),
-        *dots,
-        *_legend(names),
-        "</svg>",
-    ]
-    return "".join(parts)
+        dots.append(f'<path class="curve c{k % COLOURS + 1}" style="{look}" d="{path}"/>')
+    return _svg(title, frame, [*frame.axes(x_label, y_label), *dots, *_legend(names)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,28 +135,37 @@ class _Frame:
     y_range: tuple[float, float]
     log_x: bool
     log_y: bool
+    legend_lines: int = 1
+
+    @property
+    def top(self) -> int:
+        """Upper edge of the frame; further lines of the legend push it down."""
+        return _TOP + _LEGEND_LINE * max(self.legend_lines - 1, 0)
+
+    @property
+    def height(self) -> int:
+        """Of the drawing: the frame is as high whatever the legend."""
+        return HEIGHT + self.top - _TOP
 
     def x(self, value: ArrayLike) -> NDArray[np.float64]:
         return _LEFT + _unit(value, self.x_range, self.log_x) * (WIDTH - _LEFT - _RIGHT)
 
     def y(self, value: ArrayLike) -> NDArray[np.float64]:
-        return HEIGHT - _BOTTOM - _unit(value, self.y_range, self.log_y) * (HEIGHT - _TOP - _BOTTOM)
+        return self.height - _BOTTOM - _unit(value, self.y_range, self.log_y) * (HEIGHT - _TOP - _BOTTOM)
 
     def axes(self, x_label: str, y_label: str) -> list[str]:
-        right, bottom = WIDTH - _RIGHT, HEIGHT - _BOTTOM
-        out = [f'<path class="axis" d="M{_LEFT} {_TOP}V{bottom}H{right}"/>']
+        right, bottom = WIDTH - _RIGHT, self.height - _BOTTOM
+        out = [f'<path class="axis" d="M{_LEFT} {self.top}V{bottom}H{right}"/>']
         for tick in _ticks(self.x_range, self.log_x):
             x = float(self.x(tick))
-            out.append(f'<path class="grid" d="M{x:.1f} {_TOP}V{bottom}"/>')
+            out.append(f'<path class="grid" d="M{x:.1f} {self.top}V{bottom}"/>')
             out.append(f'<text x="{x:.1f}" y="{bottom + 14}" class="tick">{_short(tick)}</text>')
         for tick in _ticks(self.y_range, self.log_y):
             y = float(self.y(tick))
             out.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{right}"/>')
             out.append(f'<text x="{_LEFT - 5}" y="{y + 3.5:.1f}" class="tick end">{_short(tick)}</text>')
-        middle = (_TOP + bottom) / 2
-        out.append(
-            f'<text x="{(_LEFT + right) / 2:.0f}" y="{HEIGHT - 6}" class="label">{escape(x_label)}</text>'
-        )
+        centre, middle = (_LEFT + right) / 2, (self.top + bottom) / 2
+        out.append(f'<text x="{centre:.0f}" y="{self.height - 6}" class="label">{escape(x_label)}</text>')
         out.append(
             f'<text transform="translate(12 {middle:.0f}) rotate(-90)" class="label">{escape(y_label)}</text>'
         )
@@ -215,12 +223,28 @@ def _short(value: float) -> str:
     return f"{value:.6g}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.0e}".replace("e-0", "e-")
 
 
-def _legend(lines: list[Line]) -> list[str]:
-    """Names in one line between title and frame."""
+def _places(lines: Sequence[Line]) -> list[tuple[float, int]]:
+    """Where each name of the legend begins: x in px, and its line from 0."""
     # SVG cannot measure text: 6.2 px is an average letter at the size of the legend.
-    out, x = [], float(_LEFT)
+    places, x, row = [], float(_LEFT), 0
     for line in lines:
-        out.append(f'<path class="curve {line.style}" d="M{x:.0f} 28h16"/>')
-        out.append(f'<text x="{x + 20:.0f}" y="32" class="legend">{escape(line.name)}</text>')
-        x += 34 + 6.2 * len(line.name)
+        size = 34 + 6.2 * len(line.name)
+        if x > _LEFT and x + size - 14 > WIDTH:
+            x, row = float(_LEFT), row + 1
+        places.append((x, row))
+        x += size
+    return places
+
+
+def _legend_lines(lines: Sequence[Line]) -> int:
+    return _places(lines)[-1][1] + 1 if lines else 1
+
+
+def _legend(lines: Sequence[Line]) -> list[str]:
+    """Names between title and frame, in as many lines as they need."""
+    out = []
+    for line, (x, row) in zip(lines, _places(lines), strict=True):
+        y = _LEGEND_LINE * row
+        out.append(f'<path class="curve {line.style}" d="M{x:.0f} {28 + y}h16"/>')
+        out.append(f'<text x="{x + 20:.0f}" y="{32 + y}" class="legend">{escape(line.name)}</text>')
     return out

@@ -8,10 +8,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from ripple.imaging.bands import by_wavelength
 from ripple.imaging.quality.flags import flag_names
 from ripple.report.cards import Card, Table, Tile, csv_bytes, data_uri, render
-from ripple.report.cutout_pictures import colour_pictures
-from ripple.report.plots import histogram_plot
+from ripple.report.cutout_pictures import pictures_of_rows
+from ripple.report.plots import COLOURS, histogram_plot
 from ripple.stages.report.config import ReportConfig
 from ripple.stages.report.figures import numbers
 from ripple.storage.artefact import Artefact
@@ -37,6 +38,7 @@ def tensors_page(artefact: Artefact, config: ReportConfig) -> dict[str, bytes]:
     flags = Counter(flag for names in _flags(index) for flag in names)
     verdicts = Counter(reason.tolist())
     shown = sampled(index, reason, config.top)
+    cards, legend = _cards(artefact, index.take(shown), reason[shown], config)
     page = render(
         "tensors.html.j2",
         title="Quality of tensors",
@@ -49,9 +51,9 @@ def tensors_page(artefact: Artefact, config: ReportConfig) -> dict[str, bytes]:
         ],
         plots=_plots(index, bands),
         tables=[_counted("Verdicts", "verdict", verdicts), _counted("Quality flags", "flag", flags)],
-        cards=_cards(artefact, index.take(shown), reason[shown], config),
+        cards=cards,
         reasons=sorted(set(reason[shown])),
-        cards_note=f"{len(shown):,} rows, about the same number of each verdict.",
+        cards_note=f"{len(shown):,} rows, about the same number of each verdict. {legend}",
         provenance=[f"tensors {artefact.digest[:16]}"],
     )
     return {"index.html": page, "candidates.csv": csv_bytes(_flat(index).slice(0, config.csv_rows))}
@@ -81,14 +83,14 @@ def _plots(index: pa.Table, bands: tuple[str, ...]) -> list[str]:
     """A histogram of each measure that the index has, by band."""
     out = []
     for prefix, title, unit in MEASURES:
-        groups = [(band, _values(index, prefix, band)) for band in bands]
+        groups = [(band, _values(index, prefix, band)) for band in by_wavelength(bands)]
         groups = [(band, values[np.isfinite(values)]) for band, values in groups]
         values = np.concatenate([v for _, v in groups]) if groups else np.zeros(0)
         if len(values):
-            # Without the outermost rows: one bad PSF would leave a single bar. The page has four colours.
+            # Without the outermost rows: one bad PSF would leave a single bar.
             low, high = np.percentile(values, (0.5, 99.5))
             inside = (float(low), float(high))
-            out.append(histogram_plot(title, unit, groups[:4], x_range=inside))
+            out.append(histogram_plot(title, unit, groups[:COLOURS], x_range=inside))
     return out
 
 
@@ -107,12 +109,14 @@ def _counted(title: str, name: str, counts: Counter[str]) -> Table:
 
 def _cards(
     artefact: Artefact, table: pa.Table, verdict: NDArray[np.str_], config: ReportConfig
-) -> list[Card]:
+) -> tuple[list[Card], str]:
+    """A card for each row of `table`, and which bands are which colours."""
     shard, row = (numbers(table, name).astype(np.int64) for name in ("shard", "row"))
-    pictures = colour_pictures([artefact], shard, row, stretch=config.stretch, softening=config.softening)
+    drawn = pictures_of_rows([artefact], shard, row, stretch=config.stretch, softening=config.softening)
+    pictures = drawn.images
     ra, dec = numbers(table, "ra"), numbers(table, "dec")
     ids, flags = table["id"].to_pylist(), _flags(table)
-    return [
+    cards = [
         Card(
             id=str(ids[k]),
             rank=k + 1,
@@ -127,6 +131,7 @@ def _cards(
         )
         for k in range(table.num_rows)
     ]
+    return cards, drawn.legend
 
 
 def _flat(table: pa.Table) -> pa.Table:
