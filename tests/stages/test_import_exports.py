@@ -129,6 +129,9 @@ def test_bands_are_chosen_by_name(tmp_path: Path, form: str) -> None:
     np.testing.assert_array_equal(row.image, before.image[3][[2, 0]])
     assert listing.bands == ("i", "DECam_g")
     np.testing.assert_allclose(row.psf[1], before.psf[before.psf_index[3, 0]])
+    said = {u.part: f"{u.role} of {u.band}: {u.facts}" for u in row.understood}
+    assert said["image"] == "image of i DECam_g: nJy, 0.2 arcsec"
+    assert said["psf"] == "psf of i DECam_g: 15 x 15 px"
     with pytest.raises(ConfigError, match=r"no band 'z' \(it has g, r, i\)"):
         FORMATS[form](out, ("z",), ())
 

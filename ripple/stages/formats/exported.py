@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ripple.errors import ConfigError, DataError
 from ripple.imaging.bands import canonical
 from ripple.sky.geometry import Tan
-from ripple.stages.formats.foreign_cutout import ForeignCutout
+from ripple.stages.formats.foreign_cutout import ForeignCutout, Understood
 from ripple.stages.formats.mask_meaning import planes_of_mask
 
 #: Planes of a row: `(B, H, W)`, and `psf` `(B, K, K)`. `missing` is 1 where there is no pixel.
@@ -134,7 +134,7 @@ def _tan(values: Any) -> Tan:
 
 
 def exported_cutout(
-    header: Header, planes: Mapping[str, NDArray[Any]], facts: Mapping[str, Any], label: int
+    header: Header, planes: Mapping[str, NDArray[Any]], facts: Mapping[str, Any], label: int, file: str
 ) -> ForeignCutout:
     """One row of an export as a cutout.
 
@@ -148,6 +148,8 @@ def exported_cutout(
         Columns of the row; None where there is no value.
     label
         -1 when unknown.
+    file
+        Its name, for what was understood.
 
     Raises
     ------
@@ -191,7 +193,23 @@ def exported_cutout(
             for name, value in facts.items()
             if name not in _MADE_ANEW and isinstance(value, int | float | str)
         },
+        understood=_understood(header, take, file),
     )
+
+
+def _understood(header: Header, planes: Mapping[str, NDArray[Any]], file: str) -> tuple[Understood, ...]:
+    """What each array was taken for."""
+    unit = header.unit if header.unit == "nJy" else f"no unit, {header.unit}"
+    meaning = {
+        "image": ("image", f"{unit}, {header.pixel_scale:g} arcsec"),
+        "variance": ("variance", "nJy²"),
+        "mask": ("mask", f"{len(header.mask_planes)} planes by name"),
+        "valid": ("mask" if "mask" not in planes else "not used", "0 is bad"),
+        "missing": ("mask", "1 is no pixel"),
+        "psf": ("psf", " x ".join(map(str, planes["psf"].shape[1:])) + " px" if "psf" in planes else ""),
+    }
+    bands = " ".join(header.bands)
+    return tuple(Understood(file, name, meaning[name][0], bands, meaning[name][1]) for name in planes)
 
 
 def _placed(header: Header, facts: Mapping[str, Any]) -> tuple[Tan | None, tuple[int, int, int] | None]:

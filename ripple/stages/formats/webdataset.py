@@ -90,7 +90,7 @@ def webdataset(root: Path, bands: tuple[str, ...] = (), classes: tuple[str, ...]
             columns = _columns(got)
             (label,), _ = read_labels(np.array([columns.get("label", -1)], object), names, "label")
             planes = {name: _npy(got[f"{name}.npy"]) for name in PLANES if f"{name}.npy" in got}
-            return exported_cutout(header, planes, columns, int(label))
+            return exported_cutout(header, planes, columns, int(label), mine["json"][0].name)
         except (*DAMAGE, DataError) as err:
             return Unreadable(f"row {row}", f"row {row}: {one_line(err)}")
 

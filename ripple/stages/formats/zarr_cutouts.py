@@ -65,7 +65,8 @@ def zarr_cutouts(root: Path, bands: tuple[str, ...] = (), classes: tuple[str, ..
     try:
         group = zarr.open_group(str(store), mode="r", zarr_format=3)
         facts = dict(group.attrs)
-        planes = {name: array for name, array in group.arrays() if name in PLANES}
+        arrays = dict(group.arrays())
+        planes = {name: arrays[name] for name in PLANES if name in arrays}
         listed = group["catalog"]
         if not isinstance(listed, zarr.Group):
             raise ValueError("catalog is an array")
@@ -91,7 +92,7 @@ def zarr_cutouts(root: Path, bands: tuple[str, ...] = (), classes: tuple[str, ..
             if isinstance(found, str):
                 raise ValueError(found)
             mine = {name: plane[row % step] for name, plane in found.items()}
-            return exported_cutout(header, mine, facts, int(labels[row]))
+            return exported_cutout(header, mine, facts, int(labels[row]), store.name)
         except DAMAGE as err:
             return Unreadable(str(facts["id"]), one_line(err))
 
