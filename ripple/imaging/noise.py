@@ -154,13 +154,14 @@ def variance_factor(auto: Float, rho: Float) -> Float:
 
 
 def damping(rho: Float) -> NDArray[np.float32]:
-    """Noise of second differences along rows and columns over that of white noise, `(B,)`.
+    """Noise of second differences along both axes over that of white noise, `(B,)`.
 
-    `Var(p - 2 q + r) = (6 - 8 rho(1) + 2 rho(2)) sigma²`, and 6 sigma² for white noise.
+    `Var = sum_d A(d) rho(d) sigma²` with A the autocorrelation of (1, -2, 1) x (1, -2, 1); `A(0)` is 36.
     """
-    one = (rho[:, LAG, LAG + 1] + rho[:, LAG + 1, LAG]) / 2
-    two = (rho[:, LAG, LAG + 2] + rho[:, LAG + 2, LAG]) / 2
-    return np.sqrt(np.clip((6 - 8 * one + 2 * two) / 6, 0.05, 3.0)).astype(np.float32)
+    one = np.array([1.0, -4.0, 6.0, -4.0, 1.0])  # autocorrelation of (1, -2, 1)
+    near = slice(LAG - 2, LAG + 3)
+    share = (rho[:, near, near] * np.outer(one, one)).sum(axis=(1, 2)) / 36
+    return np.sqrt(np.clip(share, 0.02, 4.0)).astype(np.float32)
 
 
 def noise_area(rho: Float, gain: Float) -> Float:

@@ -50,6 +50,7 @@ def unpack_cutouts(data: bytes | memoryview) -> CutoutBatch:
         shape = images["image"].shape
         if images["variance"].shape != shape or mask.shape != shape or psf_index.shape != shape[:2]:
             raise DataError("image, variance, mask and psf_index differ in shape")
+        _check_squares(psf)
         if psf_index.size and (psf_index.max() >= len(psf) or psf_index.min() < -1):
             raise DataError("psf_index: points outside /psf")
         return CutoutBatch(
@@ -104,6 +105,18 @@ def map_tensors(path: Path) -> TensorBatch:
         return _tensors(file)
 
 
+def has_psf(path: Path) -> bool:
+    """Whether any row of a cutout shard has a PSF, without reading its pixels; errors as in `map_tensors`."""
+    with _mapped(path, "cutouts") as file:
+        _check_squares(file.array("psf", np.float32, ndim=3))
+        return bool(file.array("psf_index", np.int32, ndim=2).max(initial=-1) >= 0)
+
+
+def _check_squares(psf: NDArray[np.float32]) -> None:
+    if len(psf) and (psf.shape[1] != psf.shape[2] or psf.shape[1] % 2 == 0):
+        raise DataError(f"psf: kernels of {psf.shape[2]} x {psf.shape[1]} pixels are no odd squares")
+
+
 def map_planes(path: Path) -> TensorPlanes:
     """The pixels only, in half the time; else as `map_tensors`."""
     with _mapped(path) as file:
@@ -111,12 +124,12 @@ def map_planes(path: Path) -> TensorPlanes:
 
 
 @contextmanager
-def _mapped(path: Path) -> Iterator[_Reader]:
+def _mapped(path: Path, kind: str = "tensors") -> Iterator[_Reader]:
     try:
         mapped = np.memmap(path, np.uint8, mode="r")
     except (OSError, ValueError) as err:
         raise DataError(f"{path}: cannot be mapped: {err}") from None
-    with _Reader.open(mapped, "tensors") as file:
+    with _Reader.open(mapped, kind) as file:
         yield file
 
 

@@ -35,6 +35,7 @@ from ripple.imaging.batch import CutoutBatch  # noqa: E402
 from ripple.imaging.psf import match  # noqa: E402
 from ripple.imaging.psf import shape as psf  # noqa: E402
 from ripple.imaging.quality import measure  # noqa: E402
+from ripple.imaging.quality.sky import sky_pixels  # noqa: E402
 from ripple.imaging.registration.check import check_registration  # noqa: E402
 from ripple.stages.preprocess.batch import DataConstants, preprocess_batch  # noqa: E402
 from ripple.stages.preprocess.config import PreprocessConfig  # noqa: E402
@@ -175,7 +176,7 @@ def judge_all(batch: CutoutBatch) -> None:
         piece = replace(batch, catalog={}).take(rows)
         good = measure.usable(piece)
         cut = replace(piece, image=piece.image[inner], variance=piece.variance[inner], mask=piece.mask[inner])
-        measure.measure(cut, good[inner])
+        measure.measure(cut, good[inner], sky_pixels(cut, good[inner]))
 
 
 if __name__ == "__main__":

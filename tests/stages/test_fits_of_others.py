@@ -239,7 +239,8 @@ def test_units(tmp_path: Path, cards: dict[str, Any], factor: float, where: str)
 def test_rows_of_different_units_are_each_converted(tmp_path: Path) -> None:
     for name, cards in {
         "a": {"BUNIT": "uJy"}, "b": {"BUNIT": "nJy"}, "c": {"BUNIT": "adu"},
-        "d": {"BUNIT": "adu", "MAGZERO": 27.0}, "e": {"BUNIT": "furlong"}, "f": {"BUNIT": "nJy", "MAGZERO": 27.0},
+        "d": {"BUNIT": "adu", "MAGZERO": 27.0}, "e": {"BUNIT": "furlong"},
+        "f": {"BUNIT": "nJy", "MAGZERO": 27.0},
         "g": {"BUNIT": "adu", "MAGZERO": 999.0},
     }.items():  # fmt: skip
         write(tmp_path / "in" / f"{name}.fits", [plane(ramp(1), "SCI", FILTER="g", **cards)])

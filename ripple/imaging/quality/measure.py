@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ripple.imaging.batch import CutoutBatch
 from ripple.imaging.quality.flags import Flag
+from ripple.imaging.quality.sky import ENOUGH
 
 Float = NDArray[np.float32]
 Bool = NDArray[np.bool_]
@@ -30,7 +31,6 @@ MASK_MEASURES: dict[str, tuple[str, ...]] = {
 }
 #: Planes whose pixels are not a measurement: they are filled before anything else, and `valid` is 0.
 UNUSABLE: tuple[str, ...] = ("NO_DATA", "BAD", "SATURATED", "SAT", "UNMASKEDNAN")
-DETECTED: tuple[str, ...] = ("DETECTED", "DETECTED_NEGATIVE")
 BLOCK = 4  # px; block means for signal, background and dips
 QUIET_SHARE = (
     0.1  # share of blocks, those of least variance, which sources hardly reach: they fix the noise of the sky
@@ -78,7 +78,17 @@ def usable(batch: CutoutBatch) -> Bool:
     return good
 
 
-def measure(batch: CutoutBatch, good: Bool, damping: Float | None = None) -> Quality:
+def white_noise(batch: CutoutBatch, sky: Bool) -> Float:
+    """Noise of the pixels `sky` of each plane, `(N, B)` in the unit of the image, as if it were white."""
+    from ripple.imaging import loops
+
+    noise = np.full(batch.image.shape[:2], np.nan, np.float32)
+    image = np.ascontiguousarray(batch.image)
+    loops.noise_ratios(image, np.ones_like(image), np.ascontiguousarray(sky), noise)
+    return noise
+
+
+def measure(batch: CutoutBatch, good: Bool, sky: Bool, damping: Float | None = None) -> Quality:
     """Measure every band of every row; thresholds are applied later, by `judge`.
 
     Parameters
@@ -87,6 +97,8 @@ def measure(batch: CutoutBatch, good: Bool, damping: Float | None = None) -> Qua
         Cutouts without margin.
     good
         From `usable`.
+    sky
+        From `sky_pixels`: the noise is measured there, or on all of `good` where it is too little.
     damping
         `(B,)` noise of second differences over that of white noise, see `noise.damping`; 1 when None.
 
@@ -101,6 +113,8 @@ def measure(batch: CutoutBatch, good: Bool, damping: Float | None = None) -> Qua
     # Trimmed cutouts are views: the loops are twice as fast on copies, which cost little.
     image, variance = np.ascontiguousarray(batch.image), np.ascontiguousarray(batch.variance)
     mask, good = np.ascontiguousarray(batch.mask), np.ascontiguousarray(good)
+    crowded = sky.mean(axis=(2, 3)) < ENOUGH
+    sky = np.where(crowded[..., None, None], good, sky)
     measures, present = _mask_shares(batch, variance, mask, good)
     n, b, h, w = image.shape
     unknown = np.zeros((n, b), bool)
@@ -115,7 +129,7 @@ def measure(batch: CutoutBatch, good: Bool, damping: Float | None = None) -> Qua
     means, spread = (np.empty((n, b, h // k, w // k), np.float32) for _ in range(2))
     loops.block_means(image, variance, good, k, means, spread)
     ratio = np.full((n, b), np.nan, np.float32)
-    loops.noise_ratios(image, variance, good, ratio)
+    loops.noise_ratios(image, variance, sky, ratio)
     if damping is not None:
         ratio /= damping
     noise = ratio * np.sqrt(_quantile(spread, QUIET_SHARE))

@@ -20,6 +20,7 @@ from ripple.imaging.psf import match
 from ripple.imaging.psf import shape as psf
 from ripple.imaging.quality import judge, measure
 from ripple.imaging.quality.flags import Flag
+from ripple.imaging.quality.sky import sky_pixels
 from ripple.imaging.registration.check import check_registration
 from ripple.sky.neighbours import repeated
 from ripple.stages.preprocess.config import PreprocessConfig
@@ -172,7 +173,8 @@ def prepare(batch: CutoutBatch, config: PreprocessConfig, constants: DataConstan
         piece = _rows(batch, rows, 0)
         good = measure.usable(piece)
         inner = (..., slice(margin, h - margin), slice(margin, w - margin))
-        judged.append(measure.measure(_rows(batch, rows, margin), good[inner], damping))
+        trimmed = _rows(batch, rows, margin)
+        judged.append(measure.measure(trimmed, good[inner], sky_pixels(trimmed, good[inner]), damping))
         planes = piece.image if good.all() else np.where(good, piece.image, np.float32(0))
         how = (plan.number[rows], parts.of(rows), frame)
         given = [planes, good, None if spread is None else spread[rows]]
@@ -192,7 +194,7 @@ def prepare(batch: CutoutBatch, config: PreprocessConfig, constants: DataConstan
     after = (measured.noise * gain).astype(np.float32)
     extra = _psf_measures(batch, config, plan, gain, margin, rho)
     if config.registration and b > 1 and n:
-        extra["registration"] = _registration(batch, margin, measured.good)
+        extra["registration"] = _registration(batch, margin, measured)
     return Prepared(batch, image, valid, after, measured, extra, variance)
 
 
@@ -253,8 +255,18 @@ def correlation_of(batch: CutoutBatch) -> noise.Correlation:
     if len(batch) > CORRELATION_ROWS:
         k = np.unique(np.linspace(0, len(batch) - 1, CORRELATION_ROWS).astype(np.int64))
         batch = replace(batch, catalog={}).take(k)
-    sky = measure.usable(batch) & ((batch.mask & batch.bits(*measure.DETECTED)) == 0)
-    return noise.correlation(batch.image, batch.variance, sky)
+    good = measure.usable(batch)
+    sky = sky_pixels(batch, good)
+    return noise.correlation(batch.image, with_noise(batch.variance, measure.white_noise(batch, sky)), sky)
+
+
+def with_noise(variance: Float, noise: Float) -> Float:
+    """Variances `(N, B, H, W)`, with the square of `noise` `(N, B)` in planes that have none."""
+    unknown = np.isnan(variance[:, :, 0, 0])  # one pixel tells for most planes
+    unknown[unknown] = np.isnan(variance[unknown]).all(axis=(1, 2))
+    if not unknown.any():
+        return variance
+    return np.where(unknown[..., None, None], (noise**2)[..., None, None], variance)
 
 
 def _psf_measures(
@@ -294,9 +306,13 @@ def _psf_measures(
     return out
 
 
-def _registration(batch: CutoutBatch, margin: int, good: NDArray[np.bool_]) -> Float:
+def _registration(batch: CutoutBatch, margin: int, measured: measure.Quality) -> Float:
+    """1 where a band is turned or shifted, 0 where it is not, NaN where that could not be measured."""
     stamp = _rows(batch, slice(None), margin)
-    return check_registration(stamp.image, stamp.variance, good).flagged.astype(np.float32)
+    found = check_registration(stamp.image, with_noise(stamp.variance, measured.noise), measured.good)
+    flagged = found.flagged.astype(np.float32)
+    flagged[np.isnan(found.peak)] = np.nan
+    return flagged
 
 
 def _constants_of_rows(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -39,7 +39,7 @@ from ripple.storage.artefact import Artefact, open_artefact
 from ripple.storage.files import stage
 from ripple.storage.map_shards import ShardResult, Workers, map_shards, map_tasks, need_of
 from ripple.storage.outcomes import Outcome, Outcomes
-from ripple.storage.shard_reader import map_tensors
+from ripple.storage.shard_reader import has_psf, map_tensors
 from ripple.storage.shard_writer import pack_tensors
 from ripple.storage.shards import cutouts_of
 from ripple.storage.writer import ArtefactWriter, Finished, create
@@ -144,6 +144,7 @@ def preprocess(config: PreprocessConfig) -> Summary:
         )
     start = time.perf_counter()
     cutouts = open_artefact(Path(config.cutouts), "cutouts")
+    _check_psfs(cutouts, config)
     opened = create(
         Path(config.output),
         kind="tensors",
@@ -171,6 +172,17 @@ def preprocess(config: PreprocessConfig) -> Summary:
         metrics = {"operations": profile.operations, "seconds": seconds, "peak_rss": peak}
         writer.finish(index, metrics, _attributes(cutouts, config, constants))
     return _summary(config, index, seconds)
+
+
+def _check_psfs(cutouts: Artefact, config: PreprocessConfig) -> None:
+    """Raise before anything is done when PSFs are to be matched and no row has one."""
+    filled = [k for k, shard in enumerate(cutouts.shards) if shard.rows]
+    if config.psf == "none" or not filled or any(has_psf(cutouts.shard_path(k)) for k in filled):
+        return
+    raise ConfigError(
+        f"{config.cutouts}: no row has a PSF, so that none can be matched to {config.psf}",
+        hint="use --psf none; or import PSF images, or --gaussian-psf where the width is known",
+    )
 
 
 def data_constants(cutouts: Artefact, config: PreprocessConfig) -> DataConstants:
@@ -272,7 +284,19 @@ def _index(cutouts: Artefact, config: PreprocessConfig, writer: ArtefactWriter) 
     columns: dict[str, Any] = {name: old[name] for name in old.column_names}
     columns |= _outcomes(old, fresh, config).columns()
     columns |= {name: pa.array(values) for name, values in fresh.items()}
+    columns["noise_from"] = _noise_from(fresh, cutouts.bands, len(shard))
     return pa.table(columns)
+
+
+def _noise_from(fresh: Mapping[str, NDArray[Any]], bands: Sequence[str], rows: int) -> list[str]:
+    """Where the noise of each row comes from: `variance`, `pixels` where a band has none, or empty."""
+    out = np.full(rows, "", "U8")
+    for band in bands:
+        if f"noise_{band}" in fresh:
+            known = np.isfinite(fresh[f"noise_{band}"])
+            out[known & np.isfinite(fresh[f"qc_noise_ratio_{band}"]) & (out == "")] = "variance"
+            out[known & np.isnan(fresh[f"qc_noise_ratio_{band}"])] = "pixels"
+    return [str(value) for value in out]
 
 
 def _is_fresh(name: str) -> bool:
@@ -338,6 +362,9 @@ def _summary(config: PreprocessConfig, index: pa.Table, seconds: float) -> Summa
     if "qc" in index.column_names:
         for qc, count in zip(*np.unique(index["qc"].to_numpy(), return_counts=True), strict=True):
             flags.update({name: int(count) for name in flag_names(int(qc))})
+    estimated = index["noise_from"].to_pylist().count("pixels") if "noise_from" in index.column_names else 0
+    if estimated:
+        facts["noise"] = f"estimated from the pixels in {estimated:,} rows, which have no variance"
     if flags:
         facts["flags"] = ", ".join(f"{name} {count}" for name, count in flags.most_common(8))
     if seconds:
