@@ -134,6 +134,8 @@ def test_bands_are_chosen_by_name(tmp_path: Path, form: str) -> None:
     assert said["psf"] == "psf of i DECam_g: 15 x 15 px"
     with pytest.raises(ConfigError, match=r"no band 'z' \(it has g, r, i\)"):
         FORMATS[form](out, ("z",), ())
+    with pytest.raises(ConfigError, match="one of them twice"):
+        FORMATS[form](out, ("g", "DECam_g"), ())
 
 
 @both

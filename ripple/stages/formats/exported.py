@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ripple.errors import ConfigError, DataError
-from ripple.imaging.bands import canonical
+from ripple.imaging.bands import match
 from ripple.sky.geometry import Tan
 from ripple.stages.formats.foreign_cutout import ForeignCutout, Understood
 from ripple.stages.formats.mask_meaning import planes_of_mask
@@ -103,18 +103,19 @@ def read_header(
         raise DataError(f"{where}: bands {', '.join(said) or 'none'} of {scale} arcsec per pixel")
     if classes and names and classes != names:
         raise DataError(f"{where}: its classes are {', '.join(names)}, not {', '.join(classes)}")
-    chosen = tuple(_place(band, said, where) for band in bands) or tuple(range(len(said)))
-    return Header(bands or said, chosen, len(said), scale, unit, names, planes, wcs, notes)
+    return Header(
+        bands or said, _places(bands, said, where), len(said), scale, unit, names, planes, wcs, notes
+    )
 
 
-def _place(band: str, said: tuple[str, ...], where: str) -> int:
-    """Which of the bands `said` a band is: the one of this name, else the only one of this filter."""
-    if band in said:
-        return said.index(band)
-    same = [k for k, name in enumerate(said) if canonical(name) == canonical(band)]
-    if len(same) != 1:
-        raise ConfigError(f"{where}: no band {band!r}", hint=f"it has {', '.join(said)}")
-    return same[0]
+def _places(bands: tuple[str, ...], said: tuple[str, ...], where: str) -> tuple[int, ...]:
+    """Which of the bands `said` each of `bands` means; all of them when it is empty."""
+    found = [match(band, said) for band in bands]
+    if "" in found:
+        raise ConfigError(f"{where}: no band {bands[found.index('')]!r}", hint=f"it has {', '.join(said)}")
+    if len(set(found)) != len(found):
+        raise ConfigError(f"{where}: {', '.join(bands)} are {', '.join(found)}, one of them twice")
+    return tuple(said.index(name) for name in found or said)
 
 
 def _class_names(class_map: Mapping[str, str], where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
