@@ -171,7 +171,9 @@ def test_gzip_that_never_ends_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
         open_coadd(gzip.compress(gzip.compress(b"x")), name="matryoshka")
 
 
-def test_a_full_disk_is_not_the_fault_of_the_file(written: dict[str, Path], monkeypatch: Any) -> None:
+def test_a_full_disk_is_not_the_fault_of_the_file(
+    written: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     import lsst.images.fits
 
     def full(*_: object, **__: object) -> None:
@@ -179,7 +181,7 @@ def test_a_full_disk_is_not_the_fault_of_the_file(written: dict[str, Path], monk
 
     monkeypatch.setattr(lsst.images.fits, "write", full)
     with pytest.raises(WriteError, match="no room"):
-        containers._rewrite((written["json"].read_bytes(), "/tmp/x/coadd.fits", "coadd.json"))
+        containers._rewrite((written["json"].read_bytes(), str(tmp_path / "coadd.fits"), "coadd.json"))
 
 
 @pytest.mark.slow
