@@ -230,13 +230,18 @@ class TrainConfig(Config):
     split_seed: Annotated[int, Field(ge=0)] = Field(
         0, description="Seed of the assignment of blocks to splits."
     )
+    split_by: Literal["sky", "tract", "patch"] = Field(
+        "sky",
+        description="What is held out together: blocks of sky (--nside), tracts or patches. Blocks share "
+        "PSF and background: for a number to report, split by tract or patch.",
+    )
     split_column: str | None = Field(
         None,
         description="Column with train, validation or test, for data with a published split; if it has no "
         "validation rows, some of the training rows are used.",
     )
     guard: Annotated[float, Field(ge=0)] | None = Field(
-        None, description="Least distance of rows of different splits, arcsec; default: side of a cutout."
+        None, description="Least distance of rows of different splits, arcsec; default: diagonal of a cutout."
     )
     operating_fpr: Fraction = setting(
         0.01, description="False positive rate of the operating point, on validation sky."

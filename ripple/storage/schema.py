@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -135,10 +135,16 @@ class _Model(_Part):
 
 
 # Of scores: the parts that reports and `ripple show` read.
-class _Interval(_Part):
-    value: float
-    low: float
-    high: float
+class _Measure(_Part):
+    value: float | None
+    low: float = 0.0
+    high: float = 0.0
+    reason: str = ""
+
+
+class _Judged(_Part):
+    rows: Count
+    split: Literal["test", "unknown"]
 
 
 class _Stress(_Part):
@@ -157,20 +163,21 @@ class _Scores(_Part):
     sorted: _Sorted
     model: _Model
     evaluation: dict[str, Any] = {}
+    judged: _Judged | None = None
     stress: _Stress | None = None
     visible: _Visible | None = None
     lens_labels: list[Annotated[int, Field(ge=0, lt=10**6)]] = [1]
 
     @model_validator(mode="after")
     def _measures(self) -> _Scores:
-        # Everything that looks like a measure with an interval is drawn in reports.
+        # Everything that looks like a measure is drawn in reports.
         found = [
             *self.evaluation.values(),
             (self.visible.model_extra or {}).get("auroc") if self.visible else 0,
         ]
         for measure in found:
-            if isinstance(measure, dict) and "low" in measure:
-                _Interval.model_validate(measure)
+            if isinstance(measure, dict) and ({"low", "value"} & measure.keys()):
+                _Measure.model_validate(measure)
         return self
 
 

@@ -242,8 +242,8 @@ def test_same_blocks_of_sky_for_both(pair: tuple[Path, Path], tmp_path: Path) ->
     cells = [sky_cells(d.column("ra"), d.column("dec"), 512) for d in (data.dataset, data.target.dataset)]
     seen = set(cells[0][data.split <= 1][data.split[data.split <= 1] >= 0].tolist())
     assert not seen & set(cells[1][data.target.split == 2].tolist())
-    assert data.sky is not None
-    assert set(cells[1][data.target.split == 0].tolist()) <= set(data.sky.train)
+    assert data.held.by == "sky"
+    assert set(cells[1][data.target.split == 0].tolist()) <= set(data.held.train)
 
 
 def test_a_target_that_does_not_fit_is_refused(pair: tuple[Path, Path], tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from ripple.cli import run
 from ripple.errors import ConfigError, DataError, IntegrityError, Interrupted
 from ripple.learn.config import ScoreConfig
 from ripple.learn.model.calibrate import sigmoid
-from ripple.learn.model.contract import SkySplit
+from ripple.learn.model.provenance import Split
 from ripple.learn.model.weights import load_model, save_model
 from ripple.learn.scoring import ranking
 from ripple.learn.scoring import score as scoring
@@ -140,8 +140,8 @@ def test_only_unseen_sky_is_judged(toys: Path, tmp_path: Path) -> None:
     table = open_artefact(toys).index()
     cells = sky_cells(table["ra"].to_numpy(), table["dec"].to_numpy(), 256)
     used = np.unique(cells)
-    sky = SkySplit(
-        seed=0, nside=256, fractions=(0.4, 0.2, 0.4), train=tuple(used[:2].tolist()),
+    sky = Split(
+        by="sky", nside=256, cells_nside=256, placed=True, train=tuple(used[:2].tolist()),
         validation=tuple(used[2:3].tolist()),
     )  # fmt: skip
     score(config(make_model(tmp_path / "m", split=sky), toys, tmp_path / "s", evaluate=True))
@@ -151,16 +151,37 @@ def test_only_unseen_sky_is_judged(toys: Path, tmp_path: Path) -> None:
         assert split == {0: "train", 1: "train", 2: "validation"}.get(int(expected[name]), "test")
     metrics = json.loads((tmp_path / "s" / "evaluation.json").read_text())
     assert metrics["evaluation"]["rows"] == scores["split"].count("test")
+    assert metrics["judged"] == {"rows": scores["split"].count("test"), "split": "test"}
     columns = {s["column"] for s in metrics["slices"]}
     assert {"theta_E", "arc_sb", "psf_g", "flagged"} <= columns
     assert metrics["visible"]["arc_sb_below"] == 26.0
     assert (tmp_path / "s" / "curves.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_completeness_counts_lenses_that_quality_rejected(model: Path, tmp_path: Path) -> None:
+    """Every third row is rejected, and so is a lens that has no row at all."""
+    accept = (np.arange(90) % 3 > 0).astype(np.uint8)
+    tensors = write_toys(tmp_path / "t", shards=1, rows=90, catalog_extra={"accept": accept})
+    index = open_artefact(tensors).index()
+    label = index["label"].to_numpy()
+    score(config(model, tensors, tmp_path / "s", evaluate=True))
+    found = json.loads((tmp_path / "s" / "evaluation.json").read_text())
+    lenses, kept = int(label.sum()), int(label[accept == 1].sum())
+    table = found["evaluation"]["confusion"]
+    assert table["tp"] + table["fn"] == kept < lenses
+    stages = found["stages"]
+    assert stages["asked"] == lenses
+    assert stages["accepted"]["value"] == pytest.approx(kept / lenses, abs=1e-6)
+    assert stages["completeness"]["value"] == pytest.approx(table["tp"] / lenses, abs=1e-6)
+    assert stages["found"]["value"] == pytest.approx(table["tp"] / kept, abs=1e-6)
+    assert run(["report", str(tmp_path / "s"), "--top", "1", "-o", str(tmp_path / "page")]) == 0
+    assert "both: completeness" in (tmp_path / "page" / "index.html").read_text()
+
+
 def test_evaluation_without_unseen_labels_is_refused_before_any_score(toys: Path, tmp_path: Path) -> None:
     table = open_artefact(toys).index()
     cells = np.unique(sky_cells(table["ra"].to_numpy(), table["dec"].to_numpy(), 256))
-    sky = SkySplit(seed=0, nside=256, fractions=(1, 0, 0), train=tuple(cells.tolist()))
+    sky = Split(by="sky", nside=256, cells_nside=256, placed=True, train=tuple(cells.tolist()))
     with pytest.raises(DataError, match="0 lenses and 0 non-lenses"):
         score(config(make_model(tmp_path / "m", split=sky), toys, tmp_path / "s", evaluate=True))
     assert not (tmp_path / "s").exists()

@@ -24,7 +24,17 @@ WRONG: tuple[Any, ...] = (GONE, None, "word", 5, [], ["word"], {}, {"word": 5}, 
 TRUSTED = {
     "cutouts": ("bands", "size", "margin", "class_map", "source_sha256", "notes"),
     "tensors": ("bands", "size", "margin", "class_map"),
-    "scores": ("bands", "rows", "sorted", "model", "evaluation", "stress", "visible", "lens_labels"),
+    "scores": (
+        "bands",
+        "rows",
+        "sorted",
+        "model",
+        "evaluation",
+        "judged",
+        "stress",
+        "visible",
+        "lens_labels",
+    ),
 }
 
 
@@ -34,7 +44,7 @@ RIGHT = {
     ("source_sha256", GONE), ("source_sha256", "{}"), ("notes", GONE), ("notes", "[]"), ("notes", "['word']"),
     ("rows", 5), ("rows", 10**9), ("evaluation", GONE), ("evaluation", "{}"), ("evaluation", "{'word': 5}"),
     ("stress", GONE), ("stress", None), ("visible", GONE), ("visible", None), ("lens_labels", GONE),
-    ("lens_labels", "[]"),
+    ("lens_labels", "[]"), ("judged", GONE), ("judged", None),
 }  # fmt: skip
 
 

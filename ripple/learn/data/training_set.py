@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,18 +10,19 @@ from numpy.typing import NDArray
 from ripple.errors import ContractError, DataError
 from ripple.learn.config import TrainConfig
 from ripple.learn.data.dataset import TensorDataset
-from ripple.learn.model.contract import Facts, SkySplit
-from ripple.sky.splits import (
-    SPLITS,
-    TEST,
-    TRAIN,
-    VALIDATION,
-    check_leakage,
-    drop_neighbours,
-    sky_cells,
-    split_blocks,
-    split_keys,
+from ripple.learn.model.contract import Facts, load_contract
+from ripple.learn.model.provenance import (
+    By,
+    Columns,
+    Split,
+    by_rule,
+    lineage,
+    merged,
+    same_rule,
+    verdicts,
+    with_cells,
 )
+from ripple.sky.splits import SPLITS, TEST, TRAIN, VALIDATION, check_leakage, drop_neighbours, sky_cells
 from ripple.storage import shard_reader
 from ripple.storage.artefact import Artefact, open_artefact
 from ripple.storage.labels import lens_map, plain_class, ranked_class
@@ -77,16 +76,16 @@ class TrainingSet:
         Label value -> name; of a lens finder, 1 is the lens whatever its number in the tensors.
     split
         `(total,)` int8: 0 train, 1 validation, 2 test, -1 unused.
-    sky
-        How the sky was divided; None when rows have no positions or the data came with a split.
-    split_by
-        How rows were held out: by blocks of sky, by a column of the data, or by id.
-    validation_drawn
-        Whether that column named no validation rows, so that some training rows were drawn by id.
+    held
+        How rows were held out, and the sky of those that were not.
     digests
         Content digest of each artefact.
     notes
         Lines for the user to read.
+    ancestors
+        How the rows of the models were held out that the training starts from.
+    unseen
+        Whether no ancestor was trained on the test rows; False when nobody can say.
     target
         The data set to adapt to, if any.
     """
@@ -95,11 +94,11 @@ class TrainingSet:
     facts: Facts
     class_map: dict[str, str]
     split: NDArray[np.int8]
-    sky: SkySplit | None
-    split_by: Literal["sky", "column", "id"]
-    validation_drawn: bool
+    held: Split
     digests: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    ancestors: tuple[Split, ...] = ()
+    unseen: bool = True
     target: TargetSet | None = None
 
     def rows(self, which: int) -> Rows:
@@ -167,16 +166,15 @@ def training_set(config: TrainConfig) -> TrainingSet:
     usable &= _has_truth(dataset, config)
     if not usable.any():
         raise DataError("no row has a label", hint="fetch with a label column: 1 lens, 0 not")
-    split, sky, drawn, notes = _split_rows(dataset, facts, usable, config)
+    split, held, notes = _split_rows(dataset, facts, usable, config)
     if config.task == "lens" and not facts.class_map:
         notes += ("the labels have no names: 1 was taken for a lens, 0 for none",)
-    by: Literal["sky", "column", "id"] = "sky" if sky else "column" if config.split_column else "id"
     if config.labelled_rows:
         split = _keep_few(split, np.asarray(dataset.column("label")), config)
-    digests = tuple(a.digest for a in artefacts)
-    # Also for splits that came with the data: published ones may share objects.
     check_leakage(*positions(dataset), split)
-    data = TrainingSet(dataset, facts, class_map, split, sky, by, drawn, digests, notes)
+    data = TrainingSet(dataset, facts, class_map, split, held, held.inputs, notes)
+    if config.init is not None:
+        data = without_seen(data, config)
     _require_classes(data, config)
     return with_target(data, config) if config.target else data
 
@@ -213,22 +211,23 @@ def with_target(source: TrainingSet, config: TrainConfig) -> TrainingSet:
     dataset = TensorDataset(artefacts, class_map=source.class_map)
     usable = np.zeros(dataset.total, bool)
     usable[dataset.rows] = True
-    split, sky, _, _ = _split_rows(dataset, facts, usable, config)
+    split, held, _ = _split_rows(dataset, facts, usable, config)
+    # Two surveys of one sky: a training row of either may share pixels with a test row of the other.
+    places = positions(source.dataset), positions(dataset)
+    ra, dec = (np.concatenate([place[k] for place in places]) for k in (0, 1))
+    both = np.concatenate([source.split, split])
+    if guard := max(source.held.guard, held.guard):
+        both = drop_neighbours(ra, dec, both, radius=guard)
+    first, split = np.split(both, [len(source.split)])
     if not (split == TRAIN).any():
         raise DataError(
             "--target has no row on the training sky", hint="give more sky, or another --split-seed"
         )
-    # Cells that either domain was trained on count as seen when the model scores.
-    both = source.sky
-    if both is not None and sky is not None:
-        both = both.model_copy(
-            update={
-                name: tuple(sorted({*getattr(both, name), *getattr(sky, name)}))
-                for name in ("train", "validation")
-            }
-        )
-    target = TargetSet(dataset, facts, split, tuple(a.digest for a in artefacts))
-    return replace(source, target=target, sky=both)
+    target = TargetSet(dataset, facts, split, held.inputs)
+    # What either domain was trained on counts as seen when the model scores.
+    if same_rule(source.held, held):
+        return replace(source, target=target, split=first, held=merged(held, source.held))
+    return replace(source, target=target, split=first, ancestors=(*source.ancestors, held))
 
 
 def few_rows(rows: Rows, labels: NDArray[np.int64], count: int, seed: int) -> Rows:
@@ -275,70 +274,100 @@ def _has_truth(dataset: TensorDataset, config: TrainConfig) -> NDArray[np.bool_]
 
 def _split_rows(
     dataset: TensorDataset, facts: Facts, usable: NDArray[np.bool_], config: TrainConfig
-) -> tuple[NDArray[np.int8], SkySplit | None, bool, tuple[str, ...]]:
-    """Split by the column given, by blocks of sky, or, without positions, by id.
+) -> tuple[NDArray[np.int8], Split, tuple[str, ...]]:
+    """Split by the column given, by tract, patch or block of sky, or, without positions, by id.
 
-    Returns the splits, the blocks, whether validation rows were drawn by id, and notes.
+    Returns the splits, how they were made, and notes.
     """
-    if config.split_column is not None:
-        split = named_split(np.asarray(dataset.column(config.split_column)), config.split_column)
-        notes: tuple[str, ...] = ("split as given by the data",)
-        drawn = not (split[usable] == VALIDATION).any()
-        if drawn:
-            split = with_validation(
-                split, np.asarray(dataset.column("id")), config.fractions, config.split_seed
-            )
-            notes += ("the data have no validation rows: drawn from the training rows by id",)
-        return np.where(usable, split, -1).astype(np.int8), None, drawn, notes
     ra, dec = positions(dataset)
-    if not np.isfinite(ra[usable] + dec[usable]).all():
-        keys = np.asarray(dataset.column("id"))
-        split = split_keys(keys, fractions=config.fractions, seed=config.split_seed)
-        note = "rows without positions: split by id, so neighbours on the sky may lie in different splits"
-        return np.where(usable, split, -1).astype(np.int8), None, False, (note,)
-    split = np.full(dataset.total, -1, np.int8)
-    at = {"fractions": config.fractions, "seed": config.split_seed, "nside": config.nside}
-    # By blocks and not by rows: neighbours share pixels, PSF and noise.
-    split[usable] = split_blocks(ra[usable], dec[usable], **at)  # type: ignore[arg-type]
-    before = split.copy()
-    # Two cutouts on either side of a border share pixels if they are nearer than the side of one.
-    guard = config.guard if config.guard is not None else max(facts.size) * facts.pixel_scale
-    if guard > 0:
-        split = drop_neighbours(ra, dec, split, radius=guard)
-    dropped = int((split != before).sum())
-    cells = sky_cells(ra, dec, config.nside)
-    sky = SkySplit(
+    by: By = "column" if config.split_column else config.split_by
+    if by == "sky" and not np.isfinite(ra[usable] + dec[usable]).all():
+        by = "id"
+    h, w = facts.size
+    # Two cutouts share pixels, corner to corner, if they are nearer than the diagonal of one.
+    guard = config.guard if config.guard is not None else float(np.hypot(h, w)) * facts.pixel_scale
+    held = Split(
+        by=by,
+        inputs=tuple(a.digest for a in dataset.artefacts),
         seed=config.split_seed,
-        nside=config.nside,
         fractions=config.fractions,
-        train=tuple(np.unique(cells[split == TRAIN]).tolist()),
-        validation=tuple(np.unique(cells[split == VALIDATION]).tolist()),
+        nside=config.nside,
+        column=config.split_column or "",
+        guard=guard,
     )
-    note = f"{dropped} rows were left out: they lie within {guard:.1f} arcsec of a row of another split"
-    return split, sky, False, (note,) if dropped else ()
+    columns, notes = catalog(dataset, config.split_column), []
+    split = np.where(usable, by_rule(held, columns), -1).astype(np.int8)
+    if by == "column":
+        notes.append("split as given by the data")
+        # Before any row is dropped: published splits may share objects.
+        check_leakage(ra, dec, split)
+        if not (split == VALIDATION).any():
+            held = held.model_copy(update={"validation_drawn": True})
+            split = np.where(usable, by_rule(held, columns), -1).astype(np.int8)
+            notes.append("the data have no validation rows: drawn from the training rows by id")
+    if by == "id":
+        notes.append(
+            "rows without positions: split by id, so neighbours on the sky may lie in different splits"
+        )
+    kept = drop_neighbours(ra, dec, split, radius=guard) if guard > 0 else split
+    if dropped := int((kept != split).sum()):
+        notes.append(
+            f"{dropped} rows were left out: they lie within {guard:.1f} arcsec of a row of another split"
+        )
+    return kept, with_cells(held, ra, dec, kept), tuple(notes)
 
 
-def with_validation(
-    split: NDArray[np.int8], keys: NDArray[Any], fractions: Sequence[float], seed: int
-) -> NDArray[np.int8]:
-    """A split of the data in which a share of the training rows becomes validation, by a hash of the id.
+def catalog(dataset: TensorDataset, column: str | None = None) -> Columns:
+    """The columns that tell which rows are held out, as far as the tensors have them; `(total,)` each."""
+    found = {}
+    for name in ("id", "ra", "dec", "tract", "patch", *((column,) if column else ())):
+        try:
+            found[name] = np.asarray(dataset.column(name))
+        except DataError:  # which ones are needed is known to the rule that needs them
+            if name == column:
+                raise
+    return found
 
-    Parameters
-    ----------
-    split
-        `(N,)` without validation rows; test rows stay.
-    keys
-        `(N,)` ids.
-    fractions
-        Of training, validation and test; only the ratio of the first two counts.
-    seed
-        Another seed draws other rows.
+
+def without_seen(data: TrainingSet, config: TrainConfig) -> TrainingSet:
+    """The set without held-out rows that the model of `--init`, or one before it, was trained on.
+
+    Raises
+    ------
+    ConfigError
+        Its rows were held out by the same rule with other numbers.
     """
-    rest = fractions[0] + fractions[1]
-    # No test rows are drawn: the data have theirs. Without both fractions nothing is drawn at all.
-    shares = (fractions[0] / rest, fractions[1] / rest, 0.0) if rest else (1.0, 0.0, 0.0)
-    drawn = split_keys(keys, fractions=shares, seed=seed)
-    return np.where((split == TRAIN) & (drawn == VALIDATION), VALIDATION, split).astype(np.int8)
+    assert config.init is not None
+    base = load_contract(config.init)
+    splits = (base.split, *base.ancestors) if base.split else (Split(), *base.ancestors)
+    ancestors = lineage(splits, data.held)
+    used = np.concatenate([
+        verdicts(ancestors, a.digest, part, len(part["id"])) for a, part in _by_artefact(data, config)
+    ])  # fmt: skip
+    kept, test = data.split.copy(), data.split == TEST
+    kept[test & ((used == TRAIN) | (used == VALIDATION))] = -1
+    kept[(data.split == VALIDATION) & (used == TRAIN)] = -1
+    # Rows that may have been seen, at the border of training sky, are no test rows if there are proven ones.
+    proven = replace(data, split=np.where(test & (used != TEST), -1, kept).astype(np.int8))
+    unseen = set(np.unique(data.labels[test])) <= set(np.unique(proven.labels[proven.split == TEST]))
+    found = proven if unseen and (proven.split == TEST).any() else replace(data, split=kept)
+    notes = list(data.notes)
+    if dropped := int((found.split != data.split).sum()):
+        notes.append(f"{dropped} held-out rows were left out: {config.init} may have been trained on them")
+    if not unseen:
+        notes.append(f"split unknown: the test rows may be training rows of {config.init}")
+    return replace(found, ancestors=ancestors, unseen=unseen, notes=tuple(notes))
+
+
+def _by_artefact(data: TrainingSet, config: TrainConfig) -> list[tuple[Artefact, Columns]]:
+    """Each artefact with the columns of its rows."""
+    whole, first = catalog(data.dataset, config.split_column), 0
+    found: list[tuple[Artefact, Columns]] = []
+    for artefact in data.dataset.artefacts:
+        last = first + sum(shard.rows for shard in artefact.shards)
+        found.append((artefact, {name: column[first:last] for name, column in whole.items()}))
+        first = last
+    return found
 
 
 def positions(dataset: TensorDataset) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -348,29 +377,6 @@ def positions(dataset: TensorDataset) -> tuple[NDArray[np.float64], NDArray[np.f
     except DataError:  # cutouts from elsewhere may have no positions
         nowhere = np.full(dataset.total, np.nan)
         return nowhere, nowhere
-
-
-def named_split(values: NDArray[Any], column: str) -> NDArray[np.int8]:
-    """Split numbers of a column with 0, 1, 2 or the names of the splits.
-
-    Raises
-    ------
-    DataError
-        Any other value.
-    """
-    if values.dtype.kind in "iu":
-        if ((values < -1) | (values > 2)).any():
-            raise DataError(
-                f"column {column!r} has other values than 0 (train), 1 (validation), 2 (test) and -1 (unused)"
-            )
-        return values.astype(np.int8)
-    # Column types of published sets vary: names in several spellings, empty for "in no split".
-    words = {"train": TRAIN, "val": VALIDATION, "validation": VALIDATION, "test": TEST, "": -1}
-    text = [v.decode() if isinstance(v, bytes) else str(v) for v in values]
-    unknown = sorted(set(text) - set(words))
-    if unknown:
-        raise DataError(f"column {column!r} has {unknown[0]!r}, which is not train, validation or test")
-    return np.array([words[v] for v in text], np.int8)
 
 
 def _require_classes(data: TrainingSet, config: TrainConfig) -> None:

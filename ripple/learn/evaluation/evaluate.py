@@ -7,7 +7,7 @@ more above its threshold. Numpy and scipy only.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NotRequired, TypedDict, final
+from typing import Literal, NotRequired, TypedDict, final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -80,6 +80,47 @@ class CurvePoints(TypedDict):
     fpr: list[float]
     tpr: list[float]
     precision: list[float]
+
+
+#: The split whose rows are evaluated: unseen, or nobody can say.
+Judgeable = Literal["test", "unknown"]
+
+
+class JudgedRecord(TypedDict):
+    """The rows behind the numbers, and whether the model was proven not to be trained on them."""
+
+    rows: int
+    split: Judgeable
+
+
+def judged_words(judged: JudgedRecord) -> str:
+    """The rows behind the numbers, in words."""
+    if judged["split"] == "unknown":
+        return f"{judged['rows']:,} rows, split unknown: these may be training rows"
+    return f"{judged['rows']:,} rows of unseen sky"
+
+
+class Stages(TypedDict):
+    """What becomes of the lenses of a split: `asked` for, then fractions with intervals.
+
+    `accepted` by quality control, `found` above the operating point among these, and `completeness`, found
+    among all that were asked for.
+    """
+
+    asked: int
+    accepted: Measure
+    found: Measure
+    completeness: Measure
+
+
+def stages(asked: int, accepted: int, found: int) -> Stages:
+    """Fractions of lenses from counts, with exact limits."""
+    return {
+        "asked": asked,
+        "accepted": clopper_pearson(accepted, asked).as_dict(),
+        "found": clopper_pearson(found, accepted).as_dict(),
+        "completeness": clopper_pearson(found, asked).as_dict(),
+    }
 
 
 @final

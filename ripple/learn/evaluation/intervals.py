@@ -3,7 +3,7 @@
 A bootstrap alone is too sure of itself: a set without false positives has none in any replicate. Rates have
 exact limits here (Clopper & Pearson 1934, Biometrika 26, 404), areas have approximate ones that keep a width
 at 1, and every interval is widened to that of a bootstrap over blocks of sky, whose rows share PSF and
-background. `scripts/bench/coverage.py` measures how often they hold the truth. Numpy and scipy only.
+background. `scripts/bench/interval_coverage.py` measures how often they hold the truth. Numpy and scipy only.
 """
 
 from __future__ import annotations

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ripple.config import canonical_json
@@ -18,6 +20,7 @@ from ripple.errors import ConfigError, ContractError, InputError, IntegrityError
 from ripple.imaging.batch import TensorBatch
 from ripple.learn.model.architecture import NAMES, Architecture, Stem
 from ripple.learn.model.calibrate import Calibration
+from ripple.learn.model.provenance import Columns, Split, verdicts
 from ripple.learn.model.uncertainty import Uncertainty
 from ripple.storage.checksums import read_verified
 from ripple.storage.files import REDO
@@ -66,14 +69,11 @@ class Member(Strict):
     epoch: int = 0
 
 
-class SkySplit(Strict):
-    """How the sky was divided, and the cells whose rows the network was trained or validated on."""
+class Judged(Strict):
+    """How many rows the metrics rest on, and whether they are unseen (`test`) or nobody can say."""
 
-    seed: int
-    nside: int
-    fractions: tuple[float, float, float]
-    train: tuple[int, ...] = ()
-    validation: tuple[int, ...] = ()
+    rows: int
+    split: Literal["test", "unknown"] = "test"
 
 
 class Known(BaseModel):
@@ -117,8 +117,8 @@ class Contract(Strict):
     lens. `output` is "lens" (one logit), "classes" (one logit per entry of `class_map`) or "regression"
     (`targets`, standardised with `target_mean` and `target_std`). `psf_fwhm` is None when the PSF was not
     homogenised.
-    `split_by` says how rows were held out: by blocks of sky (`split`), by a column of the data or by id;
-    `validation_drawn`: the column named no validation rows, some training rows were drawn by id.
+    `split` says which rows were held out and what sky the others are on, None for a model from elsewhere;
+    `ancestors` the same of the models it was fine-tuned from. `judged` are the rows behind `metrics`.
     `threshold` is the operating point on `score`, chosen on validation sky.
     """
 
@@ -139,13 +139,13 @@ class Contract(Strict):
     threshold: float = 0.5
     calibration: Calibration = Calibration()
     uncertainty: Uncertainty | None = None
-    split: SkySplit | None = None
-    split_by: Literal["sky", "column", "id"] | None = None
-    validation_drawn: bool = False
+    split: Split | None = None
+    ancestors: tuple[Split, ...] = ()
     members: tuple[Member, ...] = Field(min_length=1, max_length=100)
     training: dict[str, Any] = {}
     gates: dict[str, Any] = {}
     metrics: dict[str, Any] = {}
+    judged: Judged | None = None
     licence: str = ""
     origin: str = "ripple train"
 
@@ -175,6 +175,10 @@ class Contract(Strict):
             return ()
         at, lens = self.ranked()
         return (at,) if lens else tuple(k for k in range(len(self.class_map)) if k != at)
+
+    def verdicts(self, digest: str, columns: Columns, rows: int) -> NDArray[np.int8]:
+        """`(N,)` what this model and its ancestors used rows for; see `provenance.verdicts`."""
+        return verdicts((self.split or Split(), *self.ancestors), digest, columns, rows)
 
     def consistent(self) -> Self:
         """Refuse a contract whose fields contradict each other, naming the field."""

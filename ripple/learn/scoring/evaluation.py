@@ -14,12 +14,18 @@ from numpy.typing import NDArray
 from ripple.learn.config import ScoreConfig
 from ripple.learn.evaluation import evaluate, slices
 from ripple.learn.evaluation.curves import evaluation_curves
+from ripple.learn.evaluation.evaluate import Judgeable, JudgedRecord
 from ripple.learn.evaluation.intervals import Measured
+from ripple.learn.evaluation.metrics import Confusion
 from ripple.learn.model import uncertainty
 from ripple.learn.model.calibrate import logit
 from ripple.learn.model.contract import Contract
+from ripple.learn.model.provenance import VERDICTS
 from ripple.sky.splits import NSIDE, sky_cells
+from ripple.storage.artefact import Artefact
 from ripple.storage.files import write_atomic
+from ripple.storage.labels import renumbered
+from ripple.storage.shard_reader import map_tensors
 
 #: Columns worth a slice: properties of the arc, of the deflector, and the observing conditions.
 SLICED = re.compile(
@@ -53,7 +59,9 @@ class DoubtReport(TypedDict, total=False):
 class LensReport(DoubtReport):
     """`evaluation.json` of lens finding."""
 
+    judged: JudgedRecord
     evaluation: evaluate.LensEvaluation
+    stages: NotRequired[evaluate.Stages]
     slices: list[slices.Slice]
     visible: NotRequired[Visible]
 
@@ -62,42 +70,56 @@ class LensReport(DoubtReport):
 class OtherReport(DoubtReport):
     """`evaluation.json` of classes and regression."""
 
+    judged: JudgedRecord
     evaluation: evaluate.ClassEvaluation | evaluate.TargetsEvaluation
 
 
 def evaluation_report(
-    paths: list[Path], contract: Contract, config: ScoreConfig, directory: Path
+    paths: list[Path],
+    artefacts: list[Artefact],
+    contract: Contract,
+    config: ScoreConfig,
+    directory: Path,
+    split: Judgeable,
 ) -> LensReport | OtherReport:
-    """Evaluate the labelled rows of unseen sky; write `evaluation.json` and, for lens finding, `curves.png`.
+    """Evaluate the labelled rows of a split; write `evaluation.json` and, for lens finding, `curves.png`.
 
     Parameters
     ----------
     paths
         Score tables of the shards.
+    artefacts
+        The tensors that were scored.
     contract
         Of the model.
     config
         Options of `score`.
     directory
         Where to write.
+    split
+        Whose rows are evaluated.
 
     Returns
     -------
-    `evaluation`, and for lens finding `slices` and (with `arc_sb` known) `visible`.
+    `judged`, `evaluation`, and for lens finding `slices` and (with `arc_sb` known) `visible`.
     """
-    rows = _rows(paths, contract)
+    rows = _rows(paths, contract, split)
+    judged: JudgedRecord = {"rows": len(rows["score"]), "split": split}
     report: LensReport | OtherReport
     match contract.output:
         case "lens":
-            found = _lens_report(rows, contract, config)
+            found = _lens_report(rows, contract, config, judged)
             # Again from the score: the column `probability` may be at another prevalence than the sets.
             p = contract.calibration.probability(logit(rows["score"].astype(np.float64)))
+            if stages := lens_stages(artefacts, contract, split, found["evaluation"]["confusion"]):
+                found["stages"] = stages
             report = {**found, **uncertainty_report(uncertainty.class_probabilities(p), rows, contract)}
             write_atomic(directory / "curves.png", evaluation_curves(found["evaluation"], found["slices"]))
         case "classes":
             names = [f"p_{contract.class_map[str(k)]}" for k in range(len(contract.class_map))]
             p = np.stack([rows[name] for name in names], 1)  # (N, K)
             report = {
+                "judged": judged,
                 "evaluation": evaluate.evaluate_classes(
                     rows["label"], p, block=blocks(rows, contract), seed=config.seed
                 ),
@@ -105,19 +127,19 @@ def evaluation_report(
             }
         case "regression":
             each = {t: evaluate.evaluate_regression(*_finite(rows, t)) for t in contract.targets}
-            report = {"evaluation": {"metrics": each}}
+            report = {"judged": judged, "evaluation": {"metrics": each}}
     # NaN is not JSON: better an error here than a file that other readers refuse.
     text = json.dumps(report, indent=1, sort_keys=True, allow_nan=False)
     write_atomic(directory / "evaluation.json", text.encode())
     return report
 
 
-def _rows(paths: list[Path], contract: Contract) -> dict[str, NDArray[Any]]:
-    """Columns of the labelled, accepted rows of unseen sky."""
+def _rows(paths: list[Path], contract: Contract, split: Judgeable) -> dict[str, NDArray[Any]]:
+    """Columns of the labelled, accepted rows of a split."""
     parts: dict[str, list[NDArray[Any]]] = {}
     for path in paths:
         table = pq.read_table(path)
-        keep = np.asarray(table["split"].to_pylist()) == "test"
+        keep = np.asarray(table["split"].to_pylist()) == split
         # Regression is judged by its own targets; a label is not needed.
         if contract.output != "regression":
             keep &= table["label"].to_numpy() >= 0
@@ -129,6 +151,32 @@ def _rows(paths: list[Path], contract: Contract) -> dict[str, NDArray[Any]]:
                 parts.setdefault(name, []).append(column.to_numpy()[keep])
     # Only columns that every shard has: the others would not line up with the labels.
     return {name: np.concatenate(columns) for name, columns in parts.items() if len(columns) == len(paths)}
+
+
+def lens_stages(
+    artefacts: list[Artefact], contract: Contract, split: Judgeable, confusion: Confusion
+) -> evaluate.Stages | None:
+    """What became of the lenses of a split: those that quality control rejected are missed lenses too.
+
+    None where an index has no labels, or not the column that names the splits.
+    """
+    asked = 0
+    lenses = contract.lens_labels()
+    for artefact in artefacts:
+        index = artefact.index()
+        columns = {
+            name: index[name].to_numpy() for name in index.column_names if name not in ("status", "reason")
+        }
+        named = {s.column for s in (contract.split, *contract.ancestors) if s and s.column}
+        if "label" not in columns or not named <= columns.keys():
+            return None
+        # Shards without labels have no map; all others have the same.
+        maps = (map_tensors(artefact.verified_path(k)).class_map for k in range(len(artefact.shards)))
+        own = next((found for found in maps if found), {})
+        label = renumbered(np.nan_to_num(columns["label"], nan=-1), own, contract.class_map)
+        verdict = np.array(VERDICTS)[contract.verdicts(artefact.digest, columns, index.num_rows)]
+        asked += int((np.isin(label, lenses) & (verdict == split)).sum())
+    return evaluate.stages(asked, confusion["tp"] + confusion["fn"], confusion["tp"])
 
 
 def uncertainty_report(
@@ -168,7 +216,9 @@ def _finite(rows: dict[str, NDArray[Any]], target: str) -> tuple[NDArray[Any], N
     return rows[target][good], rows[f"{target}_predicted"][good]
 
 
-def _lens_report(rows: dict[str, NDArray[Any]], contract: Contract, config: ScoreConfig) -> LensReport:
+def _lens_report(
+    rows: dict[str, NDArray[Any]], contract: Contract, config: ScoreConfig, judged: JudgedRecord
+) -> LensReport:
     label, score = rows["label"], rows["score"].astype(np.float64)
     sky = evaluate.Sky(lenses=config.lenses_per_deg2, sources=config.sources_per_deg2)
     found = evaluate.evaluate(
@@ -187,7 +237,7 @@ def _lens_report(rows: dict[str, NDArray[Any]], contract: Contract, config: Scor
     # There are many slices, and their intervals are wide anyway.
     draws = min(config.draws, 200)
     cut = slices.slices(label, score, columns, threshold=contract.threshold, draws=draws, seed=config.seed)
-    report: LensReport = {"evaluation": found, "slices": cut}
+    report: LensReport = {"judged": judged, "evaluation": found, "slices": cut}
     if "arc_sb" in rows:
         # Faint arcs are left out, non-lenses never: `docs/benchmark.md` states the limit beforehand.
         bright = (label == 0) | (rows["arc_sb"] < config.visible_sb)

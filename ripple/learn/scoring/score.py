@@ -26,14 +26,14 @@ from ripple.errors import ConfigError, DataError, IntegrityError
 from ripple.imaging.batch import TensorBatch
 from ripple.learn.config import ScoreConfig
 from ripple.learn.data.augment import orient
-from ripple.learn.data.training_set import named_split, with_validation
-from ripple.learn.evaluation.evaluate import ClassMetrics, Residuals
+from ripple.learn.evaluation.evaluate import ClassMetrics, Judgeable, JudgedRecord, Residuals, judged_words
 from ripple.learn.evaluation.intervals import Measured, printed
 from ripple.learn.evaluation.robustness import stress
 from ripple.learn.model.calibrate import sigmoid
 from ripple.learn.model.contract import Contract, Conversion, Facts, Output, check
 from ripple.learn.model.device import choose_device
 from ripple.learn.model.network import Net
+from ripple.learn.model.provenance import VERDICTS
 from ripple.learn.model.uncertainty import class_probabilities, doubts, neighbour_distance
 from ripple.learn.model.weights import Model, convert, load_model
 from ripple.learn.scoring.evaluation import Visible, evaluation_report
@@ -41,7 +41,6 @@ from ripple.learn.scoring.ranking import SCORE_COLUMNS, joined_index, top_csv, w
 from ripple.runtime.profile import peak_rss
 from ripple.runtime.signals import stoppable
 from ripple.runtime.summary import Summary, progress
-from ripple.sky.splits import SPLITS, sky_cells, split_keys
 from ripple.storage import shard_reader
 from ripple.storage.artefact import Artefact, open_artefact
 from ripple.storage.checksums import listed
@@ -90,6 +89,7 @@ class ScoreAttributes(TypedDict):
     threshold: float
     bands: list[str]
     prevalence: float | None
+    judged: NotRequired[JudgedRecord]
     evaluation: NotRequired[dict[str, Measured] | ClassMetrics | dict[str, Residuals]]
     visible: NotRequired[Visible]
     stress: NotRequired[Worst]
@@ -131,7 +131,7 @@ def score(config: ScoreConfig) -> Summary:
         Unit(n, a, k) for n, (a, k) in enumerate((a, k) for a in artefacts for k in range(len(a.shards)))
     ]
     # Before the output directory is created: tensors that do not fit must leave nothing behind.
-    _check_every_shard(model.contract, units, config)
+    judged = _check_every_shard(model.contract, units, config)
     # Digests, not paths: a model that was moved is the same model, one that was retrained is not.
     inputs = {"model": model.contract.digest(), "tensors": [a.digest for a in artefacts]}
     writer = create(
@@ -150,15 +150,22 @@ def score(config: ScoreConfig) -> Summary:
                 stop.check()  # between shards, where everything so far is committed
                 table = score_shard(model, unit, batch, images, config, device, advance)
                 writer.commit(unit.number, _parquet(table), len(batch), {})
-        attributes = _finish(writer, model, units, config, device)
+        attributes = _finish(writer, model, units, config, device, judged)
     return _summary(config, attributes, time.perf_counter() - began)
 
 
 def _finish(
-    writer: ArtefactWriter, model: Model, units: list[Unit], config: ScoreConfig, device: torch.device
+    writer: ArtefactWriter,
+    model: Model,
+    units: list[Unit],
+    config: ScoreConfig,
+    device: torch.device,
+    judged: Judgeable,
 ) -> ScoreAttributes:
     """Write the sorted table, the best rows, evaluation and robustness, and last the manifest."""
     paths = [writer.directory / writer.name(unit.number) for unit in units]
+    # Each artefact once, in the order given: the units of one artefact share the object.
+    artefacts = list({id(unit.artefact): unit.artefact for unit in units}.values())
     digest, rows = write_sorted(paths, writer.directory / SORTED)
     if config.top:
         write_atomic(writer.directory / "top.csv", top_csv(writer.directory / SORTED, config.top))
@@ -174,33 +181,32 @@ def _finish(
         "prevalence": config.prevalence,
     }
     if config.evaluate:
-        found = evaluation_report(paths, model.contract, config, writer.directory)
+        found = evaluation_report(paths, artefacts, model.contract, config, writer.directory, judged)
         attributes["evaluation"] = found["evaluation"]["metrics"]
+        attributes["judged"] = found["judged"]
         if "visible" in found:
             attributes["visible"] = found["visible"]
     if config.stress:
-        parts = _labelled_unseen_rows(model.contract, units, config)
+        parts = _labelled_unseen_rows(model.contract, units, config, judged)
         card = stress(
             model, parts, writer.directory, seed=config.seed, attacked=config.attacked_rows, device=device
         )
         worst = max(card["card"], key=lambda r: r["flip_rate"]["value"])
         attributes["stress"] = {"worst": worst["disturbance"], "flip_rate": worst["flip_rate"]["value"]}
-    # Each artefact once, in the order given: the units of one artefact share the object.
-    artefacts = list({id(unit.artefact): unit.artefact for unit in units}.values())
     files = listed(writer.directory, (SORTED, *EXTRA_FILES))
     writer.finish(joined_index(artefacts), {"peak_rss": peak_rss()}, attributes, files=files)
     return attributes
 
 
 def _labelled_unseen_rows(
-    contract: Contract, units: list[Unit], config: ScoreConfig
+    contract: Contract, units: list[Unit], config: ScoreConfig, judged: Judgeable
 ) -> list[tuple[TensorBatch, NDArray[np.int64]]]:
-    """At most `stress_rows` labelled rows of sky the model has not seen, drawn evenly from the shards."""
+    """At most `stress_rows` labelled rows of the split that is judged, drawn evenly from the shards."""
     found: list[tuple[TensorBatch, NDArray[np.int64]]] = []
     share = -(-config.stress_rows // max(len(units), 1))  # rows per shard, rounded up
     for unit in units:
         batch = _mapped(unit, contract)
-        unseen = split_names(contract, unit.artefact, batch) == "test"
+        unseen = split_names(contract, unit.artefact, batch) == judged
         label = np.asarray(batch.catalog.get("label", np.full(len(batch), -1)))
         # Labels beyond the classes of the model (a class it never learnt) have no right answer.
         rows = np.flatnonzero(unseen & (label >= 0) & (label < max(len(class_names(contract)), 1)))
@@ -212,24 +218,44 @@ def _conversion(config: ScoreConfig) -> Conversion:
     return Conversion(crop=config.crop, reorder_bands=config.reorder_bands, resample=config.resample)
 
 
-def _check_every_shard(contract: Contract, units: list[Unit], config: ScoreConfig) -> None:
-    """Check every shard against the contract before the first score is written."""
-    counts = np.zeros(2, np.int64)  # non-lenses and lenses on unseen sky
+def _check_every_shard(contract: Contract, units: list[Unit], config: ScoreConfig) -> Judgeable:
+    """Check every shard against the contract before the first score is written.
+
+    Returns
+    -------
+    The split whose rows can be evaluated.
+    """
+    counts = np.zeros((2, 2), np.int64)  # rows of unseen and of unknown sky: not lenses, and lenses
     for unit in units:
         batch = _mapped(unit, contract)
         path = unit.artefact.shard_path(unit.shard)
         check(contract, Facts.of(batch), _conversion(config), str(path))
-        if config.evaluate and "label" in batch.catalog:
-            unseen = split_names(contract, unit.artefact, batch) == "test"
-            label = np.asarray(batch.catalog["label"])[unseen]
-            counts += [(label == 0).sum(), (label == 1).sum()]
-    # A ranking needs both classes: better refused here than after hours of scoring.
-    if config.evaluate and contract.output == "lens" and not counts.all():
+        if config.evaluate or config.stress:
+            names = split_names(contract, unit.artefact, batch)
+            lens = _is_lens(contract, batch)
+            for k, name in enumerate(("test", "unknown")):
+                counts[k] += [((names == name) & (lens == kind)).sum() for kind in (0, 1)]
+    # A ranking needs both classes, everything else just rows.
+    enough = counts.all(1) if contract.output == "lens" else counts.any(1)
+    # Better refused here than after hours of scoring.
+    if config.evaluate and not enough.any():
         raise DataError(
             f"--evaluate needs labelled rows of both classes on sky the model has not seen, "
-            f"but found {counts[1]} lenses and {counts[0]} non-lenses",
+            f"but found {counts[:, 1].sum()} lenses and {counts[:, 0].sum()} non-lenses",
             hint="score labelled tensors, or leave out --evaluate",
         )
+    # Rows that may be training rows are judged only where there are no others, and the page says so.
+    return "test" if enough[0] or not enough[1] else "unknown"
+
+
+def _is_lens(contract: Contract, batch: TensorBatch) -> NDArray[np.int8]:
+    """`(N,)` 1 for lenses, 0 for other rows that can be judged, -1 for the rest."""
+    if contract.output == "regression":  # judged by its own targets, not by a label
+        return np.zeros(len(batch), np.int8)
+    label = np.asarray(batch.catalog.get("label", np.full(len(batch), -1)))
+    accepted = np.asarray(batch.catalog.get("accept", np.ones(len(batch)))) != 0
+    kind = np.where(np.isin(label, contract.lens_labels()), 1, 0)
+    return np.where((label >= 0) & accepted, kind, -1).astype(np.int8)
 
 
 # --- one shard -------------------------------------------------------------------------------------
@@ -450,32 +476,8 @@ def answers(
 
 
 def split_names(contract: Contract, artefact: Artefact, batch: TensorBatch) -> NDArray[np.str_]:
-    """For each row `train`, `validation` or `test`: what the model used this piece of sky for.
-
-    By position when the model was trained by blocks of sky: a row in a block that holds training rows is
-    `train`, whatever data set it comes from. Otherwise by id or by the split column, for the very artefacts
-    the model was trained on; all other rows are `test`.
-    """
-    n = len(batch)
-    if contract.split is not None:
-        sky = contract.split
-        cells = sky_cells(batch.catalog["ra"], batch.catalog["dec"], sky.nside)
-        # SPLITS is (train, validation, test): a cell the model knows nothing about is test sky.
-        number = np.where(np.isin(cells, sky.train), 0, np.where(np.isin(cells, sky.validation), 1, 2))
-    elif artefact.digest in contract.training.get("inputs", ()):
-        options = contract.training["config"]
-        key, fractions, seed = batch.catalog["id"], options["fractions"], options["split_seed"]
-        if options["split_column"] is not None:
-            number = named_split(np.asarray(batch.catalog[options["split_column"]]), options["split_column"])
-            # The data had no validation rows: training drew some, and the same draw is repeated here.
-            if contract.validation_drawn:
-                number = with_validation(number, np.asarray(key), fractions, seed)
-        else:
-            number = split_keys(key, fractions=fractions, seed=seed)
-    else:
-        number = np.full(n, 2)  # test: artefacts the model has never seen
-    # -1, the last entry: left out of training because it touches held-out sky, but not held out itself.
-    return np.array([*SPLITS, "train"])[number]
+    """`(N,)` `train`, `validation`, `test` or `unknown`: what the model and its ancestors used a row for."""
+    return np.array(VERDICTS)[contract.verdicts(artefact.digest, batch.catalog, len(batch))]
 
 
 def _arrow(column: NDArray[Any]) -> pa.Array:
@@ -497,11 +499,14 @@ def _summary(
     facts: dict[str, Any] = {"rows": attributes["rows"]}
     if seconds:
         facts["rate"] = f"{attributes['rows'] / seconds:,.0f} rows/s"
+    judged = attributes.get("judged")
+    if judged:
+        facts["evaluated on"] = judged_words(judged)
     # Only lens finding has these with intervals; other tasks print none of them.
     for name in ("auroc", "pr_auc", "tpr_at_fpr_1e-2", "ece"):
         entry = attributes.get("evaluation", {}).get(name)
         if isinstance(entry, dict) and "value" in entry:
-            facts[f"{name} (unseen sky)"] = printed(cast(Measured, entry))
+            facts[name] = printed(cast(Measured, entry))
     if stress := attributes.get("stress"):
         facts["least robust to"] = "{worst}: {flip_rate:.1%} of decisions flip".format(**stress)
     if seen := attributes.get("visible"):

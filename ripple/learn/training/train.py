@@ -44,6 +44,7 @@ from ripple.learn.model.contract import (
     MAX_CONTRACT_BYTES,
     ArchitectureRecord,
     Contract,
+    Judged,
     Member,
     load_contract,
 )
@@ -100,6 +101,7 @@ def train(config: TrainConfig) -> Summary:
         By a signal; the same command resumes.
     """
     began = time.perf_counter()
+    config = with_network_of_init(config)
     device = choose_device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -122,6 +124,28 @@ def train(config: TrainConfig) -> Summary:
                 _still_whole(data, config.output / WORK)
             raise
     return _summary(config, contract, time.perf_counter() - began)
+
+
+def with_network_of_init(config: TrainConfig) -> TrainConfig:
+    """The options with network, stem and width of the model in `init`, where they were not given.
+
+    Raises
+    ------
+    ConfigError
+        They were given, and differ.
+    """
+    if config.init is None:
+        return config
+    theirs = load_contract(config.init).architecture
+    have = {"network": theirs.name, "stem": theirs.stem, "width": theirs.width}
+    for name, value in have.items():
+        used = name != "width" or theirs.name == "d4cnn"  # no other network has a width
+        if used and name in config.model_fields_set and getattr(config, name) != value:
+            raise ConfigError(
+                f"--{name} {getattr(config, name)}, but {config.init} has {value}",
+                hint=f"leave out --{name}: --init takes it from the model",
+            )
+    return config.model_copy(update=have)
 
 
 @contextmanager
@@ -323,9 +347,8 @@ def _contract(
         targets=config.targets,
         target_mean=tuple(mean),
         target_std=tuple(std),
-        split=data.sky,
-        split_by=data.split_by,
-        validation_drawn=data.validation_drawn,
+        split=data.held,
+        ancestors=data.ancestors,
         licence=config.licence,
         members=tuple(
             Member(file=member_file(k), bytes=0, sha256="", seed=config.seed + k, epoch=m.progress.best_epoch)
@@ -349,6 +372,8 @@ def judge(
     -------
     The contract with calibration, threshold and metrics, and the full evaluation.
     """
+    judged = Judged(rows=len(outputs[TEST]), split="test" if data.unseen else "unknown")
+    contract = contract.model_copy(update={"judged": judged})
     if config.task != "lens":
         other = _judge_other(contract, data, outputs[TEST], config)
         return contract.model_copy(update={"metrics": other["metrics"]}), other
@@ -398,7 +423,8 @@ def _write(
 ) -> None:
     directory = config.output
     write_atomic(directory / "history.csv", history_csv(config, members))
-    record = {**evaluation, "target": target} if target else evaluation
+    judged = contract.judged.model_dump() if contract.judged else None
+    record = {**evaluation, "judged": judged, **({"target": target} if target else {})}
     text = json.dumps(record, indent=1, sort_keys=True, allow_nan=False)
     write_atomic(directory / "evaluation.json", text.encode())
     write_atomic(directory / "curves.png", training_curves([m.progress.history for m in members], evaluation))
@@ -444,9 +470,13 @@ def _summary(config: TrainConfig, contract: Contract, seconds: float, *, done: b
     for name, counts in contract.training.get("rows", {}).items():
         facts[f"{name} rows"] = ", ".join(f"label {k}: {v}" for k, v in counts.items())
     notes = list(contract.training.get("notes", []))
+    if contract.judged:
+        facts["evaluated on"] = evaluate.judged_words(
+            {"rows": contract.judged.rows, "split": contract.judged.split}
+        )
     if contract.output == "lens" and contract.metrics:
         for name in ("auroc", "pr_auc", "tpr_at_fpr_1e-2", "ece"):
-            facts[f"{name} (test sky)"] = printed(contract.metrics[name])
+            facts[name] = printed(contract.metrics[name])
         for name, gate in contract.gates.get("shortcuts", {}).items():
             facts[f"gate {name}"] = f"AUROC {gate['auroc']['value']:.3f}"
         gates = cast(shortcuts.GateReport, contract.gates)
@@ -456,5 +486,5 @@ def _summary(config: TrainConfig, contract: Contract, seconds: float, *, done: b
         notes += ["shortcut: " + line for line in lines]
         facts |= judging.target_facts(contract)
     elif contract.metrics:
-        facts["metrics (test sky)"] = json.dumps(contract.metrics)
+        facts["metrics"] = json.dumps(contract.metrics)
     return Summary("train", str(config.output), facts, seconds=seconds, done_before=done, notes=tuple(notes))

@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ripple.config import Json
-from ripple.learn.evaluation.evaluate import LensEvaluation
+from ripple.learn.evaluation.evaluate import LensEvaluation, Stages
 from ripple.learn.evaluation.intervals import Measure, Measured
 from ripple.learn.evaluation.slices import Slice
 from ripple.learn.model.contract import Contract
@@ -58,16 +58,19 @@ def _tile(name: str, found: Measured) -> Tile:
     return Tile(name, f"{found['value']:.3f}", between)
 
 
-def note(evaluation: LensEvaluation | None, *, elsewhere: bool = False) -> str:
+def note(evaluation: LensEvaluation | None, split: str = "test", *, elsewhere: bool = False) -> str:
     """The sentence that says on which rows the numbers were measured, or where to find them."""
     if not evaluation and elsewhere:
         return "This is no lens finder: evaluation.json beside the scores has what was measured."
     if not evaluation:
         return "Not evaluated: score with --evaluate on labelled rows."
+    where = "of sky that the model was not trained on"
+    if split == "unknown":
+        where = "(split unknown: these may be training rows)"
     return (
-        f"On {evaluation['rows']:,} labelled rows ({evaluation['lenses']:,} lenses) of sky that the model "
-        "was not trained on. Ranges are 95 % intervals: exact limits of the counts, widened to those of a "
-        "bootstrap by cell of the sky."
+        f"On {evaluation['rows']:,} labelled rows, {evaluation['lenses']:,} of them lenses, {where}. "
+        "Ranges are 95 % intervals: exact limits of the counts, or of a bootstrap by cell of the sky where "
+        "these are wider."
     )
 
 
@@ -134,7 +137,8 @@ def _score_groups(table: pa.Table) -> list[tuple[str, NDArray[np.float64]]]:
         return [("all", score)]
     unseen = np.ones(len(score), bool)
     if "split" in table.column_names:
-        unseen = np.array(table["split"].to_pylist()) == "test"
+        names = np.array(table["split"].to_pylist())
+        unseen = names == ("test" if (names == "test").any() else "unknown")
     return [("not a lens", score[unseen & (label == 0)]), ("lens", score[unseen & (label == 1)])]
 
 
@@ -170,6 +174,19 @@ def tables(
         )
     )
     return found
+
+
+def stage_table(stages: Stages | None) -> list[Table]:
+    """What becomes of the true lenses: those that quality control rejects are missed as well."""
+    if not stages:
+        return []
+    asked = stages["asked"]
+    rows = (
+        ("accepted by quality control", f"of {asked:,}", _ranged(stages["accepted"])),
+        ("above the operating point", "of the accepted", _ranged(stages["found"])),
+        ("both: completeness", f"of {asked:,}", _ranged(stages["completeness"])),
+    )
+    return [Table("True lenses, stage by stage", ("stage", "of", "fraction"), rows)]
 
 
 # Columns of the truth by which completeness is shown, if it was evaluated in slices of them.

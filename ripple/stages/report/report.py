@@ -24,14 +24,14 @@ from numpy.typing import NDArray
 from ripple.config import Json
 from ripple.errors import DataError, InputError, IntegrityError
 from ripple.imaging.quality.flags import flag_names
-from ripple.learn.evaluation.evaluate import LensEvaluation
+from ripple.learn.evaluation.evaluate import JudgedRecord, LensEvaluation, Stages
 from ripple.learn.evaluation.slices import Slice
 from ripple.learn.model.contract import Contract, load_contract
 from ripple.report.cards import Card, csv_bytes, data_uri, render
-from ripple.report.cutout_pictures import colour_pictures
+from ripple.report.cutout_pictures import pictures_of_rows
 from ripple.runtime.summary import Summary
 from ripple.stages.report.config import ReportConfig
-from ripple.stages.report.figures import note, numbers, plots, tables, tiles
+from ripple.stages.report.figures import note, numbers, plots, stage_table, tables, tiles
 from ripple.stages.report.tensors import tensors_page
 from ripple.storage.artefact import Artefact, open_artefact
 from ripple.storage.directory import write_directory
@@ -52,7 +52,9 @@ FACTS: dict[str, str] = {
 class Judgement(TypedDict, total=False):
     """What the page takes from `evaluation.json` of a lens finder."""
 
+    judged: JudgedRecord
     evaluation: LensEvaluation
+    stages: Stages
     slices: list[Slice]
 
 
@@ -100,7 +102,7 @@ def scores_page(artefact: Artefact, config: ReportConfig) -> dict[str, bytes]:
     # The page draws the curves of lens finders; what other tasks measured stays in evaluation.json.
     evaluation = judged.get("evaluation") if attributes.get("output", "lens") == "lens" else None
     model = model_record(artefact, config)
-    cards = _cards(artefact, table.take(shown), config)
+    cards, legend = _cards(artefact, table.take(shown), config)
     # The filters for truth only appear when there is any.
     known = Counter(card.truth for card in cards)
     context = {
@@ -110,15 +112,24 @@ def scores_page(artefact: Artefact, config: ReportConfig) -> dict[str, bytes]:
         f"{', '.join(attributes['bands'])}.",
         "facts": tiles(table, evaluation),
         "plots": plots(table, evaluation),
-        "evaluation_note": note(evaluation, elsewhere=bool(judged)),
-        "tables": tables(artefact, evaluation, judged.get("slices") or [], model),
+        "evaluation_note": note(evaluation, _split_of(judged), elsewhere=bool(judged)),
+        "tables": [
+            *stage_table(judged.get("stages")),
+            *tables(artefact, evaluation, judged.get("slices") or [], model),
+        ],
         "cards": cards,
-        "cards_note": _cards_note(len(shown), table.num_rows, config),
+        "cards_note": f"{_cards_note(len(shown), table.num_rows, config)} {legend}",
         "has_truth": bool(known["lens"] or known["nonlens"]),
         "provenance": _provenance(artefact),
     }
     page = render("scores.html.j2", **context)
     return {"index.html": page, "candidates.csv": csv_bytes(ranked.slice(0, config.csv_rows))}
+
+
+def _split_of(judged: Judgement) -> str:
+    """Whether the evaluated rows were proven unseen (`test`) or not (`unknown`)."""
+    record = judged.get("judged")
+    return str(record.get("split", "test")) if isinstance(record, dict) else "test"
 
 
 def with_truth(table: pa.Table, lens_labels: Sequence[int]) -> pa.Table:
@@ -196,10 +207,10 @@ def chosen_rows(table: pa.Table, config: ReportConfig) -> NDArray[np.int64]:
 # Cards ----------------------------------------------------------------
 
 
-def _cards(artefact: Artefact, table: pa.Table, config: ReportConfig) -> list[Card]:
-    """One card per row of `table`, in its order."""
+def _cards(artefact: Artefact, table: pa.Table, config: ReportConfig) -> tuple[list[Card], str]:
+    """One card per row of `table`, in its order, and which bands are which colours."""
     sources = tensor_artefacts(artefact)
-    pictures = colour_pictures(
+    drawn = pictures_of_rows(
         sources,
         numbers(table, "shard").astype(np.int64),
         numbers(table, "row").astype(np.int64),
@@ -217,14 +228,14 @@ def _cards(artefact: Artefact, table: pa.Table, config: ReportConfig) -> list[Ca
     cards = []
     for k in range(table.num_rows):
         truth = {1.0: "lens", 0.0: "nonlens"}.get(float(label[k]), "unknown")  # NaN or -1: unknown
-        height, width, _ = pictures[k].shape
+        height, width, _ = drawn.images[k].shape
         cards.append(
             Card(
                 id=str(ids[k]),
                 rank=int(ranks[k]),
                 ra=float(ra[k]),
                 dec=float(dec[k]),
-                picture=data_uri(pictures[k]),
+                picture=data_uri(drawn.images[k]),
                 width=width,
                 height=height,
                 truth=truth,
@@ -235,7 +246,7 @@ def _cards(artefact: Artefact, table: pa.Table, config: ReportConfig) -> list[Ca
                 spread=float(spread[k]),
             )
         )
-    return cards
+    return cards, drawn.legend
 
 
 def _integers(table: pa.Table, name: str) -> list[int]:
