@@ -17,7 +17,7 @@ Float = NDArray[np.float64]
 
 LAG = 5  # px; resampling kernels of coadds reach 3 to 5 px
 CLIP = 4.0  # sigma; sources that detection missed
-MIN_PIXELS = 20_000  # fewer sky pixels do not fix 121 correlations to a per cent
+MIN_PIXELS = 4_000  # sky pixels that fix a correlation to 0.016; with fewer, noise is taken for white
 CHUNK = 32
 #: Correlation of white noise.
 WHITE: Float = np.zeros((2 * LAG + 1, 2 * LAG + 1))

@@ -51,7 +51,8 @@ def lock(directory: Path, name: str = LOCK) -> int:
             if err.errno != errno.EWOULDBLOCK:  # for example a file system without locks
                 raise write_error(path, err, 0) from None
             raise LockedError(
-                f"{directory} is being written by {holder or 'unknown process'}", hint="wait for it, or stop it"
+                f"{directory} is being written by {holder or 'unknown process'}",
+                hint="wait for it, or stop it",
             ) from None
     # For people only: RIPPLe never reads the time.
     text = f"pid {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%dT%H:%M:%S%z')}"

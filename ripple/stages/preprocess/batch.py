@@ -22,6 +22,7 @@ from ripple.imaging.quality import judge, measure
 from ripple.imaging.quality.flags import Flag
 from ripple.imaging.quality.sky import sky_pixels
 from ripple.imaging.registration.check import check_registration
+from ripple.imaging.rescale import covered, rescaled
 from ripple.sky.neighbours import repeated
 from ripple.stages.preprocess.config import PreprocessConfig
 
@@ -67,7 +68,7 @@ class Prepared:
     Parameters
     ----------
     batch
-        The cutouts, zero points applied, margin still on.
+        The cutouts in the pixels that are asked for, zero points applied, margin still on.
     image
         `(N, B, H, W)` float32 nJy, matched and trimmed, finite; 0 in missing bands.
     valid
@@ -124,7 +125,7 @@ def preprocess_batch(batch: CutoutBatch, config: PreprocessConfig, constants: Da
     qc[_duplicate_rows(batch, config, constants)] |= np.uint64(1 << Flag.DUPLICATE)
     accept = judge.verdict(qc, config.reject)
     accept[~prepared.quality.present.any(axis=1)] = 0
-    catalog = dict(batch.catalog)
+    catalog = dict(prepared.batch.catalog)
     catalog["band_mask"] = _band_mask(prepared.quality.present)
     catalog |= _columns(prepared, qc_bands, batch.bands)
     catalog |= {"qc": qc, "accept": accept}
@@ -135,7 +136,7 @@ def preprocess_batch(batch: CutoutBatch, config: PreprocessConfig, constants: Da
         image=image,
         valid=prepared.valid.astype(np.uint8),
         catalog=catalog,
-        pixel_scale=batch.pixel_scale,
+        pixel_scale=prepared.batch.pixel_scale,
         psf_fwhm=target if isinstance(target, float) else float("nan"),
         normalization=describe(config, constants),
         class_map=dict(constants.class_map),
@@ -145,11 +146,11 @@ def preprocess_batch(batch: CutoutBatch, config: PreprocessConfig, constants: Da
 
 def prepare(batch: CutoutBatch, config: PreprocessConfig, constants: DataConstants) -> Prepared:
     """Judge, fill, match and trim; parameters and errors as in `preprocess_batch`."""
-    margin = constants.margin
+    _, _, h, w = batch.image.shape
+    if min(h, w) <= 2 * constants.margin:
+        raise DataError(f"stamps of {w} x {h} px have a margin of {constants.margin} px: nothing is left")
+    batch, margin = on_grid(calibrated(batch, config.zero_point), config, constants.margin)
     n, b, h, w = batch.image.shape
-    if min(h, w) <= 2 * margin:
-        raise DataError(f"stamps of {w} x {h} px have a margin of {margin} px: nothing is left")
-    batch = calibrated(batch, config.zero_point)
     plan = match.plan_matching(
         batch, config.target, config.psf_profile, config.psf_beta, config.psf_tolerance
     )
@@ -195,7 +196,39 @@ def prepare(batch: CutoutBatch, config: PreprocessConfig, constants: DataConstan
     extra = _psf_measures(batch, config, plan, gain, margin, rho)
     if config.registration and b > 1 and n:
         extra["registration"] = _registration(batch, margin, measured)
-    return Prepared(batch, image, valid, after, measured, extra, variance)
+    prepared = Prepared(batch, image, valid, after, measured, extra, variance)
+    return prepared if config.size is None else _padded(prepared, config.size)
+
+
+def on_grid(batch: CutoutBatch, config: PreprocessConfig, margin: int) -> tuple[CutoutBatch, int]:
+    """The batch in the pixels and size of `config`, as far as its pixels reach, and its margin there."""
+    if config.pixel_scale is None and config.size is None:
+        return batch, margin
+    scale = config.pixel_scale or batch.pixel_scale
+    ratio = scale / batch.pixel_scale
+    margin_there = round(margin / ratio)
+    filled = [covered(n, ratio) for n in batch.image.shape[-2:]]
+    wanted = [config.size or round((n - 2 * margin) / ratio) for n in batch.image.shape[-2:]]
+    size = [min(n, m + 2 * margin_there) for n, m in zip(filled, wanted, strict=True)]
+    if min(size) <= 2 * margin_there:
+        raise DataError(f"pixels of {scale:g} arcsec leave nothing of cutouts of {batch.image.shape[-1]} px")
+    return rescaled(batch, scale, (size[0], size[1])), margin_there
+
+
+def _padded(prepared: Prepared, size: int) -> Prepared:
+    """Pixels of no measurement around smaller cutouts, after everything that looks at pixels."""
+    h, w = prepared.image.shape[-2:]
+    before = size // 2 - h // 2, size // 2 - w // 2
+    pads = [(0, 0), (0, 0), *((a, size - n - a) for a, n in zip(before, (h, w), strict=True))]
+    if not any(map(any, pads)):
+        return prepared
+    variance = prepared.variance
+    return replace(
+        prepared,
+        image=np.pad(prepared.image, pads),
+        valid=np.pad(prepared.valid, pads),
+        variance=None if variance is None else np.pad(variance, pads, constant_values=np.nan),
+    )
 
 
 def _rows(batch: CutoutBatch, rows: slice, margin: int) -> CutoutBatch:

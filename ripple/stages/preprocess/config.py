@@ -47,6 +47,12 @@ class PreprocessConfig(Config):
         Thresholds.make({}),
         description="Thresholds of quality flags, and which flags reject: a mapping in the YAML.",
     )
+    pixel_scale: float | None = Field(
+        None, gt=0, description="Resample to this pixel scale, arcsec: that of the model to be used."
+    )
+    size: int | None = Field(
+        None, ge=8, description="Side of the tensors, px: larger cutouts are cropped, smaller ones padded."
+    )
     zero_point: tuple[str, ...] = Field(
         (), description="Magnitudes to add per band, as in g:0.023,r:0.001 (fluxes are multiplied)."
     )

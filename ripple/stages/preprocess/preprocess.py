@@ -31,6 +31,7 @@ from ripple.stages.preprocess.batch import (
     calibrated,
     correlation_of,
     describe,
+    on_grid,
     prepare,
     preprocess_batch,
 )
@@ -39,7 +40,7 @@ from ripple.storage.artefact import Artefact, open_artefact
 from ripple.storage.files import stage
 from ripple.storage.map_shards import ShardResult, Workers, map_shards, map_tasks, need_of
 from ripple.storage.outcomes import Outcome, Outcomes
-from ripple.storage.shard_reader import has_psf, map_tensors
+from ripple.storage.shard_reader import has_psf, map_planes, map_tensors
 from ripple.storage.shard_writer import pack_tensors
 from ripple.storage.shards import cutouts_of
 from ripple.storage.writer import ArtefactWriter, Finished, create
@@ -120,7 +121,8 @@ def make_shard(task: ShardTask) -> ShardResult:
 
 def sum_correlation(task: ShardTask) -> noise.Correlation:
     """Noise correlation sums of some rows of a shard: what a worker does in the first pass."""
-    return correlation_of(calibrated(_batch(task, Profile()), task.config.zero_point))
+    batch = calibrated(_batch(task, Profile()), task.config.zero_point)
+    return correlation_of(on_grid(batch, task.config, 0)[0])
 
 
 def row_statistics(task: ShardTask) -> normalize.Statistics:
@@ -170,7 +172,8 @@ def preprocess(config: PreprocessConfig) -> Summary:
         index = _index(cutouts, config, writer)
         seconds = time.perf_counter() - start
         metrics = {"operations": profile.operations, "seconds": seconds, "peak_rss": peak}
-        writer.finish(index, metrics, _attributes(cutouts, config, constants))
+        size = _size(writer) if config.size or config.pixel_scale else cutouts.attributes.get("size")
+        writer.finish(index, metrics, {**_attributes(cutouts, config, constants), "size": size})
     return _summary(config, index, seconds)
 
 
@@ -332,6 +335,15 @@ def _reason(found: list[str], config: PreprocessConfig) -> Reason:
     if fatal == {"missing_band"}:
         return Reason.MISSING_BAND
     return Reason.DUPLICATE if fatal == {"duplicate"} else Reason.QUALITY
+
+
+def _size(writer: ArtefactWriter) -> list[int] | None:
+    """`[H, W]` of the tensors that were written; None when there are none."""
+    for k in range(writer.units):
+        shape = map_planes(writer.directory / writer.name(k)).image.shape
+        if shape[0]:
+            return list(shape[-2:])
+    return None
 
 
 def _attributes(cutouts: Artefact, config: PreprocessConfig, constants: DataConstants) -> TensorAttributes:
