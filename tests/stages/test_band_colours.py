@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tensorsets import make_scores, make_tensors
 
 from ripple import write_cutouts
 from ripple.report import plots
@@ -77,6 +78,13 @@ def test_a_report_shows_the_sharp_band_of_the_cutouts_in_grey(tmp_path: Path) ->
     assert set(re.findall(r'alt="Colour picture[^"]*" width="(\d+)" height="(\d+)"', page)) == {("82", "40")}
     # Three curves and their names in every plot of a measure by band.
     assert page.count('class="legend">r (') == page.count('class="legend">g (') >= 2
+
+
+def test_the_page_of_scores_says_which_band_is_which_colour(tmp_path: Path) -> None:
+    tensors = make_tensors(tmp_path / "tensors", (10, 10), size=24, dtype=np.float32)
+    scores = make_scores(tmp_path / "scores", tensors)
+    report(ReportConfig.make({"source": scores, "output": tmp_path / "page"}))
+    assert "Red i, green r, blue g." in (tmp_path / "page" / "index.html").read_text()
 
 
 def test_the_legend_has_room_for_eight_names() -> None:
