@@ -26,6 +26,7 @@ from ripple.stages.formats.foreign import folder_meaning
 from ripple.stages.formats.import_cutouts import import_cutouts
 from ripple.storage import artefact, shard_reader
 from ripple.storage.artefact import open_artefact
+from ripple.storage.shards import cutouts_of
 
 
 def ramp(*shape: int) -> np.ndarray:
@@ -323,6 +324,30 @@ def test_fits_round_trip_and_wcs(tmp_path: Path) -> None:
     for name in first.mask_planes:
         mine = first.mask & first.bits(name) != 0
         np.testing.assert_array_equal(batch.mask & batch.bits(name) != 0, mine, err_msg=name)
+
+
+def test_fits_round_trip_without_projection_and_with_names_of_ones_own(tmp_path: Path) -> None:
+    """Bands keep the names that their user gave them; the pixel scale needs no projection."""
+    rng = np.random.default_rng(4)
+    image = rng.normal(size=(3, 3, 12, 12)).astype(np.float32)
+    image[1, 2] = np.nan
+    bands = ("DECAM_g", "VIS", "sum of all")
+    table = {"id": ["a", "b", "c"], "ra": [1.0, 2.0, 3.0], "dec": [4.0, 5.0, 6.0], "label": [0, 1, -1]}
+    psf = np.stack([np.outer(*[np.exp(-0.5 * (np.arange(9) - 4.0) ** 2 / s)] * 2) for s in (1, 2, 3)])
+    write_cutouts(
+        tmp_path / "c", image, bands, table, variance=np.full_like(image, 2.5), psf=psf, pixel_scale=0.263,
+        class_map={0: "nonlens", 1: "lens"},
+    )  # fmt: skip
+    out = run_export(tmp_path / "c", tmp_path / "f", format="fits")
+    run_import(out, tmp_path / "back", format="fits")
+    first, back = (cutouts_of(open_artefact(tmp_path / name), 0) for name in ("c", "back"))
+    assert (back.bands, back.pixel_scale) == (bands, 0.263)
+    for name in ("image", "mask", "psf_index"):
+        np.testing.assert_array_equal(getattr(back, name), getattr(first, name))
+    np.testing.assert_array_equal(back.variance[:, :2], first.variance[:, :2])
+    np.testing.assert_allclose(back.psf, first.psf, rtol=1e-6)
+    for name in ("id", "ra", "dec", "label"):
+        np.testing.assert_array_equal(back.catalog[name], first.catalog[name])
 
 
 def test_mmu_round_trip(tmp_path: Path) -> None:

@@ -41,6 +41,20 @@ def label_of(header: fits.Header, classes: tuple[str, ...]) -> int:
     return int(labels[0])
 
 
+def scale_of(header: fits.Header) -> float | None:
+    """Arcsec per pixel of the card `PIXSCALE`, None without one."""
+    value = header.get("PIXSCALE")
+    return (
+        float(value) if isinstance(value, int | float) and not isinstance(value, bool) and value > 0 else None
+    )
+
+
+def own_bands(header: fits.Header) -> tuple[str, ...]:
+    """Bands of a file of `ripple export`, under the names that they had; empty for other files."""
+    text = str(header.get("BANDS", ""))
+    return tuple(text.split(",")) if header.get("ORIGIN") == "RIPPLe" and text else ()
+
+
 def position_of(header: fits.Header) -> tuple[float, float] | None:
     """Deg of the object by its own cards, or None."""
     for ra, dec in _POSITION_CARDS:

@@ -18,8 +18,16 @@ from astropy.io.fits.verify import VerifyError
 
 from ripple.errors import DataError, Reason
 from ripple.imaging.bands import by_wavelength, canonical, is_known, match
-from ripple.stages.formats.fits_cards import classes_of, identity_of, label_of, place_of, position_of
-from ripple.stages.formats.fits_grids import Allowed, Grids
+from ripple.stages.formats.fits_cards import (
+    classes_of,
+    identity_of,
+    label_of,
+    own_bands,
+    place_of,
+    position_of,
+    scale_of,
+)
+from ripple.stages.formats.fits_grids import SAME_SCALE, Allowed, Grids
 from ripple.stages.formats.fits_hdus import FileName, Plane, Role, band_of, file_name, planes_of
 from ripple.stages.formats.fits_noise import mask_planes, variances
 from ripple.stages.formats.fits_projection import Projection, projection_of
@@ -105,7 +113,7 @@ def fits_cutouts(root: Path, options: FitsOptions) -> Listing:
     def read(row: int) -> ForeignCutout | Unreadable:
         name = names[row]
         try:
-            planes = _planes(rows[name], sources, chosen.ignored, options.bands)
+            planes = _planes(rows[name], sources, chosen, named=bool(options.bands))
             return _cutout(name, planes, chosen, named=bool(options.bands))
         except WrongUnitError as err:
             return Unreadable(name, one_line(err), Reason.WRONG_UNIT)
@@ -153,33 +161,33 @@ class _Common:
 def _common_facts(rows: Sequence[Files], sources: SourceFiles, options: FitsOptions) -> _Common:
     found: tuple[str, ...] = options.bands
     classes: tuple[str, ...] = ()
+    exported: tuple[str, ...] = ()
     scale, error = None, ""
     for files in rows:
         try:
-            images = _images(_planes(files, sources, options.ignored, options.bands))
+            images = _images(_planes(files, sources, options, named=bool(options.bands)))
             if not options.bands:
                 found = tuple(dict.fromkeys((*found, *_bands_of(images))))
+                exported = exported or next((own_bands(p.header) for p in images), ())
             for plane in sorted(images, key=lambda p: found.index(_band(p)) if _band(p) in found else 99):
                 own = projection_of(plane.header, plane.data.shape[-2:])
-                scale = scale or (own.tan.pixel_scale if own is not None else None)
+                scale = scale or (own.tan.pixel_scale if own is not None else scale_of(plane.header))
                 classes = classes or classes_of(plane.header)
             if found and scale is not None:
                 break
         except (*DAMAGE, VerifyError) as err:
             error = error or one_line(err)
-    return _Common(options.bands or by_wavelength(found), scale, classes, error)
+    return _Common(options.bands or exported or by_wavelength(found), scale, classes, error)
 
 
-def _planes(
-    files: Files, sources: SourceFiles, ignored: Sequence[str], bands: tuple[str, ...]
-) -> list[Plane]:
-    """The pictures of a row; `said` has the band of each, and nothing else."""
+def _planes(files: Files, sources: SourceFiles, options: FitsOptions, *, named: bool) -> list[Plane]:
+    """The pictures of a row; `said` has the band of each alone. `named`: the user names the bands."""
     out = []
     for path, name in files:
-        planes = planes_of(sources.read(path), name, path.name, ignored)
-        mine = [band_of(plane, bands) for plane in planes]
+        planes = planes_of(sources.read(path), name, path.name, options.ignored)
+        mine = [band_of(plane, options.bands) for plane in planes]
         # A file in one band is in that band throughout; the option names the one that nobody else does.
-        only = {band for band in mine if band} or set(bands)
+        only = {band for band in mine if band} or set(options.bands if named else ())
         fill = only.pop() if len(only) == 1 else ""
         for plane, band in zip(planes, mine, strict=True):
             known = band or (fill if plane.data.ndim == 2 else "")
@@ -224,12 +232,13 @@ def _cutout(name: str, planes: Sequence[Plane], options: FitsOptions, *, named: 
         others = sorted({_band(p) for p in _images(planes)} - {""})
         has = f"; its images are in {', '.join(others)}" if others else ""
         raise ValueError(f"no image in any of the bands {', '.join(bands)}{has}")
+    cards = next(iter(images.values())).header
     grids = Grids.of(images, bands, options.pixel_scale, options.allowed)
+    _check_scale(cards, grids.scale(next(iter(images))) or options.pixel_scale)
     fluxes = {band: flux_of(p.header, p.where, grids.scale(band)) for band, p in images.items()}
     noise, noise_from = variances(table, images, fluxes)
     masks = {} if options.mask == "ignore" else table.get("mask", {})
     bits = {band: mask_planes(plane, options.mask, options.mask_bits) for band, plane in masks.items()}
-    cards = next(iter(images.values())).header
     factors = [fluxes[band].factor if band in fluxes else 1.0 for band in bands]
     ra, dec = position_of(cards) or grids.centre
     return ForeignCutout(
@@ -248,6 +257,15 @@ def _cutout(name: str, planes: Sequence[Plane], options: FitsOptions, *, named: 
         remarks=grids.remarks,
         understood=_understood(table, fluxes, grids, noise_from, planes),
     )
+
+
+def _check_scale(cards: fits.Header, known: float | None) -> None:
+    said = scale_of(cards)
+    if said is not None and known is not None and abs(said / known - 1) > SAME_SCALE:
+        raise ValueError(
+            f"PIXSCALE says {said:g} arcsec, its projection or --pixel-scale {known:g}; "
+            "--ignore-cards PIXSCALE leaves it out"
+        )
 
 
 def _by_role_and_band(planes: Sequence[Plane], bands: tuple[str, ...]) -> Table:

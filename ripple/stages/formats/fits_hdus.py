@@ -49,7 +49,7 @@ INHERITED = (
     *BAND_CARDS, "BANDS", "BUNIT", "FLUXMAG0", "MAGZERO", "MAGZP", "MAGZPT", "ZEROPOINT", "ZPT", "PHOTZP",
     "GAIN",
     "OBJID", "OBJECTID", "LABEL", "CLASSES", "OBJ_RA", "OBJ_DEC", "RA_OBJ", "DEC_OBJ", "RA_TARG", "DEC_TARG",
-    "TRACT", "X0", "Y0", "ORIGIN",
+    "TRACT", "X0", "Y0", "ORIGIN", "PIXSCALE",
 )  # fmt: skip
 # Names that FITS writers give to HDUs of which they know nothing.
 _NO_NAMES = ("", "PRIMARY", "COMPRESSED_IMAGE")

@@ -366,6 +366,8 @@ def _fits_file(part: Part, k: int, source: Source) -> bytes:
     cards = _wcs_cards(part.wcs.get(int(row.get("tract", -1))), row, source.class_map)
     primary = fits.PrimaryHDU()
     primary.header["BANDS"] = (",".join(source.bands), "in the order of the HDUs")
+    primary.header["PIXSCALE"] = (source.pixel_scale, "arcsec per pixel")
+    primary.header["ORIGIN"] = "RIPPLe"
     hdus: list[fits.PrimaryHDU | fits.ImageHDU] = [primary]
     for b, band in enumerate(source.bands):
         planes: list[tuple[str, Any, str]] = [("IMAGE", part.image[k, b], "nJy")]
