@@ -1,4 +1,4 @@
-"""Write docs/reference/inputs.md: what is read from tables and labels, and what is refused, by running it."""
+"""Write docs/reference/inputs.md: what is read from tables, labels and pictures, and what is refused, by running it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from astropy.io import fits
 from astropy.table import MaskedColumn, QTable, Table
 
 from ripple.errors import RippleError
+from ripple.imaging.bands import canonical, wavelength
+from ripple.stages.formats.fits_hdus import BAND_CARDS, ROLE_CARDS, ROLE_WORDS
+from ripple.stages.formats.fits_units import ZERO_POINT_CARDS, flux_of
 from ripple.stages.plan.select import matching
 from ripple.stages.plan.tables import UserTable, read_table
 from ripple.stages.plan.targets import Columns, from_table
@@ -24,7 +27,7 @@ from ripple.storage.labels import lens_map, read_labels
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "inputs.md"
 BIG = 12547118600189071360
 
-INTRO = """# What RIPPLe reads from your tables and labels
+INTRO = """# What RIPPLe reads from your tables, labels and pictures
 
 This page is written by `python scripts/inputs_page.py`, which runs every example; a test compares the two. What
 is refused names the row, counted from 0, and how to say what is meant. `ripple plan` and `ripple import
@@ -107,6 +110,46 @@ def chosen(columns: dict[str, Any], condition: str) -> str:
     """Rows that a condition keeps."""
     table = pa.table(columns)
     return said(lambda: f"rows {np.flatnonzero(matching(table, condition).to_numpy()).tolist()}")
+
+
+def unit(**cards: Any) -> str:
+    """Nanojansky per unit of the pixels, for a header with these cards."""
+    try:
+        flux = flux_of(fits.Header(cards), "x.fits, HDU 1", 0.2)
+    except ValueError as err:
+        return f"refused: {err}"
+    return "says no unit: give --zero-points or --unit nJy" if flux.factor is None else f"x {flux.factor:.6g}"
+
+
+def role_rows() -> list[tuple[str, str]]:
+    """Words in names of HDUs, cards and file names, by the role that they mean."""
+    words: dict[str, list[str]] = {}
+    for word, role in ROLE_WORDS.items():
+        words.setdefault(role, []).append(word)
+    names = {"ivar": "inverse variance, or weight", "other": "nothing that is used"}
+    return [(", ".join(found), names.get(role, role)) for role, found in words.items()]
+
+
+def band_rows() -> list[tuple[str, str]]:
+    """Spellings of bands, and what they mean."""
+    spelled = (
+        "HSC-I2", "g.MP9401", "DECAM_g", "DES_G", "i DECam SDSS c0003 7835.0 1470.0", "PS1_z", "r.00000",
+        "OCAM_u_SDSS", "i_sim_1.4", "r_57", "VIS", "NIR_Y", "VISTA Ks", "W1", "F814W", "WFC3/F160W", "F150W",
+        "N708",
+    )  # fmt: skip
+    rows = []
+    for name in spelled:
+        nm = wavelength(name)
+        rows.append((f"`{name}`", f"{canonical(name)}, {nm:.0f} nm" if nm == nm else f"{name}, not known"))
+    return rows
+
+
+UNITS: tuple[dict[str, Any], ...] = (
+    {"BUNIT": "nJy"}, {"BUNIT": "MJy"}, {"BUNIT": "nanomaggy"}, {"BUNIT": "MJy/sr"}, {"BUNIT": "adu"},
+    {"BUNIT": "adu", "FLUXMAG0": 63095734448.0194}, {"BUNIT": "electron/s", "MAGZERO": 27.0}, {"MAGZP": 31.4},
+    {"BUNIT": "nanomaggy", "MAGZERO": 22.5}, {"BUNIT": "nJy", "MAGZERO": 27.0}, {"BUNIT": "furlong"},
+    {"BUNIT": "adu", "ZPT": 0.0},
+)  # fmt: skip
 
 
 def page() -> str:
@@ -211,6 +254,40 @@ def page() -> str:
             "`--select` computes with integers of 64 bits and with floats as Python does.",
             ("condition", "kept"), select_rows,
         ),
+        markdown(
+            "Pictures: what is image, noise, mask, PSF",
+            "Said by a word in the name of an HDU or of a file (`a_var_i.fits`), or by one of the cards "
+            f"{', '.join(ROLE_CARDS)}; two that differ are refused. An HDU of which nothing is said is the image "
+            "where there is no other. Of two pictures of one role and band none is chosen: the row is rejected. "
+            "Nothing follows from the order of HDUs or files. `--dry-run` prints what each one was taken for.",
+            ("word", "role"), role_rows(),
+        ),
+        markdown(
+            "Pictures: bands",
+            f"Said by the name of the HDU, by the cards {', '.join(BAND_CARDS)} of it or of the primary header, "
+            "by `BANDS` for the planes of a cube, or by the name of the file. `--bands` names the bands that are "
+            "wanted, in the order of the artefact; a band that no row has is an error, a row that lacks one is "
+            "`partial`. `--ignore-cards FILTER` reads a card as if it were not there.",
+            ("spelling", "band"), band_rows(),
+        ),
+        markdown(
+            "Pictures: units",
+            f"`BUNIT` is read by `astropy.units`; counts need one of {', '.join(ZERO_POINT_CARDS)} (AB) or "
+            "FLUXMAG0. Cards of the primary header hold for all HDUs that do not have their own. Each row, band "
+            "and file has its own unit. `MJy/sr` here: pixels of 0.2 arcsec.",
+            ("cards", "to nJy"),
+            [(", ".join(f"{k} = {v}" for k, v in cards.items()), unit(**cards)) for cards in UNITS],
+        ),
+        "\n## Pictures: projection, PSF, mask, fill values\n\n"
+        "Projections are those of `astropy.wcs`: any frame, equinox, SIP, TPV. A gnomonic projection in ICRS that "
+        "agrees to 0.01 px over the cutout replaces them; where none does, the cutout is resampled onto one, "
+        "which `detail` and `resampled` in the index say (`--no-resample` refuses). RA 0, Dec 0 in the middle of a "
+        "cutout is no position. Bands on other pixel grids, and rows of another pixel scale, are refused, or "
+        "resampled with `--align`. PSF images may have any sides; they are stored as odd squares, centred on the "
+        "middle pixel, and `detail` says why one is not used. The bits of an integer mask are named by its cards "
+        "`MP_<plane>` or by `--mask-bits BAD=0,SAT=1`; without either, only 0 and 1 are understood. Values that "
+        "repeat where measurements do not (-999, 1e16, a constant band, zeros in whole rows at the edge) are no "
+        "data; `detail` says which, and `--set find_fill=false` keeps them.\n"
         "\n## Cutouts of others\n\n"
         "`ripple import` rejects single rows, with the reason in the index: a repeated id (`duplicate`), a "
         "position off the sky (`bad_position`), an unreadable file or two files of one band "

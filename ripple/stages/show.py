@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ripple.config import Json
 from ripple.errors import InputError
-from ripple.imaging.colour import lupton_rgb, sky_noise
+from ripple.report.band_colours import channels, measured_noise, pictures
 from ripple.runtime.summary import Summary
 from ripple.storage.artefact import Artefact, open_artefact
 from ripple.storage.files import write_atomic
@@ -152,7 +152,8 @@ def picture(directory: Path, output: Path, *, seed: int = 0) -> int:
     if artefact.kind not in ("cutouts", "tensors") or artefact.rows == 0:
         raise InputError(f"{directory} has no images to draw", hint="give cutouts or tensors with rows")
     image, bands = _sample(artefact, _GRID * _GRID, seed)
-    rgb = lupton_rgb(image, bands, stretch=8 * sky_noise(image, bands))
+    chosen = channels(bands)
+    rgb = pictures(image, chosen, measured_noise(image, chosen), stretch=8.0, softening=8.0)
     figure = Figure(figsize=(12, 7), layout="constrained")
     left, right = np.ravel(np.asarray(figure.subfigures(1, 2, width_ratios=(3, 2)), object)).tolist()
     for k, axis in enumerate(left.subplots(_GRID, _GRID).flat):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -44,6 +44,9 @@ from ripple.storage.artefact import Artefact, open_artefact
 from ripple.storage.labels import label_counts, lens_line
 from ripple.storage.shard_writer import pack_cutouts, pack_tensors
 from ripple.storage.writer import ArtefactWriter, Finished, create
+
+#: Pictures of the first rows that `--dry-run` shows one by one; the first row is shown in any case.
+LINES = 18
 
 
 def import_cutouts(config: ImportConfig) -> Summary:
@@ -159,19 +162,20 @@ def understood(config: ImportConfig, listing: Listing, frame: Frame) -> Summary:
         "labels": label_counts(labels, frame.classes) or "none",
         "lens": lens_line(frame.classes),
     }
-    for cutout in kept[:3]:
+    for cutout in kept[: max(1, LINES // max(len(kept[0].understood), 1))] if kept else ():
         facts |= {f"  {u.file}, {u.part}": _meaning(u.role, u.band, u.facts) for u in cutout.understood}
-    facts |= {f"  {n:,} rows": _meaning(*what) for what, n in sorted(counts.items(), key=_by_count)[:40]}
-    facts |= {f"  {n:,} rows": text for text, n in remarks.most_common(10)}
-    if nothing := unusable(config, frame.bands, has, details):
-        details.insert(0, nothing)
+    facts |= _counted(counts)
+    facts |= {
+        f"  remark {k + 1}": f"{n:,} rows: {text}" for k, (text, n) in enumerate(remarks.most_common(9))
+    }
+    nothing = unusable(config, frame.bands, has, details)
     return Summary(
         "import --dry-run",
         "nothing was written",
         facts,
         rejections=rejected,
         seconds=time.perf_counter() - start,
-        notes=_remarks(listing.notes, details),
+        notes=(*_remarks(listing.notes, details), *([f"an import would stop: {nothing}"] if nothing else [])),
     )
 
 
@@ -185,8 +189,14 @@ def _meaning(role: str, band: str, facts: str) -> str:
     return f"{role} of {band}: {facts}".replace(" of :", ":").strip(": ")
 
 
-def _by_count(item: tuple[tuple[str, str, str], int]) -> tuple[int, tuple[str, str, str]]:
-    return -item[1], item[0]
+def _counted(counts: Mapping[tuple[str, str, str], int]) -> dict[str, str]:
+    """What the pictures of each role and band say over all rows, the most frequent first."""
+    out: dict[str, str] = {}
+    for (role, band, facts), n in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        name = "  all rows, " + _meaning(role, band, "")
+        said = f"{n:,}: {facts}" if facts else f"{n:,}"
+        out[name] = f"{out[name]}; {said}" if name in out else said
+    return out
 
 
 def _row(listing: Listing, number: int, seen: dict[str, int], frame: Frame) -> ForeignCutout | Unreadable:
