@@ -163,6 +163,7 @@ class _Scores(_Part):
     sorted: _Sorted
     model: _Model
     evaluation: dict[str, Any] = {}
+    prevalence: Annotated[float, Field(gt=0, lt=1)] | None = None
     judged: _Judged | None = None
     stress: _Stress | None = None
     visible: _Visible | None = None

@@ -29,8 +29,9 @@ from ripple.learn.evaluation import metrics
 from ripple.learn.model import uncertainty
 from ripple.learn.model.network import Net
 from ripple.learn.model.weights import Model, load_model
+from ripple.learn.scoring.forward import mean_outputs, probabilities
 from ripple.learn.training.adapt.adaptation import own_statistics
-from ripple.learn.training.judge import mean_outputs, member_features, probabilities
+from ripple.learn.training.judge import member_features
 from ripple.learn.training.train import train
 from ripple.sky.splits import TEST, TRAIN, split_blocks
 from ripple.storage.artefact import open_artefact
@@ -187,7 +188,7 @@ def judged(gap: Gap, model: Model, nets: list[Net], part: TargetSet) -> dict[str
     """Numbers of one data set; rows of classes that the model does not have count as unknown."""
     rows = np.flatnonzero(part.split == TEST)
     label = part.labels[rows]
-    outputs = mean_outputs(nets, part, rows, CPU)
+    outputs = mean_outputs(nets, part.dataset, rows, CPU)
     p = probabilities(model.contract, outputs)
     known = label < p.shape[1]
     right = (p.argmax(1) == label)[known]

@@ -17,7 +17,8 @@ from toys import write_toys
 from ripple.cli import run
 from ripple.errors import ConfigError, DataError, IntegrityError, Interrupted
 from ripple.learn.config import ScoreConfig
-from ripple.learn.model.calibrate import sigmoid
+from ripple.learn.model import calibrate
+from ripple.learn.model.calibrate import Calibration, sigmoid
 from ripple.learn.model.provenance import Split
 from ripple.learn.model.weights import load_model, save_model
 from ripple.learn.scoring import ranking
@@ -229,16 +230,75 @@ def test_several_artefacts_and_rejected_targets_keep_the_law(model: Path, toys: 
 
 
 def test_prevalence_moves_probabilities_and_not_ranks(model: Path, toys: Path, tmp_path: Path) -> None:
-    from ripple.learn.model.calibrate import Calibration
-
     calibration = Calibration(method="temperature", scale=0.5, offset=0.1, prevalence=0.3, rows=100)
     calibrated = make_model(tmp_path / "m", calibration=calibration)
     score(config(calibrated, toys, tmp_path / "a"))
-    score(config(calibrated, toys, tmp_path / "b", prevalence=6e-4))
+    score(config(calibrated, toys, tmp_path / "b", prevalence=0.5))
     a, b = (pq.read_table(tmp_path / n / "scores.parquet") for n in "ab")
     assert a["id"].equals(b["id"])
-    ratio = b["probability"].to_numpy() / a["probability"].to_numpy()
-    assert (ratio < 0.01).mean() > 0.5
+    # By hand: temperature, then the odds of another sky; without an option those of 6 lenses in 10,006.
+    logit = np.log(a["score"].to_numpy() / (1 - a["score"].to_numpy()))
+    odds = np.exp(0.5 * logit + 0.1) * 0.7 / 0.3
+    for table, prevalence in ((a, 6 / 10006), (b, 0.5)):
+        want = odds * prevalence / (1 - prevalence)
+        np.testing.assert_allclose(table["probability"].to_numpy(), want / (1 + want), rtol=1e-4)
+        own = table["probability_at_training_prevalence"].to_numpy()
+        np.testing.assert_allclose(own, sigmoid(0.5 * logit + 0.1), rtol=1e-4)
+        assert float(table.schema.metadata[b"prevalence of probability"]) == pytest.approx(
+            prevalence, rel=1e-5
+        )
+    named = {
+        b"prevalence of probability": b"0.00059964",
+        b"prevalence of probability_at_training_prevalence": b"0.3",
+    }
+    assert open_artefact(tmp_path / "a").index().schema.metadata == named
+    assert open_artefact(tmp_path / "a").attributes["prevalence"] == pytest.approx(6 / 10006)
+
+
+def test_calibration_is_judged_at_the_mix_of_the_rows(model: Path, toys: Path, tmp_path: Path) -> None:
+    """Labels drawn from the calibrated probabilities: no --prevalence makes the calibration look bad."""
+    known = Calibration(method="temperature", scale=0.5, offset=0.1, prevalence=0.3, rows=100)
+    calibrated = make_model(tmp_path / "m", calibration=known)
+    found = []
+    for k, prevalence in enumerate((None, 1e-5, 0.5)):
+        out = tmp_path / str(k)
+        score(config(calibrated, toys, out, evaluate=True, prevalence=prevalence))
+        report = json.loads((out / "evaluation.json").read_text())
+        found.append(report["evaluation"]["metrics"]["ece"]["value"])
+        assert report["prevalence"]["judged"] == pytest.approx(report["evaluation"]["lenses"] / 200)
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_model_without_a_prevalence_has_no_probability(
+    model: Path, toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    score(config(model, toys, tmp_path / "s"))
+    table = pq.read_table(tmp_path / "s" / "scores.parquet")
+    assert table["probability"].null_count == table["spread"].null_count == 200  # one invariant network
+    assert open_artefact(tmp_path / "s").attributes["prevalence"] is None
+    argv = ["score", str(model), str(toys), "--prevalence", "0.01", "-o", str(tmp_path / "t")]
+    assert run(argv) == 2
+    assert "states no prevalence of its own" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "t").exists()
+
+
+def test_an_isotonic_map_is_not_moved_where_its_rows_end(
+    toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.normal(-2, 2, 400)
+    known = calibrate.fit("isotonic", truth, (rng.random(400) < sigmoid(truth)).astype(int))
+    assert known.resolves(0.1)
+    assert not known.resolves(6e-4)
+    plain = calibrate.fit("temperature", truth, (rng.random(400) < sigmoid(truth)).astype(int))
+    assert plain.resolves(6e-4)
+    moved = known.probability(truth, prevalence=6e-4)
+    smooth = known.model_copy(update={"method": "temperature"}).probability(truth, prevalence=6e-4)
+    np.testing.assert_array_equal(moved, smooth)
+    model = make_model(tmp_path / "m", calibration=known)
+    assert run(["score", str(model), str(toys), "--threads", "1", "-o", str(tmp_path / "s")]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "do not resolve a prevalence of 0.0006, which needs 5,000" in said
 
 
 def test_scores_of_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

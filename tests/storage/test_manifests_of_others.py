@@ -31,6 +31,7 @@ TRUSTED = {
         "model",
         "evaluation",
         "judged",
+        "prevalence",
         "stress",
         "visible",
         "lens_labels",
@@ -45,6 +46,7 @@ RIGHT = {
     ("rows", 5), ("rows", 10**9), ("evaluation", GONE), ("evaluation", "{}"), ("evaluation", "{'word': 5}"),
     ("stress", GONE), ("stress", None), ("visible", GONE), ("visible", None), ("lens_labels", GONE),
     ("lens_labels", "[]"), ("judged", GONE), ("judged", None),
+    ("prevalence", GONE), ("prevalence", None),
 }  # fmt: skip
 
 

@@ -147,11 +147,14 @@ class ClassMetrics(TypedDict):
 
 @final
 class ClassEvaluation(TypedDict):
-    """What `evaluate_classes` finds: `auroc` by class, `confusion_matrix` rows by true, then called class."""
+    """What `evaluate_classes` finds: `auroc` and `calibration` by class, `confusion_matrix` by true, then by
+    called class.
+    """
 
     rows: int
     metrics: ClassMetrics
     auroc: dict[str, Measure]
+    calibration: dict[str, dict[str, Measured]]
     confusion_matrix: list[list[int]]
 
 
@@ -366,6 +369,7 @@ def evaluate_classes(
     label: ArrayLike,
     probability: ArrayLike,
     *,
+    called: ArrayLike | None = None,
     block: NDArray[np.int64] | None = None,
     draws: int = 200,
     seed: int = 0,
@@ -378,6 +382,8 @@ def evaluate_classes(
         `(N,)` integers 0 .. K-1.
     probability
         `(N, K)`, rows sum to 1.
+    called
+        `(N,)` decisions; None: the most probable class.
     block
         As in `evaluate`.
     draws, seed
@@ -385,7 +391,7 @@ def evaluate_classes(
     """
     y, p = np.asarray(label).astype(np.int64), np.asarray(probability, np.float64)
     k = p.shape[1]
-    called = p.argmax(1)
+    called = p.argmax(1) if called is None else np.asarray(called)
     matrix = np.bincount(y * k + called, minlength=k * k).reshape(k, k)  # true class by called class
     each = {}
     for c in range(k):
@@ -401,6 +407,13 @@ def evaluate_classes(
         "rows": len(y),
         "metrics": {"accuracy": accuracy, "macro_auroc": {"value": round(macro, 6)}},
         "auroc": each,
+        "calibration": {
+            str(c): {
+                "ece": {"value": round(ece(y == c, p[:, c]), 6)},
+                "ece_expected": _measured(ece_expected(p[:, c], draws=draws, seed=seed)),
+            }
+            for c in range(k)
+        },
         "confusion_matrix": matrix.tolist(),
     }
 

@@ -26,6 +26,7 @@ from ripple.learn.evaluation.intervals import Measure, clopper_pearson
 from ripple.learn.evaluation.perturb import FluxCutouts, disturbances, flux_cutouts, joined, one_pixel
 from ripple.learn.model import uncertainty
 from ripple.learn.model.weights import Bank, Model
+from ripple.learn.scoring.forward import average, member_outputs, probabilities
 from ripple.storage.files import write_atomic
 
 
@@ -69,22 +70,19 @@ class Card(TypedDict):
 
 @torch.inference_mode()
 def answer(model: Model, image: Tensor, label: NDArray[np.int64]) -> Answers:
-    """Answers about tensors `(n, B, size, size)`, without averaging over orientations."""
-    # Averaging would hide how much a single orientation changes, and cost eight times as much.
+    """Answers about tensors `(n, B, size, size)`, as `score` gives them."""
     values, features = [], []
     for part in image.split(256):
-        outs, latent = model.answer(part)
-        values.append(outs.double().cpu().numpy())
+        outs, latent = member_outputs(model.nets, part)
+        values.append(outs.cpu().numpy())
         features.append(latent[0].double().cpu().numpy())  # of the first member
-    mean = np.concatenate(values).mean(1)  # (n, outputs)
+    mean = average(np.concatenate(values))  # (n, outputs)
+    p = probabilities(model.contract, mean)
     if model.contract.output == "lens":
-        p = uncertainty.class_probabilities(model.contract.calibration.probability(mean[:, 0]))
         # The operating point is stated on the score, the sigmoid of the logit.
         limit = math.log(model.contract.threshold / (1 - model.contract.threshold))
         decision = (mean[:, 0] >= limit).astype(np.int64)
     else:
-        odds = np.exp(mean - mean.max(1, keepdims=True))
-        p = odds / odds.sum(1, keepdims=True)
         decision = p.argmax(1)
     wrong = np.full(len(mean), np.nan)
     if model.bank is not None:

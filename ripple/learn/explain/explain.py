@@ -21,13 +21,13 @@ from torch import Tensor
 from ripple.errors import ConfigError, DataError, InputError, IntegrityError
 from ripple.learn.config import ExplainConfig
 from ripple.learn.data.dataset import TensorDataset
-from ripple.learn.data.loader import Loader
 from ripple.learn.explain import attribution
 from ripple.learn.model import uncertainty
 from ripple.learn.model.contract import Contract, Conversion, Facts, check
 from ripple.learn.model.device import choose_device
 from ripple.learn.model.weights import Model, load_model
-from ripple.learn.scoring.score import answers, class_names
+from ripple.learn.scoring.forward import answered
+from ripple.learn.scoring.score import TRAINING_PROBABILITY, answers, class_names, training_prevalence
 from ripple.report.cards import Table, Tile, data_uri, render
 from ripple.report.cutout_pictures import colour_pictures
 from ripple.report.plots import scatter_plot
@@ -111,7 +111,7 @@ def explain(config: ExplainConfig) -> Summary:
     facts: dict[str, Any] = {}  # filled by `build`, which does not run when the pages are finished
 
     def build(directory: Path) -> None:
-        rows = answered(model, TensorDataset(artefacts, class_map=model.contract.class_map), device)
+        rows = rows_of(model, TensorDataset(artefacts, class_map=model.contract.class_map), device)
         chosen = choose(rows, config)
         links = []
         for place, at in enumerate(chosen, 1):
@@ -133,19 +133,12 @@ def explain(config: ExplainConfig) -> Summary:
     )
 
 
-@torch.inference_mode()
-def answered(model: Model, dataset: TensorDataset, device: torch.device) -> Rows:
-    """Answers and features of every accepted row."""
-    # Upright images only, unlike `score` with --tta: maps explain one orientation.
-    values, features = [], []
-    for batch in Loader(dataset, shuffle=False, device=device).epoch(0):
-        outs, latent = model.answer(batch["image"])
-        values.append(outs.float().cpu().numpy())
-        features.append(latent.float().cpu().numpy())
-    if not values:
+def rows_of(model: Model, dataset: TensorDataset, device: torch.device) -> Rows:
+    """Answers, the same as those of `score`, and features of every accepted row."""
+    values, features = answered(model.nets, dataset, None, device)
+    if not len(values):
         raise DataError("the tensors have no accepted rows to explain")
-    found = answers(model.contract, np.concatenate(values), None)  # values: (n, E, outputs)
-    return Rows(dataset, dataset.rows, found, np.concatenate(features, axis=1))
+    return Rows(dataset, dataset.rows, answers(model.contract, values, None), features)
 
 
 def choose(rows: Rows, config: ExplainConfig) -> NDArray[np.int64]:
@@ -242,15 +235,18 @@ def _facts(model: Model, rows: Rows, at: int) -> list[Tile]:
     contract, number = model.contract, rows.number[at]
     limit = f"operating point {contract.threshold:.4f}" if contract.output == "lens" else ""
     facts = [Tile("score", f"{rows.found['score'][at]:.4f}", limit)]
-    p = rows.found["probability"][at]
-    if np.isfinite(p):  # NaN for regression
-        facts.append(Tile("probability", f"{p:.4f}", "calibrated"))
-    known = contract.uncertainty
-    if known is not None and model.bank is not None:
-        there = uncertainty.neighbour_distance(
-            model.bank.features.numpy(), rows.features[:, [at]], known.neighbour
+    known = training_prevalence(contract)
+    if known is not None:
+        p = rows.found[TRAINING_PROBABILITY][at]
+        facts.append(
+            Tile("probability", f"{p:.4f}", f"where {known:.2g} of the rows are lenses, as in training")
         )
-        ood = float(there[0]) / known.ood_limit
+    doubt = contract.uncertainty
+    if doubt is not None and model.bank is not None:
+        there = uncertainty.neighbour_distance(
+            model.bank.features.numpy(), rows.features[:, [at]], doubt.neighbour
+        )
+        ood = float(there[0]) / doubt.ood_limit
         facts.append(Tile("ood", f"{ood:.2f}", "above 1: unlike any training row"))
     label = int(rows.dataset.column("label")[number])
     names = class_names(contract)
@@ -345,7 +341,7 @@ def model_page(
     plots = latent_plots(model, rows.features[0, some], label[some], prefix, config)
     if before is not None:
         check_same(before.contract, model.contract)
-        features = answered(before, rows.dataset, device).features[0]
+        features = rows_of(before, rows.dataset, device).features[0]
         old = latent_plots(before, features[some], label[some], "before, ", config)
         # In pairs, so that before and after stand side by side.
         plots = [plot for pair in zip(old, plots, strict=True) for plot in pair] if old and plots else plots

@@ -19,7 +19,7 @@ from ripple.config import canonical_json
 from ripple.errors import ConfigError, ContractError, InputError, IntegrityError
 from ripple.imaging.batch import TensorBatch
 from ripple.learn.model.architecture import NAMES, Architecture, Stem
-from ripple.learn.model.calibrate import Calibration
+from ripple.learn.model.calibrate import Calibration, ClassCalibration
 from ripple.learn.model.provenance import Columns, Split, verdicts
 from ripple.learn.model.uncertainty import Uncertainty
 from ripple.storage.checksums import read_verified
@@ -118,6 +118,7 @@ class Contract(Strict):
     (`targets`, standardised with `target_mean` and `target_std`). `psf_fwhm` is None when the PSF was not
     homogenised.
     `split` says which rows were held out and what sky the others are on, None for a model from elsewhere;
+    `calibration` is that of a lens finder, `class_calibration` that of several classes;
     `ancestors` the same of the models it was fine-tuned from. `judged` are the rows behind `metrics`.
     `threshold` is the operating point on `score`, chosen on validation sky.
     """
@@ -138,6 +139,7 @@ class Contract(Strict):
     target_std: tuple[float, ...] = ()
     threshold: float = 0.5
     calibration: Calibration = Calibration()
+    class_calibration: ClassCalibration = ClassCalibration()
     uncertainty: Uncertainty | None = None
     split: Split | None = None
     ancestors: tuple[Split, ...] = ()

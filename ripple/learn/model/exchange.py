@@ -38,6 +38,7 @@ from ripple.learn.model.weights import (
     parse_weights,
     save_model,
 )
+from ripple.learn.scoring.forward import member_outputs
 from ripple.runtime.summary import Summary
 from ripple.storage.files import TEMPORARY, make_directory, remove_temporaries, write_single
 from ripple.storage.labels import lens_label, lens_map
@@ -436,15 +437,16 @@ def _norms_after_convolutions(arch: Architecture, net: Net) -> dict[str, str]:
 
 
 class MemberMean(nn.Module):
-    """MemberMean output of the members, as one network to export."""
+    """Mean output of members and orientations, as `score` has it, as one network to export."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.nets = nn.ModuleList(model.nets)
+        self.members = model.nets  # a plain tuple beside the list that registers the weights
 
     def forward(self, image: Tensor) -> Tensor:
         """`(n, B, size, size)` -> `(n, outputs)`: logits, or standardised quantities."""
-        return torch.stack([net(image) for net in self.nets]).mean(0)
+        return member_outputs(self.members, image)[0].mean(1)
 
 
 def export_model(config: ExportModelConfig) -> Summary:

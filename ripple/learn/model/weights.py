@@ -292,22 +292,6 @@ class Model:
         """The model on a device."""
         return Model(self.directory, self.contract, tuple(net.to(device) for net in self.nets), self.bank)
 
-    def answer(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """What each of E members says of images as they are.
-
-        Parameters
-        ----------
-        image
-            `(n, B, size, size)`.
-
-        Returns
-        -------
-        Outputs `(n, E, outputs)` and features `(E, n, F)`.
-        """
-        features = [net.features(image) for net in self.nets]
-        outputs = [net.head(f) for net, f in zip(self.nets, features, strict=True)]
-        return torch.stack(outputs, 1), torch.stack(features)
-
 
 def load_model(directory: Path) -> Model:
     """Read a model directory; nothing is trusted before it is checked.

@@ -18,9 +18,10 @@ from ripple.learn.evaluation.evaluate import Judgeable, JudgedRecord
 from ripple.learn.evaluation.intervals import Measured
 from ripple.learn.evaluation.metrics import Confusion
 from ripple.learn.model import uncertainty
-from ripple.learn.model.calibrate import logit
+from ripple.learn.model.calibrate import logit, share_shift, shares_at
 from ripple.learn.model.contract import Contract
 from ripple.learn.model.provenance import VERDICTS
+from ripple.learn.scoring.forward import probabilities
 from ripple.sky.splits import NSIDE, sky_cells
 from ripple.storage.artefact import Artefact
 from ripple.storage.files import write_atomic
@@ -49,9 +50,19 @@ class Doubt(TypedDict):
     risk_coverage: uncertainty.RiskCoverage
 
 
-class DoubtReport(TypedDict, total=False):
-    """Empty for models that do not state their uncertainty, and without labelled rows."""
+class StatedPrevalence(TypedDict):
+    """Fractions of lenses: at which the `scores` have their `probability`, and among the `judged` rows, at
+    which the calibration is judged.
+    """
 
+    scores: float | None
+    judged: float | None
+
+
+class DoubtReport(TypedDict, total=False):
+    """No `doubt` for models that do not state their uncertainty, and without labelled rows."""
+
+    prevalence: StatedPrevalence
     doubt: Doubt
 
 
@@ -81,6 +92,7 @@ def evaluation_report(
     config: ScoreConfig,
     directory: Path,
     split: Judgeable,
+    prevalence: float | None,
 ) -> LensReport | OtherReport:
     """Evaluate the labelled rows of a split; write `evaluation.json` and, for lens finding, `curves.png`.
 
@@ -98,6 +110,8 @@ def evaluation_report(
         Where to write.
     split
         Whose rows are evaluated.
+    prevalence
+        Of lenses, at which the tables have `probability` and `p_<class>`; None where the model states none.
 
     Returns
     -------
@@ -105,33 +119,54 @@ def evaluation_report(
     """
     rows = _rows(paths, contract, split)
     judged: JudgedRecord = {"rows": len(rows["score"]), "split": split}
+    stated: StatedPrevalence = {"scores": prevalence, "judged": None}
+    if contract.output != "regression":
+        stated["judged"] = float(np.isin(rows["label"], contract.lens_labels()).mean())
     report: LensReport | OtherReport
     match contract.output:
         case "lens":
             found = _lens_report(rows, contract, config, judged)
-            # Again from the score: the column `probability` may be at another prevalence than the sets.
-            p = contract.calibration.probability(logit(rows["score"].astype(np.float64)))
+            # Not the column `probability`, which is at another prevalence than the sets.
+            p = probabilities(contract, logit(rows["score"].astype(np.float64))[:, None])
             if stages := lens_stages(artefacts, contract, split, found["evaluation"]["confusion"]):
                 found["stages"] = stages
-            report = {**found, **uncertainty_report(uncertainty.class_probabilities(p), rows, contract)}
+            report = {**found, **uncertainty_report(p, rows, contract)}
             write_atomic(directory / "curves.png", evaluation_curves(found["evaluation"], found["slices"]))
         case "classes":
-            names = [f"p_{contract.class_map[str(k)]}" for k in range(len(contract.class_map))]
-            p = np.stack([rows[name] for name in names], 1)  # (N, K)
-            report = {
-                "judged": judged,
-                "evaluation": evaluate.evaluate_classes(
-                    rows["label"], p, block=blocks(rows, contract), seed=config.seed
-                ),
-                **uncertainty_report(p.astype(np.float64), rows, contract),
-            }
+            report = _class_report(rows, contract, config, judged, prevalence)
         case "regression":
             each = {t: evaluate.evaluate_regression(*_finite(rows, t)) for t in contract.targets}
             report = {"judged": judged, "evaluation": {"metrics": each}}
+    report["prevalence"] = stated
     # NaN is not JSON: better an error here than a file that other readers refuse.
     text = json.dumps(report, indent=1, sort_keys=True, allow_nan=False)
     write_atomic(directory / "evaluation.json", text.encode())
     return report
+
+
+def _class_report(
+    rows: dict[str, NDArray[Any]],
+    contract: Contract,
+    config: ScoreConfig,
+    judged: JudgedRecord,
+    prevalence: float | None,
+) -> OtherReport:
+    """Evaluation of several classes: sets at the shares of the validation rows, the rest at those judged."""
+    label = rows["label"]
+    names = [f"p_{contract.class_map[str(k)]}" for k in range(len(contract.class_map))]
+    own = mixed = np.stack([rows[name].astype(np.float64) for name in names], 1)  # (N, K)
+    if prevalence is not None:
+        known = contract.class_calibration.shares
+        before = shares_at(known, contract.lens_labels(), prevalence)
+        own = share_shift(own, before, known)
+        mixed = share_shift(mixed, before, np.bincount(label, minlength=len(names)) / len(label))
+    return {
+        "judged": judged,
+        "evaluation": evaluate.evaluate_classes(
+            label, mixed, called=rows["predicted"], block=blocks(rows, contract), seed=config.seed
+        ),
+        **uncertainty_report(own, rows, contract),
+    }
 
 
 def _rows(paths: list[Path], contract: Contract, split: Judgeable) -> dict[str, NDArray[Any]]:
@@ -142,7 +177,9 @@ def _rows(paths: list[Path], contract: Contract, split: Judgeable) -> dict[str, 
         keep = np.asarray(table["split"].to_pylist()) == split
         # Regression is judged by its own targets; a label is not needed.
         if contract.output != "regression":
-            keep &= table["label"].to_numpy() >= 0
+            label = table["label"].to_numpy()
+            # A class that the model never learnt has no right answer.
+            keep &= (label >= 0) & (label < max(len(contract.class_map), 2))
         if "accept" in table.column_names:
             keep &= table["accept"].to_numpy() != 0
         for name in table.column_names:
@@ -221,10 +258,12 @@ def _lens_report(
 ) -> LensReport:
     label, score = rows["label"], rows["score"].astype(np.float64)
     sky = evaluate.Sky(lenses=config.lenses_per_deg2, sources=config.sources_per_deg2)
+    # Whatever `probability` is at: calibration is judged at the mix of the judged rows.
+    p = contract.calibration.probability(logit(score), prevalence=float((label == 1).mean()))
     found = evaluate.evaluate(
         label,
         score,
-        rows["probability"],
+        p,
         threshold=contract.threshold,
         block=blocks(rows, contract),
         sky=sky,

@@ -123,8 +123,15 @@ def top_csv(table: Path, count: int) -> bytes:
     return out.getvalue().encode()
 
 
-def joined_index(artefacts: list[Artefact]) -> Iterator[pa.Table]:
+def joined_index(artefacts: list[Artefact], metadata: dict[str, str]) -> Iterator[pa.Table]:
     """The indexes of all tensor artefacts, one after the other, with the shard numbers of the scores.
+
+    Parameters
+    ----------
+    artefacts
+        Tensors, in the order of the scores.
+    metadata
+        Of the tables.
 
     Raises
     ------
@@ -139,7 +146,7 @@ def joined_index(artefacts: list[Artefact]) -> Iterator[pa.Table]:
             for a in artefacts
         ],
         promote_options="default",
-    )
+    ).with_metadata(metadata)
     if not any(a.manifest["index"]["rows"] for a in artefacts):
         yield schema.empty_table()
     first, start = 0, 0

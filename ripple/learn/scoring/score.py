@@ -25,18 +25,17 @@ from torch import Tensor
 from ripple.errors import ConfigError, DataError, IntegrityError
 from ripple.imaging.batch import TensorBatch
 from ripple.learn.config import ScoreConfig
-from ripple.learn.data.augment import orient
 from ripple.learn.evaluation.evaluate import ClassMetrics, Judgeable, JudgedRecord, Residuals, judged_words
 from ripple.learn.evaluation.intervals import Measured, printed
 from ripple.learn.evaluation.robustness import stress
-from ripple.learn.model.calibrate import sigmoid
-from ripple.learn.model.contract import Contract, Conversion, Facts, Output, check
+from ripple.learn.model.calibrate import one_in, shares_at, sigmoid, softmax
+from ripple.learn.model.contract import Contract, Conversion, Facts, Output, check, load_contract
 from ripple.learn.model.device import choose_device
-from ripple.learn.model.network import Net
 from ripple.learn.model.provenance import VERDICTS
-from ripple.learn.model.uncertainty import class_probabilities, doubts, neighbour_distance
+from ripple.learn.model.uncertainty import doubts, neighbour_distance
 from ripple.learn.model.weights import Model, convert, load_model
 from ripple.learn.scoring.evaluation import Visible, evaluation_report
+from ripple.learn.scoring.forward import average, member_outputs, probabilities, varies
 from ripple.learn.scoring.ranking import SCORE_COLUMNS, joined_index, top_csv, write_sorted
 from ripple.runtime.profile import peak_rss
 from ripple.runtime.signals import stoppable
@@ -49,6 +48,11 @@ from ripple.storage.labels import renumbered
 from ripple.storage.writer import ArtefactWriter, create
 
 SORTED = "scores.parquet"
+#: The probability at the prevalence of the rows that the model was calibrated on.
+TRAINING_PROBABILITY = "probability_at_training_prevalence"
+#: Columns that have no value where it would mean nothing.
+EMPTY = ("probability", "spread")
+Float = NDArray[np.float64]
 #: Optional files beside the shards; the manifest lists the checksums of those that were written.
 EXTRA_FILES = ("top.csv", "evaluation.json", "curves.png", "stress.json", "stress.csv", "stress.png")
 
@@ -77,7 +81,8 @@ class Worst(TypedDict):
 class ScoreAttributes(TypedDict):
     """Attributes of scores in the manifest.
 
-    `lens_labels` are those of what is searched for; `prevalence` None means that of the calibration rows.
+    `lens_labels` are those of what is searched for. `prevalence` is that of the column `probability`, None
+    where the model states none; `training_prevalence` that of `probability_at_training_prevalence`.
     """
 
     rows: int
@@ -89,6 +94,7 @@ class ScoreAttributes(TypedDict):
     threshold: float
     bands: list[str]
     prevalence: float | None
+    training_prevalence: float | None
     judged: NotRequired[JudgedRecord]
     evaluation: NotRequired[dict[str, Measured] | ClassMetrics | dict[str, Residuals]]
     visible: NotRequired[Visible]
@@ -130,6 +136,7 @@ def score(config: ScoreConfig) -> Summary:
     units = [
         Unit(n, a, k) for n, (a, k) in enumerate((a, k) for a in artefacts for k in range(len(a.shards)))
     ]
+    stated_prevalence(model.contract, config)  # refused before anything is read
     # Before the output directory is created: tensors that do not fit must leave nothing behind.
     judged = _check_every_shard(model.contract, units, config)
     # Digests, not paths: a model that was moved is the same model, one that was retrained is not.
@@ -178,10 +185,12 @@ def _finish(
         "lens_labels": list(model.contract.lens_labels()),
         "threshold": model.contract.threshold,
         "bands": list(model.contract.bands),
-        "prevalence": config.prevalence,
+        "prevalence": stated_prevalence(model.contract, config),
+        "training_prevalence": training_prevalence(model.contract),
     }
     if config.evaluate:
-        found = evaluation_report(paths, artefacts, model.contract, config, writer.directory, judged)
+        stated = attributes["prevalence"]
+        found = evaluation_report(paths, artefacts, model.contract, config, writer.directory, judged, stated)
         attributes["evaluation"] = found["evaluation"]["metrics"]
         attributes["judged"] = found["judged"]
         if "visible" in found:
@@ -194,7 +203,8 @@ def _finish(
         worst = max(card["card"], key=lambda r: r["flip_rate"]["value"])
         attributes["stress"] = {"worst": worst["disturbance"], "flip_rate": worst["flip_rate"]["value"]}
     files = listed(writer.directory, (SORTED, *EXTRA_FILES))
-    writer.finish(joined_index(artefacts), {"peak_rss": peak_rss()}, attributes, files=files)
+    named = named_prevalence(attributes["prevalence"], attributes["training_prevalence"])
+    writer.finish(joined_index(artefacts, named), {"peak_rss": peak_rss()}, attributes, files=files)
     return attributes
 
 
@@ -326,9 +336,12 @@ def score_shard(
         values, near = (np.concatenate(part) for part in zip(*pairs, strict=True))
     n, catalog = len(batch), dict(batch.catalog)
     columns: dict[str, Any] = {name: catalog.pop(name, np.full(n, np.nan)) for name in ("id", "ra", "dec")}
-    columns |= answers(model.contract, values, config.prevalence)
+    prevalence = stated_prevalence(model.contract, config)
+    spread = varies(model.nets, tta=config.tta, dropout=config.mc_dropout)
+    columns |= answers(model.contract, values, prevalence, spread=spread)
     if model.contract.uncertainty is not None:
-        p = set_probabilities(model.contract, values)
+        # Not at `--prevalence`: the limits of the sets were fitted at that of the validation rows.
+        p = probabilities(model.contract, average(values))
         columns |= doubts(model.contract.uncertainty, p, near, class_names(model.contract))
     columns["qc"] = catalog.pop("qc", np.zeros(n, np.uint64))  # a bit mask; 0: no flag raised
     columns["split"] = split_names(model.contract, unit.artefact, batch)
@@ -339,57 +352,23 @@ def score_shard(
         own = name in columns or name in SCORE_COLUMNS
         if not own and column.ndim == 1 and not name.startswith("norm_"):
             columns[name] = column
-    return pa.table({name: _arrow(column) for name, column in columns.items()})
+    table = pa.table({name: _arrow(column, null=name in EMPTY) for name, column in columns.items()})
+    return table.replace_schema_metadata(named_prevalence(prevalence, training_prevalence(model.contract)))
+
+
+def named_prevalence(scores: float | None, training: float | None) -> dict[str, str]:
+    """Metadata of the tables: the fraction of lenses at which each column of probabilities holds."""
+    named = {"probability": scores, TRAINING_PROBABILITY: training}
+    return {f"prevalence of {name}": f"{value:.6g}" for name, value in named.items() if value is not None}
 
 
 @torch.inference_mode()
 def outputs(
     model: Model, image: Tensor, *, tta: bool = True, dropout: int = 0
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Outputs of every member and orientation, and features of every member.
-
-    Parameters
-    ----------
-    model
-        On the device of `image`.
-    image
-        `(n, B, size, size)` float32.
-    tta
-        Eight orientations for members that are not invariant by construction.
-    dropout
-        Passes with dropout for each of these (Gal & Ghahramani 2016, ICML 48, 1050); 0: one pass without.
-
-    Returns
-    -------
-    `(n, V, outputs)` float32, V members times orientations; an invariant member counts eight times, so that
-    all members weigh the same. `(E, n, F)` float32, features of the upright images.
-    """
-    found, latent = [], []
-    for net in model.nets:
-        latent.append(net.features(image))
-        upright = _passes(net, latent[-1], dropout)
-        if net.invariant or not tta:
-            # Its eight orientations would all give this output: it is computed once.
-            found += upright * (8 if tta else 1)
-            continue
-        found += upright
-        for g in range(1, 8):
-            element = torch.full((len(image),), g, dtype=torch.int64, device=image.device)
-            found += _passes(net, net.features(orient(image, element)), dropout)
-    # (n, V, outputs) and (E, n, F)
-    return torch.stack(found, 1).float().cpu().numpy(), torch.stack(latent).float().cpu().numpy()
-
-
-def _passes(net: Net, features: Tensor, dropout: int) -> list[Tensor]:
-    """Outputs without dropout, or of `dropout` passes; features are computed once, masks are repeatable."""
-    if not dropout:
-        return [net.head(features)]
-    keep = 1 - net.dropout.p
-    seeded = torch.Generator().manual_seed(0)
-    # One mask for all rows: the score of a row does not depend on its batch.
-    masks = (torch.rand(dropout, features.shape[1], generator=seeded) < keep).to(features)  # (P, F)
-    # Divided by `keep`, as torch does in training, so that the mean activation stays the same.
-    return [net.head(features * mask / keep) for mask in masks]
+    """`forward.member_outputs` as arrays, `(n, V, outputs)` and `(E, n, F)`."""
+    found, latent = member_outputs(model.nets, image, tta=tta, dropout=dropout)
+    return found.cpu().numpy(), latent.cpu().numpy()
 
 
 def distances(model: Model, latent: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -407,24 +386,61 @@ def class_names(contract: Contract) -> tuple[str, ...]:
     return tuple(contract.class_map.get(str(k), str(k)) for k in range(kinds))
 
 
-def set_probabilities(contract: Contract, values: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Probabilities `(n, K)` for the conformal sets: calibrated, at the prevalence of the training rows.
+def survey_prevalence(config: ScoreConfig) -> float:
+    """The fraction of lenses that `probability` holds at: as given, or that of the survey."""
+    if config.prevalence is not None:
+        return config.prevalence
+    return config.lenses_per_deg2 / (config.lenses_per_deg2 + config.sources_per_deg2)
 
-    Not at `--prevalence`: the quantiles of the sets were fitted at that of the validation rows.
+
+def stated_prevalence(contract: Contract, config: ScoreConfig) -> float | None:
+    """The prevalence of the column `probability`; None for a model that does not say at which its own holds.
+
+    Raises
+    ------
+    ConfigError
+        A prevalence was given for such a model.
     """
-    match contract.output:
-        case "lens":
-            return class_probabilities(contract.calibration.probability(values[:, :, 0].mean(1)))
-        case "classes":
-            z = values.astype(np.float64)  # (n, V, K)
-            odds = np.exp(z - z.max(2, keepdims=True))
-            return np.asarray((odds / odds.sum(2, keepdims=True)).mean(1))
-        case "regression":
-            return np.zeros((len(values), 0))
+    known = {
+        "lens": contract.calibration.prevalence is not None,
+        "classes": bool(contract.class_calibration.shares),
+        "regression": False,
+    }[contract.output]
+    if not known and config.prevalence is not None:
+        what = (
+            "regresses quantities" if contract.output == "regression" else "states no prevalence of its own"
+        )
+        raise ConfigError(
+            f"--prevalence cannot be used: {config.model} {what}",
+            hint="leave it out; a model from elsewhere needs calibration.prevalence in its sidecar",
+        )
+    return survey_prevalence(config) if known else None
+
+
+def training_prevalence(contract: Contract) -> float | None:
+    """Fraction of lenses at which the model's own probabilities hold; None when it does not say."""
+    if contract.output == "lens":
+        return contract.calibration.prevalence
+    shares = contract.class_calibration.shares
+    if contract.output == "regression" or not shares:
+        return None
+    return float(sum(shares[k] for k in contract.lens_labels()))
+
+
+def fallback(contract: Contract, prevalence: float | None) -> str:
+    """What to say when the isotonic map cannot be moved to a prevalence; empty when it can."""
+    known = contract.calibration
+    if prevalence is None or known.resolves(prevalence):
+        return ""
+    others, needed = known.rows * (1 - (known.prevalence or 0.0)), 3 * (1 - prevalence) / prevalence
+    return (
+        f"{others:,.0f} non-lenses of the isotonic calibration do not resolve a prevalence of "
+        f"{prevalence:.2g}, which needs {needed:,.0f}: `probability` is that of the temperature"
+    )
 
 
 def answers(
-    contract: Contract, values: NDArray[np.floating], prevalence: float | None
+    contract: Contract, values: NDArray[np.floating], prevalence: float | None, *, spread: bool = True
 ) -> dict[str, NDArray[Any]]:
     """Score, probability, spread, and the further columns of the task.
 
@@ -433,46 +449,66 @@ def answers(
     contract
         Of the model.
     values
-        `(n, V, outputs)` from `outputs`.
+        `(n, V, outputs)` from `forward.member_outputs`.
     prevalence
-        Of lenses, for `probability`.
+        Of lenses, for `probability` and the `p_<class>`; None: there is no `probability`, and the others are
+        as the model states them.
+    spread
+        Whether the V outputs can differ; without, the column is NaN.
     """
+    mean, none = average(values), np.full(len(values), np.nan)
     match contract.output:
         case "lens":
             logit = values[:, :, 0].astype(np.float64)
-            mean = logit.mean(1)
+            known = contract.calibration
             # The score is not calibrated, so that ranks never depend on prevalence or calibration.
             found = {
-                "score": sigmoid(mean),
-                "probability": contract.calibration.probability(mean, prevalence=prevalence),
+                "score": sigmoid(mean[:, 0]),
+                "probability": none if prevalence is None
+                else known.probability(mean[:, 0], prevalence=prevalence),
                 "spread": sigmoid(logit).std(1),
-            }
+                TRAINING_PROBABILITY: known.probability(mean[:, 0]),
+            }  # fmt: skip
         case "classes":
-            odds = np.exp(values - values.max(2, keepdims=True)).astype(np.float64)
-            each = odds / odds.sum(2, keepdims=True)
-            p = each.mean(1)  # (n, K)
-            at, lens = contract.ranked()
-            score = p[:, at] if lens else 1 - p[:, at]
-            found = {"score": score, "probability": score, "spread": each[:, :, at].std(1)}
-            found["predicted"] = p.argmax(1).astype(np.int32)
-            found |= {f"p_{contract.class_map[str(k)]}": p[:, k] for k in range(p.shape[1])}
+            found = _class_answers(contract, values, mean, prevalence)
         case "regression":
             # Networks regress standardised quantities; the table has their units.
-            real = values * np.array(contract.target_std) + np.array(contract.target_mean)
-            mean = real.mean(1)
-            found = {
-                "score": mean[:, 0],
-                "probability": np.full(len(mean), np.nan),
-                "spread": real[:, :, 0].std(1),
-            }
-            found |= {f"{name}_predicted": mean[:, k] for k, name in enumerate(contract.targets)}
-    if not all(np.isfinite(found[name]).all() for name in ("score", "spread")):
+            scale, offset = np.array(contract.target_std), np.array(contract.target_mean)
+            real = mean * scale + offset
+            found = {"score": real[:, 0], "probability": none, "spread": values[:, :, 0].std(1) * scale[0]}
+            found |= {f"{name}_predicted": real[:, k] for k, name in enumerate(contract.targets)}
+    if not np.isfinite(found["score"]).all():
         raise IntegrityError(
             "the network gave scores that are not finite", hint="check the tensors and the weights for damage"
         )
+    found["spread"] = found["spread"] if spread else none
     # The score keeps its digits: near 1 float32 would tie the best candidates.
     rest = {k: v.astype(np.float32) if v.dtype == np.float64 else v for k, v in found.items()}
     return rest | {"score": found["score"].astype(np.float64)}
+
+
+def _class_answers(
+    contract: Contract, values: NDArray[np.floating], mean: Float, prevalence: float | None
+) -> dict[str, NDArray[Any]]:
+    at, lens = contract.ranked()
+    known = contract.class_calibration
+
+    def ranked(p: Float) -> Float:
+        return p[:, at] if lens else 1 - p[:, at]
+
+    own = known.probability(mean)  # (n, K)
+    each = own
+    if prevalence is not None:
+        each = known.probability(mean, shares=shares_at(known.shares, contract.lens_labels(), prevalence))
+    found = {
+        "score": ranked(softmax(mean)),
+        "probability": ranked(each) if prevalence is not None else np.full(len(mean), np.nan),
+        "spread": np.stack([softmax(v)[:, at] for v in np.moveaxis(values, 1, 0)], 1).std(1),
+        TRAINING_PROBABILITY: ranked(own),
+        # At the survey's shares nearly every row is no lens: a decision is one among the validation rows.
+        "predicted": own.argmax(1).astype(np.int32),
+    }
+    return found | {f"p_{contract.class_map[str(k)]}": each[:, k] for k in range(each.shape[1])}
 
 
 def split_names(contract: Contract, artefact: Artefact, batch: TensorBatch) -> NDArray[np.str_]:
@@ -480,10 +516,13 @@ def split_names(contract: Contract, artefact: Artefact, batch: TensorBatch) -> N
     return np.array(VERDICTS)[contract.verdicts(artefact.digest, batch.catalog, len(batch))]
 
 
-def _arrow(column: NDArray[Any]) -> pa.Array:
+def _arrow(column: NDArray[Any], *, null: bool = False) -> pa.Array:
+    """A column as Arrow has it; with `null`, NaN means that there is no value."""
     # HDF5 gives text as bytes; one that is not UTF-8 stays readable and does not stop the table.
     if column.dtype.kind == "S":
         return pa.array([value.decode("utf-8", "replace") for value in column.tolist()])
+    if null:
+        return pa.array(column, from_pandas=True)
     return pa.array(column)
 
 
@@ -497,6 +536,11 @@ def _summary(
     config: ScoreConfig, attributes: ScoreAttributes, seconds: float, *, done: bool = False
 ) -> Summary:
     facts: dict[str, Any] = {"rows": attributes["rows"]}
+    notes = []
+    if message := fallback(load_contract(config.model), attributes.get("prevalence")):
+        notes.append(message)
+    if (prevalence := attributes.get("prevalence")) is not None:
+        facts["probability"] = f"where {one_in(prevalence)} is a lens"
     if seconds:
         facts["rate"] = f"{attributes['rows'] / seconds:,.0f} rows/s"
     judged = attributes.get("judged")
@@ -513,4 +557,4 @@ def _summary(
         name = f"arcs < {seen['arc_sb_below']:g} mag/arcsec^2 ({seen['lenses']})"
         if isinstance(seen.get("auroc"), dict) and "value" in seen["auroc"]:
             facts[name] = "AUROC " + printed(seen["auroc"], 3)
-    return Summary("score", str(config.output), facts, seconds=seconds, done_before=done)
+    return Summary("score", str(config.output), facts, seconds=seconds, done_before=done, notes=tuple(notes))

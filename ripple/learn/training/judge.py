@@ -19,13 +19,13 @@ from ripple.learn.model import calibrate, uncertainty
 from ripple.learn.model.contract import Contract
 from ripple.learn.model.network import Net
 from ripple.learn.model.weights import Bank, load_bank, save_bank
+from ripple.learn.scoring.forward import mean_outputs, probabilities
 from ripple.learn.training.adapt.adaptation import (
     assumed_shares,
     estimated_shares,
     features_of,
     own_statistics,
 )
-from ripple.learn.training.loop import predict
 from ripple.sky.splits import TEST, TRAIN, VALIDATION, sky_cells
 
 Float = NDArray[np.float64]
@@ -67,15 +67,6 @@ class TargetRecord(ClassShares, LabelledRecord):
 
     method: str
     rows: int
-
-
-def probabilities(contract: Contract, outputs: Float) -> Float:
-    """`(n, K)` from mean outputs `(n, outputs)`: calibrated for lens finding, softmax for classes."""
-    if contract.output == "lens":
-        return uncertainty.class_probabilities(contract.calibration.probability(outputs[:, 0]))
-    # The largest is taken off first: exp would overflow, and the ratio is the same.
-    odds = np.exp(outputs - outputs.max(1, keepdims=True))
-    return np.asarray(odds / odds.sum(1, keepdims=True))
 
 
 def both_domains(nets: list[Net], data: TrainingSet, device: torch.device) -> tuple[list[Net], list[Net]]:
@@ -148,7 +139,7 @@ def judge_target(
     record: TargetRecord = {"method": config.adapt, "rows": int((target.split == TRAIN).sum())}
     rows = target.rows(TEST)  # never those whose features were aligned
     if len(rows):
-        outputs = mean_outputs(nets, target, rows, device)
+        outputs = mean_outputs(nets, target.dataset, rows, device)
         if contract.output != "regression":
             shares = _class_shares(contract, data, config, probabilities(contract, outputs))
             judged = _judge_labelled(contract, target, rows, outputs, nets, config, device)
@@ -164,13 +155,6 @@ def member_features(
 ) -> NDArray[np.float32]:
     """Features `(E, n, F)` of rows by each of E members."""
     return np.stack([features_of(net, dataset, rows, device).cpu().numpy() for net in nets])
-
-
-def mean_outputs(
-    nets: list[Net], target: TargetSet | TrainingSet, rows: NDArray[np.int64], device: torch.device
-) -> Float:
-    """Mean outputs `(n, outputs)` of the members, in fp32."""
-    return np.asarray(np.mean([predict(net, target, rows, device) for net in nets], axis=0), np.float64)
 
 
 def _class_shares(contract: Contract, data: TrainingSet, config: TrainConfig, p: Float) -> ClassShares:
@@ -214,7 +198,7 @@ def _judge_labelled(
         found["evaluation"] = evaluate(
             y,
             calibrate.sigmoid(outputs[known, 0]),
-            q[:, 1],
+            contract.calibration.probability(outputs[known, 0], prevalence=float(y.mean())),
             threshold=contract.threshold,
             block=sky_cells(*positions(target.dataset), config.nside)[rows[known]],
             draws=config.draws,

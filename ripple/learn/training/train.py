@@ -51,12 +51,13 @@ from ripple.learn.model.contract import (
 from ripple.learn.model.device import choose_device
 from ripple.learn.model.network import Net, build
 from ripple.learn.model.weights import BESIDE, member_file, save_model
+from ripple.learn.scoring.forward import mean_outputs
 from ripple.learn.training import judge as judging
-from ripple.learn.training.loop import Ranks, fit, predict, process_group, standardisation
+from ripple.learn.training.loop import Ranks, fit, process_group, standardisation
 from ripple.learn.training.state import Fitted
 from ripple.runtime.signals import Stop, stoppable
 from ripple.runtime.summary import Summary
-from ripple.sky.splits import TEST, VALIDATION
+from ripple.sky.splits import TEST, TRAIN, VALIDATION
 from ripple.storage.checksums import check_size
 from ripple.storage.files import make_directory, read_sealed, remove_temporaries, write_atomic, write_sealed
 from ripple.storage.lock import lock, unlock
@@ -192,7 +193,7 @@ def _train(
         adapted, nets = judging.both_domains(nets, data, device)
         members = [replace(m, state=n.state_dict()) for m, n in zip(members, adapted, strict=True)]
     contract = _contract(config, data, arch, members, identity)
-    outputs = {k: mean_output(nets, data, data.rows(k), device) for k in (VALIDATION, TEST)}
+    outputs = {k: mean_outputs(nets, data.dataset, data.rows(k), device) for k in (VALIDATION, TEST)}
     contract, evaluation = judge(contract.model_copy(update={"gates": report or {}}), data, outputs, config)
     contract = judging.with_uncertainty(contract, data, outputs[VALIDATION], nets, device, config.output)
     found = None
@@ -318,13 +319,6 @@ def _net(arch: Architecture, member: Fitted, device: torch.device) -> Net:
     return net.to(device).eval()
 
 
-def mean_output(
-    nets: list[Net], data: TrainingSet, rows: NDArray[np.int64], device: torch.device
-) -> NDArray[np.float64]:
-    """Mean outputs `(n, outputs)` of the members, in fp32."""
-    return np.mean([predict(net, data, rows, device).astype(np.float64) for net in nets], axis=0)
-
-
 def _contract(
     config: TrainConfig, data: TrainingSet, arch: Architecture, members: list[Fitted], identity: RunIdentity
 ) -> Contract:
@@ -374,18 +368,24 @@ def judge(
     """
     judged = Judged(rows=len(outputs[TEST]), split="test" if data.unseen else "unknown")
     contract = contract.model_copy(update={"judged": judged})
+    if config.task == "classes":
+        fitted = class_calibration(config, data, outputs[VALIDATION])
+        contract = contract.model_copy(update={"class_calibration": fitted})
     if config.task != "lens":
         other = _judge_other(contract, data, outputs[TEST], config)
         return contract.model_copy(update={"metrics": other["metrics"]}), other
     known, unseen = data.labels[data.rows(VALIDATION)], data.labels[data.rows(TEST)]
     logits, test = outputs[VALIDATION][:, 0], outputs[TEST][:, 0]
-    calibration = calibrate.fit(config.calibration, logits, known)
+    # What sampler or weights of the loss made the network believe; else the share in the training rows.
+    prior = 0.5 if config.balance != "none" else float(data.labels[data.rows(TRAIN)].mean())
+    calibration = calibrate.fit(config.calibration, logits, known, prior=prior)
     ranking = metrics.curve(known, calibrate.sigmoid(logits))
     threshold = metrics.threshold_at_fpr(ranking, config.operating_fpr)
     evaluation = evaluate.evaluate(
         unseen,
         calibrate.sigmoid(test),
-        calibration.probability(test),
+        # At the mix of the judged rows: their share of lenses differs from that of the validation rows.
+        calibration.probability(test, prevalence=float(unseen.mean())),
         threshold=threshold,
         block=data.cells(config.nside)[data.rows(TEST)],
         draws=config.draws,
@@ -395,13 +395,24 @@ def judge(
     return contract.model_copy(update=update), evaluation
 
 
+def class_calibration(
+    config: TrainConfig, data: TrainingSet, outputs: NDArray[np.float64]
+) -> calibrate.ClassCalibration:
+    """The calibration of several classes from mean outputs `(n, K)` of the validation rows."""
+    if config.calibration != "none":
+        return calibrate.fit_classes(outputs, data.labels[data.rows(VALIDATION)])
+    count = np.bincount(data.labels[data.rows(TRAIN)], minlength=outputs.shape[1])
+    shown = (count > 0) if config.balance != "none" else count  # balanced batches show all alike
+    return calibrate.ClassCalibration(shares=tuple((shown / shown.sum()).tolist()))
+
+
 def _judge_other(
     contract: Contract, data: TrainingSet, outputs: NDArray[np.float64], config: TrainConfig
 ) -> evaluate.ClassEvaluation | evaluate.TargetsEvaluation:
     rows = data.rows(TEST)
     if config.task == "classes":
-        odds = np.exp(outputs - outputs.max(1, keepdims=True))
-        probability = odds / odds.sum(1, keepdims=True)
+        mix = np.bincount(data.labels[rows], minlength=outputs.shape[1]) / len(rows)
+        probability = contract.class_calibration.probability(outputs, shares=mix)
         block = data.cells(config.nside)[rows]
         return evaluate.evaluate_classes(
             data.labels[rows], probability, block=block, draws=min(config.draws, 200)

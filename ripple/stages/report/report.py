@@ -13,9 +13,9 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,7 @@ from ripple.errors import DataError, InputError, IntegrityError
 from ripple.imaging.quality.flags import flag_names
 from ripple.learn.evaluation.evaluate import JudgedRecord, LensEvaluation, Stages
 from ripple.learn.evaluation.slices import Slice
+from ripple.learn.model.calibrate import one_in
 from ripple.learn.model.contract import Contract, load_contract
 from ripple.report.cards import Card, csv_bytes, data_uri, render
 from ripple.report.cutout_pictures import pictures_of_rows
@@ -118,12 +119,21 @@ def scores_page(artefact: Artefact, config: ReportConfig) -> dict[str, bytes]:
             *tables(artefact, evaluation, judged.get("slices") or [], model),
         ],
         "cards": cards,
-        "cards_note": f"{_cards_note(len(shown), table.num_rows, config)} {legend}",
+        "cards_note": " ".join(
+            (_cards_note(len(shown), table.num_rows, config), prevalence_note(attributes), legend)
+        ),
         "has_truth": bool(known["lens"] or known["nonlens"]),
         "provenance": _provenance(artefact),
     }
     page = render("scores.html.j2", **context)
     return {"index.html": page, "candidates.csv": csv_bytes(ranked.slice(0, config.csv_rows))}
+
+
+def prevalence_note(attributes: Mapping[str, Any]) -> str:
+    """At which prevalence the probabilities of the page hold."""
+    if (prevalence := attributes.get("prevalence")) is not None:
+        return f"Probabilities are those where {one_in(prevalence)} is a lens."
+    return "The model states no prevalence: the number of a card is its score."
 
 
 def _split_of(judged: Judgement) -> str:
