@@ -20,6 +20,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorsets import make_tensors
+from toys import write_toys
 
 import ripple
 from ripple.errors import ConfigError, DataError, IntegrityError
@@ -398,3 +399,23 @@ def test_threads_share_the_verifying_of_many_shards(tmp_path: Path) -> None:
         parts = list(pool.map(lambda _: dataset.read(np.arange(120)), range(6)))
     assert len(dataset._maps) == 40
     assert all(np.array_equal(part, parts[0]) for part in parts)
+
+
+def test_a_row_drawn_twice_is_augmented_twice(tmp_path: Path) -> None:
+    """One lens among twenty rows: balanced batches have it ten times, each time as another picture."""
+    label = np.zeros(20, np.int64)
+    label[4] = 1
+    data = TensorDataset(write_toys(tmp_path / "t", shards=1, rows=20, catalog_extra={"label": label}))
+    loaders = [
+        Loader(data, batch_size=5, balance=True, augment=Augment(noise=0.5), rank=rank, world=2)
+        for rank in (0, 1)
+    ]
+    seen = [b["image"][b["row"] == 4].clone() for loader in loaders for b in loader.epoch(0)]
+    pictures = torch.cat(seen).flatten(1)
+    assert len(pictures) == 10
+    assert len(torch.unique(pictures, dim=0)) == 10
+    alone = Loader(data, batch_size=20, balance=True, augment=Augment(noise=0.5))
+    whole = torch.cat([b["image"][b["row"] == 4].clone() for b in alone.epoch(0)]).flatten(1)
+    # The same ten, however many ranks share the epoch.
+    assert set(map(tuple, whole.tolist())) == set(map(tuple, pictures.tolist()))
+    assert "draw" not in next(iter(alone.epoch(0)))

@@ -164,6 +164,22 @@ def test_splits_follow_the_sky(toys: Path, tmp_path: Path) -> None:
     assert not set(data.held.train) & set(data.held.validation)
 
 
+@pytest.mark.parametrize("balance", ["sampler", "weights"])
+def test_losses_of_training_and_validation_are_at_the_same_prior(
+    toys: Path, tmp_path: Path, balance: str
+) -> None:
+    """For one constant logit, the balanced loss is the mean over classes, whatever their numbers."""
+    options = config(toys, tmp_path, balance=balance)
+    data = training_set(options)
+    objective = loop.make_objective(data, options, torch.device("cpu"), which=1)
+    label = torch.from_numpy(data.labels[data.rows(1)])
+    logit = torch.tensor(1.7)
+    want = torch.nn.functional.softplus(torch.stack([-logit, logit])).mean()
+    found = objective(logit.expand(len(label), 1), {"label": label})
+    torch.testing.assert_close(found, want)
+    assert 0.2 < float(label.double().mean()) < 0.45
+
+
 def test_given_split_is_kept(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     names = rng.choice(["train", "validation", "test"], 100)

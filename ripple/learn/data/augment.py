@@ -1,8 +1,9 @@
 """Augmentation on the device, reproducible row by row.
 
-The augmentation of a row is a function of (seed, epoch, row) alone: the same on one GPU or eight, in any
-batch, with any number of reading threads. Random numbers come from an integer hash and not from a generator,
-whose state would depend on the rows before.
+The augmentation of a row is a function of (seed, epoch, row, draw) alone: the same on one GPU or eight, in
+any batch, with any number of reading threads. `draw` counts how often the epoch had the row before, which
+happens when classes are balanced. Random numbers come from an integer hash and not from a generator, whose
+state would depend on the rows before.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ class Augment:
         if min(self.shift, self.blur, self.noise, self.sky) < 0:
             raise ConfigError(f"{self} is not possible", hint="shift, blur, noise and sky are 0 or larger")
 
-    def __call__(self, image: Tensor, row: Tensor, *, seed: int, epoch: int) -> Tensor:
+    def __call__(
+        self, image: Tensor, row: Tensor, *, seed: int, epoch: int, draw: Tensor | None = None
+    ) -> Tensor:
         """Augmented copy of a batch.
 
         Parameters
@@ -58,6 +61,8 @@ class Augment:
             `(n,)` int64 global row numbers, on the same device.
         seed, epoch
             Of the loader.
+        draw
+            `(n,)` int64, how often the epoch had each row before; None: never.
 
         Returns
         -------
@@ -66,6 +71,9 @@ class Augment:
         if len(image) == 0:
             return image
         key = _key(row, seed, epoch)  # (n,)
+        if draw is not None:
+            # Other numbers for every repeat: twice the same picture would teach nothing.
+            key = torch.where(draw > 0, _mix(key ^ (draw * 0x9E3779B1 & _MASK)), key)
         if self.d4:
             image = orient(image, _d4_element(key, image.shape[-2] == image.shape[-1]))
         if self.shift:

@@ -147,14 +147,20 @@ class Loader:
 
     def batches(self, epoch: int) -> list[Rows]:
         """Row numbers of each batch of this rank, in `order`, but sorted within a batch for reading."""
-        steps, size = len(self), self.batch_size
-        mine = self.order(epoch)[self.rank :: self.world]
+        return [rows for rows, _ in self._drawn(epoch)]
+
+    def _drawn(self, epoch: int) -> list[tuple[Rows, Rows]]:
+        """Row numbers of each batch, and how often each row was drawn before in this epoch, on any rank."""
+        steps, size, order = len(self), self.batch_size, self.order(epoch)
+        before = _repeats(order) if self._classes else np.zeros(len(order), np.int64)
+        mine = np.arange(len(order))[self.rank :: self.world]
         parts = [mine[k * size : (k + 1) * size] for k in range(steps)]
         # This rank has one row less than others, which need one more step for theirs. A rank with fewer steps
         # would leave them waiting: one row of its last batch becomes that step.
         if parts and len(parts[-1]) == 0:
             parts[-2:] = [parts[-2][:-1], parts[-2][-1:]]
-        return [np.sort(p) for p in parts if len(p)]
+        parts = [p[np.argsort(order[p], kind="stable")] for p in parts if len(p)]
+        return [(order[p], before[p]) for p in parts]
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
         """Batches of one epoch from `start_batch` on.
@@ -164,16 +170,16 @@ class Loader:
         `image` `(n, B, H, W)` float32, `label` `(n,)` int64, `row` `(n,)` int64 global row numbers, on the
         device; `valid` and the named columns when requested.
         """
-        host = self._host(self.batches(epoch)[start_batch:])
+        host = self._host(self._drawn(epoch)[start_batch:])
         return self._on_cuda(host, epoch) if self.device.type == "cuda" else self._on_cpu(host, epoch)
 
-    def _host(self, batches: list[Rows]) -> Iterator[Batch]:
+    def _host(self, batches: list[tuple[Rows, Rows]]) -> Iterator[Batch]:
         """Batches in host memory, in order, read ahead by threads; at most `threads + 1` are held."""
         pool = self._threads()
         waiting: deque[Future[Batch]] = deque()
         try:
-            for rows in batches:
-                waiting.append(pool.submit(self._read, rows))
+            for rows, draw in batches:
+                waiting.append(pool.submit(self._read, rows, draw))
                 if len(waiting) > self.threads:
                     yield waiting.popleft().result()
             while waiting:
@@ -193,7 +199,7 @@ class Loader:
             self._buffers = _Buffers(2 * self.threads + 4)
         return self._pool[1]
 
-    def _read(self, rows: Rows) -> Batch:
+    def _read(self, rows: Rows, draw: Rows) -> Batch:
         """One batch in host memory; pinned, if it goes to a GPU."""
         pin = self.device.type == "cuda"
         shape = (len(rows), *self.dataset.shape)
@@ -205,6 +211,8 @@ class Loader:
             buffer = self._buffers.take(shape, np.dtype(np.float32))
             image = torch.from_numpy(self.dataset.read(rows, buffer))
         batch = {"image": image, "label": torch.from_numpy(self._labels[rows]), "row": torch.from_numpy(rows)}
+        if self._classes and self.augment is not None:
+            batch["draw"] = torch.from_numpy(draw)
         if self.valid:
             batch["valid"] = torch.from_numpy(self.dataset.read(rows, valid=True))
         batch |= {name: torch.from_numpy(column[rows]) for name, column in self._extra.items()}
@@ -245,7 +253,8 @@ class Loader:
 
     def _augmented(self, batch: Batch, epoch: int) -> Batch:
         if self.augment is not None:
-            image = self.augment(batch["image"], batch["row"], seed=self.seed, epoch=epoch)
+            draw = batch.pop("draw", None)
+            image = self.augment(batch["image"], batch["row"], seed=self.seed, epoch=epoch, draw=draw)
             batch = {**batch, "image": image}
         return batch
 
@@ -283,6 +292,15 @@ def _references(arrays: list[NDArray[Any]], k: int) -> int:
 
 
 _TORCH = {"float16": torch.float16, "float32": torch.float32}
+
+
+def _repeats(order: Rows) -> Rows:
+    """For each entry of `order`, how many equal ones come before it."""
+    by_row = np.argsort(order, kind="stable")
+    first = np.flatnonzero(np.diff(order[by_row], prepend=-1))
+    found = np.empty(len(order), np.int64)
+    found[by_row] = np.arange(len(order)) - np.repeat(first, np.diff(np.append(first, len(order))))
+    return found
 
 
 def _shuffled(rows: Rows, seed: int) -> Rows:

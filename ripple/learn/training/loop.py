@@ -268,8 +268,10 @@ def update_average(average: Net, net: Net, decay: float, step: int) -> None:
 # --- losses -----------------------------------------------------------------------------------------------
 
 
-def make_objective(data: TrainingSet, config: TrainConfig, device: torch.device) -> Objective:
-    """The loss of a batch of outputs `(n, outputs)`."""
+def make_objective(
+    data: TrainingSet, config: TrainConfig, device: torch.device, *, which: int = TRAIN
+) -> Objective:
+    """The loss of a batch of outputs `(n, outputs)` of rows of a split."""
     if config.task == "regression":
         mean, std = standardisation(data, config.targets)
         centre, width = torch.tensor(mean, device=device), torch.tensor(std, device=device)
@@ -280,7 +282,7 @@ def make_objective(data: TrainingSet, config: TrainConfig, device: torch.device)
             return nn.functional.smooth_l1_loss(outputs, (truth - centre) / width)
 
         return huber
-    weights = class_weights(data, config).to(device)
+    weights = class_weights(data, config, which).to(device)
     gamma = config.focal_gamma if config.loss == "focal" else 0.0
     if config.task == "lens":
         return lambda outputs, batch: lens_loss(outputs[:, 0], batch["label"], weights, gamma)
@@ -306,11 +308,12 @@ def _weighted(each: Tensor, weight: Tensor, gamma: float) -> Tensor:
     return (each * focus * weight).sum() / weight.sum()
 
 
-def class_weights(data: TrainingSet, config: TrainConfig) -> Tensor:
-    """Weight `(K,)` per label: inverse frequency with mean 1 over rows, or ones."""
-    label = data.labels[data.split == TRAIN]
-    k = 2 if config.task == "lens" else max(len(data.class_map), int(label.max()) + 1)
-    if config.balance != "weights":
+def class_weights(data: TrainingSet, config: TrainConfig, which: int = TRAIN) -> Tensor:
+    """Weight `(K,)` per label: inverse frequency in a split with mean 1 over its rows, or ones."""
+    label = data.labels[data.split == which]
+    k = 2 if config.task == "lens" else max(len(data.class_map), int(data.labels.max()) + 1)
+    # The sampler balances training rows, so they need no weights; validation rows come as they are.
+    if config.balance == "none" or (config.balance == "sampler" and which == TRAIN):
         return torch.ones(k)
     count = np.bincount(label, minlength=k)  # (K,)
     return torch.tensor(len(label) / (k * np.maximum(count, 1)), dtype=torch.float32)
@@ -356,7 +359,8 @@ def validate(net: Net, data: TrainingSet, config: TrainConfig, device: torch.dev
         for name in config.targets
     }
     # All rows at once: a mean over batches would depend on the batch size.
-    objective = make_objective(data, config, torch.device("cpu"))
+    # At the class shares that the training loss has, so that the two can be compared.
+    objective = make_objective(data, config, torch.device("cpu"), which=VALIDATION)
     found = {"val_loss": float(objective(torch.from_numpy(outputs), batch))}
     match config.task:
         case "lens":
