@@ -24,7 +24,7 @@ from typing import Any
 import pyarrow as pa
 
 from ripple.config import Json
-from ripple.errors import DataError, IntegrityError
+from ripple.errors import IntegrityError
 from ripple.storage.checksums import FileList, compare, differing, parse_listing, read_verified
 from ripple.storage.files import REDO, hash_file, opened, parse_parquet, read_whole
 from ripple.storage.law import check_law
@@ -40,7 +40,7 @@ from ripple.storage.manifest import (
     unseal,
 )
 from ripple.storage.schema import KINDS
-from ripple.storage.shard_reader import has_psf
+from ripple.storage.shard_reader import psf_fault
 
 # Reading ------------------------------------------------------------
 
@@ -268,19 +268,9 @@ def _check_artefact(directory: Path, manifest: Mapping[str, Any]) -> list[str]:
             named = str(directory) in err.message
             problems.append(err.message if named else f"{directory / INDEX}: {err.message}")
     if manifest["kind"] == "cutouts":
-        problems += [
-            text for k in range(len(artefact.shards)) if (text := _psf_fault(artefact.shard_path(k)))
-        ]
+        paths = map(artefact.shard_path, range(len(artefact.shards)))
+        problems += [f"{path}: {text}" for path in paths if (text := psf_fault(path))]
     return problems
-
-
-def _psf_fault(path: Path) -> str:
-    """What is wrong with the PSFs of a cutout shard; empty when they are odd squares."""
-    try:
-        has_psf(path)
-    except DataError as err:
-        return f"{path}: {err.message}"
-    return ""
 
 
 def _is_stray(name: str, kind: str) -> bool:

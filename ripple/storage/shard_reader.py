@@ -10,7 +10,7 @@ import io
 import json
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,8 @@ def unpack_cutouts(data: bytes | memoryview) -> CutoutBatch:
         shape = images["image"].shape
         if images["variance"].shape != shape or mask.shape != shape or psf_index.shape != shape[:2]:
             raise DataError("image, variance, mask and psf_index differ in shape")
-        _check_squares(psf)
+        if fault := _no_squares(psf):
+            raise DataError(fault)
         if psf_index.size and (psf_index.max() >= len(psf) or psf_index.min() < -1):
             raise DataError("psf_index: points outside /psf")
         return CutoutBatch(
@@ -108,13 +109,20 @@ def map_tensors(path: Path) -> TensorBatch:
 def has_psf(path: Path) -> bool:
     """Whether any row of a cutout shard has a PSF, without reading its pixels; errors as in `map_tensors`."""
     with _mapped(path, "cutouts") as file:
-        _check_squares(file.array("psf", np.float32, ndim=3))
         return bool(file.array("psf_index", np.int32, ndim=2).max(initial=-1) >= 0)
 
 
-def _check_squares(psf: NDArray[np.float32]) -> None:
+def psf_fault(path: Path) -> str:
+    """What is wrong with the PSFs of a cutout shard; empty when they are odd squares, or it is no shard."""
+    with suppress(DataError), _mapped(path, "cutouts") as file:
+        return _no_squares(file.array("psf", np.float32, ndim=3))
+    return ""
+
+
+def _no_squares(psf: NDArray[np.float32]) -> str:
     if len(psf) and (psf.shape[1] != psf.shape[2] or psf.shape[1] % 2 == 0):
-        raise DataError(f"psf: kernels of {psf.shape[2]} x {psf.shape[1]} pixels are no odd squares")
+        return f"psf: kernels of {psf.shape[2]} x {psf.shape[1]} pixels are no odd squares"
+    return ""
 
 
 def map_planes(path: Path) -> TensorPlanes:
