@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.spatial import cKDTree
 
 from ripple.errors import ConfigError, DataError
 from ripple.sky.neighbours import chord, unit_vectors
@@ -236,8 +237,6 @@ def _near_pairs(
     ra: ArrayLike, dec: ArrayLike, split: NDArray[np.int8], radius: float
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows `(first, second)` of different splits nearer than `radius` arcsec, ordered."""
-    from scipy.spatial import cKDTree  # half a second of loading, which `ripple train --help` can do without
-
     points = unit_vectors(ra, dec)
     known = np.isfinite(points).all(axis=1)
     members = [np.flatnonzero(known & (split == s)) for s in range(3)]
