@@ -8,7 +8,6 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from ripple.config import Config, neutral, setting
-from ripple.sky.splits import NSIDE
 
 
 class ImportModelConfig(Config):
@@ -94,8 +93,13 @@ class ScoreConfig(Config):
     mc_dropout: Annotated[int, Field(ge=0, le=1000)] = Field(
         0, description="Passes with dropout per member, for `spread`; needs a model trained with dropout."
     )
+    rank_by: str = Field(
+        "", description="Class to rank by, for a model of several classes; default: the lens class."
+    )
     prevalence: OpenFraction | None = Field(
-        None, description="Fraction of lenses among the sources, for `probability`; default: as in training."
+        None,
+        description="Fraction of lenses (or of --rank-by) among the sources, for `probability`; default: "
+        "that of lenses_per_deg2 and sources_per_deg2.",
     )
     top: Annotated[int, Field(ge=0)] = Field(
         100, description="Number of best rows to write to top.csv; 0 for none."
@@ -226,7 +230,7 @@ class TrainConfig(Config):
     fractions: tuple[Fraction, Fraction, Fraction] = Field(
         (0.7, 0.15, 0.15), description="Fractions of the sky for training, validation and test."
     )
-    nside: Count = Field(NSIDE, description="HEALPix nside of the blocks of sky that stay together.")
+    nside: Count = Field(2048, description="HEALPix nside of the blocks of sky that stay together.")
     split_seed: Annotated[int, Field(ge=0)] = Field(
         0, description="Seed of the assignment of blocks to splits."
     )

@@ -17,6 +17,8 @@ from toys import toy_batch, write_batches
 from ripple.cli import run
 from ripple.errors import ConfigError, ContractError, DataError
 from ripple.learn.config import ExportModelConfig, ImportModelConfig, ScoreConfig, TrainConfig
+from ripple.learn.evaluation.metrics import auroc, curve
+from ripple.learn.model.calibrate import ClassCalibration
 from ripple.learn.model.contract import ArchitectureRecord
 from ripple.learn.model.exchange import export_model, import_model
 from ripple.learn.model.weights import load_model
@@ -209,6 +211,74 @@ def test_names_that_differ_are_refused(both: tuple[Path, Path], tmp_path: Path) 
     three = replace(toy_batch(80, 1), class_map={"0": "no", "1": "sphere", "2": "vort"})
     with pytest.raises((ConfigError, DataError), match="two classes"):
         trained(write_batches(tmp_path / "three", [three]), tmp_path / "m3")
+
+
+def three_kinds(directory: Path, rows: int = 160) -> Path:
+    """Toys of three classes with text for names: no arc, a lens, and a lens of a third colour, a spiral."""
+    batches = []
+    for k in range(3):
+        batch = toy_batch(rows, 70 + k, first=rows * k, lens=0.5)
+        label = np.asarray(batch.catalog["label"]).copy()
+        spiral = (label == 1) & (np.arange(rows) % 4 > 0)
+        batch.image[spiral, 0] *= 1.6
+        label[spiral] = 2
+        names = {"0": "elliptical", "1": "lens", "2": "spiral"}
+        batches.append(replace(batch, class_map=names, catalog={**batch.catalog, "label": label}))
+    return write_batches(directory, batches)
+
+
+def test_three_classes_are_ranked_by_the_lens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Half ellipticals, an eighth lenses, the rest spirals: ranks, shares, calibration, the page."""
+    data = three_kinds(tmp_path / "t")
+    model = trained(data, tmp_path / "m", task="classes", epochs=15, width=3)
+    known = load_model(model).contract.class_calibration
+    assert sum(known.shares) == pytest.approx(1)
+    t = table(model, data, tmp_path / "s", evaluate=True)
+    np.testing.assert_array_equal(np.sort(t["rank"]), np.arange(1, 481))
+    lens = t["label"] == 1
+    assert auroc(curve(lens.astype(int), t["score"])) > 0.8
+    # The column of the lens class at the survey's density, and the others in their own proportion.
+    p = np.stack([t[f"p_{name}"] for name in ("elliptical", "lens", "spiral")], 1)
+    np.testing.assert_allclose(p.sum(1), 1, atol=1e-5)
+    np.testing.assert_array_equal(t["probability"], t["p_lens"])
+    other = table(model, data, tmp_path / "o", prevalence=0.5)
+    odds = [x["p_lens"] / (1 - x["p_lens"].astype(float)) for x in (other, t)]
+    plain = (t["p_lens"] > 1e-5) & (other["p_lens"] < 0.999)
+    np.testing.assert_allclose((odds[0] / odds[1])[plain], 10_000 / 6, rtol=0.02)
+    np.testing.assert_array_equal(other["rank"], t["rank"])
+    report = json.loads((tmp_path / "s" / "evaluation.json").read_text())
+    assert set(report["evaluation"]["calibration"]) == {"0", "1", "2"}
+    assert report["prevalence"]["scores"] == pytest.approx(6 / 10006)
+    assert run(["report", str(tmp_path / "s"), "--top", "3", "-o", str(tmp_path / "page")]) == 0
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert "Confusion matrix" in page
+    assert "called spiral" in page
+    assert "one source in 1,668 is a lens" in page
+
+
+def test_rank_by_another_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arch = ArchitectureRecord(name="d4cnn", bands=3, size=32, outputs=3, width=1)
+    names = {"0": "elliptical", "1": "lens", "2": "spiral"}
+    known = ClassCalibration(shares=(0.5, 0.2, 0.3))
+    model = make_model(
+        tmp_path / "m", architecture=arch, class_map=names, output="classes", class_calibration=known
+    )
+    data = three_kinds(tmp_path / "t", rows=20)
+    t = table(model, data, tmp_path / "s", rank_by="spiral")
+    order = np.argsort(t["rank"])
+    assert (np.diff(t["score"][order]) <= 0).all()
+    assert open_artefact(tmp_path / "s").attributes["lens_labels"] == [2]
+    # Nobody said how common spirals are: no probability, but that of the validation rows.
+    assert np.isnan(t["probability"]).all()
+    np.testing.assert_array_equal(t["probability_at_training_prevalence"], t["p_spiral"])
+    with_shares = table(model, data, tmp_path / "p", rank_by="spiral", prevalence=0.3)
+    np.testing.assert_allclose(with_shares["probability"], t["p_spiral"], rtol=1e-5)
+    argv = ["score", str(model), str(data), "-o", str(tmp_path / "x"), "--rank-by"]
+    assert run([*argv, "quasar"]) == 2
+    assert "no class is called 'quasar'" in " ".join(capsys.readouterr().err.split())
+    finder = make_model(tmp_path / "f")
+    with pytest.raises(ConfigError, match="--rank-by needs a model with classes"):
+        table(finder, data, tmp_path / "y", rank_by="spiral")
 
 
 def test_a_page_of_evaluated_classes(both: tuple[Path, Path], tmp_path: Path) -> None:

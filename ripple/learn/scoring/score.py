@@ -44,7 +44,7 @@ from ripple.storage import shard_reader
 from ripple.storage.artefact import Artefact, open_artefact
 from ripple.storage.checksums import listed
 from ripple.storage.files import write_atomic
-from ripple.storage.labels import renumbered
+from ripple.storage.labels import lens_label, renumbered
 from ripple.storage.writer import ArtefactWriter, create
 
 SORTED = "scores.parquet"
@@ -127,6 +127,8 @@ def score(config: ScoreConfig) -> Summary:
         torch.set_num_threads(config.threads)
     device = choose_device(config.device)
     model = load_model(config.model).to(device)
+    digest = model.contract.digest()  # of the model as it is, whatever it is ranked by
+    model = ranked_by(model, config)
     if config.mc_dropout and not model.contract.architecture.dropout:
         raise ConfigError(
             "--mc-dropout needs a model trained with dropout; this one was trained without",
@@ -140,7 +142,7 @@ def score(config: ScoreConfig) -> Summary:
     # Before the output directory is created: tensors that do not fit must leave nothing behind.
     judged = _check_every_shard(model.contract, units, config)
     # Digests, not paths: a model that was moved is the same model, one that was retrained is not.
-    inputs = {"model": model.contract.digest(), "tensors": [a.digest for a in artefacts]}
+    inputs = {"model": digest, "tensors": [a.digest for a in artefacts]}
     writer = create(
         config.output, kind="scores", config=config, inputs=inputs, units=len(units), suffix=".parquet"
     )
@@ -157,13 +159,34 @@ def score(config: ScoreConfig) -> Summary:
                 stop.check()  # between shards, where everything so far is committed
                 table = score_shard(model, unit, batch, images, config, device, advance)
                 writer.commit(unit.number, _parquet(table), len(batch), {})
-        attributes = _finish(writer, model, units, config, device, judged)
+        attributes = _finish(writer, model, digest, units, config, device, judged)
     return _summary(config, attributes, time.perf_counter() - began)
+
+
+def ranked_by(model: Model, config: ScoreConfig) -> Model:
+    """The model with the class of `--rank-by` in the place of the lens class.
+
+    Raises
+    ------
+    ConfigError
+        It has no such class, or none at all.
+    """
+    if not config.rank_by:
+        return model
+    contract = model.contract.model_copy(update={"lens_class": config.rank_by})
+    if contract.output != "classes":
+        raise ConfigError(
+            f"--rank-by needs a model with classes, but {config.model} has the task {contract.output}",
+            hint="leave it out",
+        )
+    lens_label(contract.class_map, config.rank_by, name=str(config.model), option="--rank-by")
+    return replace(model, contract=contract)
 
 
 def _finish(
     writer: ArtefactWriter,
     model: Model,
+    identity: str,
     units: list[Unit],
     config: ScoreConfig,
     device: torch.device,
@@ -179,7 +202,7 @@ def _finish(
     attributes: ScoreAttributes = {
         "rows": rows,
         "sorted": {"name": SORTED, "sha256": digest},
-        "model": {"digest": model.contract.digest(), "origin": model.contract.origin},
+        "model": {"digest": identity, "origin": model.contract.origin},
         "members": len(model.nets),
         "output": model.contract.output,
         "lens_labels": list(model.contract.lens_labels()),
@@ -414,7 +437,8 @@ def stated_prevalence(contract: Contract, config: ScoreConfig) -> float | None:
             f"--prevalence cannot be used: {config.model} {what}",
             hint="leave it out; a model from elsewhere needs calibration.prevalence in its sidecar",
         )
-    return survey_prevalence(config) if known else None
+    # The density of lenses says nothing about another class.
+    return survey_prevalence(config) if known and not (config.rank_by and config.prevalence is None) else None
 
 
 def training_prevalence(contract: Contract) -> float | None:

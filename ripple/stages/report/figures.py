@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ripple.config import Json
-from ripple.learn.evaluation.evaluate import LensEvaluation, Stages
+from ripple.learn.evaluation.evaluate import ClassEvaluation, LensEvaluation, Stages
 from ripple.learn.evaluation.intervals import Measure, Measured
 from ripple.learn.evaluation.slices import Slice
 from ripple.learn.model.contract import Contract
@@ -174,6 +174,43 @@ def tables(
         )
     )
     return found
+
+
+def class_note(evaluation: ClassEvaluation, split: str) -> str:
+    """The sentence about a model of several classes."""
+    where = "of sky that the model was not trained on"
+    if split == "unknown":
+        where = "(split unknown: these may be training rows)"
+    accuracy = _ranged(evaluation["metrics"]["accuracy"])
+    return (
+        f"On {evaluation['rows']:,} labelled rows {where}: accuracy {accuracy}. "
+        "evaluation.json beside the scores has the rest."
+    )
+
+
+def class_tables(evaluation: ClassEvaluation, names: list[str]) -> list[Table]:
+    """The confusion matrix, and how well each class is ranked and calibrated."""
+    matrix = evaluation["confusion_matrix"]
+    if len(names) != len(matrix):
+        return []
+    rows = tuple((name, *(f"{n:,}" for n in counts)) for name, counts in zip(names, matrix, strict=True))
+    confusion = Table("Confusion matrix", ("true class", *(f"called {n}" for n in names)), rows,
+                      note="A class is called where it is the most probable one at the shares of the "
+                      "validation rows.")  # fmt: skip
+    each = []
+    for k, name in enumerate(names):
+        known = evaluation["calibration"][str(k)]
+        calibration = f"{known['ece']['value']:.3f} ({known['ece_expected']['value']:.3f})"
+        each.append((name, f"{sum(matrix[k]):,}", _ranged(evaluation["auroc"].get(str(k))), calibration))
+    return [
+        confusion,
+        Table(
+            "By class",
+            ("class", "rows", "AUROC against the rest", "calibration error (expected)"),
+            tuple(each),
+            note="Expected: what calibrated probabilities would show on so few rows.",
+        ),
+    ]
 
 
 def stage_table(stages: Stages | None) -> list[Table]:

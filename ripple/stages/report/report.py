@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from ripple.config import Json
 from ripple.errors import DataError, InputError, IntegrityError
 from ripple.imaging.quality.flags import flag_names
-from ripple.learn.evaluation.evaluate import JudgedRecord, LensEvaluation, Stages
+from ripple.learn.evaluation.evaluate import ClassEvaluation, JudgedRecord, LensEvaluation, Stages
 from ripple.learn.evaluation.slices import Slice
 from ripple.learn.model.calibrate import one_in
 from ripple.learn.model.contract import Contract, load_contract
@@ -32,7 +32,16 @@ from ripple.report.cards import Card, csv_bytes, data_uri, render
 from ripple.report.cutout_pictures import pictures_of_rows
 from ripple.runtime.summary import Summary
 from ripple.stages.report.config import ReportConfig
-from ripple.stages.report.figures import note, numbers, plots, stage_table, tables, tiles
+from ripple.stages.report.figures import (
+    class_note,
+    class_tables,
+    note,
+    numbers,
+    plots,
+    stage_table,
+    tables,
+    tiles,
+)
 from ripple.stages.report.tensors import tensors_page
 from ripple.storage.artefact import Artefact, open_artefact
 from ripple.storage.directory import write_directory
@@ -100,8 +109,14 @@ def scores_page(artefact: Artefact, config: ReportConfig) -> dict[str, bytes]:
     table = with_truth(ranked, attributes.get("lens_labels", [1]))
     shown = chosen_rows(table, config)
     judged = judgement(artefact)
-    # The page draws the curves of lens finders; what other tasks measured stays in evaluation.json.
-    evaluation = judged.get("evaluation") if attributes.get("output", "lens") == "lens" else None
+    # The page draws the curves of lens finders; of other tasks it has tables.
+    output = attributes.get("output", "lens")
+    evaluation = judged.get("evaluation") if output == "lens" else None
+    said, by_class = note(evaluation, _split_of(judged), elsewhere=bool(judged)), []
+    if output == "classes" and judged:
+        found = cast(ClassEvaluation, judged["evaluation"])
+        said = class_note(found, _split_of(judged))
+        by_class = class_tables(found, [n[2:] for n in table.column_names if n.startswith("p_")])
     model = model_record(artefact, config)
     cards, legend = _cards(artefact, table.take(shown), config)
     # The filters for truth only appear when there is any.
@@ -113,8 +128,9 @@ def scores_page(artefact: Artefact, config: ReportConfig) -> dict[str, bytes]:
         f"{', '.join(attributes['bands'])}.",
         "facts": tiles(table, evaluation),
         "plots": plots(table, evaluation),
-        "evaluation_note": note(evaluation, _split_of(judged), elsewhere=bool(judged)),
+        "evaluation_note": said,
         "tables": [
+            *by_class,
             *stage_table(judged.get("stages")),
             *tables(artefact, evaluation, judged.get("slices") or [], model),
         ],
