@@ -33,7 +33,7 @@ prepare() {
         rm -rf .venv
         "$python" -m venv .venv
     fi
-    echo "==> installing ripple[$extras] (the first time takes minutes: PyTorch is large)" >&2
+    echo "==> installing ripple[$extras] (the first time takes minutes where PyTorch is among it)" >&2
     # uv is many times faster than pip; pip does the same where uv cannot be had. Unlike pip, uv compiles no
     # bytecode unless told to: where PYTHONDONTWRITEBYTECODE is set, every start of Python would do it again.
     if .venv/bin/python -m pip install --quiet --disable-pip-version-check "uv>=0.8" 2>/dev/null &&

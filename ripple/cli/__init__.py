@@ -7,8 +7,11 @@ Verbs that run one stage are in `verbs.py`; the others have a module of their ow
 from __future__ import annotations
 
 import importlib
+import json
 import os
+import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -65,6 +68,8 @@ class LazyGroup(click.Group):
             # A module `run` would hide the function below once it is imported.
             command = importlib.import_module(f"ripple.cli.{'run_' if name == 'run' else name}").command
         assert isinstance(command, click.Command)
+        if not any(param.name == "verbose" for param in command.params):  # a command may be asked for twice
+            command.params.extend(_common_options())
         return command
 
     # Click would import every verb to read its first line.
@@ -73,6 +78,37 @@ class LazyGroup(click.Group):
         for title, verbs in GROUPS.items():
             with formatter.section(title):
                 formatter.write_dl(list(verbs.items()))
+
+
+def _common_options() -> list[click.Option]:
+    """Options of every verb, which change what is said and nothing that is written."""
+    how: dict[str, Any] = {"expose_value": False, "callback": _keep}
+    to_file = "Append events to this file: time (UTC), level, message."
+    return [
+        click.Option(["-v", "--verbose"], count=True, help="Say more; -vv: all.", **how),
+        click.Option(["-q", "--quiet"], is_flag=True, help="Only errors.", **how),
+        click.Option(["--log"], metavar="FILE", help=to_file, **how),
+    ]
+
+
+def _keep(ctx: click.Context, option: click.Parameter, value: Any) -> None:
+    """Act on a common option as soon as it is parsed."""
+    from ripple.runtime import log
+
+    if option.name == "log" and value:
+        log.open_log(Path(value))
+        log.LOGGER.info("ripple %s: %s", __version__, " ".join(map(plain_word, sys.argv[1:])))
+    elif option.name == "verbose" and value:
+        log.speak(value)
+    elif option.name == "quiet" and value:
+        log.speak(-1)
+
+
+def plain_word(word: str) -> str:
+    """A word of a command line for a log: without control characters, and without the secrets of a URL."""
+    from ripple.runtime.summary import plain
+
+    return re.sub(r"(://)[^/@\s]*@", r"\1***@", plain(word))
 
 
 @click.group(
@@ -113,6 +149,18 @@ def run(argv: list[str] | None = None, *, guarded: bool = False) -> int:
     guarded
         The process runs only this command, so signals may be guarded for all of it.
     """
+    from ripple.runtime import log
+
+    as_json = "--json" in (sys.argv[1:] if argv is None else argv)
+    try:
+        code = _run(argv, guarded=guarded, as_json=as_json)
+        log.LOGGER.info("exit %d", code)
+        return code
+    finally:
+        log.close()
+
+
+def _run(argv: list[str] | None, *, guarded: bool, as_json: bool) -> int:
     try:
         if guarded:
             guard()
@@ -124,27 +172,43 @@ def run(argv: list[str] | None = None, *, guarded: bool = False) -> int:
         err.show()
         return 2
     except Interrupted as err:
-        return _fail(err, err.code)
+        return _fail(err, err.code, as_json)
     except RippleError as err:
-        return _fail(err, err.exit_code)
+        return _fail(err, err.exit_code, as_json)
     except (KeyboardInterrupt, click.Abort) as err:
         # Click takes an EOFError for the end of a prompt, but no verb prompts: it is an error in the code.
         if isinstance(err.__cause__, EOFError):
             raise err.__cause__ from None
         late = err.__cause__ if isinstance(err.__cause__, Late) else Late()
-        return _fail(Interrupted(late.signum), 128 + late.signum)  # as shells report signals
+        return _fail(Interrupted(late.signum), 128 + late.signum, as_json)  # as shells report signals
+    except ModuleNotFoundError as err:
+        # Of a package that only some verbs need; any other one is an error in the code.
+        from ripple.runtime.extras import not_installed
+
+        known = not_installed(err.name or "")
+        if known is None:
+            raise
+        return _fail(known, known.exit_code, as_json)
     except OSError as err:
         # For example a directory without permission, or a name that is too long. Without a file name it would
         # say nothing to the user, so the traceback is better.
         if err.filename is None:
             raise
-        return _fail(InputError(f"{os.fsdecode(err.filename)}: {err.strerror}"), InputError.exit_code)
+        return _fail(
+            InputError(f"{os.fsdecode(err.filename)}: {err.strerror}"), InputError.exit_code, as_json
+        )
     return result if isinstance(result, int) else 0
 
 
-def _fail(err: RippleError, code: int) -> int:
-    """Print an error as one line; returns the exit code."""
+def _fail(err: RippleError, code: int, as_json: bool) -> int:
+    """Print an error as one line, and with --json as an object on stdout; returns the exit code."""
+    from ripple.runtime import log
     from ripple.runtime.summary import plain
+
+    log.LOGGER.error(plain(str(err)))
+    if as_json:
+        error = {"code": code, "class": type(err).__name__, "message": err.message, "hint": err.hint}
+        click.echo(json.dumps({"error": error}))
 
     # Names and messages of files may contain control characters, which a terminal would obey.
     click.echo(f"ripple: {plain(str(err))}", err=True)

@@ -14,11 +14,10 @@ import click
 @click.option("--json", "as_json", is_flag=True, help="Print the checks as JSON on stdout.")
 def command(repo: str | None, collections: str | None, as_json: bool) -> int:
     """Check the environment, and a repository when one is given; no optional package is needed."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    from ripple.runtime.summary import plain
+    from ripple.runtime.summary import plain, screen
     from ripple.stages.doctor import environment, repository
 
     checks = environment()
@@ -35,5 +34,5 @@ def command(repo: str | None, collections: str | None, as_json: bool) -> int:
             level = Text(check.level, style=colours[check.level])
             # As Text: square brackets in paths and messages are not markup.
             table.add_row(level, Text(plain(check.name)), Text(plain(check.detail)))
-        Console(stderr=True).print(table)
+        screen(answer=True).print(table)
     return 3 if failed else 0  # as for other problems with inputs

@@ -34,7 +34,7 @@ def command(directory: Path, metrics: bool, picture: Path | None, seed: int, as_
         drawn = show.picture(directory, picture, seed=seed)
         click.echo(f"{drawn} rows are drawn in {picture}", err=True)
         return
-    show.describe(directory).print(as_json=as_json)
+    show.describe(directory).print(as_json=as_json, answer=True)
 
 
 def _table(rows: list[dict[str, object]], as_json: bool) -> None:
@@ -42,11 +42,10 @@ def _table(rows: list[dict[str, object]], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows))
         return
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    from ripple.runtime.summary import plain
+    from ripple.runtime.summary import plain, screen
 
     # Operations have different counters; every one that occurs gets a column.
     names = list(dict.fromkeys(name for row in rows for name in row))
@@ -55,7 +54,7 @@ def _table(rows: list[dict[str, object]], as_json: bool) -> None:
         table.add_column(plain(name), justify="left" if name == "operation" else "right")
     for row in rows:
         table.add_row(*(Text(plain(_cell(row.get(name)))) for name in names))
-    Console(stderr=True).print(table)
+    screen(answer=True).print(table)
 
 
 def _cell(value: object) -> str:

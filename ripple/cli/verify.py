@@ -17,4 +17,4 @@ def command(directory: Path, as_json: bool) -> None:
     """
     from ripple.stages.verify import verify_directory
 
-    verify_directory(directory).print(as_json=as_json)
+    verify_directory(directory).print(as_json=as_json, answer=True)

@@ -12,11 +12,41 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ripple.errors import TooManyRejected
+from ripple.runtime.log import Pulse, quiet
 
 
 def plain(text: str) -> str:
     """`text` with control characters escaped, so that catalogue strings cannot forge lines of the log."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """A number with a unit: `text` for people; JSON has the value, and `suffix` at the end of its name."""
+
+    value: float
+    text: str
+    suffix: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def rate(rows: int, seconds: float) -> Amount:
+    """Rows per second; the other way round where that is less than one."""
+    value = rows / max(seconds, 1e-9)
+    text = f"{value:,.0f} rows/s" if value >= 10 else f"{value:.1f} rows/s" if value >= 1 else ""
+    return Amount(value, text or f"{1 / max(value, 1e-9):,.1f} s per row", "rows_per_s")
+
+
+def size(count: float) -> Amount:
+    """Bytes, as `1.5 GiB` for people."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return Amount(count, f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}", "bytes")
+        value /= 1024
+    return Amount(count, f"{value:.1f} TiB", "bytes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +79,22 @@ class Summary:
     done_before: bool = False
     notes: tuple[str, ...] = ()
 
-    def print(self, *, as_json: bool = False) -> None:
-        """One screen on stderr, or JSON on stdout."""
+    def print(self, *, as_json: bool = False, answer: bool = False) -> None:
+        """One screen on stderr, or JSON on stdout.
+
+        Parameters
+        ----------
+        as_json
+            Print JSON; numbers with a unit have it in their name, as `rate_rows_per_s`.
+        answer
+            The screen is what was asked for, as of `show`, and goes to stdout.
+        """
         if as_json:
-            record = {k: getattr(self, k) for k in self.__slots__}
-            sys.stdout.write(json.dumps(record, default=str) + "\n")
+            sys.stdout.write(json.dumps(self.record(), default=str) + "\n")
+            return
+        if quiet() and not answer:
             return
         # rich is imported late: `--json`, `--help` and workers do without it.
-        from rich.console import Console
         from rich.table import Table
         from rich.text import Text
 
@@ -69,7 +107,7 @@ class Summary:
             table.add_row(
                 # `Text`: rich would read square brackets in a catalogue string as markup.
                 Text(plain(key)),
-                Text(plain(f"{value:,}" if isinstance(value, int) else str(value))),
+                Text(plain(f"{value:,}" if isinstance(value, int) and value is not True else str(value))),
             )
         # Most frequent first.
         for reason, count in sorted(self.rejections.items(), key=lambda item: -item[1]):
@@ -77,10 +115,30 @@ class Summary:
         if not self.done_before:
             table.add_row("seconds", f"{self.seconds:.1f}")
         table.add_row("output", Text(plain(self.output)))
-        console = Console(stderr=True)  # stdout is for data
+        console = screen(answer=answer)
         console.print(table)
         for note in self.notes:
             console.print(Text(plain(note)))
+
+    def record(self) -> dict[str, Any]:
+        """Everything as JSON values: numbers as numbers, with units in the names."""
+        facts: dict[str, Any] = {}
+        for name, value in self.facts.items():
+            if isinstance(value, Amount):
+                facts[f"{name.replace(' ', '_')}_{value.suffix}"] = value.value
+            else:
+                facts[name] = value
+        return {**{k: getattr(self, k) for k in self.__slots__}, "facts": facts}
+
+
+def screen(*, answer: bool) -> Any:
+    """A `rich` console: stdout for what was asked for, else stderr, since stdout is for data.
+
+    An answer that goes into a file or a pipe is neither wrapped nor cut.
+    """
+    from rich.console import Console
+
+    return Console(stderr=not answer, width=None if not answer or sys.stdout.isatty() else 100_000)
 
 
 def tally(index: Any, output: str, max_rejected: float) -> tuple[dict[str, int], dict[str, int]]:
@@ -137,13 +195,15 @@ def progress(total: int | None, label: str, unit: str = "rows") -> Iterator[Any]
         console=Console(stderr=True),
         # The line disappears at the end: the summary takes its place.
         transient=True,
-        disable=not sys.stderr.isatty(),  # no bar in the log of a batch job
+        disable=quiet() or not sys.stderr.isatty(),  # no bar in the log of a batch job
     )
+    pulse = Pulse(label, total, unit)
     with bar:
         task = bar.add_task(label, total=total or 0, rate="")
         start = time.perf_counter()
 
         def advance(n: float = 1) -> None:
+            pulse.beat(n)
             done = bar.tasks[0].completed + n
             bar.update(task, advance=n, rate=f"{done / max(time.perf_counter() - start, 1e-9):,.0f} {unit}/s")
 

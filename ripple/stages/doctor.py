@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import shutil
@@ -14,11 +13,9 @@ from typing import Literal
 from ripple.errors import RippleError
 from ripple.rubin.afw import afw_active
 from ripple.rubin.repository import open_repository
+from ripple.runtime.extras import EXTRAS, missing
 
 Level = Literal["ok", "note", "fail"]
-
-#: Package -> the extra of RIPPLe that installs it.
-OPTIONAL = {"distributed": "dask", "captum": "explain", "onnx": "onnx", "lsdb": "hats"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +58,13 @@ def _packages() -> list[Check]:
 
 
 def _extras() -> list[Check]:
-    return [
-        Check(name, "note", f"not installed; pip install 'ripple-lsst[{extra}]' installs it")
-        for name, extra in OPTIONAL.items()
-        if importlib.util.find_spec(name) is None
-    ]
+    """Every extra: what it is for, and how to install it where it is not."""
+    checks = []
+    for extra, (purpose, _) in EXTRAS.items():
+        absent = missing(extra)
+        how = f"; without {', '.join(absent)}: pip install 'ripple-lsst[{extra}]'" if absent else ""
+        checks.append(Check(f"extra {extra}", "note" if absent else "ok", purpose + how))
+    return checks
 
 
 def _afw() -> Check:
@@ -80,6 +79,8 @@ def _afw() -> Check:
 
 
 def _gpu() -> Check:
+    if missing("learn"):
+        return Check("GPU", "note", "not looked for: PyTorch is not installed")
     from ripple.learn.model.device import visible_gpus  # loads torch: a second
 
     version, names = visible_gpus()

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ripple.config import Json
 from ripple.errors import InputError
 from ripple.report.band_colours import channels, measured_noise, pictures
-from ripple.runtime.summary import Summary
+from ripple.runtime.summary import Summary, size
 from ripple.storage.artefact import Artefact, open_artefact
 from ripple.storage.files import write_atomic
 from ripple.storage.manifest import files_of, read_manifest
@@ -37,7 +37,7 @@ def describe(directory: Path) -> Summary:
     """
     manifest = read_manifest(directory)
     files = files_of(directory, manifest)
-    on_disk = human_bytes(sum(size for size, _ in files.values()))
+    on_disk = size(sum(count for count, _ in files.values()))
     facts: Json = {"kind": manifest["kind"]}
     counts: dict[str, int] = {}
     if manifest["kind"] in KINDS:
@@ -60,15 +60,6 @@ def rejections(artefact: Artefact) -> dict[str, int]:
     pairs = zip(index["status"].to_pylist(), index["reason"].to_pylist(), strict=True)
     counts = Counter(f"{status}: {reason}" for status, reason in pairs if reason)
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-
-
-def human_bytes(size: float) -> str:
-    """Bytes for people, for example `1.5 GiB`."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
 
 
 def _plain(value: Any) -> str:

@@ -45,7 +45,7 @@ def test_doctor_runs_alone() -> None:
 def test_doctor_looks_into_a_repository(sky: Path, tmp_path: Path) -> None:
     good = cli("doctor", "--repo", str(sky / "repo"), "--collections", "mini")
     assert good.returncode == 0, good.stderr
-    assert "ripple_mini_v1" in good.stderr
+    assert "ripple_mini_v1" in good.stdout
     bad = cli("doctor", "--repo", str(tmp_path / "nowhere"), "--collections", "mini")
     assert bad.returncode == 3
     assert "Traceback" not in bad.stderr

@@ -53,7 +53,10 @@ def sources(one_of_each: dict[str, Path]) -> dict[str, Path]:
     """`one_of_each`, with what `import` and `import-model` take."""
     import numpy as np
 
-    np.savez(one_of_each["model"].parent / "stamps.npz", image=np.random.default_rng(1).normal(size=(2, 3, 16, 16)).astype(np.float32))
+    np.savez(
+        one_of_each["model"].parent / "stamps.npz",
+        image=np.random.default_rng(1).normal(size=(2, 3, 16, 16)).astype(np.float32),
+    )
     contract = json.loads((one_of_each["model"] / "model.json").read_text())["contract"]
     (one_of_each["model"] / "side.yaml").write_text(
         json.dumps({k: v for k, v in contract.items() if k != "members"})
@@ -102,7 +105,7 @@ def test_doctor_shows_text_of_the_environment_as_it_is(
     hostile = "/srv/[red]x[/] \x1b[31m[/nothing]"
     monkeypatch.setattr(doctor, "environment", lambda: [doctor.Check("[bold]n[/]", "note", hostile)])
     assert run(["doctor"]) == 0
-    assert "[bold]n[/] /srv/[red]x[/] \\x1b[31m[/nothing]" in " ".join(capsys.readouterr().err.split())
+    assert "[bold]n[/] /srv/[red]x[/] \\x1b[31m[/nothing]" in " ".join(capsys.readouterr().out.split())
 
 
 def test_locate_prints_no_control_characters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

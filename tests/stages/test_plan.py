@@ -206,9 +206,9 @@ def test_command_line_names_the_gap_and_leaves_the_repository_alone(positions: s
     options = ["--repo", str(root), "--collections", "truth/all", "--dataset-type", "deepCoadd_calexp"]
     done = ripple_process("plan", *options, "--targets", positions)
     assert done.returncode == 0
-    assert "tract 3828 patch 2812: z" in done.stderr
-    assert "patch 2726 is not" in " ".join(done.stderr.split())
-    assert done.stdout == ""
+    assert "tract 3828 patch 2812: z" in done.stdout
+    assert "patch 2726 is not" in " ".join(done.stdout.split())
+    assert done.stderr == ""
     done = ripple("plan", *options, "--targets", positions, "--json")
     found = json.loads(done.stdout)
     assert {"tract": 3828, "patch": 2812, "bands": ["z"]} in found["missing"]

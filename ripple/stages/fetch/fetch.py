@@ -23,7 +23,7 @@ from ripple.rubin.open import RepositoryFiles
 from ripple.runtime.memory import IDLE_WORKER
 from ripple.runtime.pool import Started, starting
 from ripple.runtime.profile import Profile, Timeline, peak_rss
-from ripple.runtime.summary import Summary, tally
+from ripple.runtime.summary import Summary, rate, tally
 from ripple.stages.fetch.config import FetchConfig
 from ripple.stages.fetch.digests import merge_digests, trusted_digests
 from ripple.stages.fetch.open_unit import open_unit
@@ -339,7 +339,7 @@ def _summary(
 ) -> Summary:
     """The closing summary; raises `TooManyRejected` when more rows are rejected than the user allows."""
     counts, reasons = tally(index, config.output, config.max_rejected)
-    facts: dict[str, int | str] = {**counts, "bands": ", ".join(bands)}
+    facts: dict[str, Any] = {**counts, "bands": ", ".join(bands)}
     if seconds:
-        facts["rate"] = f"{(counts['ok'] + counts['partial']) / seconds:,.0f} rows/s"
+        facts["rate"] = rate(counts["ok"] + counts["partial"], seconds)
     return Summary("fetch", config.output, facts, reasons, seconds, seconds == 0, tuple(notes[:5]))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from dataclasses import dataclass
 from typing import TypedDict
 
 import numpy as np
 
-from ripple.runtime.summary import plain
+from ripple.runtime.summary import plain, screen
 from ripple.stages.plan.plan import Plan
 from ripple.storage.outcomes import Status
 
@@ -197,9 +196,8 @@ def _rows(plan: Plan, count: int | None) -> list[PlannedRow]:
 
 
 def show(found: DryRun) -> None:
-    """Print the dry run (from `facts`) as a table on stderr."""
+    """Print the dry run (from `facts`) as a table on stdout."""
     # Only people at a terminal need it: with --json it is never loaded.
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -209,7 +207,7 @@ def show(found: DryRun) -> None:
     for key, value in _lines(found):
         # As Text: square brackets in names and messages are not markup.
         table.add_row(key, Text(plain(value)))
-    Console(file=sys.stderr).print(table)
+    screen(answer=True).print(table)
 
 
 def _lines(found: DryRun) -> list[tuple[str, str]]:

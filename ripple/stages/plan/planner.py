@@ -90,7 +90,7 @@ class Planner:
 
     def plan(self, targets: Targets | None = None) -> Plan:
         """The plan for these targets, or for those of the selection; may be called again for others."""
-        targets = self._targets() if targets is None else targets
+        targets = self.targets() if targets is None else targets
         self.notes += targets.notes
         # All tracts of a sky map have the same pixel scale.
         scale = self.skymap.tan(int(self.skymap.table.ids[0])).pixel_scale
@@ -155,7 +155,8 @@ class Planner:
 
     # ---- targets
 
-    def _targets(self) -> Targets:
+    def targets(self) -> Targets:
+        """The targets of the selection: a grid, a table, or the object table of the repository."""
         selection = self.selection
         if selection.grid is not None:
             return self._grid(selection.grid)

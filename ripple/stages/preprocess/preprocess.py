@@ -22,7 +22,7 @@ from ripple.imaging.batch import CutoutBatch
 from ripple.imaging.quality import judge
 from ripple.imaging.quality.flags import LABELS, flag_names
 from ripple.runtime.profile import Profile, peak_rss
-from ripple.runtime.summary import Summary, tally
+from ripple.runtime.summary import Summary, rate, tally
 from ripple.sky.neighbours import repeated
 from ripple.sky.splits import split_blocks, split_keys
 from ripple.stages.preprocess.batch import (
@@ -368,7 +368,7 @@ def _attributes(cutouts: Artefact, config: PreprocessConfig, constants: DataCons
 def _summary(config: PreprocessConfig, index: pa.Table, seconds: float) -> Summary:
     """The closing screen; raises `TooManyRejected` when the user's limit is passed."""
     counts, reasons = tally(index, config.output, config.max_rejected)
-    facts: dict[str, int | str] = {**counts, "psf": config.psf}
+    facts: dict[str, Any] = {**counts, "psf": config.psf}
     facts["normalize"] = f"{config.normalize} per {config.scope}"
     flags: Counter[str] = Counter()
     if "qc" in index.column_names:
@@ -380,5 +380,5 @@ def _summary(config: PreprocessConfig, index: pa.Table, seconds: float) -> Summa
     if flags:
         facts["flags"] = ", ".join(f"{name} {count}" for name, count in flags.most_common(8))
     if seconds:
-        facts["rate"] = f"{index.num_rows / seconds:,.0f} rows/s"
+        facts["rate"] = rate(index.num_rows, seconds)
     return Summary("preprocess", config.output, facts, reasons, seconds, seconds == 0)

@@ -1,0 +1,39 @@
+"""Packages that only some verbs need, and the extra of `ripple-lsst` that installs each."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from ripple.errors import ConfigError
+
+#: Extra -> what it is for, and its packages by the name under which they are imported.
+EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "learn": (
+        "train, score, explain, import-model, export-model",
+        ("torch", "timm", "sklearn", "safetensors"),
+    ),
+    "dask": ("fetch, preprocess and score on a cluster (--dask)", ("distributed", "dask_jobqueue")),
+    "explain": ("explain with more methods, and maps of the latent space", ("captum", "umap")),
+    "onnx": ("import-model and export-model of ONNX files", ("onnx", "onnxruntime", "onnxscript")),
+    "hats": ("catalogues in HATS format", ("lsdb",)),
+    "s3": ("repositories in object stores (s3://)", ("boto3", "botocore")),
+    "tensorboard": ("train --tensorboard", ("tensorboard",)),
+    "export": ("export and import of Zarr and WebDataset", ("zarr", "webdataset")),
+}
+
+
+def missing(extra: str) -> list[str]:
+    """Packages of an extra that are not installed."""
+    return [name for name in EXTRAS[extra][1] if importlib.util.find_spec(name) is None]
+
+
+def not_installed(package: str) -> ConfigError | None:
+    """The error for a package that could not be imported, when it belongs to an extra."""
+    name = package.partition(".")[0]
+    for extra, (purpose, packages) in EXTRAS.items():
+        if name in packages:
+            return ConfigError(
+                f"{name} is not installed: the extra {extra!r} has it ({purpose})",
+                hint=f"pip install 'ripple-lsst[{extra}]'",
+            )
+    return None
