@@ -41,7 +41,8 @@ GROUPS: dict[str, dict[str, str]] = {
     },
     "Candidates": {"report": "A page to grade candidates on."},
     "Artefacts": {
-        "show": "Show what a directory that RIPPLe wrote contains.",
+        "show": "Show what a directory that RIPPLe wrote contains, or which rows failed and why.",
+        "status": "How far a directory is that is being written.",
         "verify": "Verify the checksums of a directory that RIPPLe wrote.",
         "export": "Tensors or cutouts to other formats.",
         "run": "The whole chain from one YAML file.",

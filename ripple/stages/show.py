@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,11 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ripple.config import Json
-from ripple.errors import InputError
-from ripple.report.band_colours import channels, measured_noise, pictures
-from ripple.runtime.summary import Summary, size
+from ripple.errors import ConfigError, InputError
+from ripple.imaging.batch import CutoutBatch
+from ripple.report.band_colours import Channels, channels, measured_noise, pictures
+from ripple.runtime.summary import Summary, plain, size
+from ripple.stages.rows import rows_of
 from ripple.storage.artefact import Artefact, open_artefact
 from ripple.storage.files import write_atomic
 from ripple.storage.manifest import files_of, read_manifest
@@ -118,8 +122,31 @@ def cost_picture(directory: Path, output: Path) -> None:
     _save(figure, output)
 
 
-def picture(directory: Path, output: Path, *, seed: int = 0) -> int:
-    """Draw random rows in colour, beside histograms of the pixels of each band, as PNG.
+@dataclass(frozen=True, slots=True)
+class PictureOptions:
+    """Which rows a picture shows, and how.
+
+    Parameters
+    ----------
+    ids
+        Rows; random ones when empty.
+    rgb
+        Bands of blue, green and red; by wavelength when empty.
+    mask
+        Mask plane whose pixels are outlined; None for none.
+    seed
+        Of the choice of rows.
+    """
+
+    ids: tuple[str, ...] = ()
+    rgb: tuple[str, ...] = ()
+    mask: str | None = None
+    seed: int = 0
+
+
+def picture(directory: Path, output: Path, how: PictureOptions = PictureOptions()) -> int:
+    """Draw rows in colour, with their ids and a scale bar, beside histograms of the pixels of each band, as
+    PNG.
 
     Parameters
     ----------
@@ -127,8 +154,8 @@ def picture(directory: Path, output: Path, *, seed: int = 0) -> int:
         Cutouts or tensors.
     output
         PNG file, which is replaced if it exists.
-    seed
-        Seed of the choice of rows.
+    how
+        Rows, colours and mask.
 
     Returns
     -------
@@ -138,30 +165,58 @@ def picture(directory: Path, output: Path, *, seed: int = 0) -> int:
     ------
     InputError
         The artefact has no images.
+    ConfigError
+        A row, band or mask plane does not exist.
     """
     artefact = open_artefact(directory)
     if artefact.kind not in ("cutouts", "tensors") or artefact.rows == 0:
         raise InputError(f"{directory} has no images to draw", hint="give cutouts or tensors with rows")
-    image, bands = _sample(artefact, _GRID * _GRID, seed)
-    chosen = channels(bands)
-    rgb = pictures(image, chosen, measured_noise(image, chosen), stretch=8.0, softening=8.0)
+    drawn = _drawn(artefact, how)
+    colours = _colours(drawn.bands, how.rgb, directory)
+    rgb = pictures(drawn.image, colours, measured_noise(drawn.image, colours), stretch=8.0, softening=8.0)
+    side = min(_GRID, max(1, math.ceil(math.sqrt(len(rgb)))))
     figure = Figure(figsize=(12, 7), layout="constrained")
     left, right = np.ravel(np.asarray(figure.subfigures(1, 2, width_ratios=(3, 2)), object)).tolist()
-    for k, axis in enumerate(left.subplots(_GRID, _GRID).flat):
+    for k, axis in enumerate(np.ravel(np.asarray(left.subplots(side, side), object)).tolist()):
         axis.set_axis_off()
         if k < len(rgb):
             axis.imshow(rgb[k], origin="lower", interpolation="nearest")
-    charts = right.subplots(len(bands), 1, squeeze=False)[::-1, 0]  # the bluest band at the bottom
+            axis.set_title(plain(drawn.names[k])[-22:], fontsize=7, pad=2)
+            if drawn.outline is not None:
+                axis.contour(drawn.outline[k], levels=[0.5], colors="yellow", linewidths=0.7)
+    _scale_bar(left, drawn)
+    charts = right.subplots(len(drawn.bands), 1, squeeze=False)[::-1, 0]  # the bluest band at the bottom
     for b, axis in enumerate(charts):
-        values = image[:, b][np.isfinite(image[:, b])]
+        values = drawn.image[:, b][np.isfinite(drawn.image[:, b])]
         if values.size:
             # Without the outermost 0.2 %: one hot pixel would leave a single bar.
             axis.hist(values, bins=200, range=tuple(np.quantile(values, [0.001, 0.999])), log=True)
-        axis.set_title(bands[b], loc="left")
-    charts[0].set_xlabel("pixel value, nJy" if artefact.kind == "cutouts" else "normalised pixel value")
+        axis.set_title(drawn.bands[b], loc="left")
     charts[0].set_xlabel("pixel value, nJy" if artefact.kind == "cutouts" else "normalised pixel value")
     _save(figure, output)
-    return len(image)
+    return len(rgb)
+
+
+def _scale_bar(panel: Any, drawn: Drawn) -> None:
+    """What the colours are, and how large the cutouts are on the sky."""
+    height, width = drawn.image.shape[-2:]
+    across = f"{width * drawn.pixel_scale:.3g} x {height * drawn.pixel_scale:.3g} arcsec each"
+    outlined = "" if drawn.outline is None else "; outlined: the mask plane"
+    panel.supxlabel(f"{drawn.legend} {across}{outlined}", fontsize=9)
+    panel.axes[0].plot([2, 2 + width / 4], [2, 2], color="white", lw=2)
+    panel.axes[0].annotate(f'{width / 4 * drawn.pixel_scale:.2g}"', (2, 4), color="white", fontsize=7)
+
+
+def _colours(bands: tuple[str, ...], rgb: tuple[str, ...], directory: Path) -> Channels:
+    if not rgb:
+        return channels(bands)
+    if len(rgb) != 3 or (absent := [b for b in rgb if b not in bands]):
+        raise ConfigError(
+            f"{directory}: --rgb {','.join(rgb)} needs three of its bands {', '.join(bands)}",
+            hint="blue first, as in gri",
+        )
+    blue, green, red = (bands.index(b) for b in rgb)
+    return Channels((red,), (green,), (blue,))
 
 
 def _save(figure: Figure, output: Path) -> None:
@@ -170,17 +225,62 @@ def _save(figure: Figure, output: Path) -> None:
     write_atomic(output, data.getvalue())
 
 
-def _sample(artefact: Artefact, count: int, seed: int) -> tuple[NDArray[np.float32], tuple[str, ...]]:
-    """At most `count` random rows, from at most four random shards: each is read as a whole."""
-    rng = np.random.default_rng(seed)
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """Rows to draw: `image` `(n, B, H, W)`, ids, and `outline` `(n, H, W)` bool or None."""
+
+    image: NDArray[np.float32]
+    names: tuple[str, ...]
+    bands: tuple[str, ...]
+    pixel_scale: float
+    outline: NDArray[np.bool_] | None
+    legend: str
+
+
+def _drawn(artefact: Artefact, how: PictureOptions) -> Drawn:
+    """The rows that are asked for, or random ones from at most four shards: each is read as a whole."""
+    images: list[NDArray[np.float32]] = []
+    outlines: list[NDArray[np.bool_]] = []
+    names: list[str] = []
+    bands: tuple[str, ...] = ()
+    scale = 0.0
+    for k, rows in _chosen(artefact, how).items():
+        batch = images_of(artefact, k)
+        at = np.asarray(rows) if how.ids else _some(len(batch), rows[0], how.seed + k)
+        images.append(np.asarray(batch.image[at], np.float32))
+        names += [str(v) for v in np.asarray(batch.catalog["id"])[at]]
+        bands, scale = batch.bands, batch.pixel_scale
+        if how.mask is not None:
+            if not isinstance(batch, CutoutBatch) or how.mask not in batch.mask_planes:
+                planes = (
+                    batch.mask_planes if isinstance(batch, CutoutBatch) else ("none: no mask in tensors",)
+                )
+                raise ConfigError(f"no mask plane {how.mask!r}", hint=f"there are {', '.join(planes)}")
+            outlines.append((batch.mask[at] & batch.bits(how.mask) != 0).any(axis=1))
+    outline = np.concatenate(outlines) if outlines else None
+    legend = _colours(bands, how.rgb, artefact.directory).text(bands)
+    return Drawn(np.concatenate(images), tuple(names), bands, scale, outline, legend)
+
+
+def _chosen(artefact: Artefact, how: PictureOptions) -> dict[int, list[int]]:
+    """Shard -> rows in it that are asked for; or, at random, shard -> how many rows of it."""
+    most = _GRID * _GRID
+    if how.ids:
+        index = rows_of(artefact.directory, ids=how.ids, columns=("shard", "row"))
+        found: dict[int, list[int]] = {}
+        for shard, row in zip(index["shard"].to_pylist(), index["row"].to_pylist(), strict=True):
+            if shard >= 0 and sum(map(len, found.values())) < most:
+                found.setdefault(shard, []).append(row)
+        if not found:
+            raise InputError(f"{artefact.directory}: these rows have no pixels: they were rejected")
+        return found
+    rng = np.random.default_rng(how.seed)
     filled = [k for k, shard in enumerate(artefact.shards) if shard.rows]
     chosen = sorted(rng.choice(filled, min(4, len(filled)), replace=False).tolist())
-    parts: list[NDArray[np.float32]] = []
-    bands: tuple[str, ...] = ()
-    for position, k in enumerate(chosen):
-        batch = images_of(artefact, k)
-        want = count // len(chosen) + (position < count % len(chosen))  # the first shards give one more
-        rows = np.sort(rng.choice(len(batch), min(want, len(batch)), replace=False))
-        parts.append(batch.image[rows].astype(np.float32))
-        bands = batch.bands
-    return np.concatenate(parts), bands
+    each, more = divmod(most, len(chosen))
+    return {k: [each + (position < more)] for position, k in enumerate(chosen)}  # the first give one more
+
+
+def _some(count: int, want: int, seed: int) -> NDArray[np.int64]:
+    rng = np.random.default_rng(seed)
+    return np.sort(rng.choice(count, min(want, count), replace=False))

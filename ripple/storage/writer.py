@@ -357,10 +357,28 @@ def create(
             unlock(handle)
 
 
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """An artefact that was begun and is not finished: verb, number of units, those that are committed."""
+
+    verb: str
+    units: int
+    records: dict[int, ShardRecord]
+
+
+def read_begun(directory: Path) -> Begun | None:
+    """What the journal of an unfinished artefact says; None where there is none."""
+    path = directory / JOURNAL
+    header, records = _parse_journal(read_whole(path)) if path.is_file() else (None, {})
+    if header is None:
+        return None
+    units = header.get("units")
+    return Begun(str(header.get("verb", "")), units if isinstance(units, int) else len(records), records)
+
+
 def is_begun(directory: Path) -> bool:
     """Whether an artefact was begun here and is not finished."""
-    path = directory / JOURNAL
-    return path.is_file() and _parse_journal(read_whole(path))[0] is not None
+    return read_begun(directory) is not None
 
 
 def _begin(writer: ArtefactWriter, identity: ArtefactIdentity) -> None:
