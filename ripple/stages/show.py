@@ -210,7 +210,7 @@ def _scale_bar(panel: Any, drawn: Drawn) -> None:
 def _colours(bands: tuple[str, ...], rgb: tuple[str, ...], directory: Path) -> Channels:
     if not rgb:
         return channels(bands)
-    if len(rgb) != 3 or (absent := [b for b in rgb if b not in bands]):
+    if len(rgb) != 3 or not set(rgb) <= set(bands):
         raise ConfigError(
             f"{directory}: --rgb {','.join(rgb)} needs three of its bands {', '.join(bands)}",
             hint="blue first, as in gri",

@@ -47,7 +47,7 @@ def test_failures_are_listed(cutouts: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_lists_are_written(cutouts: Path, tmp_path: Path) -> None:
     assert run(["show", str(cutouts), "--failures", "-o", str(tmp_path / "f.csv")]) == 0
-    assert (tmp_path / "f.csv").read_text().splitlines()[1].startswith("7,obj7,7.0,0.0,rejected,no_dataset")
+    assert (tmp_path / "f.csv").read_text().splitlines()[1].startswith("7,obj7,7,0,rejected,no_dataset")
     argv = [
         "show",
         str(cutouts),
@@ -66,8 +66,9 @@ def test_lists_are_written(cutouts: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--rows", "obj333"], "has no row 'obj333'; did you mean"), (["--columns", "staus"], "did you mean 'status'"),
-        (["--rgb", "gri"], "--rgb needs --picture"), (["--picture", "p.png", "--rgb", "giz"], "three of its bands"),
+        (["--rows", "obj333"], "has no row 'obj333'; did you mean"),
+        (["--columns", "staus"], "did you mean 'status'"), (["--rgb", "gri"], "--rgb needs --picture"),
+        (["--picture", "p.png", "--rgb", "giz"], "three of its bands"),
         (["--picture", "p.png", "--mask", "SATT"], "no mask plane 'SATT'"),
         (["--picture", "p.png", "--rows", "obj7x"], "has no row"),
     ],
