@@ -266,6 +266,19 @@ def twin_images(
     first, second
         `(P,)` int64 row numbers, ordered.
     """
+    return twin_thumbnails(thumbnails(image), split, tolerance=tolerance)
+
+
+def thumbnails(image: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Every band binned to 8x8, its mean subtracted and the row scaled to unit length, `(N, B * 64)`.
+
+    Rows without structure (all pixels equal) are zero.
+
+    Parameters
+    ----------
+    image
+        `(N, B, H, W)`, finite, H and W at least 8.
+    """
     n, b, h, w = image.shape
     if h < 8 or w < 8:
         raise DataError(
@@ -278,9 +291,15 @@ def twin_images(
         small[k] = trimmed.mean(axis=(2, 4), dtype=np.float64)
     flat = (small - small.mean(axis=(2, 3), keepdims=True)).reshape(n, -1)
     # All bands as one vector: equal colours count as well as equal shapes.
-    norm = np.linalg.norm(flat, axis=1)
-    good = (norm > 0) & (split >= 0)
-    flat[good] /= norm[good, None]
+    norm = np.linalg.norm(flat, axis=1, keepdims=True)
+    return np.where(norm > 0, flat / np.where(norm > 0, norm, 1), 0).astype(np.float32)
+
+
+def twin_thumbnails(
+    flat: NDArray[np.float32], split: NDArray[np.int8], *, tolerance: float = 0.02
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """`twin_images` of `thumbnails` `(N, F)`, which take much less memory than the images."""
+    good = flat.any(axis=1) & (split >= 0)
     members = [np.flatnonzero(good & (split == s)) for s in range(3)]
     trees = [cKDTree(flat[m]) for m in members]
     return _pairs_between(trees, members, tolerance)

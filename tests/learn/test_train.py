@@ -245,7 +245,9 @@ def test_gates_find_copies_in_another_split(tmp_path: Path) -> None:
     data: Any = Data()
     data.split, data.dataset = split, Data()
     data.dataset.column = lambda name: batch.catalog[name]
-    found = shortcuts.near_duplicates(data, batch.image.astype(np.float32), np.arange(60))
+    data.dataset.read = lambda rows: batch.image[rows]
+    small = shortcuts.pixel_features(data, np.arange(60))[1]
+    found = shortcuts.near_duplicates(data, small, np.arange(60))
     assert found == {"position": 1, "pixels": 1, "pairs": ["train-test"]}
 
 

@@ -308,8 +308,8 @@ def _gates(config: TrainConfig, data: TrainingSet, work: Path) -> shortcuts.Gate
             hint="remove the copies, or give them one position or one split",
         )
     for name, gate in report["shortcuts"].items():
-        verdict = "ok" if gate["passed"] else "TOO GOOD"
-        print(f"gate {name}: AUROC {gate['auroc']['value']:.3f} {verdict}", file=sys.stderr, flush=True)
+        line = f"gate {name}: AUROC {printed(gate['auroc'], 3)} {gate['verdict']}"
+        print(line, file=sys.stderr, flush=True)
     return report
 
 
@@ -489,7 +489,7 @@ def _summary(config: TrainConfig, contract: Contract, seconds: float, *, done: b
         for name in ("auroc", "pr_auc", "tpr_at_fpr_1e-2", "ece"):
             facts[name] = printed(contract.metrics[name])
         for name, gate in contract.gates.get("shortcuts", {}).items():
-            facts[f"gate {name}"] = f"AUROC {gate['auroc']['value']:.3f}"
+            facts[f"gate {name}"] = f"AUROC {printed(gate['auroc'], 3)}"
         gates = cast(shortcuts.GateReport, contract.gates)
         lines = shortcuts.too_near(gates, contract.metrics["auroc"]["value"], config.gate_distance)
         if lines and config.strict:

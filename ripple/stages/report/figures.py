@@ -285,5 +285,5 @@ def _gate_table(gates: Json, metrics: Mapping[str, Measured]) -> list[Table]:
     note = (
         "An AUROC as high as the network's means that the simulation gives its lenses away by this feature."
     )
-    head = ("what a linear model sees", "AUROC")
+    head = ("what a model without shapes sees", "AUROC")
     return [Table("Shortcut gates", head, tuple(rows), frozenset(failed), note)]
