@@ -159,7 +159,7 @@ class Reason(StrEnum):
     """Why a target is `rejected` or `partial`. The index carries the value."""
 
     DUPLICATE = "duplicate"  # same id or same place as an earlier target
-    BAD_POSITION = "bad_position"  # right ascension or declination of an imported row is not on the sky
+    BAD_POSITION = "bad_position"  # right ascension or declination of the row is not on the sky
     NO_TRACT = "no_tract"  # no tract of the sky map holds the position
     NO_PATCH = "no_patch"  # the patch is not registered in the repository
     NO_DATASET = "no_dataset"  # no band has a dataset there

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 from collections import Counter
@@ -18,6 +19,19 @@ from ripple.runtime.log import Pulse, quiet
 def plain(text: str) -> str:
     """`text` with control characters escaped, so that catalogue strings cannot forge lines of the log."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+#: Verb -> the command that follows it, with its output for `{}`.
+NEXT = {
+    "simulate": "ripple fetch --repo {}/repo --collections mini --targets {}/truth.parquet -o cutouts",
+    "fetch": "ripple preprocess {} -o tensors",
+    "preprocess": "ripple train {} -o model, or ripple score MODEL {} -o scores",
+    "inject": "ripple preprocess {} -o tensors",
+    "train": "ripple score {} TENSORS -o scores",
+    "score": "ripple report {} -o report",
+    "import-model": "ripple score {} TENSORS -o scores",
+    "report": "open {}/index.html in a browser",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +133,18 @@ class Summary:
         console.print(table)
         for note in self.notes:
             console.print(Text(plain(note)))
+        for line in self.next_commands():
+            console.print(Text(plain(line), style="dim"))
+
+    def next_commands(self) -> list[str]:
+        """What people type next: the rows that failed, and the next verb of the chain."""
+        where = shlex.quote(self.output)
+        lines = []
+        if self.rejections and self.verb in ("fetch", "preprocess", "import", "score"):
+            lines.append(f"which rows, and why: ripple show {where} --failures")
+        if self.verb in NEXT:
+            lines.append("next: " + NEXT[self.verb].replace("{}", where))
+        return lines
 
     def record(self) -> dict[str, Any]:
         """Everything as JSON values: numbers as numbers, with units in the names."""

@@ -270,23 +270,27 @@ class SkyMap(ABC):
         Parameters
         ----------
         ra, dec
-            `(N,)` finite deg ICRS.
+            `(N,)` deg ICRS.
 
         Returns
         -------
         tract, patch
-            `(N,)` int64; patch is -1 where the tract does not hold the position.
+            `(N,)` int64; patch is -1 where the tract does not hold the position, both where it is not finite.
         x, y
-            `(N,)` float64 PARENT pixels.
+            `(N,)` float64 PARENT pixels; NaN where the position is not finite.
         """
         r, d = np.atleast_1d(np.asarray(ra, float)), np.atleast_1d(np.asarray(dec, float))
         tract, patch = np.empty(len(r), np.int64), np.empty(len(r), np.int64)
         x, y = np.empty(len(r)), np.empty(len(r))
+        lost = ~(np.isfinite(r) & np.isfinite(d))
+        if lost.any():
+            r, d = np.where(lost, 0.0, r), np.where(lost, 0.0, d)
         for start in range(0, len(r), SLICE):
             part = slice(start, start + SLICE)
             tract[part] = self.find_tract(r[part], d[part])
             x[part], y[part] = self.sky_to_pixel(tract[part], r[part], d[part])
             patch[part] = self.find_patch(tract[part], x[part], y[part])
+        tract[lost], patch[lost], x[lost], y[lost] = -1, -1, np.nan, np.nan
         return tract, patch, x, y
 
     def patch_xy(self, tract: ArrayLike, patch: ArrayLike) -> tuple[Int, Int]:

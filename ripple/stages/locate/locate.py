@@ -179,7 +179,8 @@ def located(skymap: SkyMap, targets: Targets, size: str | None = None) -> pa.Tab
     """`locate_table` for a given sky map and targets."""
     tract, patch, x, y = skymap.locate(targets.ra, targets.dec)
     held = patch >= 0
-    i, j = skymap.patch_xy(tract, np.maximum(patch, 0))  # any valid patch where there is none
+    # Any valid patch of any tract where there is none.
+    i, j = skymap.patch_xy(np.where(tract >= 0, tract, skymap.table.ids[0]), np.maximum(patch, 0))
     columns: dict[str, NDArray[Any]] = {
         "id": targets.id,
         "ra": targets.ra,
@@ -194,7 +195,8 @@ def located(skymap: SkyMap, targets: Targets, size: str | None = None) -> pa.Tab
     if size is not None:
         # All tracts of a sky map have the same pixel scale.
         scale = skymap.tan(int(skymap.table.ids[0])).pixel_scale
-        boxes = boxes_around(x, y, np.full(len(x), side_of(size, scale), np.int32))
+        side = np.full(len(x), side_of(size, scale), np.int32)
+        boxes = boxes_around(np.nan_to_num(x), np.nan_to_num(y), side)
         columns |= {name: _or(held, boxes[:, k]) for k, name in enumerate(("x0", "y0", "x1", "y1"))}
     return pa.table(columns)
 

@@ -186,6 +186,7 @@ class Planner:
             select=selection.select,
             keep=self._inside if restricted else None,
             duplicate_radius=selection.duplicate_radius,
+            strict=selection.strict,
         )
         if source.get("sha256") == "":  # many files: their ids and positions identify the targets
             return replace(targets, source=source | {"sha256": _digest(targets)})

@@ -150,14 +150,35 @@ def _read_file(
     return _read_text(path, delimiter, id_column), {}
 
 
+#: Share of the rows of a catalogue that may be unusable; with more, the table is not what it is taken for.
+BAD_SHARE = 0.1
+
 #: Integers as people write them: what else looks like a number (`000123`, `12E34`, `+5`) is a name.
 INTEGER = r"^(0|-?[1-9][0-9]*)$"
 
 
 def _read_text(path: Path, delimiter: str, id_column: str | None) -> pa.Table:
     """A text table with exact integers: ids stay what the file says, long ones do not become floats."""
-    parse = pyarrow.csv.ParseOptions(delimiter=delimiter)
+    uneven: list[Any] = []
+
+    def keep(row: Any) -> str:
+        uneven.append(row)
+        return "skip"
+
+    parse = pyarrow.csv.ParseOptions(delimiter=delimiter, invalid_row_handler=keep)
+    source: Path | pa.Buffer = path
     table = pyarrow.csv.read_csv(path, parse_options=parse)
+    if uneven:
+        # Rows short of columns, or with too many, stay: their cells are empty, and they are rejected by name.
+        if len(uneven) > BAD_SHARE * (len(uneven) + table.num_rows):
+            first = uneven[0]
+            raise CatalogueError(
+                f"{path}: {len(uneven)} rows have another number of columns than the header: "
+                f"{first.actual_columns} instead of {first.expected_columns} in {first.text[:80]!r}",
+                hint="is the delimiter another one?",
+            )
+        source = _evened(path, delimiter, uneven)
+        table = pyarrow.csv.read_csv(pa.BufferReader(source), parse_options=parse)
     # As text a second time: columns that are called like ids, and those whose integers may not fit a float.
     ids = {n for n in table.column_names if n == id_column or _plain_name(n) in _ID_NAMES}
     doubtful = [n for n in table.column_names if n in ids or _may_have_lost_digits(table[n])]
@@ -165,13 +186,24 @@ def _read_text(path: Path, delimiter: str, id_column: str | None) -> pa.Table:
         convert = pyarrow.csv.ConvertOptions(
             include_columns=doubtful, column_types=dict.fromkeys(doubtful, pa.string())
         )
-        texts = pyarrow.csv.read_csv(path, parse_options=parse, convert_options=convert)
+        text_source = path if source is path else pa.BufferReader(source)
+        texts = pyarrow.csv.read_csv(text_source, parse_options=parse, convert_options=convert)
         for name in doubtful:
             exact = exact_integers(texts[name], keep_text=name in ids)
             if exact is not None:
                 table = table.set_column(table.column_names.index(name), name, exact)
     # HSC's archive writes `# object_id,ra,dec`.
     return table.rename_columns([name.lstrip("# ") or name for name in table.column_names])
+
+
+def _evened(path: Path, delimiter: str, uneven: list[Any]) -> pa.Buffer:
+    """The file with these rows brought to the number of columns of the header; cells of their own stay."""
+    text = pa.input_stream(str(path)).read().decode()
+    for row in uneven:
+        cells = row.text.split(delimiter)[: row.expected_columns]
+        even = delimiter.join(cells + [""] * (row.expected_columns - len(cells)))
+        text = text.replace(f"\n{row.text}", f"\n{even}", 1)
+    return pa.py_buffer(text.encode())
 
 
 def _plain_name(name: str) -> str:

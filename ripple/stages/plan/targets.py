@@ -15,7 +15,7 @@ from ripple.config import Json, suggest
 from ripple.errors import CatalogueError, DataError, Reason
 from ripple.sky.neighbours import earlier_neighbours
 from ripple.stages.plan.select import matching
-from ripple.stages.plan.tables import UserTable, exact_integers, plain_columns
+from ripple.stages.plan.tables import BAD_SHARE, UserTable, exact_integers, plain_columns
 from ripple.storage.labels import label_counts, lens_line, read_labels
 from ripple.storage.python_tables import ANGLES, ID_NAMES, INEXACT, inexact, known_name
 
@@ -107,8 +107,11 @@ def from_table(
     select: str | None = None,
     keep: Callable[[Float, Float], NDArray[np.bool_]] | None = None,
     duplicate_radius: float = 0.2,
+    strict: bool = False,
 ) -> Targets:
     """Targets from the rows of a table.
+
+    Rows whose position cannot be used are rejected with what they say; see `BAD_SHARE`.
 
     Parameters
     ----------
@@ -124,12 +127,14 @@ def from_table(
         Mask of `(ra, dec)` in deg: which rows to keep (a region, a tract).
     duplicate_radius
         Arcsec within which two rows are the same object.
+    strict
+        Raise at the first row that cannot be used.
 
     Raises
     ------
     CatalogueError
-        Columns are missing or not understood, no rows are left, or positions are not on the sphere; names
-        rows, counted from 0.
+        Columns are missing or not understood, no rows are left, or too many positions are not on the sphere;
+        names rows, counted from 0.
     """
     name = str(source.get("name", "targets"))
     data, notes = table.columns, list(table.notes)
@@ -144,10 +149,16 @@ def from_table(
         data = data.take(pa.array(rows))
     ra = _ra(data[ra_name], table.units.get(ra_name), columns.ra_unit, f"{name}: {ra_name}", rows, notes)
     dec = _angle(data[dec_name], table.units.get(dec_name), False, f"{name}: {dec_name}", rows, notes)
-    check_positions(ra, dec, rows, name)
+    bad = off_sphere(ra, dec)
+    if bad.any() and (strict or bad.mean() > BAD_SHARE):
+        check_positions(ra, dec, rows, name)
     ra = np.mod(ra, 360.0)  # some catalogues count from -180 to 180
     if keep is not None and len(ra):
-        inside = np.flatnonzero(keep(ra, dec))
+        # Where a row without a usable position lies nobody knows: it stays, to be rejected with its reason.
+        kept = bad.copy()
+        kept[~bad] = keep(ra[~bad], dec[~bad])
+        inside = np.flatnonzero(kept)
+        bad = bad[inside]
         rows, ra, dec, data = rows[inside], ra[inside], dec[inside], data.take(pa.array(inside))
     if not len(rows):
         left = " are left after --select, --region, --tract and --patch" if select or keep else ""
@@ -161,8 +172,31 @@ def from_table(
     if label_name:
         counted = label_counts(extra["label"].to_numpy(), classes)
         notes.append(f"{name}: labels from {label_name}: {counted}; the lens is {lens_line(classes)}")
-    rejected = duplicates(ids, ra, dec, duplicate_radius)
+    rejected = _unusable(data, (ra_name, dec_name), bad, rows)
+    if rejected:
+        ra, dec = np.where(bad, np.nan, ra), np.where(bad, np.nan, dec)
+        notes.append(f"{name}: {len(rejected):,} rows have no usable position and are rejected")
+    good = np.flatnonzero(~bad)
+    for k, why in duplicates(ids[good], ra[good], dec[good], duplicate_radius, rows=good).items():
+        rejected[k] = why
+    rejected = dict(sorted(rejected.items()))
     return Targets(ids, ra, dec, extra, size, rejected, source, classes, tuple(notes))
+
+
+def off_sphere(ra: Float, dec: Float) -> NDArray[np.bool_]:
+    """`(N,)` positions that are no numbers or not on the sphere: outside -180 to 360 or -90 to 90 deg."""
+    return ~((ra >= -180) & (ra <= 360) & (np.abs(dec) <= 90))  # NaN fails, too
+
+
+def _unusable(
+    data: pa.Table, names: tuple[str, str], bad: NDArray[np.bool_], rows: NDArray[np.int64]
+) -> dict[int, tuple[Reason, str]]:
+    """Why rows have no usable position: what the table says there, and in which row, counted from 0."""
+    out = {}
+    for k in np.flatnonzero(bad).tolist():
+        said = ", ".join(f"{name} {data[name][k].as_py()!r}" for name in names)
+        out[k] = (Reason.BAD_POSITION, f"row {rows[k]} of the table: {said} is no position on the sky")
+    return out
 
 
 def _describe(
@@ -256,7 +290,9 @@ def _ra(
         return _angle(column, unit, hours, name, rows, notes)
     ra = _angle(column, unit, hours, name, rows, notes)
     # A wrong guess would cut real but unrelated sky, without an error.
-    if unit is None and len(ra) and ((ra >= 0) & (ra <= 24)).all():
+    known = ra[np.isfinite(ra)]
+    enough = len(known) >= (1 - BAD_SHARE) * len(ra)  # with fewer, that is what is wrong with the table
+    if unit is None and len(known) and enough and ((known >= 0) & (known <= 24)).all():
         raise CatalogueError(
             f"{name}: all values lie between 0 and 24, which may be hours or degrees",
             hint="say which with --ra-unit deg or --ra-unit hour",
@@ -278,10 +314,11 @@ def _angle(
         # All rows or none: a mixture would give some of them the wrong unit.
         if not number.any():
             return _sexagesimal(column, hours, name, rows, notes)
-        if not number.all():
+        if number.mean() < 1 - BAD_SHARE:
             bad = column[int(np.flatnonzero(~number)[0])].as_py()
             raise CatalogueError(f"{name}: {bad!r} cannot be read as a number, {_rows(rows[~number])}")
-        column = pc.utf8_trim_whitespace(column).cast(pa.float64())
+        # Single cells that are no numbers are rows that are rejected later.
+        column = pc.if_else(pa.array(number), pc.utf8_trim_whitespace(column), None).cast(pa.float64())
     if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):
         raise CatalogueError(f"{name}: a column of {column.type} cannot be read as an angle")
     values = pc.fill_null(column.cast(pa.float64(), safe=False), float("nan")).to_numpy()
@@ -311,17 +348,20 @@ def _sexagesimal(
     text = pc.fill_null(column, "")
     parts = pc.extract_regex(text, _SEXAGESIMAL).combine_chunks()
     wrong = parts.is_null().to_numpy(zero_copy_only=False)
-    if wrong.any():
+    if wrong.mean() > BAD_SHARE:
         bad = text.to_pylist()[int(np.flatnonzero(wrong)[0])]
         raise CatalogueError(
             f"{name}: {bad!r} is neither a number nor like 03:32:30.5, {_rows(rows[wrong])}",
             hint="give numbers in degrees, or sexagesimal text",
         )
-    a, b, c = (parts.field(k).cast(pa.float64()).to_numpy(zero_copy_only=False) for k in ("a", "b", "c"))
-    if ((b >= 60) | (c >= 60)).any():
-        raise CatalogueError(
-            f"{name}: minutes or seconds of 60 or more, {_rows(rows[(b >= 60) | (c >= 60)])}"
-        )
+    a, b, c = (
+        pc.fill_null(parts.field(k).cast(pa.float64()), float("nan")).to_numpy(zero_copy_only=False)
+        for k in ("a", "b", "c")
+    )
+    late = (b >= 60) | (c >= 60)
+    if late.mean() > BAD_SHARE:
+        raise CatalogueError(f"{name}: minutes or seconds of 60 or more, {_rows(rows[late])}")
+    a = np.where(late, np.nan, a)
     # The sign is kept apart from the degrees: -00 30 00 is negative. Both minus signs count.
     negative = pc.not_equal(pc.fill_null(parts.field("sign"), ""), "").to_numpy(zero_copy_only=False)
     negative &= pc.not_equal(pc.fill_null(parts.field("sign"), ""), "+").to_numpy(zero_copy_only=False)
@@ -422,12 +462,15 @@ def _labels(
         raise CatalogueError(err.message, hint=err.hint) from None
 
 
-def duplicates(ids: NDArray[Any], ra: Float, dec: Float, radius: float) -> dict[int, tuple[Reason, str]]:
+def duplicates(
+    ids: NDArray[Any], ra: Float, dec: Float, radius: float, rows: NDArray[np.integer] | None = None
+) -> dict[int, tuple[Reason, str]]:
     """Rows that repeat an earlier row: they have its id, or lie within `radius` arcsec of it.
 
     The first row of a group stays. A row close to a duplicate is a duplicate as well, so chains of close rows
-    leave only their first one.
+    leave only their first one. `rows`: their numbers, where these are not 0, 1, ...
     """
+    number = np.arange(len(ids)) if rows is None else rows
     _, first = np.unique(ids, return_index=True)
     repeat = np.ones(len(ids), bool)
     repeat[first] = False
@@ -435,12 +478,11 @@ def duplicates(ids: NDArray[Any], ra: Float, dec: Float, radius: float) -> dict[
     order = np.argsort(ids, kind="stable")  # stable: the earliest row of each id comes first
     start = np.searchsorted(ids[order], ids[again])
     found = {
-        int(k): (Reason.DUPLICATE, f"id {ids[k]} is also that of row {int(order[s])}")
+        int(number[k]): (Reason.DUPLICATE, f"id {ids[k]} is also that of row {int(number[order[s]])}")
         for k, s in zip(again, start, strict=True)
     }
     if radius > 0:
         for k, earlier, apart in earlier_neighbours(ra, dec, radius):
-            found.setdefault(
-                k, (Reason.DUPLICATE, f"{apart:.3f} arcsec from row {earlier} (id {ids[earlier]})")
-            )
+            text = f"{apart:.3f} arcsec from row {int(number[earlier])} (id {ids[earlier]})"
+            found.setdefault(int(number[k]), (Reason.DUPLICATE, text))
     return dict(sorted(found.items()))
