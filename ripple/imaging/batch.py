@@ -79,6 +79,9 @@ class CutoutBatch:
     def __len__(self) -> int:
         return len(self.image)
 
+    def __repr__(self) -> str:
+        return f"<CutoutBatch {_shape(self)}>"
+
     def bits(self, *names: str) -> np.uint32:
         """The mask value with the bits of the named planes set (absent planes contribute nothing)."""
         value = sum(1 << k for k, plane in enumerate(self.mask_planes) if plane in names)
@@ -179,6 +182,15 @@ class TensorBatch:
 
     def __len__(self) -> int:
         return len(self.image)
+
+    def __repr__(self) -> str:
+        return f"<TensorBatch {_shape(self)}, {self.normalization.get('method')}>"
+
+
+def _shape(batch: CutoutBatch | TensorBatch) -> str:
+    """Rows, bands and size: the pixels themselves would fill many screens."""
+    n, _, height, width = batch.image.shape
+    return f"{n} rows, {' '.join(batch.bands)}, {width} x {height} px"
 
 
 def psf_gaps(

@@ -55,6 +55,7 @@ def write_cutouts(
     mask_planes: Sequence[str] = (),
     psf: Any = None,
     psf_index: Any = None,
+    psf_cells: NDArray[np.int32] | None = None,
     pixel_scale: float = 0.2,
     class_map: Mapping[Any, str] | None = None,
     unit: str = "nJy",
@@ -83,6 +84,8 @@ def write_cutouts(
     psf, psf_index
         `(K, K)` one for all, `(B, K, K)` one per band, `(N, B, K, K)` one per row and band, or `(M, K, K)`
         with `psf_index` `(N, B)`, -1 for none. K odd, centre pixel `K // 2`; scaled to sum 1.
+    psf_cells
+        `(L, 7)` parts of cutouts with another PSF, as in `ripple.imaging.batch.CutoutBatch`.
     pixel_scale
         Arcsec per pixel.
     class_map
@@ -110,6 +113,7 @@ def write_cutouts(
             raise DataError(f"{name} has shape {tuple(array.shape)}, but image has {shape}")
     planes = _planes(mask, mask_planes)
     kernels, which = _kernels(psf, psf_index, shape)
+    cells = _cells(psf_cells, shape, len(kernels))
     columns, classes = _catalog(catalog, shape, class_map)
     # One projection for all rows belongs to the tract of the first.
     projections = wcs if isinstance(wcs, Mapping) else {} if wcs is None else {int(columns["tract"][0]): wcs}
@@ -124,6 +128,7 @@ def write_cutouts(
             mask_planes=planes,
             psf=kernels,
             psf_index=which[rows],
+            psf_cells=_cells_of(cells, rows),
             catalog=_rows_of(columns, rows, flux),
             wcs=dict(projections),
             pixel_scale=pixel_scale,
@@ -141,6 +146,8 @@ def write_cutouts(
         "mask": mask,
         "psf": kernels,
         "psf_index": which,
+        # Absent without parts, so that calls without them keep their checksums.
+        "psf_cells": cells if len(cells) else None,
         **columns,
     }
     return _write(Path(directory), "cutouts", config, arrays, columns, batch, pack_cutouts)
@@ -535,6 +542,30 @@ def _kernels(
     if which.shape != (n, b) or which.min(initial=-1) < -1 or which.max(initial=-1) >= len(kernels):
         raise DataError(f"psf_index must have shape ({n}, {b}) and values from -1 to {len(kernels) - 1}")
     return (kernels / total[:, None, None]).astype(np.float32), which.astype(np.int32)
+
+
+def _cells(given: Any, shape: tuple[int, int, int, int], kernels: int) -> NDArray[np.int32]:
+    """Parts of cutouts with another PSF, `(L, 7)`, by row."""
+    cells = np.empty((0, 7), np.int32) if given is None else np.asarray(given)
+    if cells.ndim != 2 or cells.shape[1] != 7 or cells.dtype.kind not in "iu":
+        raise DataError(f"psf_cells has shape {cells.shape} and type {cells.dtype}, expected (L, 7) integers")
+    row, band, y0, y1, x0, x1, psf = cells.T
+    n, b, h, w = shape
+    limits = ((row, n), (band, b), (y0, y1), (y1, h + 1), (x0, x1), (x1, w + 1), (psf, kernels))
+    if (
+        not all(((column >= 0) & (column < limit)).all() for column, limit in limits)
+        or (np.diff(row) < 0).any()
+    ):
+        raise DataError("psf_cells: rows not ascending, or parts outside the cutouts or psf")
+    return cells.astype(np.int32)
+
+
+def _cells_of(cells: NDArray[np.int32], rows: slice) -> NDArray[np.int32]:
+    """The parts of some rows, which then count from 0."""
+    first, last = np.searchsorted(cells[:, 0], (rows.start, rows.stop))
+    part = cells[first:last].copy()
+    part[:, 0] -= rows.start
+    return part
 
 
 def _finite(part: NDArray[Any], first: int, dtype: str) -> NDArray[Any]:
