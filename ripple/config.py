@@ -9,11 +9,14 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
+import types
+import typing
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ripple.errors import ConfigError
 
@@ -46,6 +49,20 @@ class Config(BaseModel):
 
     verb: ClassVar[str] = ""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _lists_as_text(cls, values: Any) -> Any:
+        """`bands: gri` and `collections: a, b` in a YAML file, as on the command line."""
+        if not isinstance(values, dict):
+            return values
+        fields = cls.model_fields
+        return {
+            name: listed(name, value)
+            if isinstance(value, str) and name in fields and _is_list(fields[name].annotation)
+            else value
+            for name, value in values.items()
+        }
+
     @classmethod
     def make(cls, values: dict[str, Any]) -> Self:
         """Validate `values`; unknown or wrong keys become a `ConfigError` that names them.
@@ -70,6 +87,28 @@ class Config(BaseModel):
     def digest(self) -> str:
         """SHA-256 of `canonical`, hexadecimal."""
         return hashlib.sha256(canonical_json(self.canonical())).hexdigest()
+
+
+def listed(name: str, text: str) -> list[str]:
+    """The parts of a text between commas; bands may be run together (`gri`)."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    together = name == "bands" and len(parts) == 1 and set(parts[0]) <= set("ugrizy")
+    return list(parts[0]) if together else parts
+
+
+def _is_list(annotation: Any) -> bool:
+    """Whether a field is a tuple, or a tuple or nothing."""
+    kinds = typing.get_args(annotation) if typing.get_origin(annotation) is types.UnionType else (annotation,)
+    return any(typing.get_origin(kind) is tuple for kind in kinds) and str not in kinds
+
+
+def problems(cls: type[Config], values: dict[str, Any]) -> list[tuple[str, str]]:
+    """Everything that is wrong with the options of a verb: the key, empty where it is the whole, and why."""
+    try:
+        cls.model_validate(values)
+    except ValidationError as err:
+        return [(str(e["loc"][0]) if e["loc"] else "", _say_error(cls, e)) for e in err.errors()]
+    return []
 
 
 def canonical_json(value: Any) -> bytes:
@@ -123,7 +162,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
     try:
         # Composed nodes are counted before any value is built: that is where aliases would expand.
         nodes = sum(1 for _ in _walk_nodes(yaml.compose(data, Loader=yaml.SafeLoader)))
-        value = yaml.safe_load(data)
+        value = _filled(yaml.safe_load(data), path)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as err:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(err).split())[:200]}") from None
     if nodes > MAX_YAML_NODES:
@@ -131,6 +170,37 @@ def load_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict) or not all(isinstance(k, str) for k in value):
         raise ConfigError(f"{path}: the top level must be a mapping of verb names to options")
     return value
+
+
+#: Words in braces that stand for something: the output directory of `ripple run`, and the folder of the file.
+PLACES = ("output", "here")
+
+
+def _filled(value: Any, path: Path) -> Any:
+    """Values with the folder of the file for `{here}`; other words in braces but `{output}` are refused."""
+    if isinstance(value, dict):
+        return {key: _filled(item, path) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_filled(item, path) for item in value]
+    if not isinstance(value, str):
+        return value
+    for word in re.findall(r"\{(\w+)\}", value):
+        if word not in PLACES:
+            raise ConfigError(
+                f"{path}: {{{word}}} in {value!r} stands for nothing" + suggest(word, list(PLACES))
+            )
+    return value.replace("{here}", str(path.resolve().parent))
+
+
+def key_lines(path: Path) -> dict[tuple[str, ...], int]:
+    """Line of each key of a YAML file that `load_yaml` has read: of sections, and of the keys in them."""
+    lines: dict[tuple[str, ...], int] = {}
+    root = yaml.compose(path.read_bytes(), Loader=yaml.SafeLoader)
+    for key, section in root.value if isinstance(root, yaml.MappingNode) else ():
+        lines[(str(key.value),)] = key.start_mark.line + 1
+        for inner, _ in section.value if isinstance(section, yaml.MappingNode) else ():
+            lines[(str(key.value), str(inner.value))] = inner.start_mark.line + 1
+    return lines
 
 
 def _walk_nodes(node: Any) -> Any:

@@ -52,6 +52,10 @@ class ConfigError(RippleError):
     exit_code = 2
 
 
+class OtherOptionsError(ConfigError):
+    """An output that was written with other options."""
+
+
 class OtherInputsError(ConfigError):
     """An output that was written with the same options from other inputs."""
 

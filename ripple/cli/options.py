@@ -18,7 +18,7 @@ import click
 import yaml
 from pydantic.fields import FieldInfo
 
-from ripple.config import Config, is_setting, load_yaml, suggest
+from ripple.config import Config, is_setting, listed, load_yaml, suggest
 from ripple.errors import ConfigError
 
 #: Arguments of a command that are no fields of its model.
@@ -186,7 +186,5 @@ def _listed(model: type[Config], given: dict[str, Any]) -> dict[str, Any]:
     out = dict(given)
     for name, value in given.items():
         if _is_tuple(model.model_fields[name].annotation) and isinstance(value, str):
-            parts = [part.strip() for part in value.split(",") if part.strip()]
-            together = name == "bands" and len(parts) == 1 and set(parts[0]) <= set("ugrizy")
-            out[name] = list(parts[0]) if together else parts
+            out[name] = listed(name, value)
     return out

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from ripple.config import Json, canonical_json
-from ripple.errors import ConfigError, InputError, IntegrityError, OtherInputsError, WriteError
+from ripple.errors import InputError, IntegrityError, OtherInputsError, OtherOptionsError, WriteError
 from ripple.storage.checksums import FileList, check_size, parse_listing
 from ripple.storage.files import REDO, read_whole, write_atomic
 from ripple.storage.lock import is_locked
@@ -123,7 +123,7 @@ def refuse_other(directory: Path, old: Mapping[str, Any], new: Mapping[str, Any]
         difference = first_difference(old.get(key), new.get(key), label)
         if difference is not None:
             # `ripple run` makes a stage again when its inputs have changed, but not when its options have.
-            kind = ConfigError if label in ("kind", "verb", verb) else OtherInputsError
+            kind = OtherOptionsError if label in ("kind", "verb", verb) else OtherInputsError
             raise kind(
                 f"{directory} was written with different options or inputs: {difference}",
                 hint="give another output directory, or remove this one",

@@ -39,7 +39,7 @@ def test_doctor_runs_alone() -> None:
     result = cli("doctor", "--json")
     assert result.returncode == 0, result.stderr
     names = {check["name"] for check in json.loads(result.stdout)}
-    assert {"python", "torch", "numpy", "lsst-images", "lsst.afw", "memory"} <= names
+    assert {"python", "extra learn", "numpy", "lsst-images", "lsst.afw", "memory"} <= names
 
 
 def test_doctor_looks_into_a_repository(sky: Path, tmp_path: Path) -> None:

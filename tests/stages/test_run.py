@@ -14,9 +14,10 @@ from pages import write_page
 
 from ripple.cli import run
 from ripple.errors import ConfigError
+from ripple.stages.fetch.config import FetchConfig
 from ripple.stages.formats.config import ImportConfig
 from ripple.stages.formats.import_cutouts import import_cutouts
-from ripple.stages.run import CHAIN, _clear, run_chain
+from ripple.stages.run import CHAIN, _clear, read_chain, run_chain
 from ripple.storage.writer import _line
 
 TINY = """
@@ -41,7 +42,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     config, out = directory / "tiny.yaml", directory / "out"
     config.write_text(TINY)
     outcome = run_chain(config, {"output": str(out)})
-    assert [s.verb for s in outcome.summaries] == list(CHAIN)
+    assert [s.verb for s in outcome.summaries] == [name for name in CHAIN if name != "inject"]
     assert not any(s.done_before for s in outcome.summaries)
     return config, out
 
@@ -81,6 +82,71 @@ def test_a_deleted_stage_is_redone_and_those_after_it_if_it_has_changed(
         outcome = run_chain(tmp_path / "chain.yaml", {"output": str(out)})
         assert [s.done_before for s in outcome.summaries] == [True, True, False, later, later, later]
         assert ((out / "scores" / "scores.parquet").read_bytes() == scores) == (softening is None)
+
+
+def test_changing_one_option_says_what_follows_and_redo_keeps_the_former_one(
+    chain: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, made = chain
+    out = tmp_path / "out"
+    shutil.copytree(made, out)
+    sections = yaml.safe_load(config.read_text())
+    sections["preprocess"]["softening"] = 4.0
+    (tmp_path / "chain.yaml").write_text(yaml.safe_dump(sections))
+    argv = ["run", "-c", str(tmp_path / "chain.yaml"), "-o", str(made)]
+    assert run([*argv, "--dry-run", "--json"]) == 0
+    states = {s["stage"]: (s["action"], s["why"]) for s in json.loads(capsys.readouterr().out)}
+    assert states["preprocess"] == ("changed", "preprocess.softening: 3.0 -> 4.0")
+    assert states["train"][0] == states["report"][0] == "follows"
+    assert not list(made.glob("*.old-*"))
+    argv[-1] = str(out)
+    sections = {"preprocess": sections["preprocess"]}
+    (tmp_path / "chain.yaml").write_text(yaml.safe_dump(sections))
+    before = (out / "tensors" / "manifest.json").read_bytes()
+    assert run(argv) == 2
+    assert "--redo moves it aside" in capsys.readouterr().err
+    assert (out / "tensors" / "manifest.json").read_bytes() == before
+    assert run([*argv, "--redo"]) == 0
+    assert "tensors.old-1" in capsys.readouterr().err
+    assert (out / "tensors.old-1" / "manifest.json").read_bytes() == before
+    assert run(["show", str(out / "tensors"), "--json"]) == 0
+
+
+def test_check_reports_all_errors_with_their_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("fetch:\n  bands: gri\n  sise: 64\npreprocess:\n  psf: wide\nfly:\nreport: {top: 0}\n")
+    assert run(["run", "-c", str(path), "--check"]) == 2
+    said = capsys.readouterr().err
+    for part in (
+        "line 3: fetch: unknown key 'sise'", "line 5: preprocess: 'psf'", "line 6: unknown section 'fly'",
+        "line 7: report: 'top'",
+    ):  # fmt: skip
+        assert part in said, (part, said)
+    path.write_text("fetch: {bands: gri, collections: mini, size: 12.8 arcsec}\nexport: {format: mmu}\n")
+    assert run(["run", "-c", str(path), "--check"]) == 0
+
+
+def test_words_in_braces(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("fetch: {targets: '{outptu}/t.csv'}\n")
+    with pytest.raises(ConfigError, match=r"\{outptu\} in .* stands for nothing; did you mean 'output'"):
+        read_chain(path, {"output": "o"})
+    path.write_text("fetch: {targets: '{here}/t.csv', bands: gri, collections: 'a, b'}\n")
+    options = read_chain(path, {"output": "o"}).options["fetch"]
+    assert options["targets"] == str(tmp_path.resolve() / "t.csv")
+    made = FetchConfig.make(options)
+    assert (made.bands, made.collections) == (("g", "r", "i"), ("a", "b"))
+
+
+def test_a_chain_with_painted_lenses(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("fetch: {bands: gri}\ninject: {fraction: 0.5}\npreprocess:\n")
+    options = read_chain(path, {"output": "o"}).options
+    assert list(options) == ["fetch", "inject", "preprocess"]
+    assert options["inject"] == {"cutouts": "o/cutouts", "output": "o/labelled", "fraction": 0.5}
+    assert options["preprocess"]["cutouts"] == "o/labelled"
 
 
 @pytest.mark.parametrize("text", ["run: [a]", "run: 5", "run: word"])
