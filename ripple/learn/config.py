@@ -29,6 +29,9 @@ class ExportModelConfig(Config):
     model: Path = Field(description="Model directory.")
     output: Path = Field(description="File to write; the contract is written beside it.")
     format: Literal["onnx", "torchscript"] = Field("onnx", description="onnx or torchscript.")
+    with_preprocess: bool = Field(
+        False, description="Also write the normalisation and the sigmoid: from fluxes in nJy to scores."
+    )
 
 
 class ExplainConfig(Config):

@@ -203,6 +203,23 @@ def test_weights_of_another_network_are_refused(tmp_path: Path, fault: str) -> N
         load_model(tmp_path / "m")
 
 
+def test_pixels_made_otherwise_are_refused_by_name() -> None:
+    matched = {"psf": "match", "margin": 8, "psf_tolerance": 0.003, "noise_correlation": "measured"}
+    contract = make_contract(pixels=matched)
+    check(contract, facts(pixels=dict(matched)), Conversion(), "data")
+    check(contract, facts(), Conversion(), "data")  # nobody says: `score` tells the user
+    check(make_contract(), facts(pixels=matched), Conversion(), "data")
+    for name, other in (
+        ("psf", "none"),
+        ("margin", 0),
+        ("noise_correlation", "white"),
+        ("psf_tolerance", 0.1),
+    ):
+        with pytest.raises(ContractError, match=rf"data: pixels.{name} is .*, the model takes") as err:
+            check(contract, facts(pixels={**matched, name: other}), Conversion(), "data")
+        assert "psf match, margin 8" in err.value.hint
+
+
 # --- models from elsewhere, and out ---------------------------------------------------------------------
 
 

@@ -134,7 +134,7 @@ def common_facts(artefacts: list[Artefact]) -> Facts:
     facts: Facts | None = None
     for artefact in artefacts:
         for k in range(len(artefact.shards)):
-            found = Facts.of(shard_reader.map_tensors(artefact.verified_path(k)))
+            found = Facts.of(shard_reader.map_tensors(artefact.verified_path(k)), artefact)
             if facts is not None:
                 facts.agree(found, str(artefact.shard_path(k)))
             # Unlabelled shards have no class map: the first one that has stands for all.

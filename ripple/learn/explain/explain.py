@@ -100,7 +100,7 @@ def explain(config: ExplainConfig) -> Summary:
         for k in range(len(artefact.shards)):
             path = artefact.verified_path(k)
             # No conversion: a map must show the pixels that the network was given.
-            check(model.contract, Facts.of(shard_reader.map_tensors(path)), Conversion(), str(path))
+            check(model.contract, Facts.of(shard_reader.map_tensors(path), artefact), Conversion(), str(path))
     before = load_model(config.before).to(device) if config.before else None
     # Digests, not paths: what decides, beside the options, whether finished pages are written again.
     inputs = {

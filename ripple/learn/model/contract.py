@@ -22,6 +22,7 @@ from ripple.learn.model.architecture import NAMES, Architecture, Stem
 from ripple.learn.model.calibrate import Calibration, ClassCalibration
 from ripple.learn.model.provenance import Columns, Split, verdicts
 from ripple.learn.model.uncertainty import Uncertainty
+from ripple.storage.artefact import Artefact
 from ripple.storage.checksums import read_verified
 from ripple.storage.files import REDO
 from ripple.storage.labels import lens_label, ranked_class, same_classes
@@ -116,7 +117,8 @@ class Contract(Strict):
     `lens_class` names the class that is ranked where it is not called lens. Label 1 of a lens finder is the
     lens. `output` is "lens" (one logit), "classes" (one logit per entry of `class_map`) or "regression"
     (`targets`, standardised with `target_mean` and `target_std`). `psf_fwhm` is None when the PSF was not
-    homogenised.
+    homogenised. `pixels` is what they went through before they were normalised, see `pixels_of`; empty when
+    nobody says.
     `split` says which rows were held out and what sky the others are on, None for a model from elsewhere;
     `calibration` is that of a lens finder, `class_calibration` that of several classes;
     `ancestors` the same of the models it was fine-tuned from. `judged` are the rows behind `metrics`.
@@ -131,6 +133,7 @@ class Contract(Strict):
     unit: str
     psf_fwhm: float | None
     normalization: dict[str, Any]
+    pixels: dict[str, Any] = {}
     class_map: ClassMap
     lens_class: str = ""
     output: Output
@@ -222,6 +225,8 @@ class Facts:
     ----------
     bands, size, pixel_scale, unit, psf_fwhm, normalization, class_map
         As in `TensorBatch`; `size` is `(H, W)`.
+    pixels
+        From `pixels_of`.
     """
 
     bands: tuple[str, ...]
@@ -231,10 +236,11 @@ class Facts:
     psf_fwhm: float
     normalization: dict[str, Any]
     class_map: dict[str, str]
+    pixels: dict[str, Any]
 
     @classmethod
-    def of(cls, batch: TensorBatch) -> Facts:
-        """The facts of one shard."""
+    def of(cls, batch: TensorBatch, artefact: Artefact | None = None) -> Facts:
+        """The facts of one shard, with what its artefact says about its pixels."""
         h, w = batch.image.shape[2:]
         return cls(
             batch.bands,
@@ -244,6 +250,7 @@ class Facts:
             batch.psf_fwhm,
             dict(batch.normalization),
             dict(batch.class_map),
+            pixels_of(artefact) if artefact else {},
         )
 
     def agree(self, other: Facts, name: str) -> None:
@@ -258,8 +265,31 @@ class Facts:
             theirs = getattr(other, key)
             if key == "class_map" and (not (mine and theirs) or same_classes(mine, theirs)):
                 continue  # unlabelled, or numbered in another order
+            if key == "pixels" and not (mine and theirs):
+                continue  # nobody says how they were made
             if not _same(mine, theirs):
                 raise ContractError(f"{name}: {key} is {theirs}, the tensors before it have {mine}")
+
+
+def pixels_of(artefact: Artefact) -> dict[str, Any]:
+    """What the pixels of tensors went through before they were normalised, as their manifest says it.
+
+    `psf` is `none`, `match` (each row to its broadest band) or `width` (all rows to `psf_fwhm`); where PSFs
+    were matched, also the options of the matching, the `margin` in pixels that it could use around a stamp,
+    and how the correlation of the noise was taken. Bad pixels are filled in one way, see
+    `imaging.convolve.fill`. Empty for tensors that were not made by `preprocess`.
+    """
+    config = artefact.manifest.get("config", {})
+    psf = config.get("psf") if artefact.manifest.get("verb") == "preprocess" else None
+    if psf is None:
+        return {}
+    if psf == "none":
+        return {"psf": "none"}
+    names = ["psf_tolerance", "noise_correlation"]
+    kind = "match" if psf == "match" else "width"
+    names += ["psf_profile", "psf_beta"] if kind == "width" else []
+    found = {name: config[name] for name in names if name in config}
+    return {"psf": kind, "margin": artefact.attributes.get("trimmed", 0), **found}
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,8 +350,30 @@ def check(contract: Contract, facts: Facts, allowed: Conversion, name: str) -> N
     if field := _first_difference(contract.normalization, facts.normalization, "normalization"):
         where, mine, theirs = field
         raise _broken(where, name, theirs, mine, "preprocess with the constants of the model")
+    # Tensors from elsewhere say nothing about this; `unsaid` tells the user.
+    want, have = contract.pixels, facts.pixels
+    if want and have and want.get("psf") != have.get("psf"):
+        want, have = ({"psf": p.get("psf")} for p in (want, have))  # all else follows from it
+    if want and have and (field := _first_difference(want, have, "pixels")):
+        where, mine, theirs = field
+        hint = "preprocess as the tensors of the model were: " + said(contract.pixels)
+        raise _broken(where, name, theirs, mine, hint)
     if contract.output != "regression" and not _known_classes(facts.class_map, contract.class_map):
         raise _broken("class_map", name, facts.class_map, contract.class_map, "labels mean something else")
+
+
+def said(pixels: Mapping[str, Any]) -> str:
+    """What pixels went through, in words: `psf match, margin 8, ...`."""
+    first = sorted(pixels, key=lambda name: (name != "psf", name))
+    return ", ".join(f"{name} {pixels[name]}" for name in first)
+
+
+def unsaid(contract: Contract, artefact: Artefact) -> str:
+    """What to tell the user about tensors that do not say how their pixels were made; empty if they do."""
+    if not contract.pixels or pixels_of(artefact):
+        return ""
+    made = said(contract.pixels)
+    return f"{artefact.directory} does not say how its pixels were made; those of the model: {made}"
 
 
 def _known_classes(have: Mapping[str, str], want: Mapping[str, str]) -> bool:

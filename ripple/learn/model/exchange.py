@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from ripple.config import load_yaml
 from ripple.errors import ConfigError, ContractError, IntegrityError, WriteError
+from ripple.imaging.normalize import SOFTENED, transform
 from ripple.learn.config import ExportModelConfig, ImportModelConfig
 from ripple.learn.model.architecture import Architecture
 from ripple.learn.model.contract import CONTRACT, Contract, Member, read_limited
@@ -449,6 +450,84 @@ class MemberMean(nn.Module):
         return member_outputs(self.members, image)[0].mean(1)
 
 
+class FluxToScore(nn.Module):
+    """From fluxes in nJy to what `score` prints, as one network: normalisation, members, turns, sigmoid.
+
+    Parameters
+    ----------
+    model
+        Normalised with constants of the data set, or with the noise of each row.
+
+    Raises
+    ------
+    ConfigError
+        Its normalisation takes other statistics of the pixels.
+    """
+
+    offset: Tensor
+    scale: Tensor
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.mean, self.contract = MemberMean(model), model.contract
+        how = model.contract.normalization
+        self.method: Any = how.get("method")
+        self.scope = how.get("scope")
+        self.softening = float(how.get("softening", 1.0))
+        self.needs_noise = self.scope in ("row", "band") and self.method in SOFTENED
+        if not (self.needs_noise or self.scope == "dataset" or self.method == "none"):
+            raise ConfigError(
+                f"--with-preprocess: normalisation {self.method!r} with scope {self.scope!r} takes "
+                "statistics of the good pixels of each row",
+                hint="export without it, or train on tensors of --normalize asinh or --scope dataset",
+            )
+        bands = model.contract.bands
+        for name, missing in (("offset", 0.0), ("scale", 1.0)):
+            values = how.get(name, {}) if self.scope == "dataset" else {}
+            self.register_buffer(name, torch.tensor([float(values.get(b, missing)) for b in bands])[None])
+
+    def forward(self, flux: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Scores of rows with all bands, from fluxes `(n, B, size, size)` and sky noise `(n, B)`, nJy.
+
+        The noise counts only with `needs_noise`.
+
+        Returns
+        -------
+        `(n,)` scores of a lens finder, `(n, K)` probabilities of classes in balanced batches, or `(n, Q)`
+        quantities in their units.
+        """
+        scale = self.scale
+        if self.needs_noise:
+            assert noise is not None
+            # numpy's median: the mean of the two in the middle of an even number of bands.
+            low, high = (noise.shape[1] - 1) // 2, noise.shape[1] // 2
+            ranked = noise.sort(dim=1).values
+            shared = (ranked[:, low : low + 1] + ranked[:, high : high + 1]) / 2
+            scale = self.softening * (shared.expand_as(noise) if self.scope == "row" else noise)
+        found: Tensor = self.mean(transform(flux, self.offset, scale, self.method))
+        match self.contract.output:
+            case "lens":
+                return torch.sigmoid(found[:, 0])
+            case "classes":
+                return found.softmax(1)
+        width, centre = torch.tensor(self.contract.target_std), torch.tensor(self.contract.target_mean)
+        return found * width + centre
+
+
+def example_inputs(model: Model, network: nn.Module) -> dict[str, Tensor]:
+    """Four rows of input by name: two are traced, so that a batch size frozen into the program would show."""
+    contract, generator = model.contract, torch.Generator().manual_seed(0)
+    shape = (4, len(contract.bands), contract.size, contract.size)
+    image = torch.randn(shape, generator=generator)
+    if not isinstance(network, FluxToScore):
+        return {"image": image}
+    # Fluxes of a few noise levels, so that all of the normalisation is compared.
+    noise = 1 + torch.rand(shape[:2], generator=generator)
+    unit = noise if network.needs_noise else network.scale
+    flux = {"flux": 5 * image * unit[..., None, None]}
+    return flux | ({"noise": noise} if network.needs_noise else {})
+
+
 def export_model(config: ExportModelConfig) -> Summary:
     """Write a model as ONNX or TorchScript with its contract beside it, and compare the outputs.
 
@@ -460,13 +539,12 @@ def export_model(config: ExportModelConfig) -> Summary:
         The outputs of the export differ from those of the model.
     """
     model = load_model(config.model)
-    contract, mean = model.contract, MemberMean(model).eval()
-    shape = (4, len(contract.bands), contract.size, contract.size)
-    # Four rows while two are traced: a batch size frozen into the program would show.
-    image = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    contract = model.contract
+    network = (FluxToScore(model) if config.with_preprocess else MemberMean(model)).eval()
+    inputs = example_inputs(model, network)
     with torch.inference_mode():
-        expected = mean(image).numpy()
-    data, got = (_to_onnx if config.format == "onnx" else _to_torchscript)(mean, image)
+        expected = network(*inputs.values()).numpy()
+    data, got = (_to_onnx if config.format == "onnx" else _to_torchscript)(network, inputs)
     gap = float(np.abs(got - expected).max())
     if not gap <= PARITY:  # written so that NaN fails too
         raise WriteError(
@@ -515,29 +593,30 @@ def _already_written(path: Path, data: bytes) -> bool:
     return True
 
 
-def _to_torchscript(mean: nn.Module, image: Tensor) -> tuple[bytes, NDArray[np.float32]]:
+def _to_torchscript(network: nn.Module, inputs: dict[str, Tensor]) -> tuple[bytes, NDArray[np.float32]]:
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")
-        script = torch.jit.trace(mean, image[:2])
+        script = torch.jit.trace(network, tuple(value[:2] for value in inputs.values()))
         out = io.BytesIO()
         torch.jit.save(script, out)
         # What was saved is compared, not what is in memory.
         again = torch.jit.load(io.BytesIO(out.getvalue()))
-        return out.getvalue(), again(image).numpy()
+        return out.getvalue(), again(*inputs.values()).numpy()
 
 
-def _to_onnx(mean: nn.Module, image: Tensor) -> tuple[bytes, NDArray[np.float32]]:
+def _to_onnx(network: nn.Module, inputs: dict[str, Tensor]) -> tuple[bytes, NDArray[np.float32]]:
     runtime = _optional("onnxruntime")
     _optional("onnxscript")  # needed by torch's exporter: better known before it starts
+    rows = torch.export.Dim("n")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            mean,
-            (image[:2],),
+            network,
+            tuple(value[:2] for value in inputs.values()),
             dynamo=True,
-            input_names=["image"],
-            output_names=["output"],
-            dynamic_shapes={"image": {0: torch.export.Dim("n")}},
+            input_names=list(inputs),
+            output_names=["score" if isinstance(network, FluxToScore) else "output"],
+            dynamic_shapes={name: {0: rows} for name in inputs},
             verbose=False,
             # Weights keep their names and values, so that the file can be imported again; onnxruntime
             # optimises what it loads anyway.
@@ -548,5 +627,5 @@ def _to_onnx(mean: nn.Module, image: Tensor) -> tuple[bytes, NDArray[np.float32]
     data: bytes = program.model_proto.SerializeToString()
     # On the CPU, as the model itself was run.
     session = runtime.InferenceSession(data, providers=["CPUExecutionProvider"])
-    (got,) = session.run(None, {"image": image.numpy()})
+    (got,) = session.run(None, {name: value.numpy() for name, value in inputs.items()})
     return data, got

@@ -29,7 +29,7 @@ from ripple.learn.evaluation.evaluate import ClassMetrics, Judgeable, JudgedReco
 from ripple.learn.evaluation.intervals import Measured, printed
 from ripple.learn.evaluation.robustness import stress
 from ripple.learn.model.calibrate import one_in, shares_at, sigmoid, softmax
-from ripple.learn.model.contract import Contract, Conversion, Facts, Output, check, load_contract
+from ripple.learn.model.contract import Contract, Conversion, Facts, Output, check, unsaid
 from ripple.learn.model.device import choose_device
 from ripple.learn.model.provenance import VERDICTS
 from ripple.learn.model.uncertainty import doubts, neighbour_distance
@@ -138,7 +138,8 @@ def score(config: ScoreConfig) -> Summary:
     units = [
         Unit(n, a, k) for n, (a, k) in enumerate((a, k) for a in artefacts for k in range(len(a.shards)))
     ]
-    stated_prevalence(model.contract, config)  # refused before anything is read
+    prevalence = stated_prevalence(model.contract, config)  # refused before anything is read
+    notes = [fallback(model.contract, prevalence), *(unsaid(model.contract, a) for a in artefacts)]
     # Before the output directory is created: tensors that do not fit must leave nothing behind.
     judged = _check_every_shard(model.contract, units, config)
     # Digests, not paths: a model that was moved is the same model, one that was retrained is not.
@@ -149,7 +150,7 @@ def score(config: ScoreConfig) -> Summary:
     # A finished artefact with the same inputs and options: nothing is left to do.
     if not isinstance(writer, ArtefactWriter):
         # Their layout was checked when the artefact was opened.
-        return _summary(config, cast(ScoreAttributes, writer.artefact.attributes), 0.0, done=True)
+        return _summary(config, cast(ScoreAttributes, writer.artefact.attributes), notes, 0.0, done=True)
     with writer, stoppable() as stop:
         todo = [unit for unit in units if writer.done(unit.number) is None]
         rows = sum(u.artefact.shards[u.shard].rows for u in units)
@@ -160,7 +161,7 @@ def score(config: ScoreConfig) -> Summary:
                 table = score_shard(model, unit, batch, images, config, device, advance)
                 writer.commit(unit.number, _parquet(table), len(batch), {})
         attributes = _finish(writer, model, digest, units, config, device, judged)
-    return _summary(config, attributes, time.perf_counter() - began)
+    return _summary(config, attributes, notes, time.perf_counter() - began)
 
 
 def ranked_by(model: Model, config: ScoreConfig) -> Model:
@@ -262,7 +263,7 @@ def _check_every_shard(contract: Contract, units: list[Unit], config: ScoreConfi
     for unit in units:
         batch = _mapped(unit, contract)
         path = unit.artefact.shard_path(unit.shard)
-        check(contract, Facts.of(batch), _conversion(config), str(path))
+        check(contract, Facts.of(batch, unit.artefact), _conversion(config), str(path))
         if config.evaluate or config.stress:
             names = split_names(contract, unit.artefact, batch)
             lens = _is_lens(contract, batch)
@@ -300,7 +301,7 @@ def _read_shards(
     """Read shards one by one: their images in batches, in host memory, converted for the network."""
     for unit in units:
         batch = _mapped(unit, contract)
-        facts = Facts.of(batch)
+        facts = Facts.of(batch, unit.artefact)
         check(contract, facts, _conversion(config), str(unit.artefact.shard_path(unit.shard)))
         images = []
         for at in range(0, len(batch), config.batch_size):
@@ -557,12 +558,9 @@ def _parquet(table: pa.Table) -> bytes:
 
 
 def _summary(
-    config: ScoreConfig, attributes: ScoreAttributes, seconds: float, *, done: bool = False
+    config: ScoreConfig, attributes: ScoreAttributes, notes: list[str], seconds: float, *, done: bool = False
 ) -> Summary:
     facts: dict[str, Any] = {"rows": attributes["rows"]}
-    notes = []
-    if message := fallback(load_contract(config.model), attributes.get("prevalence")):
-        notes.append(message)
     if (prevalence := attributes.get("prevalence")) is not None:
         facts["probability"] = f"where {one_in(prevalence)} is a lens"
     if seconds:
@@ -581,4 +579,11 @@ def _summary(
         name = f"arcs < {seen['arc_sb_below']:g} mag/arcsec^2 ({seen['lenses']})"
         if isinstance(seen.get("auroc"), dict) and "value" in seen["auroc"]:
             facts[name] = "AUROC " + printed(seen["auroc"], 3)
-    return Summary("score", str(config.output), facts, seconds=seconds, done_before=done, notes=tuple(notes))
+    return Summary(
+        "score",
+        str(config.output),
+        facts,
+        seconds=seconds,
+        done_before=done,
+        notes=tuple(n for n in notes if n),
+    )

@@ -335,6 +335,7 @@ def _contract(
         unit=facts.unit,
         psf_fwhm=None if np.isnan(facts.psf_fwhm) else facts.psf_fwhm,
         normalization=facts.normalization,
+        pixels=facts.pixels,
         class_map=data.class_map,
         lens_class=config.lens_class,
         output=config.task,
