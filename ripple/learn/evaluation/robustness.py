@@ -22,6 +22,7 @@ from torch import Tensor
 from ripple.errors import DataError
 from ripple.imaging.batch import TensorBatch
 from ripple.learn.evaluation import metrics
+from ripple.learn.evaluation.evaluate import Judgeable, judged_words
 from ripple.learn.evaluation.intervals import Measure, clopper_pearson
 from ripple.learn.evaluation.perturb import FluxCutouts, disturbances, flux_cutouts, joined, one_pixel
 from ripple.learn.model import uncertainty
@@ -64,6 +65,7 @@ class Card(TypedDict):
     """The robustness card."""
 
     rows: int
+    split: Judgeable
     undisturbed: Standing
     card: list[CardRow]
 
@@ -103,7 +105,14 @@ def wrong_class_distance(bank: Bank, features: NDArray[Any], label: NDArray[np.i
 
 
 def card(
-    model: Model, s: FluxCutouts, label: NDArray[np.int64], *, seed: int, attacked: int, device: torch.device
+    model: Model,
+    s: FluxCutouts,
+    label: NDArray[np.int64],
+    *,
+    split: Judgeable = "test",
+    seed: int,
+    attacked: int,
+    device: torch.device,
 ) -> Card:
     """The robustness card as JSON values.
 
@@ -115,6 +124,8 @@ def card(
         The rows to disturb.
     label
         `(n,)` true labels.
+    split
+        Whether the rows are unseen, or nobody can say.
     seed
         Of the disturbances.
     attacked
@@ -141,7 +152,7 @@ def card(
 
     hit = one_pixel(probability, few, torch.Generator().manual_seed(seed))
     rows.append(_card_row("one-pixel attack", first, answer(model, few.tensor(hit), part), part, model))
-    return {"rows": len(label), "undisturbed": _measures(before, label, model), "card": rows}
+    return {"rows": len(label), "split": split, "undisturbed": _measures(before, label, model), "card": rows}
 
 
 def _measures(a: Answers, label: NDArray[np.int64], model: Model) -> Standing:
@@ -181,6 +192,7 @@ def stress(
     parts: list[tuple[TensorBatch, NDArray[np.int64]]],
     directory: Path,
     *,
+    split: Judgeable = "test",
     seed: int,
     attacked: int,
     device: torch.device,
@@ -195,6 +207,8 @@ def stress(
         Shards, each with its rows to disturb; all rows have labels.
     directory
         Where to write.
+    split
+        Whether the rows are unseen, or nobody can say.
     seed, attacked, device
         As in `card`.
 
@@ -216,7 +230,7 @@ def stress(
     pieces = [flux_cutouts(b, rows, model.contract, device) for b, rows in chosen]
     s = joined(pieces)
     label = np.concatenate([np.asarray(b.catalog["label"], np.int64)[rows] for b, rows in chosen])
-    found = card(model, s, label, seed=seed, attacked=attacked, device=device)
+    found = card(model, s, label, split=split, seed=seed, attacked=attacked, device=device)
     write_atomic(directory / "stress.json", json.dumps(found, indent=1, sort_keys=True).encode())
     write_atomic(directory / "stress.csv", table(found))
     write_atomic(directory / "stress.png", picture(found))
@@ -278,7 +292,9 @@ def picture(found: Card) -> bytes:
         axes.grid(axis="x", alpha=0.3)
         axes.set_axisbelow(True)
     figure.suptitle(
-        f"{found['rows']} rows of unseen sky; the attack on {rows[0]['rows']} of them", fontsize=10
+        f"{judged_words({'rows': found['rows'], 'split': found['split']})}; the attack on "
+        f"{rows[0]['rows']} of them",
+        fontsize=10,
     )
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=100, metadata={"Software": None})  # no version: same bytes

@@ -222,7 +222,13 @@ def _finish(
     if config.stress:
         parts = _labelled_unseen_rows(model.contract, units, config, judged)
         card = stress(
-            model, parts, writer.directory, seed=config.seed, attacked=config.attacked_rows, device=device
+            model,
+            parts,
+            writer.directory,
+            split=judged,
+            seed=config.seed,
+            attacked=config.attacked_rows,
+            device=device,
         )
         worst = max(card["card"], key=lambda r: r["flip_rate"]["value"])
         attributes["stress"] = {"worst": worst["disturbance"], "flip_rate": worst["flip_rate"]["value"]}
