@@ -168,6 +168,7 @@ class Reason(StrEnum):
     NO_PATCH = "no_patch"  # the patch is not registered in the repository
     NO_DATASET = "no_dataset"  # no band has a dataset there
     MISSING_BAND = "missing_band"  # some bands have no dataset there
+    NO_DATA = "no_data"  # more pixels than a few have no data, though the box lies within the survey
     OUTSIDE = "outside"  # the box leaves the survey, or reaches into a coadd that cannot be read
     SEAM = "seam"  # patches disagree by more than the noise where they overlap under the box
     MISSING_CELL = "missing_cell"  # all pixels lie in missing cells

@@ -305,3 +305,16 @@ def copy_boxes(plane: Any, x: Any, y: Any, out: Any, band: int) -> None:
             line, into = plane[y[i] + row, x[i] : x[i] + size], out[i, band, row]
             for column in range(size):
                 into[column] = line[column]
+
+
+@_compile
+def count_bits(mask: Any, bits: Any, margin: int, count: Any) -> None:
+    """Pixels of each plane without its margin that have any of `bits`, into `(N, B)`."""
+    height, width = mask.shape[2], mask.shape[3]
+    for n in range(mask.shape[0]):
+        for b in range(mask.shape[1]):
+            found = 0
+            for y in range(margin, height - margin):
+                for x in range(margin, width - margin):
+                    found += (mask[n, b, y, x] & bits) != 0
+            count[n, b] = found

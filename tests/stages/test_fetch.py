@@ -26,7 +26,9 @@ from ripple.sky.skymap import known
 from ripple.stages.fetch.config import FetchConfig
 from ripple.stages.fetch.digests import merge_digests
 from ripple.stages.fetch.fetch import fetch
+from ripple.stages.fetch.judge import mark_no_data
 from ripple.storage.artefact import open_artefact, verify
+from ripple.storage.outcomes import Outcomes
 from ripple.storage.shard_reader import unpack_cutouts
 
 
@@ -110,6 +112,33 @@ def test_stamps_equal_the_butler_bit_for_bit(sky: Path, fetched: Path) -> None:
                 np.testing.assert_array_equal(batch.variance[row, k], coadd.variance.array)
                 no_data = batch.mask[row, k] & batch.bits("NO_DATA") != 0
                 np.testing.assert_array_equal(no_data, coadd.mask.get("NO_DATA"))
+
+
+def test_the_share_of_pixels_without_data_is_in_the_index(sky: Path, fetched: Path) -> None:
+    found = open_artefact(fetched)
+    index = found.index()
+    share = index["no_data"].to_numpy()
+    batches = [unpack_cutouts(found.read(k)) for k in range(len(found.shards))]
+    for k, (shard, row) in enumerate(zip(index["shard"].to_pylist(), index["row"].to_pylist(), strict=True)):
+        if shard < 0:
+            assert np.isnan(share[k])
+            continue
+        batch, margin = batches[shard], found.attributes["margin"]
+        side = batch.mask.shape[-1]
+        inner = (
+            batch.mask[row, :, margin : side - margin, margin : side - margin] & batch.bits("NO_DATA") != 0
+        )
+        assert share[k] == pytest.approx(inner.mean(axis=(1, 2)).max(), abs=1e-4)
+
+
+def test_missing_pixels_are_not_silently_ok() -> None:
+    outcomes = Outcomes(4)
+    share = np.array([[0, 0, 0], [0.25, 0.25, 0.01], [0.04, 0, 0], [0, 1, 0]], np.float32)
+    mark_no_data(outcomes, ("g", "r", "i"), share)
+    columns = outcomes.columns()
+    assert [str(v) for v in columns["status"]] == ["ok", "partial", "ok", "ok"]
+    assert str(columns["reason"][1]) == "no_data"
+    assert str(columns["detail"][1]) == "no data: 0.25 in g, 0.25 in r"
 
 
 def test_positions_psfs_and_projection(sky: Path, fetched: Path) -> None:

@@ -26,6 +26,7 @@ from ripple.runtime.profile import Profile, Timeline, peak_rss
 from ripple.runtime.summary import Summary, rate, tally
 from ripple.stages.fetch.config import FetchConfig
 from ripple.stages.fetch.digests import merge_digests, trusted_digests
+from ripple.stages.fetch.judge import mark_no_data
 from ripple.stages.fetch.open_unit import open_unit
 from ripple.stages.fetch.planes import CHUNK_BYTES, PlaneStream
 from ripple.stages.fetch.reading import Damaged, DamagedError, UnitReading
@@ -217,6 +218,7 @@ def make_shard(task: ShardTask) -> ShardResult:
                 reading = open_unit(task.unit, files, damaged, profile)
                 stream = PlaneStream(reading, profile)
                 staged = stage_chunks(Path(task.directory), task.name, stream.chunks(), stream.size)
+                mark_no_data(reading.outcomes, reading.task.bands, stream.no_data)
                 break
             except DamagedError as err:
                 damaged[err.key] = err.error
@@ -227,6 +229,7 @@ def make_shard(task: ShardTask) -> ShardResult:
     facts = {
         "outcomes": reading.outcomes.record(),
         "bands": _band_lists(reading),
+        "no_data": _shares(stream.no_data),
         "digests": digests,
         "notes": reading.notes(),
     }
@@ -240,6 +243,12 @@ def _band_lists(reading: UnitReading) -> dict[str, list[int]]:
     for row in np.flatnonzero(~has.all(axis=1)).tolist():
         rows["".join(b for b, there in zip(reading.task.bands, has[row], strict=True) if there)].append(row)
     return dict(rows)
+
+
+def _shares(no_data: NDArray[np.float32]) -> dict[str, float]:
+    """Row of the unit -> share of pixels without data in its worst band, for rows that lack any."""
+    worst = no_data.max(axis=1, initial=0.0)
+    return {str(row): round(float(worst[row]), 4) for row in np.flatnonzero(worst > 0).tolist()}
 
 
 def _worker_bytes(tasks: Iterable[ShardTask]) -> int:
@@ -289,7 +298,10 @@ def _index(config: FetchConfig, plan: Plan, writer: ArtefactWriter) -> pa.Table:
 
 
 def _places(plan: Plan, writer: ArtefactWriter) -> tuple[Outcomes, dict[str, NDArray[Any]]]:
-    """Outcome of each target, and the columns `bands`, `shard` and `row`, from the records of the units."""
+    """Outcome of each target, and the columns `bands`, `no_data`, `shard`, `row`, from records of units.
+
+    `no_data` is the share of pixels without data in the worst band.
+    """
     n = len(plan.targets)
     outcomes = Outcomes(n)
     # Rejected rows of the plan are in no unit; partial ones are judged anew, by what was really read.
@@ -298,6 +310,7 @@ def _places(plan: Plan, writer: ArtefactWriter) -> tuple[Outcomes, dict[str, NDA
     # numpy text has a fixed width: that of all bands.
     bands = np.full(n, "", f"U{max(1, len(''.join(plan.bands)))}")
     shard, row = np.full(n, -1, np.int32), np.full(n, -1, np.int32)
+    no_data = np.full(n, np.nan, np.float32)
     for unit in plan.units:
         facts = writer.record(unit.number).extra
         found = Outcomes.read_record(len(unit.rows), facts["outcomes"])
@@ -308,7 +321,11 @@ def _places(plan: Plan, writer: ArtefactWriter) -> tuple[Outcomes, dict[str, NDA
         kept = unit.rows[~found.has("rejected")]
         # The delivered rows of a shard are in the order of its unit.
         shard[kept], row[kept] = unit.number, np.arange(len(kept))
-    return outcomes, {"bands": bands, "shard": shard, "row": row}
+        no_data[kept] = 0
+        for at, share in facts["no_data"].items():
+            no_data[unit.rows[int(at)]] = share
+    no_data[shard < 0] = np.nan
+    return outcomes, {"bands": bands, "no_data": no_data, "shard": shard, "row": row}
 
 
 def _attributes(config: FetchConfig, plan: Plan, writer: ArtefactWriter) -> CutoutAttributes:

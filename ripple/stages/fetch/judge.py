@@ -18,6 +18,8 @@ from ripple.storage.outcomes import Outcome, Outcomes, Status
 
 #: Overlapping patches have the same pixels; a difference beyond this many sigma of noise is reported.
 SEAM_SIGMA = 1.0
+#: Share of pixels without data in a band above which a row is `partial`; as `max_no_data` in preprocess.
+NO_DATA_SHARE = 0.05
 #: A share of a box below one by no more than this counts as one, because it is a mean of float32.
 ROUNDING = 1e-6
 #: Reasons why a file cannot be used, most serious first.
@@ -89,6 +91,24 @@ def judge(task: UnitTask, x0: Ints, y0: Ints, bands: Sequence[BandReading]) -> O
         lambda row: f"overlapping patches differ by {shares(seams, row, '.1f')} sigma",
     )
     return outcomes
+
+
+def mark_no_data(outcomes: Outcomes, bands: Sequence[str], share: NDArray[np.float32]) -> None:
+    """Make rows `partial` that lack more than `NO_DATA_SHARE` of their pixels in some band, but not all.
+
+    Parameters
+    ----------
+    outcomes
+        Of N rows.
+    bands
+        Names of the B bands.
+    share
+        `(N, B)` pixels without data; 1 in bands that the row does not have, which is another reason.
+    """
+    some = (share > NO_DATA_SHARE) & (share < 1 - ROUNDING)
+    for row in np.flatnonzero(some.any(axis=1)).tolist():
+        named = ", ".join(f"{share[row, k]:.2f} in {bands[k]}" for k in np.flatnonzero(some[row]).tolist())
+        outcomes.add([row], Outcome("partial", Reason.NO_DATA, f"no data: {named}"))
 
 
 def _failed(own: Ints, bands: Sequence[BandReading], why: Reason) -> NDArray[np.bool_]:

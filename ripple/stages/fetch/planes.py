@@ -14,11 +14,13 @@ from ripple.imaging.stitch import cut, is_sparse
 from ripple.rubin.open import CoaddFiles
 from ripple.runtime.profile import Profile
 from ripple.sky.geometry import Box
+from ripple.stages.fetch.judge import mark_no_data
 from ripple.stages.fetch.open_unit import open_unit, read_plane
 from ripple.stages.fetch.reading import NO_DATA, PLANES, BandReading, Damaged, DamagedError, UnitReading
 from ripple.stages.fetch.task import UnitTask
 from ripple.storage.shard_reader import unpack_cutouts
 
+_FEW_PIXELS = 1 << 18
 #: Bytes per chunk of a shard: small enough to stay in the processor's cache until it is written.
 CHUNK_BYTES = 1 << 22
 
@@ -47,6 +49,8 @@ class PlaneStream:
         self._reading, self._profile, self._draft = reading, profile, reading.draft()
         # (row, band number) whose variance is NaN everywhere; the mask, which comes later, marks them.
         self._unweighted: set[tuple[int, int]] = set()
+        #: `(N, B)` share of pixels without data, margins left out; known when the mask has been streamed.
+        self.no_data = np.zeros((reading.task.rows, len(reading.bands)), np.float32)
 
     @property
     def size(self) -> int:
@@ -82,6 +86,8 @@ class PlaneStream:
                     for k, layer in enumerate(layers):
                         self._fill(out, k, name, part, layer)
                     self._mark_unweighted(out, name, part)
+                    if name == "mask":
+                        self.no_data[part] = _share(out, NO_DATA, reading.task.margin)
                 yield out
 
     def _mark_unweighted(self, out: NDArray[np.generic], name: str, rows: NDArray[np.int64]) -> None:
@@ -129,6 +135,20 @@ class PlaneStream:
                 out[i, k] = layer.plane[layer.box.slices(reading.box(row))]
 
 
+def _share(mask: NDArray[np.generic], bits: np.generic, margin: int) -> NDArray[np.float32]:
+    """`(n, B)` share of pixels with any of these bits, margins left out."""
+    inner = max(mask.shape[2] - 2 * margin, 0) * max(mask.shape[3] - 2 * margin, 0)
+    if mask.size <= _FEW_PIXELS:  # numpy is done before numba is loaded
+        cut_ = mask[:, :, margin : mask.shape[2] - margin, margin : mask.shape[3] - margin]
+        count = np.count_nonzero(np.asarray(cut_) & bits, axis=(2, 3))
+    else:
+        from ripple.imaging.loops import count_bits
+
+        count = np.zeros(mask.shape[:2], np.int64)
+        count_bits(mask, np.uint32(bits), margin, count)
+    return np.asarray(count / max(inner, 1), np.float32)
+
+
 def _stitched_or_blank(band: BandReading, name: str, row: int) -> NDArray[Any] | np.generic:
     """The pixels of a box that leaves its patch; one value for all of it when the row lacks the band."""
     at = int(np.searchsorted(band.edge, row))
@@ -152,6 +172,9 @@ def read_batch(task: UnitTask, files: CoaddFiles) -> tuple[UnitReading, CutoutBa
         try:
             reading = open_unit(task, files, damaged, profile)
             # Through the bytes of a shard: what users get in memory is what `fetch` would have written.
-            return reading, unpack_cutouts(b"".join(PlaneStream(reading, profile).chunks()))
+            stream = PlaneStream(reading, profile)
+            batch = unpack_cutouts(b"".join(stream.chunks()))
+            mark_no_data(reading.outcomes, reading.task.bands, stream.no_data)
+            return reading, batch
         except DamagedError as err:
             damaged[err.key] = err.error
