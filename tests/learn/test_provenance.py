@@ -216,6 +216,22 @@ def test_no_two_splits_share_pixels(tmp_path: Path, column: bool) -> None:
     assert (data.split == 2).sum() == (loose.split == 2).sum()
 
 
+def test_two_surveys_of_one_sky_share_no_pixels_either(tmp_path: Path) -> None:
+    """The target of an adaptation: training rows of the one, held-out rows of the other."""
+    first, second = crowded(tmp_path / "a"), crowded(tmp_path / "b")
+    options = {"adapt": "adabn", "target": [str(second)], "nside": 2048}
+    data = training_set(config(first, tmp_path / "m", **options))
+    assert data.target is not None
+    mine, theirs = (unit_vectors(*positions(d)) for d in (data.dataset, data.target.dataset))
+    for (a, split_a), (b, split_b) in (
+        ((mine, data.split), (theirs, data.target.split)),
+        ((theirs, data.target.split), (mine, data.split)),
+    ):
+        chord = np.linalg.norm(a[split_a == 0][:, None] - b[split_b == 2][None], axis=2)
+        assert np.degrees(chord.min()) * 3600 > np.hypot(32, 32) * 0.2
+    assert set(data.held.inputs) == {*data.digests, *data.target.digests}
+
+
 @pytest.mark.parametrize("by", ["tract", "patch"])
 def test_tracts_and_patches_are_held_out_whole(tmp_path: Path, by: str) -> None:
     rng = np.random.default_rng(2)

@@ -35,7 +35,7 @@ from ripple.learn.model.provenance import VERDICTS
 from ripple.learn.model.uncertainty import doubts, neighbour_distance
 from ripple.learn.model.weights import Model, convert, load_model
 from ripple.learn.scoring.evaluation import Visible, evaluation_report
-from ripple.learn.scoring.forward import average, member_outputs, probabilities, varies
+from ripple.learn.scoring.forward import average, member_outputs, orientations, probabilities, varies
 from ripple.learn.scoring.ranking import SCORE_COLUMNS, joined_index, top_csv, write_sorted
 from ripple.runtime.profile import peak_rss
 from ripple.runtime.signals import stoppable
@@ -140,6 +140,8 @@ def score(config: ScoreConfig) -> Summary:
     ]
     prevalence = stated_prevalence(model.contract, config)  # refused before anything is read
     notes = [fallback(model.contract, prevalence), *(unsaid(model.contract, a) for a in artefacts)]
+    if not config.tta and max(orientations(model.nets)) > 1:
+        notes.append("without --tta: threshold and calibration of the model are those of eight orientations")
     # Before the output directory is created: tensors that do not fit must leave nothing behind.
     judged = _check_every_shard(model.contract, units, config)
     # Digests, not paths: a model that was moved is the same model, one that was retrained is not.
