@@ -155,7 +155,9 @@ def test_network_and_width_come_from_the_base(base: tuple[Path, Path], tmp_path:
     plain = {k: v for k, v in SMALL.items() if k != "width"}
     plain |= {"tensors": [str(tensors)], "output": str(tmp_path / "m")} | options
     train(TrainConfig.make(plain))
-    assert load_contract(tmp_path / "m").architecture.width == 2
+    contract = load_contract(tmp_path / "m")
+    assert contract.architecture.width == 2
+    assert contract.training["inputs"][-1] == load_contract(model).digest()
 
 
 def test_a_model_from_elsewhere_has_seen_nobody_knows_what(

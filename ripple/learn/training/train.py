@@ -75,7 +75,7 @@ class RunIdentity:
     config
         Options of `train` that change the model, as JSON values.
     inputs
-        Digests of the tensors, those of the target last.
+        Digests of the tensors, then of those of the target, then of the model of `--init`.
     """
 
     config: Json
@@ -109,7 +109,9 @@ def train(config: TrainConfig) -> Summary:
     if config.tensorboard:
         _summary_writer()  # an absent package is better known before hours of training
     data = training_set(config)
-    inputs = (*data.digests, *(data.target.digests if data.target else ()))
+    # The base by its digest: a model that was trained again at the same place is another one.
+    base = (load_contract(config.init).digest(),) if config.init else ()
+    inputs = (*data.digests, *(data.target.digests if data.target else ()), *base)
     identity = RunIdentity(config.canonical(), inputs)
     if (config.output / MANIFEST).exists():
         summary = _finished(config, load_contract(config.output), identity)
