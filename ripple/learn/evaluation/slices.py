@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NotRequired, TypedDict
 
@@ -37,6 +38,7 @@ def slices(
     columns: Mapping[str, ArrayLike],
     *,
     threshold: float,
+    block: NDArray[np.int64] | None = None,
     draws: int = 200,
     seed: int = 0,
 ) -> list[Slice]:
@@ -51,6 +53,8 @@ def slices(
         cut by value. For columns of `LENS_ONLY` a bin's lenses stand against all non-lenses.
     threshold
         Operating point for completeness and false positive rate.
+    block
+        `(N,)` cell of the sky of each row, as in `evaluate`.
     draws, seed
         Of the bootstrap of the AUROC.
 
@@ -60,6 +64,7 @@ def slices(
     both classes have at least two rows.
     """
     y, s = np.asarray(label), np.asarray(score, np.float64)
+    cell = np.full(len(y), -1) if block is None else np.asarray(block)
     out = []
     for name, raw in columns.items():
         values = np.asarray(raw, np.float64)
@@ -71,19 +76,24 @@ def slices(
             chosen = np.where(y == 1, inside, True) if lens_only else inside
             if (chosen & (y == 1)).any() or (chosen & (y == 0)).any():
                 bounds = float(low), float(high)
-                out.append(_slice(name, bounds, y[chosen], s[chosen], threshold, draws, seed))
+                rows = Ranked(y[chosen], s[chosen], cell[chosen])
+                out.append(_slice(name, bounds, rows, threshold, draws, seed))
     return out
 
 
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """Rows of a bin: label, score and cell of the sky, `(n,)` each."""
+
+    label: NDArray[Any]
+    score: Float
+    block: NDArray[np.int64]
+
+
 def _slice(
-    column: str,
-    bounds: tuple[float, float],
-    y: NDArray[Any],
-    s: Float,
-    threshold: float,
-    draws: int,
-    seed: int,
+    column: str, bounds: tuple[float, float], rows: Ranked, threshold: float, draws: int, seed: int
 ) -> Slice:
+    y, s = rows.label, rows.score
     lenses, others = int((y == 1).sum()), int((y == 0).sum())
     low, high = bounds
     record: Slice = {"column": column, "low": low, "high": high, "lenses": lenses, "nonlenses": others}
@@ -93,7 +103,7 @@ def _slice(
     if others:
         record["fpr"] = clopper_pearson(table["fp"], others).as_dict()
     if lenses > 1 and others > 1:
-        record["auroc"] = auroc_estimate(y, s, draws=draws, seed=seed).as_dict()
+        record["auroc"] = auroc_estimate(y, s, block=rows.block, draws=draws, seed=seed).as_dict()
     return record
 
 

@@ -220,7 +220,9 @@ def candidate_page(
         plots_note="",
         pictures=pictures,
         pictures_title="What mattered",
-        pictures_note="Integrated gradients sum to the answer minus that for an empty sky. White is zero.",
+        pictures_note="Integrated gradients sum to the answer minus that for an empty sky. White is zero."
+        # The score is the mean over eight turns; a map of all of them at once would show none.
+        + ("" if net.invariant else " Maps are those of the upright image, the score is that of all turns."),
         neighbours=near,
         neighbours_note=note,
         tables=[bands],

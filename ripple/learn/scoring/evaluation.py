@@ -275,7 +275,15 @@ def _lens_report(
     columns["flagged"] = (rows["qc"] != 0).astype(np.float64)
     # There are many slices, and their intervals are wide anyway.
     draws = min(config.draws, 200)
-    cut = slices.slices(label, score, columns, threshold=contract.threshold, draws=draws, seed=config.seed)
+    cut = slices.slices(
+        label,
+        score,
+        columns,
+        threshold=contract.threshold,
+        block=blocks(rows, contract),
+        draws=draws,
+        seed=config.seed,
+    )
     report: LensReport = {"judged": judged, "evaluation": found, "slices": cut}
     if "arc_sb" in rows:
         # Faint arcs are left out, non-lenses never: `docs/benchmark.md` states the limit beforehand.
