@@ -133,7 +133,10 @@ def _say_error(cls: type[Config], error: Any) -> str:
             cls = inner if isinstance(inner, type) and issubclass(inner, Config) else cls
         return f"unknown key {key!r}" + suggest(str(error["loc"][-1]), list(cls.model_fields))
     if error["type"] == "missing":
-        return f"{key!r} is required"
+        field = cls.model_fields.get(key)
+        choices = typing.get_args(field.annotation) if field is not None else ()
+        named = all(isinstance(choice, str) for choice in choices)
+        return f"{key!r} is required" + (f": one of {', '.join(choices)}" if choices and named else "")
     return f"{key!r}: {error['msg']}"
 
 

@@ -25,12 +25,11 @@ from urllib.parse import urljoin, urlsplit
 
 from ripple.errors import SourceError, UnreadableError
 from ripple.rubin.repository import Dataset, label
+from ripple.rubin.source_errors import TOKEN_VARIABLES
 
 if TYPE_CHECKING:
     import requests
 
-#: Where tokens are looked for, as `lsst.daf.butler` does; the second is sent to Rubin hosts only.
-TOKEN_VARIABLES = ("BUTLER_RUBIN_ACCESS_TOKEN", "ACCESS_TOKEN")
 _RUBIN_HOSTS = (".lsst.cloud", ".slac.stanford.edu")
 # Timeout, too early, too many requests, and what gateways and overloaded servers answer.
 _TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from ripple.config import suggest
-from ripple.errors import InputError, SkyMapError, SourceError, UnreadableError
+from ripple.errors import ConfigError, InputError, SkyMapError, SourceError, UnreadableError
+from ripple.rubin.source_errors import check_token, of_the_network, of_the_source
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -410,21 +411,18 @@ def open_repository(repo: str, collections: Iterable[str]) -> Iterator[Repositor
     from lsst.daf.butler import Butler, ButlerConfig
     from sqlalchemy.exc import SQLAlchemyError
 
-    try:
+    check_token(repo)
+    with of_the_source(repo, "no Butler repository"):
         config = ButlerConfig(root)
-    except (OSError, ValueError, RuntimeError, LookupError) as err:
-        raise SourceError(f"{repo}: no Butler repository: {' '.join(str(err).split())[:300]}") from None
     registry = _registry_file(repo, config)
     if registry is not None:
         _wait_until_free(repo, registry)
     # From here on the Butler itself waits for the lock; the watch only tells the user.
     with nullcontext() if registry is None else _lock_watch(repo, registry):
-        try:
+        with of_the_source(repo, "cannot be opened"):
             butler = Butler.from_config(config, writeable=False)
-        except (OSError, ValueError, RuntimeError, LookupError) as err:
-            raise SourceError(f"{repo}: cannot be opened: {' '.join(str(err).split())[:300]}") from None
         try:
-            with butler:
+            with of_the_network(repo), butler:
                 yield Repository(repo, butler, _expand_collections(butler, repo, tuple(collections)))
         except SQLAlchemyError as err:
             raise SourceError(f"{repo}: the registry failed: {' '.join(str(err).split())[:300]}") from None
@@ -448,7 +446,7 @@ def _quiet_converters() -> Iterator[None]:
 def _root(repo: str) -> str:
     """The address behind a path, label or URL."""
     if not repo:
-        raise InputError("no repository given", hint="give --repo a path, a label or a URL")
+        raise ConfigError("no repository given", hint="give --repo a path, a label or a URL")
     if urlsplit(repo).scheme in ("http", "https", "s3", "gs", "file") or Path(repo).exists():
         return repo
     from lsst.daf.butler import Butler

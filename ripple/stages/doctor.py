@@ -13,6 +13,7 @@ from typing import Literal
 from ripple.errors import RippleError
 from ripple.rubin.afw import afw_active
 from ripple.rubin.repository import open_repository
+from ripple.rubin.source_errors import TOKEN_VARIABLES
 from ripple.runtime.extras import EXTRAS, missing
 
 Level = Literal["ok", "note", "fail"]
@@ -105,7 +106,7 @@ def _resources() -> list[Check]:
 
 def _token() -> Check:
     # Only whether it is set: the value never leaves the environment.
-    found = [v for v in ("BUTLER_RUBIN_ACCESS_TOKEN", "ACCESS_TOKEN") if os.environ.get(v)]
+    found = [v for v in TOKEN_VARIABLES if os.environ.get(v)]
     if found:
         return Check("access token", "ok", f"{found[0]} is set")
     return Check("access token", "note", "not set; only needed for remote repositories")
