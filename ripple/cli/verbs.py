@@ -87,6 +87,14 @@ STAGES: dict[str, Verb] = {
         "ripple explain model tensors --top 20 -o why",
         ("model", "tensors"),
     ),
+    "compare": Verb(
+        "ripple.stages.compare.config:CompareConfig",
+        "ripple.stages.compare.compare:compare",
+        "Compare SCORES of the same rows by several models, on rows that none of them was trained on: "
+        "differences with intervals, curves, and the rows whose rank differs most.",
+        "ripple compare scores-a scores-b -o comparison",
+        ("scores",),
+    ),
     "report": Verb(
         "ripple.stages.report.config:ReportConfig",
         "ripple.stages.report.report:report",

@@ -1,0 +1,1 @@
+"""`ripple compare`: several scores of the same rows, side by side."""
