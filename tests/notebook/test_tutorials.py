@@ -1,0 +1,87 @@
+"""The tutorials run as they are written, one after another in one directory, and come out right."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import ripple
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "docs" / "tutorial"
+SCRIPTS = sorted(FOLDER.glob("*.py"))
+
+
+def _tutorials() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("tutorials", ROOT / "scripts" / "tutorials.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["tutorials"] = module  # where dataclasses look their annotations up
+    spec.loader.exec_module(module)
+    return module
+
+
+tutorials = _tutorials()
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One directory for all: the survey is simulated once, and later tutorials find it finished."""
+    with pytest.MonkeyPatch.context() as patch:
+        path = tmp_path_factory.mktemp("tutorial")
+        patch.chdir(path)
+        yield path
+
+
+def run(name: str) -> tuple[dict[str, Any], list[Any]]:
+    """The variables at the end of a tutorial, and the outputs of its cells."""
+    path = next(path for path in SCRIPTS if path.stem.endswith(name))
+    space: dict[str, Any] = {"__name__": "__main__"}
+    outputs = [output for _, output in tutorials.run(path.read_text(), path.name, space)]
+    return space, outputs
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_notebooks_and_pages_are_those_of_the_scripts(path: Path) -> None:
+    text = path.read_text()
+    notebook = path.with_suffix(".ipynb").read_text()
+    assert notebook == tutorials.notebook(text), "run python scripts/tutorials.py"
+    page = path.with_suffix(".md").read_text()
+    for cell in tutorials.cells(text):
+        assert cell.text in page, "run python scripts/tutorials.py --run"
+    body = json.loads(notebook)
+    assert body["nbformat"] == 4
+    assert {cell["cell_type"] for cell in body["cells"]} == {"markdown", "code"}
+
+
+@pytest.mark.slow  # a minute: it trains
+def test_from_sky_to_a_ranked_list(scratch: Path) -> None:
+    space, outputs = run("sky-to-list")
+    assert space["model"].contract.metrics["auroc"]["value"] > 0.7
+    table = space["scores"].table()
+    # Four of ten rows are lenses where all are taken; the list begins with them.
+    assert (table["label"][:10] == 1).mean() >= 0.7
+    assert (scratch / "report" / "index.html").is_file()
+    assert sum(len(output.pictures) for output in outputs) >= 3
+
+
+def test_cutouts_only(scratch: Path) -> None:
+    space, _ = run("cutouts")
+    assert len(space["many"].outcomes) == 4 * 196
+    flux = space["flux"]
+    # The circle holds most of the galaxy.
+    assert ((flux["flux"] / flux["model"] > 0.5) & (flux["flux"] / flux["model"] < 1.2)).all()
+    assert 0 < space["worst"].good.mean() < 1
+    assert (scratch / "galaxy.fits").stat().st_size > 50_000
+    # The verb and the survey deliver the same rows.
+    theirs, ours = space["cutouts"].table(), space["table"]
+    assert theirs["status"].tolist() == ours["status"].tolist()
+    assert isinstance(space["artefact"], ripple.Artefact)
