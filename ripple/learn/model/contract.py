@@ -337,10 +337,12 @@ def check(contract: Contract, facts: Facts, allowed: Conversion, name: str) -> N
             raise _broken("bands", name, facts.bands, contract.bands, hint)
     same_scale = math.isclose(facts.pixel_scale, contract.pixel_scale, rel_tol=1e-3)
     if not same_scale and not allowed.resample:
-        raise _broken("pixel_scale", name, facts.pixel_scale, contract.pixel_scale, "--resample interpolates")
+        hint = f"preprocess with --pixel-scale {contract.pixel_scale:g}, or use --resample"
+        raise _broken("pixel_scale", name, facts.pixel_scale, contract.pixel_scale, hint)
     side = tuple(scaled_side(s, facts, contract) for s in facts.size)
     if side != (contract.size, contract.size) and not (allowed.crop and min(side) >= contract.size):
-        hint = "--crop cuts to the centre" if min(side) >= contract.size else "fetch larger cutouts"
+        larger = f"larger cutouts are needed, or preprocess with --size {contract.size}, which pads them"
+        hint = "--crop cuts to the centre" if min(side) >= contract.size else larger
         raise _broken("size", name, side, contract.size, hint)
     if facts.unit != contract.unit:
         raise _broken("unit", name, facts.unit, contract.unit, "preprocess in the unit of the model")

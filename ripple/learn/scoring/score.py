@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
 import numpy as np
@@ -39,7 +40,7 @@ from ripple.learn.scoring.forward import average, member_outputs, orientations, 
 from ripple.learn.scoring.ranking import SCORE_COLUMNS, joined_index, top_csv, write_sorted
 from ripple.runtime.profile import peak_rss
 from ripple.runtime.signals import stoppable
-from ripple.runtime.summary import Summary, progress
+from ripple.runtime.summary import Summary, progress, rate
 from ripple.storage import shard_reader
 from ripple.storage.artefact import Artefact, open_artefact
 from ripple.storage.checksums import listed
@@ -565,6 +566,21 @@ def _parquet(table: pa.Table) -> bytes:
     return sink.getvalue()
 
 
+def _abstained(path: Path) -> str:
+    """How many rows the model has no verdict on, and why; empty when it has one on all, or cannot abstain."""
+    names = pq.read_schema(path).names
+    if not {"abstain", "ood"} <= set(names):
+        return ""
+    table = pq.read_table(path, columns=["abstain", "ood"])
+    abstain, unlike = table["abstain"].to_numpy() == 1, table["ood"].to_numpy() > 1
+    if not abstain.any():
+        return ""
+    return (
+        f"{int(abstain.sum()):,} rows: {int((abstain & unlike).sum()):,} unlike the training data, "
+        f"{int((abstain & ~unlike).sum()):,} of no class or more than one"
+    )
+
+
 def _summary(
     config: ScoreConfig, attributes: ScoreAttributes, notes: list[str], seconds: float, *, done: bool = False
 ) -> Summary:
@@ -572,7 +588,9 @@ def _summary(
     if (prevalence := attributes.get("prevalence")) is not None:
         facts["probability"] = f"where {one_in(prevalence)} is a lens"
     if seconds:
-        facts["rate"] = f"{attributes['rows'] / seconds:,.0f} rows/s"
+        facts["rate"] = rate(attributes["rows"], seconds)
+    if abstained := _abstained(Path(config.output) / attributes["sorted"]["name"]):
+        facts["abstained"] = abstained
     judged = attributes.get("judged")
     if judged:
         facts["evaluated on"] = judged_words(judged)
