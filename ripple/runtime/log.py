@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from pathlib import Path
 
@@ -47,6 +48,13 @@ def speak(verbose: int) -> None:
         handler.setLevel(logging.INFO if verbose == 1 else logging.DEBUG)
         LOGGER.addHandler(handler)
         _lower(handler.level)
+
+
+def say(line: str) -> None:
+    """A line about what is going on: on stderr unless only errors are wanted, and in the log."""
+    if not _quiet:
+        print(line, file=sys.stderr, flush=True)
+    LOGGER.debug(line)
 
 
 def quiet() -> bool:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from ripple.learn.model.weights import fit_state, load_model
 from ripple.learn.training.adapt.adaptation import Adaptation
 from ripple.learn.training.adapt.methods import augmentation
 from ripple.learn.training.state import Fitted, Progress, Store
+from ripple.runtime.log import say
 from ripple.runtime.signals import Stop
 from ripple.runtime.summary import progress as progress_line
 from ripple.sky.splits import TRAIN, VALIDATION
@@ -406,7 +406,7 @@ def _print_epoch(progress: Progress, config: TrainConfig, seed: int) -> None:
     last = progress.history[-1]
     shown = " ".join(f"{k} {v:.4f}" for k, v in last.items() if k not in ("epoch", "lr"))
     mark = " *" if progress.best_epoch == progress.epoch else ""
-    print(f"seed {seed} epoch {progress.epoch}/{config.epochs} {shown}{mark}", file=sys.stderr, flush=True)
+    say(f"seed {seed} epoch {progress.epoch}/{config.epochs} {shown}{mark}")
 
 
 # --- several processes, signals -----------------------------------------------------------------------------

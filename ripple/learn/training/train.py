@@ -10,7 +10,6 @@ import csv
 import io
 import json
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,6 +54,7 @@ from ripple.learn.scoring.forward import mean_outputs
 from ripple.learn.training import judge as judging
 from ripple.learn.training.loop import Ranks, fit, process_group, standardisation
 from ripple.learn.training.state import Fitted
+from ripple.runtime.log import say
 from ripple.runtime.signals import Stop, stoppable
 from ripple.runtime.summary import Summary
 from ripple.sky.splits import TEST, TRAIN, VALIDATION
@@ -311,7 +311,7 @@ def _gates(config: TrainConfig, data: TrainingSet, work: Path) -> shortcuts.Gate
         )
     for name, gate in report["shortcuts"].items():
         line = f"gate {name}: AUROC {printed(gate['auroc'], 3)} {gate['verdict']}"
-        print(line, file=sys.stderr, flush=True)
+        say(line)
     return report
 
 

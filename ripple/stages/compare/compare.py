@@ -18,7 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ripple.errors import ConfigError, DataError
-from ripple.learn.evaluation.intervals import row_weights
+from ripple.learn.evaluation.intervals import row_weights, unresolved
 from ripple.learn.evaluation.metrics import (
     Curve,
     auroc,
@@ -168,13 +168,17 @@ def differences(common: Common, config: CompareConfig) -> dict[str, Any]:
         out["note"] = "the common rows have labels of one class, or none: only ranks are compared"
         metrics: dict[str, Callable[[Curve], float]] = {}
     else:
-        metrics = METRICS | {f"tpr@{config.fpr:g}": lambda c: tpr_at_fpr(c, config.fpr)}
+        metrics = dict(METRICS)
+        if why := unresolved(config.fpr, float((label == 0).sum())):
+            out["note"] = f"no true positive rate at a false positive rate of {config.fpr:g}: {why}"
+        else:
+            metrics[f"tpr@{config.fpr:g}"] = lambda c: tpr_at_fpr(c, config.fpr)
     values = np.array([[metric(curve(label, s)) for metric in metrics.values()] for s in score])
     drawn = _replicates(label, score, common.cell[known], metrics, config) if metrics else np.zeros((0,))
     for k, name in enumerate(common.names):
         for j, metric in enumerate(metrics):
             out["models"][name][metric] = _measure(values[k, j], drawn[:, k, j])
-        if metrics:
+        if f"tpr@{config.fpr:g}" in metrics:
             threshold = threshold_at_fpr(curve(label, score[k]), config.fpr)
             out["models"][name]["confusion"] = dict(confusion(label, score[k], threshold))
     for a, b in pairs:
@@ -253,6 +257,7 @@ def _page(first: Artefact, common: Common, found: dict[str, Any], config: Compar
         tables=tables,
         cards=_moved(first, common, config),
         cards_note="The rows whose rank differs most between two of the models.",
+        note=found.get("note", ""),
         provenance=[f"{name}" for name in common.names],
     )
 
