@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import hashlib
 import io
 import json
@@ -11,6 +12,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.csv
@@ -21,9 +23,14 @@ from repos import add_coadds, add_objects, make_repo
 
 from ripple.cli import run
 from ripple.errors import CatalogueError, ConfigError, InputError, Reason, RegionError, SkyMapError
-from ripple.rubin.repository import Repository
+from ripple.imaging.batch import MASK_PLANES
+from ripple.rubin.coadd import Coadd, NoPsf
+from ripple.rubin.repository import Dataset, Repository
+from ripple.runtime.profile import Profile
 from ripple.sky.geometry import Box
 from ripple.sky.skymap import known
+from ripple.stages.fetch.open_unit import open_unit
+from ripple.stages.fetch.task import unit_task
 from ripple.stages.plan import planner
 from ripple.stages.plan.config import Selection, side_of
 from ripple.stages.plan.estimate import amount, facts
@@ -35,6 +42,22 @@ SHARED = Path(__file__).parents[3] / "shared" / "data"
 needs_data = pytest.mark.skipif(not SHARED.exists(), reason="the afw repository is not beside the checkout")
 MINI = known("ripple_mini_v1")
 TRACT = 5063
+
+
+class FlatFiles:
+    """Every coadd is there, without stars, noise or PSF: 1 nJy in all pixels."""
+
+    def open(self, dataset: Dataset, *, sparse: bool) -> Coadd:
+        def flat(value: float, kind: type[np.generic]) -> Any:
+            return lambda box: np.full(box.shape, value, kind)
+
+        return Coadd(
+            f"{dataset.tract}/{dataset.patch}/{dataset.band}",
+            MINI.patch_outer(dataset.tract, dataset.patch), MINI.tan(dataset.tract), dataset.band,
+            {name: bit for bit, name in enumerate(MASK_PLANES)},
+            flat(1.0, np.float32), flat(1.0, np.float32), flat(0, np.uint32),
+            lambda _: NoPsf("none"), lambda: "ranges:", lambda: 0,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -385,6 +408,20 @@ def test_boxes_that_leave_their_tract(tmp_path: Path) -> None:
     assert stays.outcomes[0].reason is Reason.OUTSIDE
     assert {t for t, _ in stays.cross[0]} <= set(others) - {int(tract[k])}
     assert {(t, p) for t, p, _ in stays.datasets} >= set(stays.cross[0])
+    names = ", ".join(str(t) for t in sorted({t for t, _ in stays.cross[0]}))
+    assert stays.outcomes[0].detail == (
+        f"part of the box has no i in its own tract; fetch fills it from tract {names} where that has data"
+    )
+    # What fetch delivers is whole, and its outcome is that of the pixels, not of the plan.
+    selection = Selection.make({"repo": str(root), "collections": ["mini"], "targets": str(table)})
+    unit = unit_task(selection, stays, stays.units[0])
+    read = open_unit(unit, FlatFiles(), {}, Profile())
+    assert read.bands[0].resampled[0] > 0.01
+    assert read.outcomes[0] == Outcome()
+    # Without the other tracts the detail says what is there.
+    short = open_unit(dataclasses.replace(unit, cross={}), FlatFiles(), {}, Profile())
+    share = float(short.bands[0].coverage[0])
+    assert short.outcomes[0] == Outcome("partial", Reason.OUTSIDE, f"pixels in i {share:.0%} of the box")
 
 
 @pytest.mark.parametrize(

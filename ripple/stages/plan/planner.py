@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,7 @@ class Planner:
         rejected = outcomes.has("rejected")
         cross = self._cross(targets, place, reach, rejected)
         datasets = self._needed(datasets, place, reach, rejected, cross)
+        _say_what_completes(outcomes, cross, datasets)
         # Tracts of rejected targets as well: the manifest records the projections of all.
         projections = sorted(
             {t for t, _, _ in datasets} | set(np.unique(place.tract[place.tract >= 0]).tolist())
@@ -556,6 +557,27 @@ def _unit(number: int, groups: list[Int], place: Place) -> Unit:
     rows = np.concatenate(groups)
     patches = tuple(sorted({int(p) for p in place.patch[rows]}))
     return Unit(number, int(place.tract[rows[0]]), patches, rows)
+
+
+def _say_what_completes(
+    outcomes: Outcomes,
+    cross: Mapping[int, tuple[tuple[int, int], ...]],
+    datasets: Mapping[tuple[int, int, str], Dataset],
+) -> None:
+    """Name the tracts from which boxes that lack a part in their own tract will be completed."""
+    have = {(tract, patch) for tract, patch, _ in datasets}
+    for row, pairs in cross.items():
+        tracts = sorted({tract for tract, patch in pairs if (tract, patch) in have})
+        if not tracts or outcomes[row].reason is not Reason.OUTSIDE:
+            continue
+        # How much they fill is known only when their pixels are read: until then the row stays partial.
+        names = ", ".join(map(str, tracts))
+        text = (
+            f"{outcomes[row].detail} in its own tract; fetch fills it from tract {names} where that has data"
+        )
+        told = Outcomes(1)
+        told.add([0], replace(outcomes[row], detail=text))
+        outcomes.put(np.array([row]), told)
 
 
 def make_plan(selection: Selection) -> Plan:
