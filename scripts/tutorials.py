@@ -27,10 +27,11 @@ LINES = 24
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: Markdown or code."""
+    """One cell: Markdown or code, with the tags of the notebook."""
 
     code: bool
     text: str
+    tags: tuple[str, ...] = ()
 
 
 @dataclass
@@ -50,7 +51,8 @@ def cells(script: str) -> list[Cell]:
         lines = body.strip("\n").split("\n")
         # Markdown is commented out, so that the script runs as it is.
         text = "\n".join(lines if code else [re.sub(r"^# ?", "", line) for line in lines])
-        found.append(Cell(code, text))
+        tags = re.search(r"tags=(\[.*\])", kind)
+        found.append(Cell(code, text, tuple(json.loads(tags[1])) if tags else ()))
     return found
 
 
@@ -62,8 +64,8 @@ def notebook(script: str) -> str:
         if not cell.code:
             return {"cell_type": "markdown", "id": f"cell-{k}", "metadata": {}, "source": lines}
         return {
-            "cell_type": "code", "execution_count": None, "id": f"cell-{k}", "metadata": {}, "outputs": [],
-            "source": lines,
+            "cell_type": "code", "execution_count": None, "id": f"cell-{k}",
+            "metadata": {"tags": list(cell.tags)} if cell.tags else {}, "outputs": [], "source": lines,
         }  # fmt: skip
 
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}

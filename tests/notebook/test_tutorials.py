@@ -85,3 +85,40 @@ def test_cutouts_only(scratch: Path) -> None:
     theirs, ours = space["cutouts"].table(), space["table"]
     assert theirs["status"].tolist() == ours["status"].tolist()
     assert isinstance(space["artefact"], ripple.Artefact)
+
+
+@pytest.mark.slow  # a minute: it trains twice
+def test_a_finder_that_is_fooled_is_found_out(scratch: Path) -> None:
+    space, _ = run("honest-finder")
+    assert (
+        space["fooled"].contract.metrics["auroc"]["value"] > space["model"].contract.metrics["auroc"]["value"]
+    )
+    gates = space["fooled"].contract.gates["shortcuts"]
+    assert gates["radial_profile"]["verdict"] == "shortcut"
+    assert gates["radial_profile"]["auroc"]["value"] > 0.85
+    best = space["best"]
+    assert (best["probability"] > 100 * best["probability at 1e-4"]).all()
+
+
+@pytest.mark.slow  # a minute, and PyTorch
+def test_a_model_from_elsewhere(scratch: Path) -> None:
+    space, outputs = run("model-from-elsewhere")
+    assert space["best"]["score"] == pytest.approx(space["theirs"], abs=1e-4)
+    assert any("normalization.method is zscore" in output.text for output in outputs)
+    assert space["program"].stat().st_size > 40e6
+
+
+@pytest.mark.slow  # it trains where the first tutorial has not
+def test_dp2_on_the_platform(scratch: Path) -> None:
+    space, _ = run("dp2-on-the-rsp")
+    # Lenses are among the galaxies of the object table, under the same ids.
+    truth = ripple.open("tensors").table()
+    lenses = set(truth["id"][truth["label"] == 1].tolist())
+    assert sum(i in lenses for i in space["scores"].table()["id"][:20].tolist()) >= 10
+    assert (scratch / "dp2-report" / "index.html").is_file()
+
+
+def test_cells_have_the_tags_of_the_script() -> None:
+    body = json.loads((FOLDER / "05-dp2-on-the-rsp.ipynb").read_text())
+    tags = [cell["metadata"].get("tags", []) for cell in body["cells"]]
+    assert tags.count(["here"]) == tags.count(["rsp"]) == 1
