@@ -151,8 +151,8 @@ class Artefact(storage.Artefact):
     def _repr_html_(self) -> str:
         facts = self.summary()
         reasons = facts.pop("reasons")
-        names = ("asked", "ok", "partial", "rejected", "bands", "size", "on disk", "written by", "digest")
-        shown = {name: facts[name] for name in names if name in facts}
+        names = ("asked", "ok", "partial", "rejected", "bands", "size", "on disk", "written by")
+        shown = {name: facts[name] for name in names if name in facts} | {"digest": self.digest[:16]}
         if reasons:
             shown["reasons"] = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
         try:

@@ -23,11 +23,21 @@ _OPENED = ("fetch", "preprocess", "inject", "train", "score", "import", "import-
 _INDENT = "    "
 
 
+def stage_of(verb: str) -> tuple[Verb, type[Config]]:
+    """The stage of a verb, and the model of its options."""
+    stage = STAGES[verb]
+    return stage, _load(stage.options)
+
+
+def verb_of(name: str) -> str:
+    """The verb that a function is named after."""
+    return _NAMES.get(name, name.replace("_", "-"))
+
+
 def function(name: str) -> Callable[..., Any]:
     """The function of a public name: `fetch`, `train`, `import_cutouts`, ..."""
-    verb = _NAMES.get(name, name.replace("_", "-"))
-    stage = STAGES[verb]
-    model: type[Config] = _load(stage.options)
+    verb = verb_of(name)
+    stage, model = stage_of(verb)
 
     def call(*arguments: Any, **options: Any) -> Any:
         config = model.make(_values(name, stage, arguments, options))

@@ -473,6 +473,13 @@ def test_verbs_take_the_keywords_of_the_yaml(one_of_each: dict[str, Path], tmp_p
         ripple.preprocess(tensors, cutouts=tensors, output=tmp_path / "u")
 
 
+def test_every_stage_of_the_command_line_is_a_function() -> None:
+    from ripple.cli.verbs import STAGES
+    from ripple.notebook.verbs import verb_of
+
+    assert sorted(verb_of(name) for name in ripple._VERBS) == sorted(STAGES)
+
+
 def test_help_names_every_option() -> None:
     from ripple.learn.config import TrainConfig
 

@@ -8,32 +8,32 @@ from enum import IntEnum
 class Flag(IntEnum):
     """Bits of `qc`. The order is part of the format: append only."""
 
-    MISSING_BAND = 0
-    BAD_PIXELS = 1
-    NO_DATA = 2
-    SATURATED = 3
-    COSMIC_RAY = 4
-    INTERPOLATED = 5
-    MISSING_CELL = 6
-    EDGE = 7
-    SUSPECT = 8
-    INEXACT_PSF = 9
-    CENTRE_BAD = 10
-    CENTRE_SATURATED = 11
-    CENTRE_COSMIC_RAY = 12
-    CENTRE_INTERPOLATED = 13
-    BLANK = 14
-    BACKGROUND = 15
-    DIP = 16
-    VARIANCE = 17
-    PSF_INVALID = 18
-    PSF_WIDTH = 19
-    PSF_RESIDUAL = 20
-    SHARPENED = 21
-    PSF_EDGE = 22
-    PSF_JUMP = 23
-    REGISTRATION = 24
-    DUPLICATE = 25
+    MISSING_BAND = 0  # a band has no data at all
+    BAD_PIXELS = 1  # too many pixels are unusable: no data, bad, saturated, not finite, variance not positive
+    NO_DATA = 2  # too many pixels have no data
+    SATURATED = 3  # too many pixels are saturated
+    COSMIC_RAY = 4  # too many pixels are cosmic rays, or there are spikes of one pixel without a mask
+    INTERPOLATED = 5  # too many pixels are interpolated
+    MISSING_CELL = 6  # pixels lie in cells that the coadd lacks
+    EDGE = 7  # too many pixels lie at an edge
+    SUSPECT = 8  # too many pixels are suspect, vignetted, crosstalk or a streak
+    INEXACT_PSF = 9  # too many pixels have another PSF than the cell says
+    CENTRE_BAD = 10  # as bad_pixels, in the central half
+    CENTRE_SATURATED = 11  # as saturated, in the central half
+    CENTRE_COSMIC_RAY = 12  # as cosmic_ray, in the central half
+    CENTRE_INTERPOLATED = 13  # as interpolated, in the central half
+    BLANK = 14  # no band has light in the central half
+    BACKGROUND = 15  # a band lies above or below zero, and no light explains it
+    DIP = 16  # a block of pixels lies far below zero
+    VARIANCE = 17  # the noise is not that of the variance plane
+    PSF_INVALID = 18  # there is no PSF, or it cannot be one
+    PSF_WIDTH = 19  # the PSF is narrower or wider than a PSF can be
+    PSF_RESIDUAL = 20  # the matched PSF misses its target
+    SHARPENED = 21  # the PSF was wider than its target, so that matching amplified the noise
+    PSF_EDGE = 22  # the matching kernel reaches beyond the margin of the cutout
+    PSF_JUMP = 23  # the PSF changes across a border of cells in the cutout
+    REGISTRATION = 24  # a band is turned or shifted against the others
+    DUPLICATE = 25  # the row repeats an earlier one
     CLIPPED = 26  # values beyond ±65504, the range of float16 tensors
 
     @property
