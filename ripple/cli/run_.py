@@ -38,6 +38,7 @@ def command(
         return
     from ripple.cli import VERBS
     from ripple.errors import ConfigError
+    from ripple.runtime.log import quiet, say
     from ripple.stages.run import foreseen, print_outcome, read_chain, run_chain
 
     if path is None:
@@ -58,12 +59,10 @@ def command(
             for state in states:
                 click.echo(f"{state.name:12}{WORDS[state.action]:34}{state.why}")
         return
-    outcome = run_chain(
-        path, overrides, lambda line: click.echo(f"==> {line}", err=True), verbs=VERBS, redo=redo
-    )
+    outcome = run_chain(path, overrides, lambda line: say(f"==> {line}"), verbs=VERBS, redo=redo)
     if as_json:
         click.echo(json.dumps([s.record() for s in outcome.summaries], default=str))
-    else:
+    elif not quiet():
         print_outcome(outcome)
 
 
