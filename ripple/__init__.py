@@ -17,7 +17,7 @@ _PLACES: dict[str, tuple[str, str]] = {
     "verify": ("ripple.storage.artefact", "verify"),
     "write_cutouts": ("ripple.storage.arrays", "write_cutouts"),
     "write_tensors": ("ripple.storage.arrays", "write_tensors"),
-    "denormalize": ("ripple.imaging.normalize", "denormalize"),
+    "denormalize": ("ripple.notebook.fluxes", "denormalize"),
     "TensorDataset": ("ripple.learn.data.dataset", "TensorDataset"),
     "Artefact": ("ripple.notebook.artefact", "Artefact"),
     "Cutout": ("ripple.notebook.cutout", "Cutout"),
@@ -33,13 +33,13 @@ _VERBS = (
 )  # fmt: skip
 
 if TYPE_CHECKING:
-    from ripple.imaging.normalize import denormalize as denormalize
     from ripple.learn.data.dataset import TensorDataset as TensorDataset
     from ripple.notebook.artefact import Artefact as Artefact
     from ripple.notebook.artefact import Scores as Scores
     from ripple.notebook.artefact import open_directory as open  # noqa: F401
     from ripple.notebook.cutout import Cutout as Cutout
     from ripple.notebook.cutouts import Cutouts as Cutouts
+    from ripple.notebook.fluxes import denormalize as denormalize
     from ripple.notebook.model import Model as Model
     from ripple.notebook.survey import Survey as Survey
     from ripple.notebook.survey import open_survey as open_survey

@@ -191,7 +191,10 @@ def _texts(column: pa.Array) -> list[Any]:
     """The cells of a column, by its type: asking each value for its own takes three times as long."""
     values = column.to_pylist()
     if pa.types.is_floating(column.type):
-        # None and NaN are empty cells; nine digits keep a float32, and a microarcsec.
+        # None and NaN are empty cells. Others come back as they were: nine digits of a float32, of a float64
+        # the fewest that will do.
+        if column.type.bit_width == 64:
+            return ["" if v is None or v != v else repr(v).removesuffix(".0") for v in values]
         return ["" if v is None or v != v else f"{v:.9g}" for v in values]
     return values if pa.types.is_integer(column.type) else [_cell(v) for v in values]
 

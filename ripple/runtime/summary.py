@@ -206,11 +206,12 @@ def tally(index: Any, output: str, max_rejected: float) -> tuple[dict[str, int],
 def progress(total: int | None, label: str, unit: str = "rows") -> Iterator[Any]:
     """A progress line with rate and time left on stderr; yields `advance(n)`.
 
-    Draws nothing when stderr is not a terminal.
+    Draws nothing where stderr is neither a terminal nor a notebook.
     """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+    console = Console(stderr=True)
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -218,10 +219,11 @@ def progress(total: int | None, label: str, unit: str = "rows") -> Iterator[Any]
         TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=console,
         # The line disappears at the end: the summary takes its place.
         transient=True,
-        disable=quiet() or not sys.stderr.isatty(),  # no bar in the log of a batch job
+        # No bar in the log of a batch job.
+        disable=quiet() or not (sys.stderr.isatty() or console.is_jupyter),
     )
     pulse = Pulse(label, total, unit)
     with bar:

@@ -423,6 +423,31 @@ def test_a_tensor_row_gives_its_fluxes_back(one_of_each: dict[str, Path]) -> Non
     np.testing.assert_allclose(row.flux[good], cut.image[good], rtol=2e-3, atol=2e-2)
 
 
+def test_what_a_dataset_gives_becomes_fluxes_again(one_of_each: dict[str, Path], tmp_path: Path) -> None:
+    from torch.utils.data import DataLoader
+
+    # Two artefacts with constants of their own, and rows in any order.
+    other = ripple.preprocess(
+        one_of_each["cutouts"],
+        output=tmp_path / "other",
+        psf="none",
+        normalize="zscore",
+        scope="band",
+        workers=0,
+    )
+    dataset = ripple.TensorDataset([one_of_each["tensors"], other.directory], accepted=False)
+    wanted = np.concatenate([
+        ripple.denormalize(unpack_tensors(artefact.read(0)))
+        for artefact in (ripple.open(one_of_each["tensors"]), other)
+    ])  # fmt: skip
+    one = ripple.denormalize(dataset[60], dataset)
+    np.testing.assert_array_equal(one, wanted[dataset.rows[60]])
+    batch = next(iter(DataLoader(dataset, batch_size=16, shuffle=True)))
+    np.testing.assert_array_equal(ripple.denormalize(batch, dataset), wanted[batch["row"].numpy()])
+    with pytest.raises(ConfigError, match="give the dataset too"):
+        ripple.denormalize(batch)
+
+
 def test_scores_are_ranked(one_of_each: dict[str, Path]) -> None:
     scores = ripple.open(one_of_each["scores"])
     assert isinstance(scores, ripple.Scores)

@@ -430,6 +430,22 @@ def test_zarr_round_trip(tmp_path: Path) -> None:
         np.testing.assert_array_equal(root["image"][k], ours[str(name)])
     assert root.attrs["bands"] == ["g", "r", "i"]
     assert root["valid"].dtype == np.uint8
+    # What xarray needs: names of axes, and all metadata in one place.
+    assert root["image"].metadata.dimension_names == ("row", "band", "y", "x")
+    assert root["psf"].metadata.dimension_names == ("row", "band", "psf_y", "psf_x")
+    assert root["catalog/id"].metadata.dimension_names == ("row",)
+    record = json.loads((out / "data.zarr" / "zarr.json").read_text())
+    assert {"image", "psf", "catalog/id"} <= record["consolidated_metadata"]["metadata"].keys()
+
+
+def test_xarray_opens_a_zarr_export(tmp_path: Path) -> None:
+    xarray = pytest.importorskip("xarray")
+    make_cutouts(tmp_path / "c")
+    out = run_export(tmp_path / "c", tmp_path / "z", format="zarr", rows_per_file=4)
+    found = xarray.open_zarr(out / "data.zarr")
+    assert found["image"].dims == ("row", "band", "y", "x")
+    assert found["image"].sizes["row"] == len(whole(tmp_path / "c"))
+    assert found.attrs["mask_planes"]
 
 
 def test_export_refuses_what_it_cannot_do(tmp_path: Path) -> None:

@@ -241,6 +241,17 @@ def test_plot_text_is_escaped_and_numbers_stay_inside() -> None:
     assert "<svg" in empty
 
 
+def test_numbers_come_back_from_csv_to_the_last_bit() -> None:
+    rng = np.random.default_rng(3)
+    ra = np.concatenate([rng.uniform(0, 360, 1000), [53.15780820131061, 1e-300, 0.1]])
+    flux = (rng.normal(size=len(ra)) * 10 ** rng.uniform(-8, 8, len(ra))).astype(np.float32)
+    table = pa.table({"ra": ra, "flux": flux})
+    lines = cards.csv_bytes(table).decode().splitlines()[1:]
+    cells = [line.split(",") for line in lines]
+    np.testing.assert_array_equal([float(a) for a, _ in cells], ra)
+    np.testing.assert_array_equal(np.array([b for _, b in cells]).astype(np.float32), flux)
+
+
 def test_csv_keeps_numbers_and_quotes_formulas() -> None:
     table = pa.table(
         {"=a": ["=1", "-x", "ok", None], "n": [-1.5, float("nan"), 3.0, None], "k": [-1, 2, 3, 4]}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -263,6 +264,13 @@ def _json(value: Any) -> Any:
     return None if isinstance(plain, float) and not np.isfinite(plain) else plain
 
 
+#: Names of the axes of each array, which xarray needs; those of a PSF are not those of the image.
+_AXES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("image", "variance", "mask", "valid"), ("row", "band", "y", "x")),
+    "psf": ("row", "band", "psf_y", "psf_x"),
+}
+
+
 def zarr_v3(source: Source, config: ExportConfig, directory: Path) -> Iterator[int]:
     """`data.zarr`, Zarr format 3: `image`, `variance`, `mask`, `valid`, `psf`, `catalog/<column>`."""
     try:
@@ -287,7 +295,9 @@ def zarr_v3(source: Source, config: ExportConfig, directory: Path) -> Iterator[i
                 shape = (source.rows, *values.shape[1:])
                 # Whole cutouts in a chunk: they are read by row, all bands at once.
                 chunks = (min(config.rows_per_file, source.rows), *values.shape[1:])
-                arrays[name] = root.create_array(name, shape=shape, chunks=chunks, dtype=values.dtype, **safe)
+                arrays[name] = root.create_array(
+                    name, shape=shape, chunks=chunks, dtype=values.dtype, dimension_names=_AXES[name], **safe
+                )
             # Rows of a part are consecutive: exports are sorted by shard.
             arrays[name][int(part.numbers[0]) : int(part.numbers[-1]) + 1] = values
         yield len(part.numbers)
@@ -295,8 +305,14 @@ def zarr_v3(source: Source, config: ExportConfig, directory: Path) -> Iterator[i
     columns = {n: source.column(n, None) for n in source.table.column_names if n not in _OURS}
     for name, values in {**places.columns(), **columns}.items():
         data = values if values.dtype.kind in "iufb" else np.array([str(v or "") for v in values], np.str_)
-        catalog.create_array(name, data=np.ascontiguousarray(data), **safe)
+        axes = ("row", *(f"{name}_{k}" for k in range(1, data.ndim)))
+        catalog.create_array(name, data=np.ascontiguousarray(data), dimension_names=axes, **safe)
     root.attrs.update(shared.header(source))
+    # All metadata in one file: xarray opens the group with one read. Not in the specification of version 3
+    # yet, as zarr warns; other readers pass over it.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        zarr.consolidate_metadata(root.store)
 
 
 def _part_planes(part: Part, side: int) -> dict[str, NDArray[Any]]:
