@@ -157,7 +157,8 @@ class TensorBatch:
     pixel_scale
         Arcsec per pixel.
     psf_fwhm
-        FWHM of the common PSF in arcsec; NaN when the PSFs were not matched to one width.
+        FWHM of the common PSF in arcsec, pixels included (`psf.shape.fwhm`); NaN when the PSFs were not
+        matched to one width.
     normalization
         Method and data-set-wide constants, JSON values; enough to invert together with the `norm_*` columns.
     class_map

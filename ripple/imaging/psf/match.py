@@ -20,6 +20,8 @@ from ripple.imaging.psf.shape import Fault, Profile
 Float = NDArray[np.float32]
 
 MAX_FILLED = 0.05  # a pixel is not valid when filled pixels carry more than this share of its |K|
+#: A target's stamp grows until no more of its light than this lies outside, up to three times the PSF stamps.
+MAX_LOST = 5e-4
 REACH = 12  # px of margin and reflection at most; beyond lie tails of kernels, which may wrap around
 
 
@@ -32,7 +34,8 @@ class Matching:
     number
         `(N, B)` int32 into `kernels`; -1 where the plane stays as it is.
     kernels
-        Distinct kernels.
+        Distinct kernels. For a target of given width `residual` is an upper limit of what they miss of the
+        whole profile, its light beyond the stamps included.
     fault
         `(N, B)` uint8, `shape.Fault` of each plane's PSF.
     fwhm
@@ -71,7 +74,8 @@ def plan_matching(
     batch
         PSFs and which plane has which.
     target
-        `none`; `match`: the broadest PSF among the bands of each row; or a FWHM in arcsec.
+        `none`; `match`: the broadest PSF among the bands of each row; or a FWHM in arcsec, pixels included
+        (`shape.fwhm`).
     profile, beta
         Shape of the target of given FWHM.
     tolerance
@@ -107,13 +111,25 @@ def _to_width(
     batch: CutoutBatch, matching: Matching, pixels: float, profile: Profile, beta: float, tolerance: float
 ) -> Matching:
     # | 1: the target has an odd size, with its centre in a pixel.
-    stamp = psf.target_stamp(pixels, batch.psf.shape[-1] | 1, profile, beta)[None]
+    half = _target_half(pixels, batch.psf.shape[-1] | 1, profile, beta)
+    stamp = psf.target_stamp(pixels, 2 * half + 1, profile, beta)[None]
     use = matching.fault == Fault.NONE
     wanted, number = np.unique(batch.psf_index[use], return_inverse=True)
     matching.number[use] = number
-    # Measured like all other widths: integration over pixels widens the profile.
-    matching.target[use] = psf.fwhm(stamp)[0]
-    return replace(matching, kernels=_kernels(batch.psf[wanted], stamp, tolerance))
+    matching.target[use] = pixels
+    found = _kernels(batch.psf[wanted], stamp, tolerance)
+    # The target is known everywhere, not only in its stamp: light beyond it is missed there, and is too much
+    # within, where the stamp has sum 1; and what spills over the edge of the stamp is error as well.
+    lost = psf.light_beyond(half + 0.5, pixels, profile, beta)
+    return replace(matching, kernels=replace(found, residual=found.residual + found.spill + 2 * lost))
+
+
+def _target_half(pixels: float, size: int, profile: Profile, beta: float) -> int:
+    """Half width in pixels of the stamp of a target: that of the PSFs, or more for a wide one."""
+    half, most = size // 2, 3 * (size // 2)
+    while half < most and psf.light_beyond(half + 0.5, pixels, profile, beta) > MAX_LOST:
+        half += 1
+    return half
 
 
 def half_width(size: int) -> int:
@@ -125,7 +141,8 @@ def half_width(size: int) -> int:
 
 
 def _kernels(stamps: Float, target: NDArray[Any], tolerance: float) -> Kernels:
-    half = half_width(stamps.shape[-1])
+    # The wings of a target wider than the PSFs are those of the kernel.
+    half = max(half_width(stamps.shape[-1]), target.shape[-1] // 2)
     return psf_kernels.match_kernels(stamps, target, half=half, tolerance=tolerance)
 
 

@@ -69,8 +69,8 @@ class Thresholds(Config):
     max_noise_ratio: float = Field(
         1.5, ge=0, description="Largest ratio of measured noise to that of the variance plane."
     )
-    min_psf: float = Field(0.3, ge=0, description="Least PSF FWHM, arcsec.")
-    max_psf: float = Field(2.5, gt=0, description="Largest PSF FWHM, arcsec.")
+    min_psf: float = Field(0.3, ge=0, description="Least FWHM of the PSF image, arcsec.")
+    max_psf: float = Field(2.5, gt=0, description="Largest FWHM of the PSF image, arcsec.")
     max_psf_residual: float = Field(
         0.03, ge=0, description="Largest misfit after PSF matching, as a share of the light."
     )

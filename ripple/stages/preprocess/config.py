@@ -19,7 +19,9 @@ class PreprocessConfig(Config):
     cutouts: str = neutral("", description="Directory of cutout shards, as made by fetch.")
     output: str = neutral("", description="Directory for the tensor shards.")
     psf: str = Field(
-        "match", description="Common PSF: none, match (broadest band of each row), or a FWHM in arcsec."
+        "match",
+        description="Common PSF: none, match (broadest band of each row), or a FWHM in arcsec: that of the "
+        "PSF image, pixels included, as in the columns psf_fwhm_BAND.",
     )
     psf_profile: Literal["moffat", "gaussian"] = setting(
         "moffat", description="Shape of a target given by FWHM."

@@ -79,7 +79,10 @@ class ShardTask:
 
 
 class TensorAttributes(TypedDict):
-    """Facts about all tensors: `size` and `trimmed` (from each edge) in pixels, `psf_fwhm` in arcsec."""
+    """Facts about all tensors: `size` and `trimmed` (from each edge) in pixels.
+
+    `psf_fwhm` is the FWHM of the common PSF image in arcsec, None where PSFs have no common width.
+    """
 
     bands: list[str]
     size: int | list[int] | None
