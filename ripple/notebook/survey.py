@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -324,7 +324,9 @@ class Survey:
         for rows, outcome in plan.outcomes.groups("rejected"):
             outcomes.add(rows, outcome)
         batches = []
-        with progress(len(plan.targets), "cutouts") as advance:
+        # A bar for what is done at once would only leave an empty line in a notebook.
+        several = len(plan.units) > 1
+        with progress(len(plan.targets), "cutouts") if several else nullcontext(int) as advance:
             for unit in plan.units:
                 # As `fetch` reads it, so that the pixels are the same.
                 reading, batch = read_batch(unit_task(self.planner.selection, plan, unit), self._files)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_origin
@@ -15,6 +16,7 @@ from ripple.config import Config
 from ripple.errors import ConfigError
 from ripple.notebook.artefact import Artefact, open_directory
 from ripple.notebook.model import Model
+from ripple.runtime.summary import plain
 
 #: Name in Python -> verb, where it differs: `import` is a keyword, and `ripple.report` is a package.
 _NAMES = {"import_cutouts": "import", "write_report": "report"}
@@ -43,7 +45,8 @@ def function(name: str) -> Callable[..., Any]:
         config = model.make(_values(name, stage, arguments, options))
         if getattr(config, "dry_run", False):
             return _load(stage.function)(config).facts
-        _load(stage.function)(config)
+        for note in _load(stage.function)(config).notes:
+            print(f"{verb}: {plain(note)}", file=sys.stderr)  # what the command line says, too
         output = Path(str(options["output"] if "output" in options else _plain(arguments[-1])))
         return open_directory(output) if verb in _OPENED else output
 

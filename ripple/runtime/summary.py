@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shlex
 import sys
@@ -202,6 +203,11 @@ def tally(index: Any, output: str, max_rejected: float) -> tuple[dict[str, int],
     return counts, dict(reasons)
 
 
+def _widgets() -> bool:
+    """Whether a notebook can draw a bar; without the package each bar would be a warning."""
+    return importlib.util.find_spec("ipywidgets") is not None
+
+
 @contextmanager
 def progress(total: int | None, label: str, unit: str = "rows") -> Iterator[Any]:
     """A progress line with rate and time left on stderr; yields `advance(n)`.
@@ -223,7 +229,7 @@ def progress(total: int | None, label: str, unit: str = "rows") -> Iterator[Any]
         # The line disappears at the end: the summary takes its place.
         transient=True,
         # No bar in the log of a batch job.
-        disable=quiet() or not (sys.stderr.isatty() or console.is_jupyter),
+        disable=quiet() or not (sys.stderr.isatty() or (console.is_jupyter and _widgets())),
     )
     pulse = Pulse(label, total, unit)
     with bar:

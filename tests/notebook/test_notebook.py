@@ -513,9 +513,14 @@ def test_help_names_every_option() -> None:
     assert "Peak learning rate" in text
 
 
-def test_bands_may_be_letters_or_names(one_of_each: dict[str, Path], sky: Path, tmp_path: Path) -> None:
+def test_bands_may_be_letters_and_notes_are_said(
+    one_of_each: dict[str, Path], sky: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     made = ripple.fetch(
         repo=sky / "repo", collections="mini", targets=sky / "truth.parquet", bands="gri", size=32, margin=4,
         workers=0, output=tmp_path / "cutouts",
     )  # fmt: skip
     assert made.digest == ripple.open(one_of_each["cutouts"]).digest
+    said = capsys.readouterr()
+    assert "fetch: truth.parquet: ids from objectId" in said.err
+    assert said.out == ""
