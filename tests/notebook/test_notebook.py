@@ -353,6 +353,11 @@ def test_as_fits(many: ripple.Cutouts, tmp_path: Path) -> None:
         images = [hdu for hdu in file[1:] if hdu.name.startswith("IMAGE")]
         np.testing.assert_array_equal(images[1].data, many[0].image[1])
         assert file[0].header["BANDS"] == "g,r,i"
+        assert file[0].header["MARGIN"] == 0
+        # Cards of other software: flux in nJy is 10^((MAGZERO - mag) / 2.5).
+        header = images[1].header
+        assert (header["FILTER"], header["OBJECT"], header["BUNIT"]) == ("r", str(many[0].id), "nJy")
+        assert 10 ** ((header["MAGZERO"] - 22.5) / 2.5) == pytest.approx((22.5 * u.ABmag).to_value(u.nJy))
     with pytest.raises(ConfigError, match="exists"):
         many[0].to_fits(path)
     assert many[0].to_fits(path, overwrite=True) == path

@@ -26,6 +26,7 @@ from ripple.report.cards import csv_bytes
 from ripple.sky.geometry import Tan
 from ripple.sky.splits import sky_cells
 from ripple.stages.formats.config import ExportConfig
+from ripple.stages.formats.fits_units import NJY_ZERO_POINT
 from ripple.stages.formats.rows import Part, Source, splits
 from ripple.stages.formats.webdataset import CHECKSUM, checksum
 from ripple.storage.files import write_new
@@ -384,6 +385,11 @@ def _fits_file(part: Part, k: int, source: Source) -> bytes:
     primary.header["BANDS"] = (",".join(source.bands), "in the order of the HDUs")
     primary.header["PIXSCALE"] = (source.pixel_scale, "arcsec per pixel")
     primary.header["ORIGIN"] = "RIPPLe"
+    primary.header["OBJECT"] = cards["OBJID"]
+    primary.header["MARGIN"] = (
+        source.artefact.attributes.get("margin", 0),
+        "px on each side beyond the cutout",
+    )
     hdus: list[fits.PrimaryHDU | fits.ImageHDU] = [primary]
     for b, band in enumerate(source.bands):
         planes: list[tuple[str, Any, str]] = [("IMAGE", part.image[k, b], "nJy")]
@@ -395,7 +401,9 @@ def _fits_file(part: Part, k: int, source: Source) -> bytes:
                 ("MASK", part.mask[k, b].astype(np.int32 if len(part.mask_planes) < 32 else np.int64), "")
             )
         for name, data, unit in planes:
-            more = {"BUNIT": unit} if unit else _bits(part.mask_planes)
+            more: dict[str, Card] = {"BUNIT": unit} if unit else dict(_bits(part.mask_planes))
+            if name == "IMAGE":
+                more |= {"MAGZERO": NJY_ZERO_POINT, "OBJECT": cards["OBJID"]}
             hdus.append(_image_hdu(name, band, data, {**cards, **more}))
         if part.psf is not None and part.psf_index is not None and part.psf_index[k, b] >= 0:
             hdus.append(_image_hdu("PSF", band, part.psf[part.psf_index[k, b]], {}))
@@ -413,6 +421,7 @@ def _bits(planes: tuple[str, ...]) -> dict[str, int]:
 def _image_hdu(name: str, band: str, data: NDArray[Any], cards: Mapping[str, Card]) -> fits.ImageHDU:
     hdu = fits.ImageHDU(data, name=f"{name}_{band}")
     hdu.header["BAND"] = band
+    hdu.header["FILTER"] = band  # the card that most other software reads
     hdu.header.update(cards)
     return hdu
 
