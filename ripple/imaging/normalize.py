@@ -6,14 +6,19 @@ or the batch's `normalization`), nothing is clipped, so every tensor can be turn
 
 `scope` says what shares constants. `row`, the default: all bands of a row, so that colours survive; `band`:
 each plane by itself, which published networks may need and which destroys colour; `dataset`: constants
-per band for all rows, from a first pass over training rows.
+per band for all rows, from a first pass over training rows. Rows far beyond the others (`OUTLIER`) have no
+part in these: one row of 1e12 nJy would move the offset so far that float32 could not hold the other rows.
+
+What comes back is good to 1e-5 of the flux; with linear methods, where the flux is smaller than the offset,
+to 1e-7 of the offset. With `minmax` that is the faintest good pixel, and its range ends at the brightest one: a
+single pixel of 1e12 nJy, unless masked, leaves the other values near 0, although they can be turned back.
 
 `transform` and `invert` take numpy arrays or torch tensors.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -36,6 +41,12 @@ ZSCALE_CONTRAST = 0.25
 SMALLEST_SCALE = 1e-12  # nJy; anything smaller would turn noise of the arithmetic into signal
 # Statistics of `Accumulator` that are averaged over rows; extremes are not.
 _AVERAGED = ("noise", "mean", "percentile_low", "percentile_high", "zscale_low", "zscale_high")
+
+
+# A row has no part in constants of the data set when one of these is beyond so many times the usual `std`.
+# The brightest good pixels are not among them: stars reach thousands.
+_JUDGED, OUTLIER = ("noise", "mean", "std", "low", "percentile_low", "zscale_low"), 1e3
+REFERENCE_ROWS = 4096  # the usual `std` is the median of the first rows: their statistics fit into memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,18 +200,56 @@ def _usable_scale(scale: Float) -> Float:
 class Accumulator:
     """Streaming statistics over the training rows of a data set, per band.
 
-    Quantities are means and extremes of per-row statistics: they need one pass and no memory, and rows are
-    added in index order, so the result does not depend on how the work was divided.
+    Quantities are means and extremes of per-row statistics, without outliers: they need one pass and little
+    memory, and rows are added in index order, so the result does not depend on how the work was divided.
+
+    Parameters
+    ----------
+    bands
+        Names of the B bands.
+    rows, outliers
+        Rows added, and those of them that were left out in some band; outliers count once `constants` ran.
+    totals, counts
+        Sums and extremes by statistic, and the rows in them, `(B,)` float64.
+    limit
+        `(B,)` float64 nJy beyond which a row is an outlier; None until enough rows were seen.
+    waiting
+        Rows until then.
     """
 
     bands: tuple[str, ...]
     rows: int = 0
+    outliers: int = 0
     totals: dict[str, NDArray[np.float64]] | None = None
     counts: NDArray[np.float64] | None = None
+    limit: NDArray[np.float64] | None = None
+    waiting: list[Statistics] = field(default_factory=list)
 
     def add(self, stats: Statistics) -> None:
         """Add rows, in order."""
+        self.rows += len(stats.noise)
+        if self.limit is not None:
+            self._sum(stats, self.limit)
+            return
+        self.waiting.append(stats)
+        if self.rows >= REFERENCE_ROWS:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Find the limit from the rows that wait, and add them."""
+        std = np.concatenate([stats.std for stats in self.waiting])[:REFERENCE_ROWS].astype(np.float64)
+        # Bands without any pixel, or flat ones, have no usual spread: nothing is an outlier.
+        usual = np.nanmedian(np.where(np.isfinite(std).any(axis=0), std, 0.0), axis=0)
+        self.limit = np.where(usual > 0, OUTLIER * usual, np.inf)
+        for stats in self.waiting:
+            self._sum(stats, self.limit)
+        self.waiting = []
+
+    def _sum(self, stats: Statistics, limit: NDArray[np.float64]) -> None:
         b = len(self.bands)
+        known = np.isfinite(stats.noise) & np.isfinite(stats.mean)
+        usual = np.all([~(np.abs(getattr(stats, name)) > limit) for name in _JUDGED], axis=0)
+        self.outliers += int((known & ~usual).any(axis=1).sum())
         if self.totals is None or self.counts is None:
             zero = np.zeros(b)
             self.totals = {k: zero.copy() for k in (*_AVERAGED, "square")}
@@ -208,7 +257,7 @@ class Accumulator:
             self.counts = np.zeros(b)
         # Row by row in order: sums in another order differ in the last bit.
         for row in range(len(stats.noise)):
-            ok = np.isfinite(stats.noise[row]) & np.isfinite(stats.mean[row])
+            ok = known[row] & usual[row]
             self.counts += ok
             for name in _AVERAGED:
                 self.totals[name] += np.where(ok, getattr(stats, name)[row].astype(np.float64), 0)
@@ -221,7 +270,6 @@ class Accumulator:
             self.totals["high"] = np.where(
                 ok, np.maximum(self.totals["high"], stats.high[row]), self.totals["high"]
             )
-        self.rows += len(stats.noise)
 
     def constants(self, method: Method, softening: float) -> tuple[dict[str, float], dict[str, float]]:
         """Offset and scale by band, nJy; one scale for all bands when softened.
@@ -231,6 +279,8 @@ class Accumulator:
         DataError
             No training row has a usable plane in some band.
         """
+        if self.waiting:
+            self._settle()
         if self.totals is None or self.counts is None or (self.counts == 0).any():
             raise DataError("no training row with good pixels in every band", hint="choose --scope row")
         t = {k: v / self.counts for k, v in self.totals.items() if k not in ("low", "high")}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -100,6 +103,49 @@ def test_streaming_equals_whole() -> None:
     assert whole.constants("minmax", 3.0)[1]["g"] == pytest.approx(np.ptp(batch.image[:, 0]))
     with pytest.raises(DataError, match="scope"):
         normalize.Accumulator(("g",)).constants("asinh", 3.0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("what", ["row", "negative", "low pixel", "noise"])
+def test_a_row_far_beyond_the_others_has_no_part_in_the_constants(method: Any, what: str) -> None:
+    """One row of 1e12 nJy: all rows come back to 1e-5, and the constants are those without it."""
+    image = make_batch(40, "gr", 32).image
+    noise = np.random.default_rng(0).normal(0, 1e12, image[7].shape)
+    image[7] = {"row": 1e12, "negative": -1e12, "low pixel": image[7], "noise": noise}[what]
+    if what == "low pixel":
+        image[7, :, 3, 3] = -1e12
+    sigma, others = np.full((40, 2), SIGMA, np.float32), np.arange(40) != 7
+    whole, rest = normalize.Accumulator(("g", "r")), normalize.Accumulator(("g", "r"))
+    whole.add(normalize.statistics(image, np.ones(image.shape, bool), sigma))
+    rest.add(normalize.statistics(image[others], np.ones(image[others].shape, bool), sigma[others]))
+    offset, scale = whole.constants(method, 3.0)
+    assert (offset, scale) == rest.constants(method, 3.0)
+    assert (whole.rows, whole.outliers, rest.outliers) == (40, 1, 0)
+    o, s = (np.tile(np.array([v["g"], v["r"]], np.float32), (40, 1)) for v in (offset, scale))
+    flux = normalize.invert(
+        normalize.transform(image, o, s, method).astype(float), o.astype(float), s.astype(float), method
+    )
+    # Bands of opposite sign cancel in the intensity of `lupton`: its worst case, whatever the constants.
+    rows = others if method == "lupton" else slice(None)
+    tolerance = 1e-4 if method == "lupton" else 1e-5
+    np.testing.assert_allclose(flux[rows], image[rows], rtol=1e-5, atol=tolerance * SIGMA)
+
+
+def test_outliers_are_judged_by_the_first_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same constants however the rows arrive, also where a part ends amid the reference."""
+    monkeypatch.setattr(normalize, "REFERENCE_ROWS", 8)
+    image = make_batch(20, "gr", 32).image
+    image[[2, 15]] = 1e12
+    stats = normalize.statistics(image, np.ones(image.shape, bool), np.full((20, 2), SIGMA, np.float32))
+    found = []
+    for cuts in ([0, 20], [0, 3, 11, 20], [0, 8, 9, 20]):
+        total = normalize.Accumulator(("g", "r"))
+        for a, b in itertools.pairwise(cuts):
+            total.add(normalize.Statistics(**{k: getattr(stats, k)[a:b] for k in stats.__slots__}))
+        found.append((total.constants("zscore", 3.0), total.outliers))
+    assert found[0] == found[1] == found[2]
+    assert found[0][1] == 2
+    assert abs(found[0][0][0]["g"]) < 10 * SIGMA
 
 
 def test_denormalize_refuses_what_it_does_not_know() -> None:

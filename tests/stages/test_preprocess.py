@@ -53,6 +53,23 @@ def test_artefact_to_artefact(tmp_path: Path) -> None:
     assert again.done_before
 
 
+@pytest.mark.parametrize("method", ["zscore", "minmax", "percentile", "zscale"])
+def test_one_row_of_1e12_njy_spoils_no_other(tmp_path: Path, method: str) -> None:
+    """Also with constants of the whole data set; the summary says that it was left out of them."""
+    batch = make_batch(12, "gi", 32)
+    batch.image[5] = 1e12
+    cutouts = write(tmp_path / "cutouts", batch, 0)
+    every = {"scope": "dataset", "train_fractions": [1.0, 0.0, 0.0], "psf": "none", "normalize": method}
+    summary = preprocess(options(cutouts, tmp_path / "tensors", **every))
+    assert summary.notes == (
+        "1 training rows are far beyond the others: the constants of the data set leave them out",
+    )
+    artefact = open_artefact(tmp_path / "tensors", "tensors")
+    tensors = [map_tensors(artefact.shard_path(k)) for k in range(len(artefact.shards))]
+    flux = np.concatenate([ripple.denormalize(t) for t in tensors])
+    np.testing.assert_allclose(flux, batch.image, rtol=1e-5, atol=1e-5 * SIGMA)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("values", [{"scope": "dataset", "normalize": "zscore"}, {"psf": "1.3"}])
 def test_same_bytes_whatever_the_workers(tmp_path: Path, values: dict[str, object]) -> None:

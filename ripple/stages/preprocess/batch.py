@@ -50,6 +50,8 @@ class DataConstants:
         Band -> nJy, for scope `dataset`.
     rows
         Training rows that `offset` and `scale` were measured on.
+    outliers
+        Those of them that were left out in some band, far beyond the others.
     """
 
     margin: int = 0
@@ -59,6 +61,7 @@ class DataConstants:
     offset: Mapping[str, float] | None = None
     scale: Mapping[str, float] | None = None
     rows: int = 0
+    outliers: int = 0
 
 
 @dataclass(frozen=True, slots=True)

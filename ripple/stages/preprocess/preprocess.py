@@ -177,7 +177,7 @@ def preprocess(config: PreprocessConfig) -> Summary:
         metrics = {"operations": profile.operations, "seconds": seconds, "peak_rss": peak}
         size = _size(writer) if config.size or config.pixel_scale else cutouts.attributes.get("size")
         writer.finish(index, metrics, {**_attributes(cutouts, config, constants), "size": size})
-    return _summary(config, index, seconds)
+    return _summary(config, index, seconds, constants.outliers)
 
 
 def _check_psfs(cutouts: Artefact, config: PreprocessConfig) -> None:
@@ -264,7 +264,7 @@ def _with_statistics(
     for stats in map_tasks(row_statistics, tasks, _workers(cutouts, config)):
         total.add(stats)
     offset, scale = total.constants(config.normalize, config.softening)
-    return replace(constants, offset=offset, scale=scale, rows=total.rows)
+    return replace(constants, offset=offset, scale=scale, rows=total.rows, outliers=total.outliers)
 
 
 def _workers(cutouts: Artefact, config: PreprocessConfig) -> Workers:
@@ -368,7 +368,7 @@ def _attributes(cutouts: Artefact, config: PreprocessConfig, constants: DataCons
     }
 
 
-def _summary(config: PreprocessConfig, index: pa.Table, seconds: float) -> Summary:
+def _summary(config: PreprocessConfig, index: pa.Table, seconds: float, outliers: int = 0) -> Summary:
     """The closing screen; raises `TooManyRejected` when the user's limit is passed."""
     counts, reasons = tally(index, config.output, config.max_rejected)
     facts: dict[str, Any] = {**counts, "psf": config.psf}
@@ -384,4 +384,9 @@ def _summary(config: PreprocessConfig, index: pa.Table, seconds: float) -> Summa
         facts["flags"] = ", ".join(f"{name} {count}" for name, count in flags.most_common(8))
     if seconds:
         facts["rate"] = rate(index.num_rows, seconds)
-    return Summary("preprocess", config.output, facts, reasons, seconds, seconds == 0)
+    notes = (
+        f"{outliers:,} training rows are far beyond the others: the constants of the data set leave them out"
+    )
+    return Summary(
+        "preprocess", config.output, facts, reasons, seconds, seconds == 0, (notes,) if outliers else ()
+    )
