@@ -10,8 +10,8 @@ per band for all rows, from a first pass over training rows. Rows far beyond the
 part in these: one row of 1e12 nJy would move the offset so far that float32 could not hold the other rows.
 
 What comes back is good to 1e-5 of the flux; with linear methods, where the flux is smaller than the offset,
-to 1e-7 of the offset. With `minmax` that is the faintest good pixel, and its range ends at the brightest one: a
-single pixel of 1e12 nJy, unless masked, leaves the other values near 0, although they can be turned back.
+to 1e-7 of the offset. With `minmax` the offset is the faintest good pixel, and the range ends at the
+brightest: one pixel of 1e12 nJy, unless masked, leaves the other values near 0, but they can be turned back.
 
 `transform` and `invert` take numpy arrays or torch tensors.
 """

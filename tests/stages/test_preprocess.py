@@ -61,9 +61,8 @@ def test_one_row_of_1e12_njy_spoils_no_other(tmp_path: Path, method: str) -> Non
     cutouts = write(tmp_path / "cutouts", batch, 0)
     every = {"scope": "dataset", "train_fractions": [1.0, 0.0, 0.0], "psf": "none", "normalize": method}
     summary = preprocess(options(cutouts, tmp_path / "tensors", **every))
-    assert summary.notes == (
-        "1 training rows are far beyond the others: the constants of the data set leave them out",
-    )
+    left_out = "training rows far beyond the others, left out of the constants of the data set: 1"
+    assert summary.notes == (left_out,)
     artefact = open_artefact(tmp_path / "tensors", "tensors")
     tensors = [map_tensors(artefact.shard_path(k)) for k in range(len(artefact.shards))]
     flux = np.concatenate([ripple.denormalize(t) for t in tensors])

@@ -384,9 +384,7 @@ def _summary(config: PreprocessConfig, index: pa.Table, seconds: float, outliers
         facts["flags"] = ", ".join(f"{name} {count}" for name, count in flags.most_common(8))
     if seconds:
         facts["rate"] = rate(index.num_rows, seconds)
-    notes = (
-        f"{outliers:,} training rows are far beyond the others: the constants of the data set leave them out"
-    )
+    notes = f"training rows far beyond the others, left out of the constants of the data set: {outliers:,}"
     return Summary(
         "preprocess", config.output, facts, reasons, seconds, seconds == 0, (notes,) if outliers else ()
     )
