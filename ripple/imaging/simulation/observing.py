@@ -33,7 +33,7 @@ class BandFacts:
     depth
         AB magnitude of a point source with S/N 5.
     fwhm
-        Median PSF width, arcsec.
+        Median PSF width, arcsec: the FWHM of the PSF image, as everywhere.
     visit_depth, visit_zero_point
         Single 30 s visit: 5 sigma depth, and magnitude of one electron per second (SMTN-002). With the
         coadd's depth they give the number of visits and so the Poisson noise of sources.
@@ -87,7 +87,7 @@ def moffat(size: int, fwhm: float, e1: float, e2: float) -> NDArray[np.float64]:
     size
         Odd number of pixels.
     fwhm
-        Pixels.
+        Pixels, of the kernel as it is sampled: it stands for a PSF image, pixels included.
     e1, e2
         Ellipticity `(a² - b²) / (a² + b²)` times cos and sin of twice the position angle.
 
