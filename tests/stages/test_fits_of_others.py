@@ -245,7 +245,7 @@ def test_rows_of_different_units_are_each_converted(tmp_path: Path) -> None:
     }.items():  # fmt: skip
         write(tmp_path / "in" / f"{name}.fits", [plane(ramp(1), "SCI", FILTER="g", **cards)])
     found = imported(tmp_path / "in")
-    assert found.index()["reason"].to_pylist() == ["", "", "wrong_unit", "", *["wrong_unit"] * 3]
+    assert found.index()["reason"].to_pylist() == ["", "", "wrong_unit", "", *["wrong_unit"] * 4]
     details = rejected(found)
     assert details[0] == "g do not say their flux unit"
     assert "BUNIT is 'furlong'" in details[1] or "furlong" in details[1]
@@ -255,7 +255,7 @@ def test_rows_of_different_units_are_each_converted(tmp_path: Path) -> None:
     np.testing.assert_allclose(image, [1000, 1, 10 ** (0.4 * 4.4)], rtol=1e-6)
     # What the user says fills the gap, and contradicts nobody silently.
     found = imported(tmp_path / "in", zero_points=(27.0,), output=tmp_path / "again")
-    assert found.index()["status"].to_pylist() == ["rejected", "rejected", "ok", "ok", *["rejected"] * 3]
+    assert found.index()["status"].to_pylist() == ["rejected", "rejected", "ok", "ok", *["rejected"] * 4]
 
 
 # Projections ---------------------------------------------------------

@@ -39,11 +39,13 @@ ROLE_WORDS: dict[str, Role] = {
         ("psf", "PSF PSFEX KERNEL"),
         ("other", "MODEL BLOBMODEL RESID RESIDUAL CHI2 CHISQ SEG SEGM SEGMENTATION NEXP DEPTH GALDEPTH"),
         ("other", "PSFDEPTH PSFSIZE EXPMAP EXPTIME EXP SKY BKG BACKGROUND CTX CONTEXT COVERAGE MASKBITS"),
+        # Parts of the noise and other planes of JWST.
+        ("other", "POISSON RNOISE FLAT AREA CON WMAP"),
     )
     for word in words.split()
 }  # fmt: skip
 ROLE_CARDS = ("EXTTYPE", "IMTYPE", "PRODTYPE")
-BAND_CARDS = ("BAND", "LSST BUTLER DATAID BAND", "FILTER", "FILTNAM", "FILTER1", "FILTER2")
+BAND_CARDS = ("BAND", "LSST BUTLER DATAID BAND", "FPA.FILTER", "FILTER", "FILTNAM", "FILTER1", "FILTER2")
 #: Cards of the primary header that hold for all HDUs that do not have them.
 INHERITED = (
     *BAND_CARDS, "BANDS", "BUNIT", "FLUXMAG0", "MAGZERO", "MAGZP", "MAGZPT", "ZEROPOINT", "ZPT", "PHOTZP",

@@ -68,6 +68,11 @@ def flux_of(header: fits.Header, where: str, pixel_scale: float | None) -> Flux:
     WrongUnitError
         The unit is not known, or two cards say different things.
     """
+    if "BSOFTEN" in header:
+        raise WrongUnitError(
+            f"{where}: the pixels are asinh magnitudes (BSOFTEN, as in stacks of Pan-STARRS), no fluxes: "
+            "convert them first"
+        )
     unit = unit_of(header, where)
     found: dict[str, float] = {}
     if unit is not None and unit not in _COUNTS:
