@@ -241,7 +241,7 @@ def test_rows_of_different_units_are_each_converted(tmp_path: Path) -> None:
         "a": {"BUNIT": "uJy"}, "b": {"BUNIT": "nJy"}, "c": {"BUNIT": "adu"},
         "d": {"BUNIT": "adu", "MAGZERO": 27.0}, "e": {"BUNIT": "furlong"},
         "f": {"BUNIT": "nJy", "MAGZERO": 27.0},
-        "g": {"BUNIT": "adu", "MAGZERO": 999.0},
+        "g": {"BUNIT": "adu", "MAGZERO": 999.0}, "h": {"BUNIT": "nJy", "BSOFTEN": 2.5},
     }.items():  # fmt: skip
         write(tmp_path / "in" / f"{name}.fits", [plane(ramp(1), "SCI", FILTER="g", **cards)])
     found = imported(tmp_path / "in")
