@@ -52,7 +52,10 @@ def test_fitting_data_pass() -> None:
         ({"bands": ("g", "r", "z")}, r"bands is .*fetch these bands"),
         ({"size": (48, 48)}, r"size is \(48, 48\), the model takes 32 \(--crop"),
         ({"size": (24, 24)}, r"size is .*larger cutouts are needed"),
-        ({"pixel_scale": 0.168}, r"pixel_scale is 0.168, the model takes 0.2 \(preprocess with --pixel-scale 0.2"),
+        (
+            {"pixel_scale": 0.168},
+            r"pixel_scale is 0.168, the model takes 0.2 \(preprocess with --pixel-scale 0.2",
+        ),
         ({"unit": "adu"}, "unit is adu"),
         ({"psf_fwhm": 0.9}, "psf_fwhm is 0.9, the model takes 1.2"),
         ({"psf_fwhm": float("nan")}, "psf_fwhm is nan"),
