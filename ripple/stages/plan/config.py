@@ -62,8 +62,7 @@ class Selection(Config):
     )
     margin: int = Field(0, ge=0, le=256, description="Pixels read beyond each side of a cutout.")
     strict: bool = neutral(
-        False,
-        description="Stop at a row of the targets that cannot be used, instead of rejecting it.",
+        False, description="Stop at a row of the targets that cannot be used, instead of rejecting it."
     )
     require_all_bands: bool = Field(
         False, description="Reject targets that lack some bands, which are partial otherwise."
