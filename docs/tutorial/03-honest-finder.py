@@ -91,8 +91,9 @@ for name, one in (("honest", model), ("fooled", fooled)):
 shortcuts(fooled)
 
 # %% [markdown]
-# The fooled network has the better number. The table says why: a shortcut alone reaches it. With
-# `strict=True` training fails then.
+# The fooled network has the better number. The table says why: shortcuts alone reach it. With `strict=True`
+# training fails then. (`flux_colour`, and trees on `radial_profile`, hold the light of arcs: they are only
+# compared with the network.)
 #
 # ## 3. Probabilities hold for a prevalence
 #

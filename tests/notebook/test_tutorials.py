@@ -122,3 +122,16 @@ def test_cells_have_the_tags_of_the_script() -> None:
     body = json.loads((FOLDER / "05-dp2-on-the-rsp.ipynb").read_text())
     tags = [cell["metadata"].get("tags", []) for cell in body["cells"]]
     assert tags.count(["here"]) == tags.count(["rsp"]) == 1
+
+
+@pytest.mark.slow  # the other side opens a file for every cutout
+def test_everyday_tasks_give_what_the_butler_and_astropy_give(scratch: Path) -> None:
+    spec = importlib.util.spec_from_file_location("notebook_tasks", ROOT / "scripts" / "notebook_tasks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    tasks = importlib.util.module_from_spec(spec)
+    sys.modules["notebook_tasks"] = tasks
+    spec.loader.exec_module(tasks)
+    found = tasks.rows()  # raises where pixels or numbers differ
+    assert sum(row[-1] == "equal" for row in found) == 5
+    assert all(ours < theirs for _, ours, theirs, *_ in found)
