@@ -96,9 +96,9 @@ class Artefact(storage.Artefact):
         return table_of_arrow(self.index())
 
     def summary(self) -> Json:
-        """What `ripple show` prints: counts, sizes, options, and the number of rows by reason."""
-        found = describe(self.directory)
-        return {**found.facts, "reasons": found.rejections}
+        """What `ripple show --json` prints: counts, sizes, options, and the number of rows by reason."""
+        found = describe(self.directory).record()
+        return {**found["facts"], "reasons": found["rejections"]}
 
     def verify(self) -> list[str]:
         """Read every byte and compare checksums; a line per problem, none when all is well."""
@@ -149,8 +149,8 @@ class Artefact(storage.Artefact):
         )
 
     def _repr_html_(self) -> str:
-        facts = self.summary()
-        reasons = facts.pop("reasons")
+        found = describe(self.directory)
+        facts, reasons = found.facts, found.rejections
         names = ("asked", "ok", "partial", "rejected", "bands", "size", "on disk", "written by")
         shown = {name: facts[name] for name in names if name in facts} | {"digest": self.digest[:16]}
         if reasons:

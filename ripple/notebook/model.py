@@ -74,8 +74,8 @@ class Model:
         return files_of(self.directory, read_manifest(self.directory, "model"))
 
     def summary(self) -> Json:
-        """What `ripple show` prints, and the metrics on unseen sky."""
-        return {**describe(self.directory).facts, "metrics": dict(self.contract.metrics)}
+        """What `ripple show --json` prints, and the metrics on unseen sky."""
+        return {**describe(self.directory).record()["facts"], "metrics": dict(self.contract.metrics)}
 
     def verify(self) -> list[str]:
         """Read every byte and compare checksums; a line per problem, none when all is well."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 import subprocess
 import sys
@@ -379,6 +380,8 @@ def test_written_cutouts_come_back(many: ripple.Cutouts, tmp_path: Path) -> None
     opened = ripple.open(tmp_path / "cutouts")
     assert opened.verify() == []
     assert opened.summary()["asked"] == len(many)
+    json.dumps(opened.summary())
+    assert opened.summary()["on_disk_bytes"] > many.batch.image.nbytes
     whole = concatenate([unpack_cutouts(opened.read(k)) for k in range(len(opened.shards))])
     np.testing.assert_array_equal(whole.psf_cells, many.batch.psf_cells)
     assert len(whole.psf_cells) > 0
