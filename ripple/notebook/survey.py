@@ -62,6 +62,7 @@ class Survey:
     # Id of an object -> deg ICRS, of the objects that were listed so far.
     _objects: dict[Any, tuple[float, float]] = field(default_factory=dict)
     _tracts: tuple[int, ...] | None = None
+    _closed: bool = False
 
     def __post_init__(self) -> None:
         self._files = CachedFiles(self.planner.repository.name, self.cache)
@@ -73,7 +74,8 @@ class Survey:
         self.close()
 
     def close(self) -> None:
-        """Close the repository."""
+        """Close the repository; questions after that are an `InputError`."""
+        self._closed = True
         self._stack.close()
 
     @property
@@ -90,6 +92,7 @@ class Survey:
     def tracts(self) -> tuple[int, ...]:
         """Tracts that have coadds, ascending."""
         if self._tracts is None:
+            self._check_open()
             with self._lock:
                 planner = self.planner
                 self._tracts = planner.repository.tracts(planner.dataset_type, planner.skymap_name)
@@ -99,6 +102,13 @@ class Survey:
     def counts(self) -> CacheCounts:
         """Hits, misses, evictions and size of the plane cache."""
         return self.cache.counts()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise InputError(
+                f"the survey {self.planner.repository.name} is closed",
+                hint="open it again: ripple.open_survey",
+            )
 
     def __repr__(self) -> str:
         planner = self.planner
@@ -296,6 +306,7 @@ class Survey:
         InputError
             The repository has no object table there, or no column of this name.
         """
+        self._check_open()
         wanted = {"region": region, "select": select}
         with self._lock:
             selection = Selection.make({**self.planner.selection.model_dump(), **wanted})
@@ -308,6 +319,7 @@ class Survey:
 
     def _plan(self, targets: Targets, size: Any, bands: Iterable[str] | None) -> Plan:
         """A plan for these bands; the planner remembers which datasets exist."""
+        self._check_open()
         wanted = tuple(bands) if bands is not None else self.bands
         unknown = [b for b in wanted if b not in self.bands]
         if unknown:

@@ -83,6 +83,16 @@ def test_a_budget_of_one_plane_still_works(sky: Path, positions: tuple[np.ndarra
         assert small.counts.planes <= 1
 
 
+def test_a_closed_survey_says_so(sky: Path) -> None:
+    with ripple.open_survey(str(sky / "repo"), collections="mini") as survey:
+        pass
+    assert "ripple_mini_v1" in repr(survey)
+    assert "<img" not in survey._repr_html_()
+    for question in (lambda: survey.cutout(53.0, -27.5), lambda: survey.objects(), lambda: survey.tracts):
+        with pytest.raises(InputError, match="is closed"):
+            question()
+
+
 def test_nothing_there_is_said(sky: Path) -> None:
     with ripple.open_survey(str(sky / "repo"), collections="mini") as survey:
         with pytest.raises(InputError, match="no cutout"):
