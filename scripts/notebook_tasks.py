@@ -82,7 +82,8 @@ kernel = survey.cutout(ra, dec, bands="i").psf[0]
         """
 coadd = coadd_of(ra, dec, "i")
 x, y = coadd.sky_projection.as_fits_wcs(coadd.bbox).world_to_pixel_values(ra, dec)
-kernel = coadd.psf.compute_kernel_image(x=float(x) + coadd.bbox.x.start, y=float(y) + coadd.bbox.y.start).array
+x0, y0 = coadd.bbox.x.start, coadd.bbox.y.start
+kernel = coadd.psf.compute_kernel_image(x=float(x) + x0, y=float(y) + y0).array
 """,
         "kernel",
     ),
