@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,17 +20,17 @@ FOLDER = ROOT / "docs" / "tutorial"
 SCRIPTS = sorted(FOLDER.glob("*.py"))
 
 
-def _tutorials() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("tutorials", ROOT / "scripts" / "tutorials.py")
+def _script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["tutorials"] = module  # where dataclasses look their annotations up
+    sys.modules[name] = module  # where dataclasses look their annotations up
     spec.loader.exec_module(module)
     return module
 
 
-tutorials = _tutorials()
+tutorials = _script("tutorials")
 
 
 @pytest.fixture(scope="module")
@@ -126,12 +127,26 @@ def test_cells_have_the_tags_of_the_script() -> None:
 
 @pytest.mark.slow  # the other side opens a file for every cutout
 def test_everyday_tasks_give_what_the_butler_and_astropy_give(scratch: Path) -> None:
-    spec = importlib.util.spec_from_file_location("notebook_tasks", ROOT / "scripts" / "notebook_tasks.py")
-    assert spec is not None
-    assert spec.loader is not None
-    tasks = importlib.util.module_from_spec(spec)
-    sys.modules["notebook_tasks"] = tasks
-    spec.loader.exec_module(tasks)
+    tasks = _script("notebook_tasks")
     found = tasks.rows()  # raises where pixels or numbers differ
     assert sum(row[-1] == "equal" for row in found) == 5
     assert all(ours < theirs for _, ours, theirs, *_ in found)
+
+
+def test_the_page_of_tasks_is_that_of_the_script() -> None:
+    tasks = _script("notebook_tasks")
+    rows = [
+        (
+            task.name,
+            tasks.lines(task.ours),
+            tasks.lines(task.theirs),
+            0.0,
+            0.0,
+            0.0,
+            "equal" if task.compared else "",
+        )
+        for task in tasks.TASKS
+    ]
+    written, made = tasks.PAGE.read_text(), tasks.page(rows)
+    # Seconds are those of the day.
+    assert re.sub(r"\d+\.\d\d \|", "", written) == re.sub(r"\d+\.\d\d \|", "", made)
