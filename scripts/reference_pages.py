@@ -43,7 +43,7 @@ def table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
 
 def command_line() -> str:
     """Every verb with its arguments and flags, as `--help` has them."""
-    context = click.Context(group, info_name="ripple")
+    context = click.Context(group, info_name="ripple", **group.context_settings)
     parts = [
         "# Command line\n",
         "Flags win over the YAML of `-c`; options without a flag are given with `--set NAME=VALUE` and are on the\n"
