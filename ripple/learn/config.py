@@ -283,6 +283,8 @@ class TrainConfig(Config):
             raise ValueError("--targets and --task regression belong together")
         if self.task == "regression" and self.lens_class:
             raise ValueError("--lens-class needs classes, but the task is regression")
+        if self.task != "lens" and self.calibration == "isotonic":
+            raise ValueError("--calibration isotonic is of lens finders; several classes take temperature")
         if self.freeze != "none" and self.init is None and not self.pretrained:
             raise ValueError("freeze needs weights to start from: give --init or --pretrained")
         return self

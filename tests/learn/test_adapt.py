@@ -259,6 +259,7 @@ def test_a_target_that_does_not_fit_is_refused(pair: tuple[Path, Path], tmp_path
     ("changes", "message"),
     [
         ({"adapt": "none"}, "belong together"),
+        ({"adapt": "none", "target": (), "task": "classes", "calibration": "isotonic"}, "of lens finders"),
         ({"adapt": "teacher", "ema": 0}, "moving average"),
         ({"adapt": "mmd", "target_labels": 5}, "target-labels belongs"),
         ({"adapt": "kmeans", "task": "regression", "targets": ["theta_E"]}, "needs classes"),
