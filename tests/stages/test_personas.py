@@ -133,3 +133,17 @@ def test_a_student_with_folders_of_npy(tmp_path: Path) -> None:
     contract = json.loads((tmp_path / "d" / "model.json").read_text())["contract"]
     assert contract["architecture"]["name"] == "d4cnn"
     assert contract["architecture"]["width"] == 2
+
+
+def test_large_cutouts_are_announced(sky: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody finds twelve gigabytes by surprise."""
+    from ripple.stages.fetch import fetch
+
+    said: list[str] = []
+    monkeypatch.setattr(fetch, "LARGE", 1e5)
+    monkeypatch.setattr(fetch, "say", said.append)
+    where = ["--repo", str(sky / "repo"), "--collections", "mini", "--targets", str(sky / "truth.parquet")]
+    argv = ["fetch", *where, "--bands", "g", "--size", "32", "--workers", "0", "-o", str(tmp_path / "c")]
+    assert run(argv) == 0
+    assert said[0].startswith("up to ")
+    assert "MB of cutouts will be written" in said[0] or "kB of cutouts will be written" in said[0]

@@ -20,6 +20,7 @@ from ripple.config import Json, canonical_json
 from ripple.errors import ConfigError, Reason
 from ripple.imaging.batch import MASK_PLANES
 from ripple.rubin.open import RepositoryFiles
+from ripple.runtime.log import say
 from ripple.runtime.memory import IDLE_WORKER
 from ripple.runtime.pool import Started, starting
 from ripple.runtime.profile import Profile, Timeline, peak_rss
@@ -31,6 +32,7 @@ from ripple.stages.fetch.open_unit import open_unit
 from ripple.stages.fetch.planes import CHUNK_BYTES, PlaneStream
 from ripple.stages.fetch.reading import Damaged, DamagedError, UnitReading
 from ripple.stages.fetch.task import UnitTask, unit_task, user_columns
+from ripple.stages.plan.estimate import amount, estimate
 from ripple.stages.plan.plan import Plan
 from ripple.stages.plan.planner import make_plan
 from ripple.storage.files import AHEAD, stage_chunks
@@ -41,6 +43,8 @@ from ripple.storage.writer import ArtefactWriter, Finished, create
 
 # Workers that start before the number of units is known: there may not be enough units for more.
 _EARLY = 4
+#: Bytes of cutouts above which their amount is said before they are written.
+LARGE = 5e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +108,8 @@ def fetch(config: FetchConfig) -> Summary:
     with _started(config) as started:
         with profile.time("query"):
             plan, inputs = _trusted(config, make_plan(config))
+        if (most := estimate(plan).write_bytes) > LARGE:
+            say(f"up to {amount(most)} of cutouts will be written to {config.output}")
         opened = create(
             Path(config.output), kind="cutouts", config=config, inputs=inputs, units=len(plan.units)
         )

@@ -236,14 +236,21 @@ def _lines(found: DryRun) -> list[tuple[str, str]]:
         lines.append(("  missing", f"tract {gap['tract']} patch {gap['patch']}: {', '.join(gap['bands'])}"))
     if len(found["missing"]) > SHOWN:
         lines.append(("  missing", f"{len(found['missing']) - SHOWN:,} more patches; --json lists all"))
-    unknown = f", {found['unknown_sizes']:,} datasets of unknown size" if found["unknown_sizes"] else ""
     lines += [
-        ("read", f"{amount(found['read_bytes'])}{unknown}"),
+        ("read", _read(found["read_bytes"], found["unknown_sizes"])),
         ("write", f"{amount(found['write_bytes'])} at most"),
         ("memory", f"{amount(found['memory_bytes'])} per worker, {found['workers']} workers"),
         ("time", f"about {found['seconds']:,.0f} s"),
     ]
     return lines + [("note", note) for note in found["notes"]]
+
+
+def _read(known: int, unknown: int) -> str:
+    """How much is read; a remote repository does not say the size of its files."""
+    if not unknown:
+        return amount(known)
+    files = f"the repository does not say the size of {unknown:,} files"
+    return f"at least {amount(known)}: {files}" if known else f"unknown: {files}"
 
 
 def amount(size: float) -> str:
