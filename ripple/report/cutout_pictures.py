@@ -60,7 +60,7 @@ def pictures_of_rows(
     Parameters
     ----------
     sources
-        Tensor artefacts, in the order in which `shard` counts their shards.
+        Tensors or cutouts, in the order in which `shard` counts their shards.
     shard, row
         `(n,)` shard number over all sources, and row in that shard.
     stretch
@@ -130,6 +130,8 @@ def _cutouts_of(artefact: Artefact) -> Artefact | None:
 
     A manifest names its input by digest, not by path, because directories are moved.
     """
+    if artefact.kind == "cutouts":
+        return artefact
     digest = artefact.inputs.get("cutouts")
     if digest is None:
         return None

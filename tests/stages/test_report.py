@@ -23,11 +23,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from tensorsets import make_scores, make_tensors
 
-from ripple.errors import ConfigError, DataError, IntegrityError, WriteError
+from ripple.cli import run
+from ripple.errors import ConfigError, InputError, IntegrityError, WriteError
 from ripple.imaging import colour
 from ripple.report import cards, plots
 from ripple.stages.report.config import ReportConfig
 from ripple.stages.report.report import report
+from ripple.storage.artefact import verify
 
 HOSTILE = [
     "<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "'><svg/onload=alert(1)>",
@@ -163,12 +165,9 @@ def test_tensor_page_shows_every_verdict(made: dict[str, Path], tmp_path: Path) 
     assert page.count("<article") == 20
 
 
-def test_reports_on_models_are_refused(tmp_path: Path, made: dict[str, Path]) -> None:
-    from ripple import write_cutouts
-
-    write_cutouts(tmp_path / "c", np.ones((2, 1, 9, 9), np.float32), ("g",))
-    with pytest.raises(DataError, match="contains cutouts"):
-        report(ReportConfig.make({"source": tmp_path / "c", "output": tmp_path / "r"}))
+def test_reports_on_models_are_refused(tmp_path: Path, one_of_each: dict[str, Path]) -> None:
+    with pytest.raises(InputError):
+        report(ReportConfig.make({"source": one_of_each["model"], "output": tmp_path / "r"}))
 
 
 # Pieces ---------------------------------------------------------------------------------------------
@@ -415,3 +414,12 @@ def test_browser_shows_tensors(browser: Browser, made: dict[str, Path], tmp_path
     browser.open(tmp_path / "t" / "index.html")
     browser.set("reason", "quality")
     assert set(browser.shown("reason")) == {"quality"}
+
+
+def test_a_page_about_cutouts(one_of_each: dict[str, Path], tmp_path: Path) -> None:
+    """Verdicts with their reasons, and a picture of each row, before anything is preprocessed."""
+    assert run(["report", str(one_of_each["cutouts"]), "--top", "12", "-o", str(tmp_path / "page")]) == 0
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert "Quality of cutouts" in page
+    assert page.count("<article") == 12
+    assert verify(tmp_path / "page") == []

@@ -15,7 +15,7 @@ class ReportConfig(Config):
 
     verb: ClassVar[str] = "report"
 
-    source: Path = neutral(description="Scores, or tensors, to report on.")
+    source: Path = neutral(description="Scores, tensors or cutouts to report on.")
     output: Path = neutral(description="Directory of the page.")
     top: int = Field(300, ge=1, le=5000, description="Best-ranked rows to show with a stamp.")
     missed: int = Field(24, ge=0, description="True lenses with the lowest rank to show as well.")

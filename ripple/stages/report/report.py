@@ -74,15 +74,15 @@ def report(config: ReportConfig) -> Summary:
     Raises
     ------
     DataError
-        The source is neither scores nor tensors, or the tensors that were scored are missing or changed.
+        The source is none of these, or the tensors that were scored are missing or have changed.
     ConfigError, WriteError
         The output contains something else.
     """
     start = time.perf_counter()
     artefact = open_artefact(config.source)
     kind = artefact.kind
-    if kind not in ("scores", "tensors"):
-        raise DataError(f"{config.source} contains {kind}", hint="give scores or tensors")
+    if kind not in ("scores", "tensors", "cutouts"):
+        raise DataError(f"{config.source} contains {kind}", hint="give scores, tensors or cutouts")
     # By its digest, not its path: the same page for the same content.
     facts: Json = {"source": kind, "rows": artefact.rows}
 

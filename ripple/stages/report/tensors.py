@@ -1,4 +1,4 @@
-"""The page about tensors: what quality control accepted and rejected, and the measures behind it."""
+"""The page about tensors, or cutouts: what was accepted and rejected, and the measures behind it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def tensors_page(artefact: Artefact, config: ReportConfig) -> dict[str, bytes]:
     cards, legend = _cards(artefact, index.take(shown), reason[shown], config)
     page = render(
         "tensors.html.j2",
-        title="Quality of tensors",
+        title=f"Quality of {artefact.kind}",
         digest=artefact.digest[:16],
         lead=f"{index.num_rows:,} targets in {', '.join(bands)}, {artefact.rows:,} of them with pixels.",
         facts=[
@@ -54,7 +54,7 @@ def tensors_page(artefact: Artefact, config: ReportConfig) -> dict[str, bytes]:
         cards=cards,
         reasons=sorted(set(reason[shown])),
         cards_note=f"{len(shown):,} rows, about the same number of each verdict. {legend}",
-        provenance=[f"tensors {artefact.digest[:16]}"],
+        provenance=[f"{artefact.kind} {artefact.digest[:16]}"],
     )
     return {"index.html": page, "candidates.csv": csv_bytes(_flat(index).slice(0, config.csv_rows))}
 
