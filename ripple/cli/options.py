@@ -18,7 +18,7 @@ import click
 import yaml
 from pydantic.fields import FieldInfo
 
-from ripple.config import Config, is_setting, listed, load_yaml, suggest
+from ripple.config import Config, is_setting, load_yaml, suggest
 from ripple.errors import ConfigError
 
 #: Arguments of a command that are no fields of its model.
@@ -57,7 +57,7 @@ def config_options(
                 found = {
                     k: v for k, v in found.items() if k in model.model_fields or k not in of.model_fields
                 }
-            values = {**found, **_listed(model, given)}
+            values = {**found, **given}
             config = model.make(_with_settings(values, kwargs.get("settings") or (), model))
             return function(*args, config=config, **rest)
 
@@ -179,12 +179,3 @@ def _click_type(kind: Any) -> Any:
     if typing.get_origin(kind) is Literal:
         return click.Choice([str(v) for v in typing.get_args(kind)])
     return kind if kind in (int, float) else str
-
-
-def _listed(model: type[Config], given: dict[str, Any]) -> dict[str, Any]:
-    """Comma-separated flags to lists where the field is a tuple; bands may be run together (`gri`)."""
-    out = dict(given)
-    for name, value in given.items():
-        if _is_tuple(model.model_fields[name].annotation) and isinstance(value, str):
-            out[name] = listed(name, value)
-    return out

@@ -78,14 +78,13 @@ def usable(batch: CutoutBatch) -> Bool:
     return good
 
 
-def white_noise(batch: CutoutBatch, sky: Bool) -> Float:
-    """Noise of the pixels `sky` of each plane, `(N, B)` in the unit of the image, as if it were white."""
-    from ripple.imaging import loops
-
-    noise = np.full(batch.image.shape[:2], np.nan, np.float32)
-    image = np.ascontiguousarray(batch.image)
-    loops.noise_ratios(image, np.ones_like(image), np.ascontiguousarray(sky), noise)
-    return noise
+def without_variance(variance: Float) -> Bool:
+    """`(N, B)` planes of variances `(N, B, H, W)` that have none: NaN throughout."""
+    if not variance.shape[2] * variance.shape[3]:
+        return np.zeros(variance.shape[:2], bool)
+    unknown = np.isnan(variance[:, :, 0, 0])  # one pixel tells for most planes
+    unknown[unknown] = np.isnan(variance[unknown]).all(axis=(1, 2))
+    return np.asarray(unknown)
 
 
 def measure(batch: CutoutBatch, good: Bool, sky: Bool, damping: Float | None = None) -> Quality:
@@ -117,10 +116,7 @@ def measure(batch: CutoutBatch, good: Bool, sky: Bool, damping: Float | None = N
     sky = np.where(crowded[..., None, None], good, sky)
     measures, present = _mask_shares(batch, variance, mask, good)
     n, b, h, w = image.shape
-    unknown = np.zeros((n, b), bool)
-    if h * w:
-        unknown = present & np.isnan(variance[:, :, 0, 0])  # one pixel tells for most planes
-        unknown[unknown] = np.isnan(variance[unknown]).all(axis=(1, 2))
+    unknown = present & without_variance(variance)
     # Without a variance plane, 1 stands in: the ratio then is the noise itself.
     if unknown.any():
         variance = variance.copy()

@@ -60,14 +60,21 @@ def detect_sources(image: Float, good: Bool) -> Bool:
     return np.asarray(scipy.ndimage.maximum_filter(out, (1, GROW, GROW)))
 
 
-def _sum_of_bands(image: Float, good: Bool) -> Float:
-    """`(N, H, W)` sum of the bands, each over its noise, of noise about 1; bad pixels at the median."""
+def white_noise(image: Float, pixels: Bool) -> Float:
+    """Noise of the `pixels` of each plane, `(N, B)` in the unit of the image, as if it were white."""
     from ripple.imaging import loops
 
-    n, b = image.shape[:2]
-    noise = np.full((n, b), np.nan, np.float32)
+    noise = np.full(image.shape[:2], np.nan, np.float32)
     image = np.ascontiguousarray(image, np.float32)
-    loops.noise_ratios(image, np.ones_like(image), np.ascontiguousarray(good), noise)
+    loops.noise_ratios(image, np.ones_like(image), np.ascontiguousarray(pixels), noise)
+    return noise
+
+
+def _sum_of_bands(image: Float, good: Bool) -> Float:
+    """`(N, H, W)` sum of the bands, each over its noise, of noise about 1; bad pixels at the median."""
+    n, b = image.shape[:2]
+    image = np.ascontiguousarray(image, np.float32)
+    noise = white_noise(image, good)
     total = np.zeros((n, *image.shape[2:]), np.float32)
     for k in range(n):
         bands = [j for j in range(b) if noise[k, j] > 0]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ripple.config import Json, suggest
 from ripple.errors import CatalogueError, DataError, Reason
+from ripple.sky.geometry import off_sky
 from ripple.sky.neighbours import earlier_neighbours
 from ripple.stages.plan.select import matching
 from ripple.stages.plan.tables import BAD_SHARE, UserTable, exact_integers, plain_columns
@@ -149,7 +150,7 @@ def from_table(
         data = data.take(pa.array(rows))
     ra = _ra(data[ra_name], table.units.get(ra_name), columns.ra_unit, f"{name}: {ra_name}", rows, notes)
     dec = _angle(data[dec_name], table.units.get(dec_name), False, f"{name}: {dec_name}", rows, notes)
-    bad = off_sphere(ra, dec)
+    bad = off_sky(ra, dec) | np.isnan(ra)  # here an unknown position cannot be cut out either
     if bad.any() and (strict or bad.mean() > BAD_SHARE):
         check_positions(ra, dec, rows, name)
     ra = np.mod(ra, 360.0)  # some catalogues count from -180 to 180
@@ -181,11 +182,6 @@ def from_table(
         rejected[k] = why
     rejected = dict(sorted(rejected.items()))
     return Targets(ids, ra, dec, extra, size, rejected, source, classes, tuple(notes))
-
-
-def off_sphere(ra: Float, dec: Float) -> NDArray[np.bool_]:
-    """`(N,)` positions that are no numbers or not on the sphere: outside -180 to 360 or -90 to 90 deg."""
-    return ~((ra >= -180) & (ra <= 360) & (np.abs(dec) <= 90))  # NaN fails, too
 
 
 def _unusable(

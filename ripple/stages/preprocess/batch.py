@@ -20,7 +20,7 @@ from ripple.imaging.psf import match
 from ripple.imaging.psf import shape as psf
 from ripple.imaging.quality import judge, measure
 from ripple.imaging.quality.flags import Flag
-from ripple.imaging.quality.sky import sky_pixels
+from ripple.imaging.quality.sky import sky_pixels, white_noise
 from ripple.imaging.registration.check import check_registration
 from ripple.imaging.rescale import covered, rescaled
 from ripple.sky.neighbours import repeated
@@ -293,13 +293,15 @@ def correlation_of(batch: CutoutBatch) -> noise.Correlation:
         batch = replace(batch, catalog={}).take(k)
     good = measure.usable(batch)
     sky = sky_pixels(batch, good)
-    return noise.correlation(batch.image, with_noise(batch.variance, measure.white_noise(batch, sky)), sky)
+    variance = batch.variance
+    if measure.without_variance(variance).any():
+        variance = with_noise(variance, white_noise(batch.image, sky))
+    return noise.correlation(batch.image, variance, sky)
 
 
 def with_noise(variance: Float, noise: Float) -> Float:
     """Variances `(N, B, H, W)`, with the square of `noise` `(N, B)` in planes that have none."""
-    unknown = np.isnan(variance[:, :, 0, 0])  # one pixel tells for most planes
-    unknown[unknown] = np.isnan(variance[unknown]).all(axis=(1, 2))
+    unknown = measure.without_variance(variance)
     if not unknown.any():
         return variance
     return np.where(unknown[..., None, None], (noise**2)[..., None, None], variance)
