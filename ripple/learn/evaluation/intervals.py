@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
 from scipy.special import betaincinv
 
-from ripple.learn.evaluation.metrics import Curve, Float, Metric, auroc, curve, ece
+from ripple.learn.evaluation.metrics import Curve, Float, Metric, auroc, curve, ece, ranked
 
 #: Probability beyond each limit of an interval, and the quantile of the normal distribution that leaves it.
 TAIL, Z = 0.025, 1.959964
@@ -261,14 +261,11 @@ def bootstrap_limits(
     draws, seed
         Number of replicates, and of the resampling.
     """
-    y, s = np.asarray(label, np.float64), np.asarray(score, np.float64)
-    block = np.full(len(y), -1) if block is None else np.asarray(block)
-    order = np.argsort(-s, kind="stable")
-    s, y = s[order], y[order]
-    last = np.append(np.flatnonzero(np.diff(s)), len(s) - 1)  # (K,) as in `metrics.curve`
+    rows = ranked(label, score)
+    block = np.full(len(rows.order), -1) if block is None else np.asarray(block)
     drawn = []
-    for weight in row_weights(block[order], draws, seed):
-        c = Curve(s[last], np.cumsum(y * weight)[last], np.cumsum((1 - y) * weight)[last])
+    for weight in row_weights(block[rows.order], draws, seed):
+        c = rows.curve(weight)
         # A replicate may miss a class when the blocks are few: nothing can be ranked in it.
         if c.positives and c.negatives:
             drawn.append([metric(c) for metric in metrics.values()])

@@ -61,6 +61,43 @@ class Curve:
         return self.fp / self.negatives
 
 
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Labelled rows from the highest score down, sorted once for the curves of many replicates.
+
+    Parameters
+    ----------
+    order
+        `(N,)` row at each rank.
+    label
+        `(N,)` label at each rank: 1 lens, 0 not.
+    last
+        `(K,)` last rank of each distinct score.
+    threshold
+        `(K,)` distinct scores, falling.
+    """
+
+    order: NDArray[np.int64]
+    label: Float
+    last: NDArray[np.int64]
+    threshold: Float
+
+    def curve(self, weight: Float) -> Curve:
+        """The curve when the row at each rank counts `weight` `(N,)` times."""
+        tp, fp = (np.cumsum(part * weight)[self.last] for part in (self.label, 1 - self.label))
+        return Curve(self.threshold, tp, fp)
+
+
+def ranked(label: ArrayLike, score: ArrayLike) -> Ranking:
+    """Rank rows by their scores `(N,)`; labels and scores are not checked, see `curve`."""
+    s = np.asarray(score, np.float64)
+    order = np.argsort(-s, kind="stable")
+    s = s[order]
+    # One point per distinct score: within a tie any order would be arbitrary.
+    last = np.append(np.flatnonzero(np.diff(s)), len(s) - 1)
+    return Ranking(order, np.asarray(label, np.float64)[order], last, s[last])
+
+
 def curve(label: ArrayLike, score: ArrayLike) -> Curve:
     """The curve of a ranking.
 
@@ -87,12 +124,7 @@ def curve(label: ArrayLike, score: ArrayLike) -> Curve:
         raise DataError(
             "only one class among the labelled rows", hint="a ranking needs lenses and non-lenses"
         )
-    order = np.argsort(-s, kind="stable")
-    s, y = s[order], y[order].astype(np.float64)
-    # One point per distinct score: within a tie any order would be arbitrary.
-    last = np.append(np.flatnonzero(np.diff(s)), len(s) - 1)  # (K,) last row of each tie
-    tp = np.cumsum(y)[last]
-    return Curve(s[last], tp, last + 1.0 - tp)  # last + 1 rows are at or above, those not lenses are false
+    return ranked(y, s).curve(np.ones(len(y)))
 
 
 def auroc(c: Curve) -> float:

@@ -25,6 +25,7 @@ from ripple.learn.evaluation.metrics import (
     confusion,
     curve,
     pr_auc,
+    ranked,
     threshold_at_fpr,
     tpr_at_fpr,
 )
@@ -199,17 +200,12 @@ def _replicates(
 ) -> Float:
     """`(draws, M, metrics)` values in replicates of cells of sky that have both classes."""
     out = []
-    orders = [np.argsort(-s, kind="stable") for s in score]
+    rankings = [ranked(label, s) for s in score]
     for weight in row_weights(cell, config.draws, config.seed):
         if not weight[label == 1].sum() or not weight[label == 0].sum():
             continue
-        row = []
-        for s, order in zip(score, orders, strict=True):
-            y, w = label[order].astype(float), weight[order]
-            last = np.append(np.flatnonzero(np.diff(s[order])), len(s) - 1)
-            c = Curve(s[order][last], np.cumsum(y * w)[last], np.cumsum((1 - y) * w)[last])
-            row.append([metric(c) for metric in metrics.values()])
-        out.append(row)
+        curves = [rows.curve(weight[rows.order]) for rows in rankings]
+        out.append([[metric(c) for metric in metrics.values()] for c in curves])
     return np.array(out).reshape(-1, len(score), len(metrics))
 
 
