@@ -10,39 +10,15 @@ import pyarrow as pa
 from astropy.table import MaskedColumn, Table
 from numpy.typing import NDArray
 
-#: Column -> unit and description of the columns that RIPPLe writes.
-COLUMNS: dict[str, tuple[str, str]] = {
-    "index": ("", "position among the requested rows, from 0"),
-    "id": ("", "identifier"),
-    "ra": ("deg", "right ascension, ICRS"),
-    "dec": ("deg", "declination, ICRS"),
-    "tract": ("", "tract of the sky map"),
-    "patch": ("", "patch of the tract, sequential"),
-    "x": ("pix", "position in the tract"),
-    "y": ("pix", "position in the tract"),
-    "status": ("", "ok, partial or rejected"),
-    "reason": ("", "why a row is not ok"),
-    "detail": ("", "the file or value behind the reason"),
-    "bands": ("", "bands that have data"),
-    "shard": ("", "number of the shard, -1 for none"),
-    "row": ("", "row in the shard, -1 for none"),
-    "qc": ("", "quality flags, see the reference"),
-    "cutout": ("", "position of the cutout, masked where there is none"),
-    "score": ("", "output of the network, 0 to 1"),
-    "probability": ("", "probability of a lens at the stated prevalence"),
-    "spread": ("", "scatter of the scores of an ensemble"),
-    "rank": ("", "1 is the best"),
-    "label": ("", "1 lens, 0 not, -1 unknown"),
-}
+from ripple.storage.parquet import known
 
 
 def table_of(columns: Mapping[str, NDArray[Any]]) -> Table:
     """An astropy table of arrays of one length, with the known units and descriptions."""
     out = Table(dict(columns), copy=False)
     for name in out.colnames:
-        unit, said = COLUMNS.get(name, ("", ""))
-        # The user's own columns may have these names, but not as text.
-        if unit and out[name].dtype.kind == "f":
+        unit, said = known(name, out[name].dtype.kind)
+        if unit:
             out[name].unit = unit
         out[name].description = said or None
     return out

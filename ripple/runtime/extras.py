@@ -16,6 +16,7 @@ EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "explain": ("explain with more methods, and maps of the latent space", ("captum", "umap")),
     "onnx": ("import-model and export-model of ONNX files", ("onnx", "onnxruntime", "onnxscript")),
     "hats": ("catalogues in HATS format", ("lsdb",)),
+    "pandas": ('Parquet files in astropy: Table.read("index.parquet")', ("pandas",)),
     "s3": ("repositories in object stores (s3://)", ("boto3", "botocore")),
     "tensorboard": ("train --tensorboard", ("tensorboard",)),
     "export": ("export and import of Zarr and WebDataset", ("zarr", "webdataset")),

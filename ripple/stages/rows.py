@@ -14,6 +14,7 @@ from ripple.errors import ConfigError
 from ripple.report.cards import csv_bytes
 from ripple.storage.artefact import open_artefact
 from ripple.storage.files import write_atomic
+from ripple.storage.parquet import parquet_bytes
 
 #: Columns of a list of rows, as far as the index has them.
 USUAL = (
@@ -73,11 +74,7 @@ def write_rows(table: pa.Table, output: Path) -> None:
         The file cannot be written.
     """
     if output.suffix == ".parquet":
-        import pyarrow.parquet as pq  # only for those who want it
-
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink)
-        write_atomic(output, sink.getvalue().to_pybytes())
+        write_atomic(output, parquet_bytes(table))
         return
     flat = {n: table[n] for n in table.column_names if not pa.types.is_nested(table[n].type)}
     write_atomic(output, csv_bytes(pa.table(flat)))

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ripple.config import Config, canonical_json
 from ripple.errors import ConfigError, IntegrityError, WriteError
@@ -48,6 +47,7 @@ from ripple.storage.manifest import (
     software,
     write_manifest,
 )
+from ripple.storage.parquet import TableWriter
 from ripple.storage.schema import is_record
 
 #: Keys of a unit's `extra` that differ from run to run: kept in the journal, never in the manifest.
@@ -288,11 +288,11 @@ def _stable(shard: ShardRecord) -> ShardRecord:
 def _parquet(index: pa.Table | Iterable[pa.Table], law: Law) -> memoryview:
     """The bytes of an index; each part is checked as it is written."""
     sink = io.BytesIO()
-    out: Any = None
+    out: TableWriter | None = None
     for part in [index] if isinstance(index, pa.Table) else index:
         law.add(part)
-        out = out or pq.ParquetWriter(sink, part.schema, compression="zstd")
-        out.write_table(part.combine_chunks())
+        out = out or TableWriter(sink, part.schema)
+        out.write(part)
     if out is None:
         raise IntegrityError("the index has no columns")
     out.close()

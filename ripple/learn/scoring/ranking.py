@@ -7,7 +7,6 @@ import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +17,7 @@ from ripple.errors import IntegrityError
 from ripple.storage.artefact import Artefact
 from ripple.storage.files import TEMPORARY, hash_file, sync_directory, write_error
 from ripple.storage.manifest import INDEX
+from ripple.storage.parquet import TableWriter
 
 #: Rows of the sorted table held at a time.
 PIECE = 100_000
@@ -45,15 +45,16 @@ def write_sorted(paths: list[Path], target: Path) -> tuple[str, int]:
     rank = _ranks(paths, offsets)  # (total,)
     staged = target.with_name(TEMPORARY + target.name)
     schema: pa.Schema | None = None
-    out: Any = None
+    out: TableWriter | None = None
     total = int(offsets[-1])
     try:
         # At least one piece, so that a table without rows still has its columns.
         for low in range(0, max(total, 1), PIECE):
             piece = _rows_of_ranks(paths, offsets, rank, low, low + PIECE)
             schema = schema or piece.schema
-            out = out or pq.ParquetWriter(staged, schema, compression="zstd")
-            out.write_table(piece.cast(schema))
+            out = out or TableWriter(staged, schema)
+            out.write(piece)
+        assert out is not None
         out.close()
         with staged.open("rb") as file:
             os.fsync(file.fileno())

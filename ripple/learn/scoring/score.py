@@ -7,7 +7,6 @@ whether the model was trained on its piece of sky; only sky the model has not se
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -46,6 +45,7 @@ from ripple.storage.artefact import Artefact, open_artefact
 from ripple.storage.checksums import listed
 from ripple.storage.files import write_atomic
 from ripple.storage.labels import lens_label, renumbered
+from ripple.storage.parquet import parquet_bytes
 from ripple.storage.writer import ArtefactWriter, create
 
 SORTED = "scores.parquet"
@@ -162,7 +162,7 @@ def score(config: ScoreConfig) -> Summary:
             for unit, batch, images in shards:
                 stop.check()  # between shards, where everything so far is committed
                 table = score_shard(model, unit, batch, images, config, device, advance)
-                writer.commit(unit.number, _parquet(table), len(batch), {})
+                writer.commit(unit.number, parquet_bytes(table), len(batch), {})
         attributes = _finish(writer, model, digest, units, config, device, judged)
     return _summary(config, attributes, notes, time.perf_counter() - began)
 
@@ -558,12 +558,6 @@ def _arrow(column: NDArray[Any], *, null: bool = False) -> pa.Array:
     if null:
         return pa.array(column, from_pandas=True)
     return pa.array(column)
-
-
-def _parquet(table: pa.Table) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()
 
 
 def _abstained(path: Path) -> str:

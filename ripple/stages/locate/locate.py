@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
-import pyarrow.parquet
 from numpy.typing import NDArray
 
 from ripple.errors import ConfigError
@@ -25,6 +24,7 @@ from ripple.stages.locate.config import LocateConfig
 from ripple.stages.plan.config import side_of
 from ripple.stages.plan.tables import UserTable, read_table
 from ripple.stages.plan.targets import Columns, Targets, from_table
+from ripple.storage.parquet import parquet_bytes
 
 
 class Holder(TypedDict):
@@ -228,17 +228,16 @@ def as_bytes(table: pa.Table, path: Path) -> bytes:
     ConfigError
         The name has another suffix.
     """
-    sink = io.BytesIO() if path.suffix == ".csv" else pa.BufferOutputStream()
     if path.suffix == ".csv":
+        sink = io.BytesIO()
         for k, column in enumerate(table.columns):
             if pa.types.is_string(column.type):  # text that a spreadsheet would run as a formula
                 safe = pc.replace_substring_regex(column, "^([=+@\t\r\n-])", r"'\1")
                 table = table.set_column(k, table.column_names[k], safe)
         pyarrow.csv.write_csv(table, sink)
-        return bytes(sink.getvalue())
+        return sink.getvalue()
     if path.suffix == ".parquet":
-        pyarrow.parquet.write_table(table, sink)
-        return bytes(sink.getvalue())
+        return parquet_bytes(table)
     raise ConfigError(
         f"locate: cannot tell the format of {path.name!r}", hint="give a name that ends in .csv or .parquet"
     )

@@ -11,7 +11,6 @@ FITS headers, so the files themselves differ between runs.
 
 from __future__ import annotations
 
-import io
 import shutil
 import threading
 import time
@@ -58,6 +57,7 @@ from ripple.storage.manifest import (
     unseal,
     write_manifest,
 )
+from ripple.storage.parquet import parquet_bytes
 
 SKYMAP = "ripple_mini_v1"
 #: The configuration of an unfinished survey; written before anything else.
@@ -313,9 +313,7 @@ def _finish(directory: Path, config: SimulateConfig) -> None:
 
 
 def _write_truth(directory: Path, truth: dict[str, NDArray[Any]]) -> None:
-    buffer = io.BytesIO()
-    pq.write_table(pa.table(truth), buffer)
-    write_atomic(directory / "truth.parquet", buffer.getvalue())
+    write_atomic(directory / "truth.parquet", parquet_bytes(pa.table(truth)))
 
 
 def _read_truth(directory: Path) -> dict[str, NDArray[Any]]:
