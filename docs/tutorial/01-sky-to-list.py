@@ -41,14 +41,13 @@ cutouts = ripple.fetch(
     select="label == 0 or arc_sb < 26",
     bands="gri",
     size=48,
-    margin=10,
     output="cutouts",
 )
 cutouts
 
 # %% [markdown]
 # `select` leaves out lenses whose arcs are fainter than 26 mag per square arcsec: nobody could see them, and
-# so few rows could not teach a network to. The margin of 10 pixels is read for the matching of the PSFs and
+# so few rows could not teach a network to. A margin around each cutout is read for the matching of the PSFs and
 # trimmed by it.
 #
 # ## Tensors

@@ -18,7 +18,7 @@ import ripple
 start = time.perf_counter()
 ripple.simulate("sky", patches=4, targets=196, bands="gri", seed=7, lens_fraction=0.4)
 where = {"repo": "sky/repo", "collections": "mini", "targets": "sky/truth.parquet", "bands": "gri"}
-cutouts = ripple.fetch(**where, select="label == 0 or arc_sb < 26", size=48, margin=10, output="cutouts")
+cutouts = ripple.fetch(**where, select="label == 0 or arc_sb < 26", size=48, output="cutouts")
 tensors = ripple.preprocess(cutouts, output="tensors", psf="match")
 options = {"width": 3, "epochs": 12, "batch_size": 32, "seed": 1, "draws": 200}
 model = ripple.train(tensors, output="model", **options)

@@ -61,7 +61,6 @@ cutouts = ripple.fetch(
     select=select,
     bands=bands,
     size=size,
-    margin=10,
     memory="4GiB",
     workers=2,
     output="dp2-cutouts",
@@ -84,7 +83,7 @@ print(tensors.summary()["reasons"] or "no row was rejected")
 
 # %%
 if finder is None:
-    where = {**repository, "targets": "sky/truth.parquet", "bands": bands, "size": size, "margin": 10}
+    where = {**repository, "targets": "sky/truth.parquet", "bands": bands, "size": size}
     labelled = ripple.fetch(**where, select="label == 0 or arc_sb < 26", output="cutouts")
     labelled = ripple.preprocess(labelled, output="tensors", psf="match")
     finder = ripple.train(labelled, output="model", width=3, epochs=12, batch_size=32, seed=1, draws=200)

@@ -121,6 +121,30 @@ class CutoutBatch:
             catalog={name: values[rows] for name, values in self.catalog.items()},
         )
 
+    def trimmed(self, margin: int) -> CutoutBatch:
+        """Without `margin` pixels on each side; planes are views."""
+        if not margin:
+            return self
+        height, width = self.image.shape[2:]
+        inner = (..., slice(margin, height - margin), slice(margin, width - margin))
+        cells = self.psf_cells.copy()
+        cells[:, 2:4] = np.clip(cells[:, 2:4] - margin, 0, height - 2 * margin)
+        cells[:, 4:6] = np.clip(cells[:, 4:6] - margin, 0, width - 2 * margin)
+        first = {
+            name: (self.catalog[name] + margin).astype(self.catalog[name].dtype)
+            for name in ("x0", "y0")
+            if name in self.catalog
+        }
+        return replace(
+            self,
+            image=self.image[inner],
+            variance=self.variance[inner],
+            mask=self.mask[inner],
+            # Parts that lay in the margin are empty now.
+            psf_cells=cells[(cells[:, 2] < cells[:, 3]) & (cells[:, 4] < cells[:, 5])],
+            catalog=self.catalog | first,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class CutoutTable:

@@ -279,15 +279,10 @@ def _shard(artefact: Artefact, k: int) -> CutoutBatch | TensorBatch:
 def _cutout(artefact: Artefact, batch: CutoutBatch, row: int, outcomes: Outcomes) -> Cutout:
     """One row without the margin, which serves only the matching of PSFs."""
     one = batch.take(np.array([row]))
-    margin = int(artefact.attributes.get("margin", 0))
-    inner = slice(margin, one.image.shape[-1] - margin)
-    tall = slice(margin, one.image.shape[-2] - margin)
-    planes = {name: getattr(one, name)[:, :, tall, inner] for name in ("image", "variance", "mask")}
-    first = {name: np.asarray(one.catalog[name], np.int32) + np.int32(margin) for name in ("x0", "y0")}
-    columns = {**one.catalog, **first, "index": np.zeros(1, np.int64)}
-    trimmed = replace(one, **planes, catalog=columns)
+    columns = {**one.catalog, "index": np.zeros(1, np.int64)}
     requested = {name: columns[name] for name in ("id", "ra", "dec")}
-    return Cutouts(trimmed, outcomes, requested)[0]
+    margin = int(artefact.attributes.get("margin", 0))
+    return Cutouts(replace(one, catalog=columns), outcomes, requested, margin=margin)[0]
 
 
 def _tensor(batch: TensorBatch, row: int) -> TensorRow:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, overload
 
@@ -45,6 +46,9 @@ class Cutouts:
         Label value -> class name; empty when unlabelled.
     patch_boxes
         (tract, patch) -> outer box of the patches that were read; empty when they are not known.
+    margin
+        Pixels of `batch` on each side beyond what was asked for: `to_tensors` and the verbs match PSFs with
+        them; pictures and single cutouts are without them.
     """
 
     batch: CutoutBatch
@@ -52,6 +56,12 @@ class Cutouts:
     requested: dict[str, NDArray[Any]]
     class_map: Mapping[str, str] = field(default_factory=dict)
     patch_boxes: Mapping[tuple[int, int], Box] = field(default_factory=dict)
+    margin: int = 0
+
+    @cached_property
+    def _shown(self) -> CutoutBatch:
+        """The batch without margins; views."""
+        return self.batch.trimmed(self.margin)
 
     @property
     def bands(self) -> tuple[str, ...]:
@@ -103,7 +113,7 @@ class Cutouts:
         return self._some(np.flatnonzero(chosen))
 
     def _one(self, k: int) -> Cutout:
-        batch = self.batch
+        batch = self._shown
         tract, patch, x0, y0 = (int(batch.catalog[n][k]) for n in ("tract", "patch", "x0", "y0"))
         height, width = batch.image.shape[2:]
         box = Box(x0, y0, x0 + width, y0 + height)
@@ -137,12 +147,12 @@ class Cutouts:
         batch = self.batch.take(cutouts)
         batch.catalog["index"] = np.arange(len(rows), dtype=np.int64)
         requested = {name: values[rows] for name, values in self.requested.items()}
-        return type(self)(batch, outcomes, requested, self.class_map, self.patch_boxes)
+        return type(self)(batch, outcomes, requested, self.class_map, self.patch_boxes, self.margin)
 
     # ---- pictures
 
     def __repr__(self) -> str:
-        height, width = self.batch.image.shape[2:]
+        height, width = self._shown.image.shape[2:]
         missing = len(self.outcomes) - len(self)
         return (
             f"<Cutouts: {len(self)} of {len(self.outcomes)} rows, {_names(self.bands)}, "
@@ -151,7 +161,7 @@ class Cutouts:
         )
 
     def _repr_html_(self) -> str:
-        height, width = self.batch.image.shape[2:]
+        height, width = self._shown.image.shape[2:]
         facts: dict[str, Any] = {
             "requested": len(self.outcomes), "cutouts": len(self), "partial": self.outcomes.count("partial"),
             "rejected": self.outcomes.count("rejected"), "bands": " ".join(self.bands),
@@ -201,11 +211,11 @@ class Cutouts:
         count = min(n, len(self))
         if count < 1:
             raise ConfigError("there is no cutout to draw")
-        drawn = drawing.composite(self.batch.image[:count], self.bands, rgb=rgb, stretch=stretch)
+        drawn = drawing.composite(self._shown.image[:count], self.bands, rgb=rgb, stretch=stretch)
         figure, axes = drawing.panels(ax, count, columns=int(np.ceil(np.sqrt(count))), inches=1.5)
         for picture, axis, text in zip(drawn.rgb, axes, self._labels(labels, count), strict=True):
             drawing.show(axis, picture, text)
-        drawing.scale_bar(axes[0], self.batch.image.shape[3], self.batch.pixel_scale)
+        drawing.scale_bar(axes[0], self._shown.image.shape[3], self.batch.pixel_scale)
         if ax is None:
             figure.supxlabel(drawn.legend, fontsize=8)
         return figure
@@ -248,7 +258,8 @@ class Cutouts:
             An option that does not exist, or a wrong value.
         """
         config = PreprocessConfig.make(options)
-        return preprocess_batch(self.batch, config, DataConstants(class_map=self.class_map))
+        constants = DataConstants(margin=self.margin, class_map=self.class_map)
+        return preprocess_batch(self.batch, config, constants)
 
     def to_fits(self, directory: str | Path) -> Path:
         """Write a FITS file per cutout, and `catalog.csv`, as `ripple export --format fits` does.
@@ -258,7 +269,7 @@ class Cutouts:
         directory
             New, or written by the same call before.
         """
-        return files.fits_directory(self.batch, Path(directory), self.class_map)
+        return files.fits_directory(self._shown, Path(directory), self.class_map)
 
     def write(self, directory: str | Path) -> Artefact:
         """Write the cutouts as an artefact, which all verbs take; rows without a cutout are not written.
@@ -273,7 +284,7 @@ class Cutouts:
         DataError
             Two rows have the same id.
         """
-        return files.write(self.batch, Path(directory), self.class_map)
+        return files.write(self.batch, Path(directory), self.class_map, self.margin)
 
 
 def in_order(batch: CutoutBatch) -> CutoutBatch:

@@ -15,7 +15,7 @@ from ripple.storage.arrays import write_cutouts
 from ripple.storage.artefact import Artefact
 
 
-def write(batch: CutoutBatch, directory: Path, class_map: Mapping[str, str]) -> Artefact:
+def write(batch: CutoutBatch, directory: Path, class_map: Mapping[str, str], margin: int = 0) -> Artefact:
     """Write a batch as a cutout artefact; errors as in `write_cutouts`."""
     return write_cutouts(
         directory,
@@ -31,11 +31,12 @@ def write(batch: CutoutBatch, directory: Path, class_map: Mapping[str, str]) -> 
         pixel_scale=batch.pixel_scale,
         class_map=class_map,
         wcs=batch.wcs,
+        margin=margin,
     )
 
 
 def fits_directory(batch: CutoutBatch, directory: Path, class_map: Mapping[str, str]) -> Path:
-    """`0000000.fits` and so on, and `catalog.csv`, as `ripple export` writes them."""
+    """A FITS file per row, and `catalog.csv`, as `ripple export` writes them."""
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch) / "cutouts"
         write(batch, source, class_map)
@@ -54,6 +55,6 @@ def fits_file(batch: CutoutBatch, path: Path, *, overwrite: bool) -> Path:
     if path.exists() and not overwrite:
         raise ConfigError(f"{path} exists", hint="give overwrite=True, or another name")
     with tempfile.TemporaryDirectory() as scratch:
-        written = fits_directory(batch, Path(scratch) / "fits", {}) / "0000000.fits"
+        (written,) = fits_directory(batch, Path(scratch) / "fits", {}).glob("*.fits")
         shutil.copyfile(written, path)
     return path

@@ -252,7 +252,8 @@ class Survey:
         Returns
         -------
         cutouts
-            Also when some or all rows are rejected: `table` has the reason of each.
+            Also when some or all rows are rejected: `table` has the reason of each. `batch` has the margin
+            that `ripple fetch` reads by default, for the matching of PSFs.
         """
         with self._lock:
             return self._read(self._plan(targets_of(table), size, bands))
@@ -351,9 +352,9 @@ class Survey:
         batch = (
             in_order(concatenate(batches))
             if batches
-            else no_cutouts(plan.bands, int(plan.size[0]), self.pixel_scale)
+            else no_cutouts(plan.bands, int(plan.reach[0]), self.pixel_scale)
         )
-        return Cutouts(batch, outcomes, requested, classes, plan.patch_boxes)
+        return Cutouts(batch, outcomes, requested, classes, plan.patch_boxes, plan.margin)
 
 
 def open_survey(

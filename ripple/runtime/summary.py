@@ -55,13 +55,13 @@ def rate(rows: int, seconds: float) -> Amount:
 
 
 def size(count: float) -> Amount:
-    """Bytes, as `1.5 GiB` for people."""
+    """Bytes, as `1.5 GB` for people, in powers of 1000."""
     value = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
             return Amount(count, f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}", "bytes")
-        value /= 1024
-    return Amount(count, f"{value:.1f} TiB", "bytes")
+        value /= 1000
+    return Amount(count, f"{value:.1f} TB", "bytes")
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,7 @@ def write_cutouts(
     class_map: Mapping[Any, str] | None = None,
     unit: str = "nJy",
     wcs: Tan | Mapping[int, Tan] | None = None,
+    margin: int = 0,
     rows_per_shard: int | None = None,
 ) -> Artefact:
     """Write a cutout set from arrays, with the guarantees of `ripple fetch`: atomic, resumable, verified.
@@ -94,6 +95,8 @@ def write_cutouts(
         nJy, uJy, mJy or Jy; stored as nJy.
     wcs
         A projection for all rows, or one per value of the catalog's `tract`. Rows then need `x0`, `y0`.
+    margin
+        Pixels on each side that only the matching of PSFs is to use; `preprocess` cuts them off.
     rows_per_shard
         By default as many as make about 128 MiB of image.
 
@@ -111,6 +114,8 @@ def write_cutouts(
     for name, array in (("variance", variance), ("mask", mask)):
         if array is not None and tuple(array.shape) != shape:
             raise DataError(f"{name} has shape {tuple(array.shape)}, but image has {shape}")
+    if not 0 <= 2 * margin < min(shape[2:]):
+        raise DataError(f"a margin of {margin} px leaves nothing of {shape[3]} x {shape[2]} px")
     planes = _planes(mask, mask_planes)
     kernels, which = _kernels(psf, psf_index, shape)
     cells = _cells(psf_cells, shape, len(kernels))
@@ -138,6 +143,8 @@ def write_cutouts(
         "mask_planes": list(planes),
         "wcs": {str(t): tan.cards() for t, tan in projections.items()},
         "class_map": classes,
+        # Absent without one, so that calls without it keep their digests.
+        **({"margin": margin} if margin else {}),
     }
     config = _config(shape, names, pixel_scale, unit, rows_per_shard, facts)
     arrays = {
@@ -288,9 +295,11 @@ def _finish(
     index["shard"] = (numbers // config.rows_per_shard).astype(np.int32)
     index["row"] = (numbers % config.rows_per_shard).astype(np.int32)
     table = pa.table({name: pa.array(column) for name, column in index.items()})
+    margin = config.facts.get("margin", 0)
     attributes = {
         "bands": list(config.bands),
-        "size": list(config.size),
+        "size": [side - 2 * margin for side in config.size],
+        **({"margin": margin} if margin else {}),
         "pixel_scale": config.pixel_scale,
         "class_map": config.facts["class_map"],
     }

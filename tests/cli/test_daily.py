@@ -100,8 +100,10 @@ def test_progress_in_a_log() -> None:
 def test_numbers_have_their_units_in_json() -> None:
     record = Summary("x", "out", {"rate": rate(30, 0.2), "on disk": size(1536), "rows": 30}).record()
     assert record["facts"] == {"rate_rows_per_s": 150.0, "on_disk_bytes": 1536, "rows": 30}
-    assert (str(rate(1, 20.0)), str(rate(3, 2.0)), str(size(1536))) == (
-        "20.0 s per row",
-        "1.5 rows/s",
-        "1.5 KiB",
-    )
+    assert (str(rate(1, 20.0)), str(rate(3, 2.0))) == ("20.0 s per row", "1.5 rows/s")
+
+
+def test_bytes_for_people() -> None:
+    assert [str(size(v)) for v in (12, 1234, 5_678_000, 9e9, 4.2e12, 7e15)] == [
+        "12 B", "1.2 kB", "5.7 MB", "9.0 GB", "4.2 TB", "7000.0 TB",
+    ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,9 @@ import pytest
 
 import ripple
 from ripple.errors import InputError
+from ripple.imaging.quality.flags import Flag
+from ripple.stages.preprocess.batch import DataConstants, preprocess_batch
+from ripple.stages.preprocess.config import PreprocessConfig
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +59,28 @@ def test_cutouts_are_those_of_fetch(
     np.testing.assert_array_equal(ours.batch.catalog["index"], theirs.catalog["index"])
     for name in ("image", "variance", "mask"):
         np.testing.assert_array_equal(getattr(ours.batch, name), getattr(theirs, name))
+    # Both read the margin that PSF matching needs; what is looked at is what was asked for.
+    margin = artefact.attributes["margin"]
+    assert (ours.margin, artefact.attributes["size"]) == (margin, 40)
+    assert ours.batch.image.shape[2:] == (40 + 2 * margin, 40 + 2 * margin)
+    np.testing.assert_array_equal(ours[3].image, ours.batch.image[3, :, margin:-margin, margin:-margin])
+    opened = ripple.open(tmp_path / "out")
+    assert isinstance(opened, ripple.Artefact)
+    assert opened[theirs.catalog["id"][3].item()].box == ours[3].box
+    edge = np.uint64(1 << Flag.PSF_EDGE)
+    tensors = ours.to_tensors(psf="match", registration=False)
+    assert tensors.image.shape[2:] == (40, 40)
+    assert np.count_nonzero(tensors.catalog["qc"] & edge) <= len(ours) // 20
+    ours.write(tmp_path / "written")
+    again = preprocess_batch(
+        unpack_cutouts(open_artefact(tmp_path / "written").read(0)),
+        PreprocessConfig.make({"psf": "match", "registration": False}),
+        DataConstants(margin=open_artefact(tmp_path / "written").attributes["margin"]),
+    )
+    np.testing.assert_array_equal(again.image, tensors.image)
+    # Without one, the edge spoils most rows.
+    bare = replace(ours, batch=ours.batch.trimmed(margin), margin=0).to_tensors(registration=False)
+    assert np.count_nonzero(bare.catalog["qc"] & edge) > len(ours) // 2
 
 
 def test_repeated_questions_are_answered_from_memory(

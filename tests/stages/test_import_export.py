@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 from astropy.io import fits
+from astropy.table import Table
 from astropy.wcs import WCS
 from foreign import TAN, deeplense_tree, make_cutouts
 
@@ -304,14 +305,17 @@ def test_fits_empty_variance_is_none_and_broken_files_are_rows(tmp_path: Path) -
 def test_fits_round_trip_and_wcs(tmp_path: Path) -> None:
     first = make_cutouts(tmp_path / "c")
     out = run_export(tmp_path / "c", tmp_path / "fits", format="fits")
-    with fits.open(out / "0000002.fits") as hdus:
+    with fits.open(out / "obj_.._2_0000002.fits") as hdus:
         wcs = WCS(hdus["IMAGE_r"].header)
         ra, dec = wcs.all_pix2world(10, 10, 0)
         expected = TAN.pixel_to_sky(first.catalog["x0"][2] + 10, first.catalog["y0"][2] + 10)
         np.testing.assert_allclose([ra, dec], expected, atol=1e-9)
         assert hdus["IMAGE_r"].header["BUNIT"] == "nJy"
         assert hdus[0].header["BANDS"] == "g,r,i"
-    batch = run_import(out, tmp_path / "back", format="fits", bands="gri", rows_per_shard=5)
+    batch = run_import(out, tmp_path / "back", format="fits", bands="gri")
+    # Rows are in the order of the file names; `first` is the first shard.
+    names = batch.catalog["id"].tolist()
+    batch = batch.take(np.array([names.index(name) for name in first.catalog["id"].tolist()]))
     np.testing.assert_array_equal(batch.image, first.image)
     np.testing.assert_array_equal(np.isnan(batch.variance), np.isnan(first.variance))
     np.testing.assert_array_equal(np.nan_to_num(batch.variance), np.nan_to_num(first.variance))
@@ -324,6 +328,51 @@ def test_fits_round_trip_and_wcs(tmp_path: Path) -> None:
     for name in first.mask_planes:
         mine = first.mask & first.bits(name) != 0
         np.testing.assert_array_equal(batch.mask & batch.bits(name) != 0, mine, err_msg=name)
+
+
+#: Ids that are no file names, say a band or a role, or differ only where file systems see no difference.
+HOSTILE = (
+    "J1000-02", "a_g", "a_i", "gal-01.r", "x_var", "X_VAR", "x_mask", "../../etc/passwd", "/abs", "dir/a",
+    "dir:a", ".hidden", "-o", "..", "Ünïcode ☉", "ünïcode ☉", "star*?", "quote'\"s", "back\\slash",
+    "tab\there", "line\nbreak", "and &", "blank ", " blank", "", "abc", "ABC", "abc_0000003", "a.fits",
+    "manifest", "x" * 300, "x" * 299 + "y", "&", "12", "0012", "NaN", "psf", "g",
+)  # fmt: skip
+
+
+def test_fits_files_are_named_by_id_and_give_the_ids_back(tmp_path: Path) -> None:
+    rows = len(HOSTILE)
+    image = np.random.default_rng(3).normal(size=(rows, 3, 12, 12)).astype(np.float32)
+    table = {"id": list(HOSTILE), "ra": np.linspace(1, 2, rows), "dec": np.linspace(-3, 3, rows)}
+    write_cutouts(tmp_path / "c", image, "gri", table)
+    out = run_export(tmp_path / "c", tmp_path / "f", format="fits")
+    there = sorted(path.name for path in out.glob("*"))
+    named = [name for name in there if name.endswith(".fits")]
+    assert len(named) == len({name.casefold() for name in named}) == rows  # all in one folder
+    assert all(name.isascii() and len(name) < 130 and name[0] not in ".-" for name in named)
+    for plain in ("J1000-02", "12", "0012", "NaN", "manifest"):  # an id that can be a name is the name
+        assert f"{plain}.fits" in named
+    catalog = Table.read(out / "catalog.csv", format="csv", converters={"id": str})
+    assert set(catalog["file"]) == set(named)
+    for bands in ("", "gri", "ri"):
+        run_import(out, tmp_path / f"back{bands}", format="fits", bands=bands)
+        rows_back = whole(tmp_path / f"back{bands}")
+        assert sorted(rows_back) == sorted(HOSTILE)
+        for k, name in enumerate(HOSTILE):
+            np.testing.assert_array_equal(rows_back[name], image[k][1 if bands == "ri" else 0 :])
+
+
+def test_exports_are_without_the_margin(tmp_path: Path) -> None:
+    image = ramp(4, 3, 20, 20)
+    where = {"x0": [5, 6, 7, 8], "y0": [1, 2, 3, 4], "tract": [0] * 4, "ra": [53.0] * 4, "dec": [-27.0] * 4}
+    write_cutouts(tmp_path / "c", image, "gri", where, margin=4, wcs=TAN)
+    made = artefact.open_artefact(tmp_path / "c")
+    assert (made.attributes["size"], made.attributes["margin"]) == ([12, 12], 4)
+    for form in ("fits", "zarr", "webdataset"):
+        out = run_export(tmp_path / "c", tmp_path / form, format=form)
+        back = run_import(out, tmp_path / f"{form}-back", format=form)
+        np.testing.assert_array_equal(back.image, image[..., 4:16, 4:16])
+        np.testing.assert_array_equal(back.catalog["x0"], [9, 10, 11, 12])
+        np.testing.assert_array_equal(back.catalog["y0"], [5, 6, 7, 8])
 
 
 def test_fits_round_trip_without_projection_and_with_names_of_ones_own(tmp_path: Path) -> None:

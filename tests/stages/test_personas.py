@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -145,5 +146,7 @@ def test_large_cutouts_are_announced(sky: Path, tmp_path: Path, monkeypatch: pyt
     where = ["--repo", str(sky / "repo"), "--collections", "mini", "--targets", str(sky / "truth.parquet")]
     argv = ["fetch", *where, "--bands", "g", "--size", "32", "--workers", "0", "-o", str(tmp_path / "c")]
     assert run(argv) == 0
-    assert said[0].startswith("up to ")
-    assert "MB of cutouts will be written" in said[0] or "kB of cutouts will be written" in said[0]
+    assert len(said) == 1
+    assert re.fullmatch(rf"up to [\d.]+ [kM]B of cutouts will be written to {tmp_path}/c", said[0])
+    assert run(argv) == 0  # finished: nothing will be written
+    assert len(said) == 1

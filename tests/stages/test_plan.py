@@ -33,7 +33,7 @@ from ripple.stages.fetch.open_unit import open_unit
 from ripple.stages.fetch.task import unit_task
 from ripple.stages.plan import planner
 from ripple.stages.plan.config import Selection, side_of
-from ripple.stages.plan.estimate import amount, facts
+from ripple.stages.plan.estimate import facts
 from ripple.stages.plan.plan import Plan
 from ripple.stages.plan.planner import make_plan
 from ripple.storage.outcomes import Outcome, Status
@@ -460,12 +460,6 @@ def test_where_restricts_the_coadds(repo: Path) -> None:
     assert facts(found)["reasons"]["partial"].keys() == {"missing_band"} | set(
         facts(found)["reasons"]["partial"].keys()
     )
-
-
-def test_amounts_for_people() -> None:
-    assert [amount(v) for v in (12, 1234, 5_678_000, 9e9, 4.2e12, 7e15)] == [
-        "12 B", "1.2 kB", "5.7 MB", "9.0 GB", "4.2 TB", "7000.0 TB",
-    ]  # fmt: skip
 
 
 # ---- locate

@@ -24,7 +24,7 @@ from ripple.runtime.log import say
 from ripple.runtime.memory import IDLE_WORKER
 from ripple.runtime.pool import Started, starting
 from ripple.runtime.profile import Profile, Timeline, peak_rss
-from ripple.runtime.summary import Summary, rate, tally
+from ripple.runtime.summary import Summary, rate, size, tally
 from ripple.stages.fetch.config import FetchConfig
 from ripple.stages.fetch.digests import merge_digests, trusted_digests
 from ripple.stages.fetch.judge import mark_no_data
@@ -32,7 +32,7 @@ from ripple.stages.fetch.open_unit import open_unit
 from ripple.stages.fetch.planes import CHUNK_BYTES, PlaneStream
 from ripple.stages.fetch.reading import Damaged, DamagedError, UnitReading
 from ripple.stages.fetch.task import UnitTask, unit_task, user_columns
-from ripple.stages.plan.estimate import amount, estimate
+from ripple.stages.plan.estimate import estimate
 from ripple.stages.plan.plan import Plan
 from ripple.stages.plan.planner import make_plan
 from ripple.storage.files import AHEAD, stage_chunks
@@ -108,8 +108,6 @@ def fetch(config: FetchConfig) -> Summary:
     with _started(config) as started:
         with profile.time("query"):
             plan, inputs = _trusted(config, make_plan(config))
-        if (most := estimate(plan).write_bytes) > LARGE:
-            say(f"up to {amount(most)} of cutouts will be written to {config.output}")
         opened = create(
             Path(config.output), kind="cutouts", config=config, inputs=inputs, units=len(plan.units)
         )
@@ -117,6 +115,8 @@ def fetch(config: FetchConfig) -> Summary:
             done = opened.artefact
             return _summary(config, done.index(), done.bands, done.attributes.get("notes", ()), 0.0)
         with opened as writer:
+            if (most := estimate(plan).write_bytes) > LARGE:
+                say(f"up to {size(most)} of cutouts will be written to {config.output}")
             timeline = Timeline(start)
             # Shards of an interrupted run are verified here; only the missing ones are made.
             with profile.time("verify"):

@@ -4,9 +4,10 @@
     mmu         healpix=12345/001-of-001.hdf5                            Multimodal Universe
     webdataset  000000.tar                                               npy, json and cls per row
     zarr        data.zarr                                                Zarr v3: image, valid, catalog
-    fits        0000000.fits                                             IMAGE, VARIANCE, MASK, PSF by band
+    fits        ID.fits                                                  IMAGE, VARIANCE, MASK, PSF by band
 
-File names are running numbers, never ids, which may contain anything. `catalog.csv` has the file of each row.
+Other file names are running numbers, never ids, which may contain anything; those of FITS files are made safe
+(`fits_names`). `catalog.csv` has the file of each row.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from ripple.report.cards import csv_bytes
 from ripple.sky.geometry import Tan
 from ripple.sky.splits import sky_cells
 from ripple.stages.formats.config import ExportConfig
+from ripple.stages.formats.fits_names import fits_names
 from ripple.stages.formats.fits_units import NJY_ZERO_POINT
 from ripple.stages.formats.rows import Part, Source, splits
 from ripple.stages.formats.webdataset import CHECKSUM, checksum
@@ -360,7 +361,7 @@ class _Places:
 
 
 def fits_cutouts(source: Source, config: ExportConfig, directory: Path) -> Iterator[int]:
-    """`0000000.fits`: IMAGE, VARIANCE, MASK and PSF of each band, with the WCS of the tract.
+    """`<id>.fits`: IMAGE, VARIANCE, MASK and PSF of each band, with the WCS of the tract.
 
     MASK names its bits as afw does: card `MP_<plane>` is the number of the bit.
     """
@@ -368,11 +369,10 @@ def fits_cutouts(source: Source, config: ExportConfig, directory: Path) -> Itera
         raise DataError(
             f"{config.source} contains {source.kind}", hint="FITS files can only be written from cutouts"
         )
-    names = []
+    names = fits_names([str(i) for i in source.column("id", "").tolist()], source.bands)
     for part in source.parts():
         for k, number in enumerate(part.numbers.tolist()):
-            names.append(f"{number:07d}.fits")
-            write_new(directory / names[-1], _fits_file(part, k, source))
+            write_new(directory / names[number], _fits_file(part, k, source))
         yield len(part.numbers)
     _catalogue(source, directory, names)
 
@@ -386,10 +386,6 @@ def _fits_file(part: Part, k: int, source: Source) -> bytes:
     primary.header["PIXSCALE"] = (source.pixel_scale, "arcsec per pixel")
     primary.header["ORIGIN"] = "RIPPLe"
     primary.header["OBJECT"] = cards["OBJID"]
-    primary.header["MARGIN"] = (
-        source.artefact.attributes.get("margin", 0),
-        "px on each side beyond the cutout",
-    )
     hdus: list[fits.PrimaryHDU | fits.ImageHDU] = [primary]
     for b, band in enumerate(source.bands):
         planes: list[tuple[str, Any, str]] = [("IMAGE", part.image[k, b], "nJy")]
@@ -428,11 +424,7 @@ def _image_hdu(name: str, band: str, data: NDArray[Any], cards: Mapping[str, Car
 
 def _wcs_cards(tan: Tan | None, row: Mapping[str, Any], class_map: Mapping[str, str]) -> dict[str, Card]:
     """Cards with id, position, label and WCS of a cutout: FITS pixel (1, 1) is PARENT pixel `(x0, y0)`."""
-    # FITS text is printable ASCII, so anything else is written as an escape.
-    cards: dict[str, Card] = {
-        "ORIGIN": "RIPPLe",
-        "OBJID": str(row.get("id", "")).encode("unicode_escape").decode(),
-    }
+    cards: dict[str, Card] = {"ORIGIN": "RIPPLe", "OBJID": _escaped(str(row.get("id", "")))}
     for name, card in (("ra", "OBJ_RA"), ("dec", "OBJ_DEC")):
         if np.isfinite(float(row.get(name, np.nan))):  # FITS cards cannot hold NaN
             cards[card] = float(row[name])
@@ -446,6 +438,12 @@ def _wcs_cards(tan: Tan | None, row: Mapping[str, Any], class_map: Mapping[str, 
     x0, y0 = int(row["x0"]), int(row["y0"])
     cutout = Tan(tan.ra0, tan.dec0, tan.x0 - x0, tan.y0 - y0, tan.cd)
     return cards | cutout.cards() | {"TRACT": int(row["tract"]), "X0": x0, "Y0": y0}
+
+
+def _escaped(text: str) -> str:
+    """Text for a card: printable ASCII, of which FITS drops blanks and takes `&` for a sign at the end."""
+    plain = text.encode("unicode_escape").decode()
+    return f"{plain[:-1]}\\x{ord(plain[-1]):02x}" if plain.endswith((" ", "&")) else plain
 
 
 def npy_bytes(array: NDArray[Any]) -> bytes:

@@ -35,7 +35,7 @@ class Part:
     numbers
         `(n,)` running row numbers of the export, from 0 and without gaps.
     image
-        `(n, B, H, W)` float32 as stored; NaN where there is no pixel.
+        `(n, B, H, W)` float32 as stored, without margins; NaN where there is no pixel.
     variance, bad
         Like `image`, or None. `bad` is true where `ripple preprocess` would not use a pixel.
     mask, mask_planes
@@ -124,7 +124,10 @@ def open_source(config: ExportConfig) -> Source:
 # Layouts that go by sky position return to a shard, so the last two are kept.
 @lru_cache(maxsize=2)
 def _unpacked(directory: Path, digest: str, k: int) -> CutoutBatch | TensorBatch:
-    return images_of(open_artefact(directory), k)
+    artefact = open_artefact(directory)
+    batch = images_of(artefact, k)
+    # Others get what was asked for: they have no use for pixels that only our PSF matching needs.
+    return batch.trimmed(artefact.attributes.get("margin", 0)) if isinstance(batch, CutoutBatch) else batch
 
 
 def _batch(artefact: Artefact, k: int) -> CutoutBatch | TensorBatch:

@@ -11,6 +11,10 @@ from pydantic import Field, field_validator
 from ripple.config import Config, neutral, setting
 from ripple.errors import ConfigError
 
+#: Pixels around each cutout for the matching of PSFs, whose widths are known only when coadds are read, while
+#: all cutouts of a plan have one size; docs/quality.md says how many rows it serves.
+MARGIN = 10
+
 
 class Selection(Config):
     """Which part of the sky, from which data, in which bands, and how large: shared by plan and fetch."""
@@ -60,7 +64,12 @@ class Selection(Config):
     duplicate_radius: float = setting(
         0.2, ge=0, description="Arcsec within which two targets count as the same object; 0: only equal ids."
     )
-    margin: int = Field(0, ge=0, le=256, description="Pixels read beyond each side of a cutout.")
+    margin: int = Field(
+        MARGIN,
+        ge=0,
+        le=256,
+        description="Pixels read beyond each side of a cutout, which PSF matching needs; 0: none.",
+    )
     strict: bool = neutral(
         False, description="Stop at a row of the targets that cannot be used, instead of rejecting it."
     )

@@ -8,7 +8,7 @@ from typing import TypedDict
 
 import numpy as np
 
-from ripple.runtime.summary import plain, screen
+from ripple.runtime.summary import plain, screen, size
 from ripple.stages.plan.plan import Plan
 from ripple.storage.outcomes import Status
 
@@ -238,8 +238,8 @@ def _lines(found: DryRun) -> list[tuple[str, str]]:
         lines.append(("  missing", f"{len(found['missing']) - SHOWN:,} more patches; --json lists all"))
     lines += [
         ("read", _read(found["read_bytes"], found["unknown_sizes"])),
-        ("write", f"{amount(found['write_bytes'])} at most"),
-        ("memory", f"{amount(found['memory_bytes'])} per worker, {found['workers']} workers"),
+        ("write", f"{size(found['write_bytes'])} at most"),
+        ("memory", f"{size(found['memory_bytes'])} per worker, {found['workers']} workers"),
         ("time", f"about {found['seconds']:,.0f} s"),
     ]
     return lines + [("note", note) for note in found["notes"]]
@@ -248,15 +248,6 @@ def _lines(found: DryRun) -> list[tuple[str, str]]:
 def _read(known: int, unknown: int) -> str:
     """How much is read; a remote repository does not say the size of its files."""
     if not unknown:
-        return amount(known)
+        return str(size(known))
     files = f"the repository does not say the size of {unknown:,} files"
-    return f"at least {amount(known)}: {files}" if known else f"unknown: {files}"
-
-
-def amount(size: float) -> str:
-    """Bytes for people, for example `1.5 GB`, in powers of 1000."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
+    return f"at least {size(known)}: {files}" if known else f"unknown: {files}"
