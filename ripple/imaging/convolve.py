@@ -12,6 +12,8 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
+#: What `fill` does, in the contracts of models; a change of the method changes this text.
+FILL = "3 x 3 means, 6 passes, then the mean of the plane"
 CHUNK = 16  # rows, or kernels, at a time: few enough to stay in the cache
 
 

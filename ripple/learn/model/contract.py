@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ripple.config import canonical_json
 from ripple.errors import ConfigError, ContractError, InputError, IntegrityError
 from ripple.imaging.batch import TensorBatch
+from ripple.imaging.convolve import FILL
 from ripple.learn.model.architecture import NAMES, Architecture, Stem
 from ripple.learn.model.calibrate import Calibration, ClassCalibration
 from ripple.learn.model.provenance import Columns, Split, verdicts
@@ -118,7 +119,8 @@ class Contract(Strict):
     lens. `output` is "lens" (one logit), "classes" (one logit per entry of `class_map`) or "regression"
     (`targets`, standardised with `target_mean` and `target_std`). `psf_fwhm` is None when the PSF was not
     homogenised. `pixels` is what they went through before they were normalised, see `pixels_of`; empty when
-    nobody says.
+    nobody says. `noise_correlation` is that of the sky of the first tensors, by band, `(L, L)` coefficients at
+    lags of up to L // 2 px: what readers elsewhere need to measure a noise; None for white noise.
     `split` says which rows were held out and what sky the others are on, None for a model from elsewhere;
     `calibration` is that of a lens finder, `class_calibration` that of several classes;
     `ancestors` the same of the models it was fine-tuned from. `judged` are the rows behind `metrics`.
@@ -134,6 +136,7 @@ class Contract(Strict):
     psf_fwhm: float | None
     normalization: dict[str, Any]
     pixels: dict[str, Any] = {}
+    noise_correlation: dict[str, list[list[float]]] | None = None
     class_map: ClassMap
     lens_class: str = ""
     output: Output
@@ -276,7 +279,7 @@ def pixels_of(artefact: Artefact) -> dict[str, Any]:
 
     `psf` is `none`, `match` (each row to its broadest band) or `width` (all rows to `psf_fwhm`); where PSFs
     were matched, also the options of the matching, the `margin` in pixels that it could use around a stamp,
-    and how the correlation of the noise was taken. Bad pixels are filled in one way, see
+    and how the correlation of the noise was taken. `fill` is how bad pixels were filled, see
     `imaging.convolve.fill`. Empty for tensors that were not made by `preprocess`.
     """
     config = artefact.manifest.get("config", {})
@@ -284,12 +287,12 @@ def pixels_of(artefact: Artefact) -> dict[str, Any]:
     if psf is None:
         return {}
     if psf == "none":
-        return {"psf": "none"}
+        return {"psf": "none", "fill": FILL}
     names = ["psf_tolerance", "noise_correlation"]
     kind = "match" if psf == "match" else "width"
     names += ["psf_profile", "psf_beta"] if kind == "width" else []
     found = {name: config[name] for name in names if name in config}
-    return {"psf": kind, "margin": artefact.attributes.get("trimmed", 0), **found}
+    return {"psf": kind, "margin": artefact.attributes.get("trimmed", 0), "fill": FILL, **found}
 
 
 @dataclass(frozen=True, slots=True)

@@ -326,7 +326,8 @@ def _contract(
 ) -> Contract:
     """The contract before it was judged."""
     # An adapted network is for its target: that is the data its contract admits.
-    facts = data.target.facts if data.target else data.facts
+    facts, dataset = (data.target or data).facts, (data.target or data).dataset
+    noise_correlation = dataset.artefacts[0].attributes.get("noise_correlation")
     record = ArchitectureRecord(**{name: getattr(arch, name) for name in ArchitectureRecord.model_fields})
     mean, std = standardisation(data, config.targets)
     return Contract(
@@ -338,6 +339,7 @@ def _contract(
         psf_fwhm=None if np.isnan(facts.psf_fwhm) else facts.psf_fwhm,
         normalization=facts.normalization,
         pixels=facts.pixels,
+        noise_correlation=noise_correlation,
         class_map=data.class_map,
         lens_class=config.lens_class,
         output=config.task,
