@@ -119,8 +119,8 @@ class Contract(Strict):
     lens. `output` is "lens" (one logit), "classes" (one logit per entry of `class_map`) or "regression"
     (`targets`, standardised with `target_mean` and `target_std`). `psf_fwhm` is None when the PSF was not
     homogenised. `pixels` is what they went through before they were normalised, see `pixels_of`; empty when
-    nobody says. `noise_correlation` is that of the sky of the first tensors, by band, `(L, L)` coefficients at
-    lags of up to L // 2 px: what readers elsewhere need to measure a noise; None for white noise.
+    nobody says. `noise_correlation` is that of the sky of the first tensors, by band, `(L, L)` coefficients
+    at lags of up to L // 2 px: what readers elsewhere need to measure a noise; None for white noise.
     `split` says which rows were held out and what sky the others are on, None for a model from elsewhere;
     `calibration` is that of a lens finder, `class_calibration` that of several classes;
     `ancestors` the same of the models it was fine-tuned from. `judged` are the rows behind `metrics`.
