@@ -15,7 +15,7 @@ import ripple
 # On the platform, once: !pip install --user "ripple-lsst[learn]"
 # Then these lines instead of those of the next cell:
 # repository = {"repo": "dp2", "collections": "dp2"}
-# region, finder = "CIRCLE 53.16 -27.79 0.05", "/path/to/a/model"
+# region, finder = "CIRCLE 53.12 -27.54 0.05", "/path/to/a/model"
 
 # %% tags=["here"]
 ripple.simulate("sky", patches=4, targets=196, bands="gri", seed=7, lens_fraction=0.4)

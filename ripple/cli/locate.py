@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     "locate",
     # Declinations may begin with a minus sign, so what looks like an unknown option is a position.
     context_settings={"ignore_unknown_options": True},
-    epilog="Example: ripple locate 53.1 -27.8 --skymap lsst_cells_v2 --size 64",
+    epilog="Example: ripple locate 53.12 -27.54 --skymap lsst_cells_v2 --size 64",
 )
 @config_options(LocateConfig, short={"output": "-o"}, arguments=("ra", "dec"))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, one object per position.")

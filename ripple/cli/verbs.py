@@ -50,7 +50,7 @@ STAGES: dict[str, Verb] = {
         "ripple.stages.fetch.fetch:fetch",
         "Cut targets out of Butler coadds: the same box in all bands, in nJy, with variance, mask and PSF.",
         "ripple fetch --repo dp2 --collections dp2 --bands gri --size 64 "
-        "--region 'CIRCLE 53.1 -27.8 0.1' --select 'i_cModelFlux > 1000' -o cutouts",
+        "--region 'CIRCLE 53.12 -27.54 0.1' --select 'i_cModelFlux > 1000' -o cutouts",
     ),
     "preprocess": Verb(
         "ripple.stages.preprocess.config:PreprocessConfig",

@@ -388,7 +388,7 @@ def open_survey(
     Examples
     --------
     >>> survey = ripple.open_survey("dp2", collections="dp2")  # doctest: +SKIP
-    >>> survey.cutout(53.16, -27.79, size=64, bands="gri")  # doctest: +SKIP
+    >>> survey.cutout(53.12, -27.54, size=64, bands="gri")  # doctest: +SKIP
     """
     names = (collections,) if isinstance(collections, str) else tuple(collections)
     selection = Selection.make(

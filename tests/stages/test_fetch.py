@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ripple.errors import ConfigError, SourceError
+from ripple.errors import ConfigError, Reason, SourceError
 from ripple.imaging.batch import CutoutBatch
 from ripple.rubin.open import open_coadd
 from ripple.sky.geometry import Box
@@ -28,7 +28,7 @@ from ripple.stages.fetch.digests import merge_digests
 from ripple.stages.fetch.fetch import fetch
 from ripple.stages.fetch.judge import mark_no_data
 from ripple.storage.artefact import open_artefact, verify
-from ripple.storage.outcomes import Outcomes
+from ripple.storage.outcomes import Outcome, Outcomes
 from ripple.storage.shard_reader import unpack_cutouts
 
 
@@ -132,12 +132,13 @@ def test_the_share_of_pixels_without_data_is_in_the_index(sky: Path, fetched: Pa
 
 
 def test_missing_pixels_are_not_silently_ok() -> None:
-    outcomes = Outcomes(4)
-    share = np.array([[0, 0, 0], [0.25, 0.25, 0.01], [0.04, 0, 0], [0, 1, 0]], np.float32)
+    outcomes = Outcomes(5)
+    share = np.array([[0, 0, 0], [0.25, 0.25, 0.01], [0.04, 0, 0], [0, 1, 0], [0, 1, 0]], np.float32)
+    outcomes.add([4], Outcome("partial", Reason.MISSING_BAND, "no r"))
     mark_no_data(outcomes, ("g", "r", "i"), share)
     columns = outcomes.columns()
-    assert [str(v) for v in columns["status"]] == ["ok", "partial", "ok", "ok"]
-    assert str(columns["reason"][1]) == "no_data"
+    assert [str(v) for v in columns["status"]] == ["ok", "partial", "ok", "partial", "partial"]
+    assert [str(v) for v in columns["reason"]][1:] == ["no_data", "", "no_data", "missing_band"]
     assert str(columns["detail"][1]) == "no data: 0.25 in g, 0.25 in r"
 
 

@@ -810,3 +810,45 @@ def test_class_names_survive_fits(tmp_path: Path) -> None:
     index = open_artefact(tmp_path / "b").index()
     assert index["status"].to_pylist() == ["rejected", "rejected", "ok", "rejected"]
     assert "its classes are Lentille é, 1, lens, not lens, arc" in index["detail"].to_pylist()[0]
+
+
+# The format by the files -------------------------------------------------
+
+
+def test_the_format_follows_from_the_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_cutouts(tmp_path / "c")
+    sources = {form: run_export(tmp_path / "c", tmp_path / form, format=form) for form in FORMS}
+    for form, source in sources.items():
+        run_import(source, tmp_path / f"{form}-named", format=form)
+        capsys.readouterr()
+        run_import(source, tmp_path / f"{form}-found")
+        assert f"import: {source} was taken for {form}, by {source}" in capsys.readouterr().err
+        named, found = (open_artefact(tmp_path / f"{form}-{how}") for how in ("named", "found"))
+        assert [s.sha256 for s in found.shards] == [s.sha256 for s in named.shards]
+        assert found.manifest["config"]["format"] == form
+    np.savez(tmp_path / "a.npz", image=ramp(3, 2, 16, 16))
+    run_import(tmp_path / "a.npz", tmp_path / "a", bands="gi", unit="nJy", pixel_scale=0.2)
+    deeplense_tree(tmp_path / "d", np.random.default_rng(0))
+    run_import(tmp_path / "d", tmp_path / "t")
+    (one,) = sources["mmu"].rglob("*.hdf5")
+    run_import(one, tmp_path / "one")
+
+
+#: Exports that say what they are.
+FORMS = ("fits", "zarr", "webdataset", "mmu")
+
+
+def test_a_format_is_never_guessed_between_two(tmp_path: Path) -> None:
+    make_cutouts(tmp_path / "c")
+    out = run_export(tmp_path / "c", tmp_path / "f", format="fits")
+    np.save(out / "more.npy", ramp(3, 16, 16))
+    with pytest.raises(ConfigError, match=r"can be deeplense \(.*more\.npy\) and fits \(.*\.fits\)"):
+        run_import(out, tmp_path / "o")
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "readme.txt").write_text("nothing")
+    with pytest.raises(ConfigError, match="do not say which format") as err:
+        run_import(tmp_path / "texts", tmp_path / "o")
+    assert "deeplense, arrays, fits, mmu, zarr, webdataset" in err.value.hint
+    with pytest.raises(DataError, match="no such file or folder"):
+        run_import(tmp_path / "absent", tmp_path / "o")
+    assert not (tmp_path / "o").exists()

@@ -94,7 +94,7 @@ def judge(task: UnitTask, x0: Ints, y0: Ints, bands: Sequence[BandReading]) -> O
 
 
 def mark_no_data(outcomes: Outcomes, bands: Sequence[str], share: NDArray[np.float32]) -> None:
-    """Make rows `partial` that lack more than `NO_DATA_SHARE` of their pixels in some band, but not all.
+    """Make rows `partial` that lack more than `NO_DATA_SHARE` of their pixels in some band.
 
     Parameters
     ----------
@@ -103,9 +103,9 @@ def mark_no_data(outcomes: Outcomes, bands: Sequence[str], share: NDArray[np.flo
     bands
         Names of the B bands.
     share
-        `(N, B)` pixels without data; 1 in bands that the row does not have, which is another reason.
+        `(N, B)` pixels without data; 1 in bands that the row does not have, which is a reason already.
     """
-    some = (share > NO_DATA_SHARE) & (share < 1 - ROUNDING)
+    some = share > NO_DATA_SHARE
     for row in np.flatnonzero(some.any(axis=1)).tolist():
         named = ", ".join(f"{share[row, k]:.2f} in {bands[k]}" for k in np.flatnonzero(some[row]).tolist())
         outcomes.add([row], Outcome("partial", Reason.NO_DATA, f"no data: {named}"))

@@ -427,11 +427,12 @@ def _other_cells(source: _Source, psf: PsfCells, rows: Ints, centre: Ints) -> tu
 
 
 def _missing_cells(source: _Source, coadd: Coadd, rows: Flags) -> NDArray[np.float32]:
-    """`(N,)` share of the boxes of `rows` that lies in missing cells of a file."""
-    size, share = source.task.size, np.zeros(source.task.rows, np.float32)
+    """`(N,)` share of the boxes of `rows`, margins left out, that lies in missing cells of a file."""
+    margin, share = source.task.margin, np.zeros(source.task.rows, np.float32)
+    x0, y0, size = source.x0 + margin, source.y0 + margin, source.task.size - 2 * margin
     # Missing cells do not overlap, so their shares add up.
     for cell in coadd.missing:
-        for row in np.flatnonzero(rows & touches(cell, source.x0, source.y0, size)).tolist():
-            common = source.box(row) & cell
+        for row in np.flatnonzero(rows & touches(cell, x0, y0, size)).tolist():
+            common = box_of(x0, y0, size, row) & cell
             share[row] += common.width * common.height / size**2
     return share

@@ -39,8 +39,10 @@ class ImportConfig(Config):
 
     source: Path = Field(description="Folder or file to import.")
     output: Path = Field(description="Directory of the artefact to write.")
-    format: Format = Field(
-        description="deeplense: .npy folders; arrays: .npz, HDF5; fits; mmu: HDF5; zarr, webdataset: exports."
+    format: Format | None = Field(
+        None,
+        description="deeplense: .npy folders; arrays: .npz, HDF5; fits; mmu: HDF5; zarr, webdataset: exports;"
+        " by default the only one that the files can be.",
     )
     into: Literal["auto", "cutouts", "tensors"] = Field(
         "auto", description="What to write; auto: tensors for deeplense, else cutouts."

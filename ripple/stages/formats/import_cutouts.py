@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ripple.errors import ConfigError, DataError, IntegrityError
+from ripple.runtime.log import say
 from ripple.runtime.summary import Summary, progress
 from ripple.stages.formats.config import ImportConfig
 from ripple.stages.formats.fits_cutouts import FitsOptions, fits_cutouts
@@ -37,6 +38,7 @@ from ripple.stages.formats.foreign_rows import (
     fitted,
     tensors,
 )
+from ripple.stages.formats.guess import guess_format
 from ripple.stages.formats.mask_meaning import named_bits
 from ripple.stages.formats.webdataset import webdataset
 from ripple.stages.formats.zarr_cutouts import zarr_cutouts
@@ -62,6 +64,7 @@ def import_cutouts(config: ImportConfig) -> Summary:
         A file changed while it was imported.
     """
     start = time.perf_counter()
+    config = _with_format(config)
     listing = open_listing(config)
     frame = _frame(config, listing)
     kind = _kind(config)
@@ -90,11 +93,21 @@ def import_cutouts(config: ImportConfig) -> Summary:
     return _summary(config, open_artefact(config.output), time.perf_counter() - start, done_before=False)
 
 
+def _with_format(config: ImportConfig) -> ImportConfig:
+    """The options with the format that the files are in; says what was taken where the user did not."""
+    if not config.source.exists():
+        raise DataError(f"{config.source}: no such file or folder")
+    if config.format is not None:
+        return config
+    found, why = guess_format(config.source)
+    say(f"import: {config.source} was taken for {found}, by {why}; --format says otherwise")
+    return config.model_copy(update={"format": found})
+
+
 def open_listing(config: ImportConfig) -> Listing:
-    """The reader that `config.format` names, on `config.source`."""
+    """The reader of `config.format`, on `config.source`."""
     source = config.source
-    if not source.exists():
-        raise DataError(f"{source}: no such file or folder")
+    assert config.format is not None  # found by `_with_format`
     match config.format:
         case "deeplense":
             return deeplense(source, config.bands, config.classes)
