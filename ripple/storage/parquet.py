@@ -87,11 +87,14 @@ _UCD = {"id": "meta.id;meta.main", "ra": "pos.eq.ra;meta.main", "dec": "pos.eq.d
 _NAMESPACE = "http://www.ivoa.net/xml/VOTable/v1.3"
 _YAML, _LENGTH = b"table_meta_yaml", b"table::len::"
 _VOTABLE, _VERSION = b"IVOA.VOTable-Parquet.content", b"IVOA.VOTable-Parquet.version"
+_WIDER = {
+    pa.int8(): pa.int16(), pa.uint16(): pa.int32(), pa.uint32(): pa.int64(), pa.float16(): pa.float32()
+}  # fmt: skip
 #: Arrow type -> type of a VOTable, which has no unsigned ones but that of a byte.
 _VOTABLE_TYPES = {
-    "bool": "boolean", "uint8": "unsignedByte", "int8": "short", "int16": "short", "uint16": "int",
-    "int32": "int", "uint32": "long", "int64": "long", "uint64": "long", "halffloat": "float",
-    "float": "float", "double": "double", "string": "unicodeChar", "large_string": "unicodeChar",
+    "bool": "boolean", "uint8": "unsignedByte", "int16": "short", "int32": "int", "int64": "long",
+    "uint64": "long", "float": "float", "double": "double",
+    "string": "unicodeChar", "large_string": "unicodeChar",
 }  # fmt: skip
 
 
@@ -141,7 +144,7 @@ class TableWriter:
         columns = [_Column.of(field, self._lengths.get(field.name, 0)) for field in self.schema]
         lengths = {_LENGTH + name.encode(): str(most).encode() for name, most in self._lengths.items()}
         whole = self.schema.with_metadata({**self._facts, **lengths, _YAML: _ecsv(columns, self._facts)})
-        said = {b"ARROW:schema": base64.b64encode(whole.serialize().to_pybytes())}
+        said = self._facts | {b"ARROW:schema": base64.b64encode(whole.serialize().to_pybytes())}
         if all(column.kind in _VOTABLE_TYPES for column in columns):
             said |= {_VERSION: b"1.0", _VOTABLE: _votable(columns)}
         self._out.add_key_value_metadata(said)
@@ -158,11 +161,13 @@ def parquet_bytes(table: pa.Table) -> bytes:
 
 
 def _signed(schema: pa.Schema) -> pa.Schema:
-    """Bit masks as int64: TOPCAT and VOTables have no uint64, and no mask of RIPPLe uses the last bit."""
+    """Numbers in types that VOTables have; bit masks do not use the last bit of an int64."""
 
     def signed(field: pa.Field) -> pa.Field:
         mask = field.name == "qc" or field.name.startswith("qc_flags_")
-        return field.with_type(pa.int64()) if mask and field.type == pa.uint64() else field
+        if mask and field.type == pa.uint64():
+            return field.with_type(pa.int64())
+        return field.with_type(_WIDER.get(field.type, field.type))
 
     return pa.schema([signed(field) for field in schema])
 
@@ -186,7 +191,7 @@ class _Column:
 
 def _ecsv(columns: list[_Column], facts: dict[bytes, bytes]) -> bytes:
     """The header that astropy writes into its own Parquet files."""
-    names = {"halffloat": "float16", "float": "float32", "double": "float64"}
+    names = {"float": "float32", "double": "float64"}
     header: dict[str, Any] = {"datatype": []}
     for column in columns:
         kind = "string" if column.length else names.get(column.kind, column.kind)

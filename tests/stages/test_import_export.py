@@ -487,16 +487,6 @@ def test_zarr_round_trip(tmp_path: Path) -> None:
     assert {"image", "psf", "catalog/id"} <= record["consolidated_metadata"]["metadata"].keys()
 
 
-def test_xarray_opens_a_zarr_export(tmp_path: Path) -> None:
-    xarray = pytest.importorskip("xarray")
-    make_cutouts(tmp_path / "c")
-    out = run_export(tmp_path / "c", tmp_path / "z", format="zarr", rows_per_file=4)
-    found = xarray.open_zarr(out / "data.zarr")
-    assert found["image"].dims == ("row", "band", "y", "x")
-    assert found["image"].sizes["row"] == len(whole(tmp_path / "c"))
-    assert found.attrs["mask_planes"]
-
-
 def test_export_refuses_what_it_cannot_do(tmp_path: Path) -> None:
     make_cutouts(tmp_path / "c", labels=False)
     with pytest.raises(DataError, match="has no label"):

@@ -2,11 +2,23 @@
 
 In a Hyrax configuration::
 
-    [data_request.train.ripple]
+    [model]
+    name = "HyraxAutoencoder"
+
+    [data_request.train.data]
     dataset_class = "ripple.learn.data.hyrax.RippleTensors"
     data_location = "/path/to/tensors"
     fields = ["image", "label"]
     primary_id_field = "object_id"
+
+    [data_request.infer.data]
+    dataset_class = "ripple.learn.data.hyrax.RippleTensors"
+    data_location = "/path/to/tensors"
+    fields = ["image", "label"]
+    primary_id_field = "object_id"
+
+Hyrax's own models look for `image` and `label` in the data set that is called `data`; `train`, `infer` and
+`umap` then run.
 
 Fields are `image`, `valid`, `label`, `object_id` and every column of the catalogue: `ra`, `psf_fwhm_i`, ...
 """
@@ -58,7 +70,7 @@ class RippleTensors(HyraxDataset):  # type: ignore[misc]
         column = name.removeprefix("get_")
         if tensors is None or column == name or column not in tensors.column_names():
             raise AttributeError(f"{type(self).__name__} has no {name!r}")
-        return lambda idx: tensors.column(column)[tensors.rows[idx]].item()
+        return lambda idx: _plain(tensors.column(column)[tensors.rows[idx]])
 
     def __dir__(self) -> list[str]:
         # Hyrax finds out by dir() which fields there are.
@@ -82,3 +94,9 @@ class RippleTensors(HyraxDataset):  # type: ignore[misc]
     def get_object_id(self, idx: int) -> str:
         """Id of the target, as text."""
         return str(self.tensors.column("id")[self.tensors.rows[idx]])
+
+
+def _plain(value: Any) -> Any:
+    """A number or text of Python's own: text comes as objects from an index, as bytes from shards."""
+    plain = value.item() if isinstance(value, np.generic) else value
+    return plain.decode("utf-8", "replace") if isinstance(plain, bytes) else plain

@@ -146,7 +146,7 @@ def exported_cutout(
     planes
         Those of `PLANES` that the row has, all bands of the export.
     facts
-        Columns of the row; None where there is no value.
+        Columns of the row; None or NaN where there is no value.
     label
         -1 when unknown.
     file

@@ -29,6 +29,7 @@ from ripple.stages.formats.config import ExportConfig
 from ripple.stages.formats.fits_names import fits_names
 from ripple.stages.formats.fits_units import NJY_ZERO_POINT
 from ripple.stages.formats.rows import Part, Source, splits
+from ripple.stages.formats.tensor_errors import inverse_variance
 from ripple.stages.formats.webdataset import CHECKSUM, checksum
 from ripple.storage.files import write_new
 
@@ -112,7 +113,7 @@ def _mmu_file(source: Source, parts: list[Part], cell: int) -> bytes:
     }
     # NaN is written as 0, so the mask must say which pixels are missing.
     missing = [np.isnan(p.image) for p in parts]
-    if all(p.variance is not None for p in parts):
+    if all(p.variance is not None or p.tensors is not None for p in parts):
         arrays["image_ivar"] = np.concatenate([_ivar(p) for p in parts])
     if all(p.bad is not None for p in parts):  # true is flagged, as in the HSC files
         arrays["image_mask"] = np.concatenate([p.bad | m for p, m in zip(parts, missing, strict=True)])
@@ -136,6 +137,8 @@ def _mmu_file(source: Source, parts: list[Part], cell: int) -> bytes:
 
 def _ivar(part: Part) -> NDArray[np.float32]:
     """Inverse variance; 0 where there is no measurement, as their files say it."""
+    if part.tensors is not None:
+        return inverse_variance(part.tensors)
     variance = np.asarray(part.variance, np.float32)
     good = np.isfinite(part.image) & np.isfinite(variance) & (variance > 0)
     return np.where(good, 1.0 / np.where(good, variance, 1.0), 0.0).astype(np.float32)
@@ -153,6 +156,8 @@ def webdataset(source: Source, config: ExportConfig, directory: Path) -> Iterato
     tar: tarfile.TarFile | None = None
     done = 0
     shared = Shared()
+    # Hugging Face `datasets` wants the same members in all rows.
+    labelled = bool((source.column("label", -1).astype(np.int64) >= 0).any())
     try:
         for part in source.parts():
             shared.add(part)
@@ -164,7 +169,7 @@ def webdataset(source: Source, config: ExportConfig, directory: Path) -> Iterato
                     # USTAR has no extended headers, and every tar reader knows it.
                     tar = tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
                 assert tar is not None
-                _add_row(tar, f"{number:09d}", part, k)
+                _add_row(tar, f"{number:09d}", part, k, labelled=labelled)
                 done += 1
             yield len(part.numbers)
     finally:
@@ -174,12 +179,12 @@ def webdataset(source: Source, config: ExportConfig, directory: Path) -> Iterato
     write_new(directory / "dataset.json", json.dumps(note, indent=1, sort_keys=True).encode() + b"\n")
 
 
-def _add_row(tar: tarfile.TarFile, key: str, part: Part, k: int) -> None:
+def _add_row(tar: tarfile.TarFile, key: str, part: Part, k: int, *, labelled: bool) -> None:
     """Add row `k` of a part; members with one key are one sample for webdataset."""
     facts = {name: _json(values[k]) for name, values in part.catalog.items() if values.ndim == 1}
     members = {f"{name}.npy": npy_bytes(plane) for name, plane in _row_planes(part, k).items()}
-    if facts.get("label", -1) is not None and int(facts.get("label", -1)) >= 0:
-        members["cls"] = str(int(facts["label"])).encode()
+    if labelled:
+        members["cls"] = str(int(facts.get("label", -1))).encode()
     # Neither tar nor npy has a checksum of its contents.
     facts[CHECKSUM] = checksum(facts, members)
     members["json"] = json.dumps(facts, sort_keys=True).encode()
@@ -191,17 +196,18 @@ def _add_row(tar: tarfile.TarFile, key: str, part: Part, k: int) -> None:
 
 def _row_planes(part: Part, k: int) -> dict[str, NDArray[Any]]:
     """The arrays of a row. `image` is finite, as networks need it; `missing` says where there is no pixel."""
-    planes: dict[str, NDArray[Any]] = {"image": np.nan_to_num(part.image[k], nan=0.0)}
-    if (gone := np.isnan(part.image[k])).any():
-        planes["missing"] = gone.astype(np.uint8)
+    planes: dict[str, NDArray[Any]] = {
+        "image": np.nan_to_num(part.image[k], nan=0.0),
+        "missing": np.isnan(part.image[k]).astype(np.uint8),
+    }
     if part.bad is not None:
         planes["valid"] = _valid(part)[k]
     # NaN throughout means that there is no variance, and no kernel.
-    if part.variance is not None and not np.isnan(part.variance[k]).all():
+    if part.variance is not None:
         planes["variance"] = part.variance[k]
     if part.mask is not None:
         planes["mask"] = part.mask[k]
-    if part.psf is not None and part.psf_index is not None and (part.psf_index[k] >= 0).any():
+    if part.psf is not None and part.psf_index is not None and len(part.psf):
         planes["psf"] = _kernels(part, part.psf.shape[-1])[k]
     return planes
 
@@ -259,11 +265,9 @@ class Shared:
 
 
 def _json(value: Any) -> Any:
-    """A value as JSON has it: no bytes, and null for NaN and infinity."""
+    """A value for Python's JSON, which has NaN: null in the first rows would hide that it is a number."""
     plain = value.item() if isinstance(value, np.generic) else value
-    if isinstance(plain, bytes):
-        return plain.decode("utf-8", "replace")
-    return None if isinstance(plain, float) and not np.isfinite(plain) else plain
+    return plain.decode("utf-8", "replace") if isinstance(plain, bytes) else plain
 
 
 #: Names of the axes of each array, which xarray needs; those of a PSF are not those of the image.

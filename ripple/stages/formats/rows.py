@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from ripple.imaging.quality.measure import usable
 from ripple.sky.geometry import Tan
 from ripple.sky.splits import SPLITS, split_blocks, split_keys
 from ripple.stages.formats.config import ExportConfig
+from ripple.stages.formats.tensor_errors import psf_widths
 from ripple.storage.artefact import Artefact, open_artefact
 from ripple.storage.shards import images_of
 
@@ -48,6 +49,8 @@ class Part:
         Columns of length n.
     wcs
         Projection by tract, PARENT frame.
+    tensors
+        The rows themselves, when they are tensors.
     """
 
     numbers: NDArray[np.int64]
@@ -61,6 +64,7 @@ class Part:
     wcs: dict[int, Tan]
     mask: NDArray[np.uint32] | None = None
     mask_planes: tuple[str, ...] = ()
+    tensors: TensorBatch | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,11 +144,14 @@ def _part(
     """These rows of a batch, with the pixels of other rows left out."""
     catalog = {name: np.asarray(values)[rows] for name, values in batch.catalog.items()}
     image = np.asarray(batch.image[rows], np.float32)
-    shape = (len(rows), len(batch.bands))
     if isinstance(batch, TensorBatch):
-        # Tensors have neither variance nor kernels, but one PSF width for all rows and bands.
-        width = np.full(shape, batch.psf_fwhm, np.float32)
-        return Part(numbers, image, None, batch.valid[rows] == 0, None, None, width, catalog, {})
+        # Tensors have no kernels, and their variance is not that of their pixels.
+        part = replace(
+            batch, image=image, valid=batch.valid[rows], catalog=catalog,
+            variance=None if batch.variance is None else np.asarray(batch.variance[rows]),
+        )  # fmt: skip
+        bad = part.valid == 0
+        return Part(numbers, image, None, bad, None, None, psf_widths(part), catalog, {}, tensors=part)
 
     bad, mask = ~usable(batch)[rows], np.asarray(batch.mask[rows])
     which = batch.psf_index[rows]
