@@ -416,6 +416,58 @@ def test_browser_shows_tensors(browser: Browser, made: dict[str, Path], tmp_path
     assert set(browser.shown("reason")) == {"quality"}
 
 
+def named(browser: Browser, css: str) -> dict[str, str]:
+    """Accessible name -> role of the elements, as the browser tells a screen reader."""
+    base = f"/session/{browser.session}"
+    found = browser.call("POST", f"{base}/elements", {"using": "css selector", "value": css})
+    names = {}
+    for element in (next(iter(thing.values())) for thing in found):
+        name = browser.call("GET", f"{base}/element/{element}/computedlabel")
+        names[name] = browser.call("GET", f"{base}/element/{element}/computedrole")
+    assert "" not in names, css
+    return names
+
+
+def tabbed(browser: Browser, times: int) -> list[str]:
+    """What has the focus after each press of the tab key: the id, else the tag."""
+    keys = [{"type": kind, "value": "\ue004"} for kind in ("keyDown", "keyUp")]
+    reached = []
+    for _ in range(times):
+        browser.call(
+            "POST", f"/session/{browser.session}/actions",
+            {"actions": [{"type": "key", "id": "k", "actions": keys}]},
+        )  # fmt: skip
+        reached.append(browser.run("const e = document.activeElement; return e.id || e.localName;"))
+    return reached
+
+
+def test_every_control_has_a_name_and_is_reached_by_keyboard(
+    browser: Browser, made: dict[str, Path], tmp_path: Path
+) -> None:
+    browser.open(made["report"] / "index.html")
+    tools = named(browser, ".tools select, .tools input, .tools button")
+    assert {"Sort", "Truth", "Grade", "Least probability", "Size", "Brightness", "Find"} <= tools.keys()
+    assert {"hide truth", "no quality flags", "Download grades"} <= tools.keys()
+    card = named(browser, ".card[data-rank='1'], .card[data-rank='1'] button, .card[data-rank='1'] img")
+    assert {"A, certain lens", "B, probable lens", "C, possible lens", "X, not a lens"} <= card.keys()
+    assert any(name.startswith("Rank 1, id ") for name in card)
+    assert sum(role in ("image", "img") for role in card.values()) == 1
+    assert set(named(browser, ".plots svg").values()) <= {"image", "img"}
+    assert set(named(browser, ".scroll").values()) == {"region"}  # scrolls by keyboard, too
+    assert browser.run("return [...document.querySelectorAll('header, main, footer')].length") == 3
+    assert browser.run("return [...document.querySelectorAll('h1')].length") == 1
+
+    controls = browser.run(
+        "return [...document.querySelectorAll('main a[href], main input, main select, main button,"
+        " main [tabindex]')].slice(0, 20).map(e => e.id || e.localName)"
+    )
+    assert tabbed(browser, len(controls)) == controls
+    report(ReportConfig.make({"source": made["tensors"], "output": tmp_path / "t", "top": 6}))
+    browser.open(tmp_path / "t" / "index.html")
+    assert {"Sort", "Verdict", "Find"} <= named(browser, ".tools select, .tools input").keys()
+    assert len(named(browser, ".card")) == 6
+
+
 def test_a_page_about_cutouts(one_of_each: dict[str, Path], tmp_path: Path) -> None:
     """Verdicts with their reasons, and a picture of each row, before anything is preprocessed."""
     assert run(["report", str(one_of_each["cutouts"]), "--top", "12", "-o", str(tmp_path / "page")]) == 0
