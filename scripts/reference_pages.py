@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import re
 import typing
 from collections.abc import Iterator
@@ -14,15 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import click
+from pydantic import TypeAdapter
 
 import ripple
 from ripple import errors
-from ripple.cli import GROUPS, group
+from ripple.cli import GROUPS, ErrorOutput, group
 from ripple.cli.verbs import STAGES
 from ripple.config import Config, is_setting
 from ripple.imaging.quality.flags import DEFAULT_REJECT, Flag
 from ripple.imaging.quality.judge import Thresholds
 from ripple.notebook.verbs import stage_of
+from ripple.runtime.summary import SummaryOutput
+from ripple.stages.doctor import Check
+from ripple.stages.locate.locate import Location
+from ripple.stages.plan.estimate import DryRun
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "reference"
 MADE = "*Written by `python scripts/reference_pages.py`; a test compares.*\n"
@@ -255,10 +261,41 @@ def _text(text: str | None) -> str:
     return "\n".join(out).strip() + "\n"
 
 
+# JSON -------------------------------------------------------------------
+
+#: Who prints it -> its type.
+OUTPUTS: dict[str, Any] = {
+    "Verbs that make something; show, status, verify": SummaryOutput,
+    "run": list[SummaryOutput],
+    "plan": DryRun,
+    "locate": Location,
+    "doctor": list[Check],
+    "show --failures, --rows, --columns": list[dict[str, str | int | float | bool | None]],
+    "Any verb that fails": ErrorOutput,
+}
+
+
+def json_outputs() -> str:
+    """The JSON schema of what `--json` prints."""
+    parts = [
+        "# JSON\n",
+        "`--json` prints one line on stdout, and messages stay on stderr. Numbers are numbers, and their unit ends their\n"
+        "name. A command that fails prints the object of the last section and exits with the code in it; one that is\n"
+        "used wrongly (an option that does not exist) prints nothing on stdout. `locate --targets` prints a line for each\n"
+        "position.\n",
+        MADE,
+    ]
+    for title, kind in OUTPUTS.items():
+        schema = json.dumps(TypeAdapter(kind).json_schema(), indent=1)
+        parts += [f"## {title}\n", f"```json\n{schema}\n```\n"]
+    return "\n".join(parts)
+
+
 PAGES = {
     "command-line.md": command_line,
     "configuration.md": configuration,
     "flags.md": flags_and_reasons,
+    "json.md": json_outputs,
     "python.md": python,
 }
 

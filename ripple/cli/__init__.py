@@ -12,7 +12,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import click
 
@@ -202,6 +202,16 @@ def _run(argv: list[str] | None, *, guarded: bool, as_json: bool) -> int:
     return result if isinstance(result, int) else 0
 
 
+#: Exit code, class of the error, what is wrong, and what to do, null where nothing is known.
+ErrorFacts = TypedDict("ErrorFacts", {"code": int, "class": str, "message": str, "hint": str | None})
+
+
+class ErrorOutput(TypedDict):
+    """Why a command failed."""
+
+    error: ErrorFacts
+
+
 def _fail(err: RippleError, code: int, as_json: bool) -> int:
     """Print an error as one line, and with --json as an object on stdout; returns the exit code."""
     from ripple.runtime import log
@@ -209,8 +219,14 @@ def _fail(err: RippleError, code: int, as_json: bool) -> int:
 
     log.LOGGER.error(plain(str(err)))
     if as_json:
-        error = {"code": code, "class": type(err).__name__, "message": err.message, "hint": err.hint}
-        click.echo(json.dumps({"error": error}))
+        error: ErrorFacts = {
+            "code": code,
+            "class": type(err).__name__,
+            "message": err.message,
+            "hint": err.hint,
+        }
+        failed: ErrorOutput = {"error": error}
+        click.echo(json.dumps(failed))
 
     # Names and messages of files may contain control characters, which a terminal would obey.
     click.echo(f"ripple: {plain(str(err))}", err=True)

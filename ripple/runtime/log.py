@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -52,14 +53,19 @@ def speak(verbose: int) -> None:
 
 def say(line: str) -> None:
     """A line about what is going on: on stderr unless only errors are wanted, and in the log."""
-    if not _quiet:
+    if not quiet():
         print(line, file=sys.stderr, flush=True)
     LOGGER.debug(line)
 
 
 def quiet() -> bool:
     """Whether only errors are wanted."""
-    return _quiet
+    return _quiet or other_rank()
+
+
+def other_rank() -> bool:
+    """Whether `torchrun` started this process beside the first one, which speaks for all."""
+    return "WORLD_SIZE" in os.environ and os.environ.get("RANK", "0") != "0"
 
 
 def close() -> None:

@@ -8,13 +8,13 @@ import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 from ripple.errors import TooManyRejected
-from ripple.runtime.log import Pulse, quiet
+from ripple.runtime.log import Pulse, other_rank, quiet
 
 
 def plain(text: str) -> str:
@@ -64,6 +64,20 @@ def size(count: float) -> Amount:
     return Amount(count, f"{value:.1f} TB", "bytes")
 
 
+class SummaryOutput(TypedDict):
+    """What a verb did. Names in `facts` end in their unit, as `rate_rows_per_s`; `rejections` counts rows
+    by reason; `done_before` says that the output was finished already.
+    """
+
+    verb: str
+    output: str
+    facts: dict[str, Any]
+    rejections: dict[str, int]
+    seconds: float
+    done_before: bool
+    notes: Sequence[str]
+
+
 @dataclass(frozen=True, slots=True)
 class Summary:
     """What a verb did, for the one screen at its end and for `--json`.
@@ -105,7 +119,8 @@ class Summary:
             The screen is what was asked for, as of `show`, and goes to stdout.
         """
         if as_json:
-            sys.stdout.write(json.dumps(self.record(), default=str) + "\n")
+            if not other_rank():
+                sys.stdout.write(json.dumps(self.record(), default=str) + "\n")
             return
         if quiet() and not answer:
             return
@@ -147,7 +162,7 @@ class Summary:
             lines.append("next: " + NEXT[self.verb].replace("{}", where))
         return lines
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> SummaryOutput:
         """Everything as JSON values: numbers as numbers, with units in the names."""
         facts: dict[str, Any] = {}
         for name, value in self.facts.items():
@@ -155,7 +170,15 @@ class Summary:
                 facts[f"{name.replace(' ', '_')}_{value.suffix}"] = value.value
             else:
                 facts[name] = value
-        return {**{k: getattr(self, k) for k in self.__slots__}, "facts": facts}
+        return {
+            "verb": self.verb,
+            "output": self.output,
+            "facts": facts,
+            "rejections": self.rejections,
+            "seconds": self.seconds,
+            "done_before": self.done_before,
+            "notes": self.notes,
+        }
 
 
 def screen(*, answer: bool) -> Any:

@@ -6,6 +6,7 @@ import copy
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from models import SMALL
@@ -34,6 +36,8 @@ from ripple.learn.training.train import train
 
 #: For tests that start programs or compilers, which take minutes on a busy machine.
 PATIENT = pytest.mark.timeout(1200)
+#: One thread each for programs that run beside others.
+ALONE = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -378,6 +382,56 @@ def test_two_processes_train_together(toys: Path, tmp_path: Path) -> None:
     ]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
+    assert done.stderr.count("d4cnn x 1") == 1  # one of them speaks
     assert (
         json.loads((tmp_path / "m" / "model.json").read_text())["contract"]["metrics"]["auroc"]["value"] > 0.4
     )
+
+
+@pytest.mark.slow
+@PATIENT
+@pytest.mark.parametrize("dead", [0, 1])
+def test_a_process_of_several_that_dies(toys: Path, tmp_path: Path, dead: int) -> None:
+    """The other one ends with a line that says how to go on, and the same command does."""
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        "29532",
+    ]
+    command += [
+        "-m",
+        "ripple",
+        "train",
+        str(toys),
+        "-o",
+        str(tmp_path / "m"),
+        "--width",
+        "2",
+        "--nside",
+        "512",
+    ]
+    command += ["--threads", "1", "--device", "cpu", "--batch-size", "16", "--epochs"]
+    # As text on one pipe: torchrun and both processes.
+    begun = subprocess.Popen([*command, "400"], stderr=subprocess.PIPE, text=True, env=ALONE)
+    assert begun.stderr is not None
+    said = []
+    for line in begun.stderr:
+        said.append(line)
+        if "epoch 2/400" in line:
+            ranks = sorted(psutil.Process(begun.pid).children(), key=lambda one: one.pid)
+            ranks[dead].kill()
+    begun.wait()
+    (line,) = [line for line in said if line.startswith("ripple: ")]
+    assert line == (
+        "ripple: train: another process of torchrun died (run the same command again to resume)\n"
+    )
+    again = subprocess.Popen([*command, "400"], stderr=subprocess.PIPE, text=True, env=ALONE)
+    assert again.stderr is not None
+    first = next(line for line in again.stderr if "epoch " in line)
+    again.terminate()
+    again.communicate()
+    assert int(re.search(r"epoch (\d+)/", first)[1]) > 2  # type: ignore[index]

@@ -32,15 +32,15 @@ class Block:
         lines = (re.sub(r"(^|\s)#.*", "", line).strip() for line in whole.splitlines())
         return [line for line in lines if line]
 
-    @property
-    def made(self) -> set[str]:
-        """Names of what its commands write: they must not be there before."""
-        out = set()
-        for command in self.commands:
-            words = shlex.split(command)
-            out |= {words[k + 1] for k, word in enumerate(words[:-1]) if word in ("-o", "--output")}
-            out |= {words[2]} if words[:2] == ["ripple", "simulate"] else set()
-        return out
+
+def made(commands: list[str]) -> set[str]:
+    """Names of what commands write: they must not be there before."""
+    out = set()
+    for command in commands:
+        words = shlex.split(command)
+        out |= {words[k + 1] for k, word in enumerate(words[:-1]) if word in ("-o", "--output")}
+        out |= {words[2]} if words[:2] == ["ripple", "simulate"] else set()
+    return out
 
 
 def blocks() -> list[Block]:

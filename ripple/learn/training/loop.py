@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ripple.errors import ConfigError
+from ripple.errors import ConfigError, WorkerError
 from ripple.learn.config import TrainConfig
 from ripple.learn.data.dataset import Batch
 from ripple.learn.data.loader import Loader
@@ -423,10 +424,24 @@ def process_group(device: torch.device) -> Iterator[Ranks]:
 
     # nccl moves tensors between GPUs and cannot move those of CPUs.
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    rank = dist.get_rank()
     try:
-        yield Ranks(dist.get_rank(), world)
+        yield Ranks(rank, world)
+    except RuntimeError as err:
+        # gloo has no class of its own for it; nccl has.
+        if isinstance(err, dist.DistError) or "gloo" in str(err):
+            _end_without_the_others(rank)
+        raise
     finally:
         dist.destroy_process_group()
+
+
+def _end_without_the_others(rank: int) -> None:
+    """End this process because another rank is gone: at once, for torchrun kills the others in a moment."""
+    lost = WorkerError("train: another process of torchrun died", hint="run the same command again to resume")
+    if rank <= 1:  # one line, also where it is the first that died
+        print(f"ripple: {lost}", file=sys.stderr, flush=True)
+    os._exit(WorkerError.exit_code)
 
 
 def _from_first_rank(progress: Progress, ranks: Ranks) -> Progress:
