@@ -171,13 +171,20 @@ def flags_and_reasons() -> str:
         "them, with the thresholds of the section [quality](configuration.md#quality); the third column says which reject a\n"
         "row by default.\n",
         table(("bit", "flag", "rejects", "set when"), flags),
+        _examples("flags", "An example of each flag that the simulated survey has: the band that has it, black to white by flux, red without data"),
         "## Reasons\n",
         "The column `reason` of `index.parquet`: why a row is `partial` or `rejected`. `detail` beside it names the\n"
         "file or the value.\n",
         table(("reason", "meaning"), reasons),
+        _examples("reasons", "An example of each reason of the simulated survey whose rows have pixels, drawn in the same way"),
         "## Exit codes\n",
         table(("code", "meaning"), _exit_codes()),
     ])  # fmt: skip
+
+
+def _examples(name: str, said: str) -> str:
+    """A picture that `scripts/pictures.py` draws."""
+    return f"{said}\n(`python scripts/pictures.py`):\n\n![{said}](../pictures/{name}.png)\n"
 
 
 def _comments(kind: type) -> dict[str, str]:
