@@ -47,8 +47,8 @@ def main() -> None:
 
 
 def save(name: str, picture: Image.Image) -> None:
-    """As PNG with 128 colours and without times, so that pictures stay small."""
-    picture.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(FOLDER / name, optimize=True)
+    """As PNG with 64 colours and without times, so that pictures stay small."""
+    picture.convert("RGB").quantize(64, dither=Image.Dither.NONE).save(FOLDER / name, optimize=True)
 
 
 def drawn(figure: Figure) -> Image.Image:
@@ -70,10 +70,10 @@ def page(path: Path) -> Image.Image:
         "--hide-scrollbars",
         "--force-device-scale-factor=1",
     ]
-    size = ["--window-size=1200,2400", f"--screenshot={shot}"]
+    size = ["--window-size=1540,2400", f"--screenshot={shot}"]
     subprocess.run([browser, *flags, *size, path.as_uri()], check=True, capture_output=True, timeout=120)
     whole = Image.open(shot)
-    return whole.crop((0, 0, 1200, min(whole.height, 2000))).resize((720, 1200), Image.Resampling.LANCZOS)
+    return whole.resize((720, round(720 * whole.height / whole.width)), Image.Resampling.LANCZOS)
 
 
 def flagged(tensors: Any) -> Iterator[tuple[str, int, str]]:
