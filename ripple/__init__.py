@@ -28,7 +28,7 @@ _PLACES: dict[str, tuple[str, str]] = {
 }
 #: Verbs as functions. `import` is a keyword, and `ripple.report` is a package.
 _VERBS = (
-    "simulate", "fetch", "import_cutouts", "preprocess", "inject", "train", "score", "compare",
+    "simulate", "fetch", "import_cutouts", "preprocess", "inject", "train", "score", "search", "compare",
     "explain", "write_report", "export", "import_model", "export_model",
 )  # fmt: skip
 

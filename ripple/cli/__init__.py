@@ -35,6 +35,7 @@ GROUPS: dict[str, dict[str, str]] = {
     "Finder": {
         "train": "Tensors to a lens finder.",
         "score": "A lens finder and tensors to ranked candidates.",
+        "search": "A lens finder and coadds to ranked candidates, in one pass.",
         "compare": "Scores of the same rows by several models, side by side.",
         "explain": "Why a model gives its scores: saliency, neighbours, latent space.",
         "import-model": "Weights trained elsewhere to a model.",

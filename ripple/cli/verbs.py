@@ -80,6 +80,16 @@ STAGES: dict[str, Verb] = {
         "ripple score model tensors --evaluate -o scores",
         ("model", "tensors"),
     ),
+    "search": Verb(
+        "ripple.stages.search.config:SearchConfig",
+        "ripple.stages.search.search:search",
+        "Score a piece of sky with MODEL, from coadds to ranked candidates in one pass.\n\n"
+        "The scores are those of fetch, preprocess and score, but neither cutouts nor tensors are written, "
+        "except those of the best rows with --keep.",
+        "ripple search model --repo dp2 --collections dp2 --tract 5063 --select 'i_cModelFlux > 1000' "
+        "--workers 8 --keep 200 -o found",
+        ("model",),
+    ),
     "explain": Verb(
         "ripple.learn.config:ExplainConfig",
         "ripple.learn.explain.explain:explain",

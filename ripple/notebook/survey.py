@@ -25,6 +25,7 @@ from ripple.notebook.positions import pixels_of, single, targets_of
 from ripple.notebook.tables import table_of
 from ripple.rubin.cache import CacheCounts, CachedFiles, PlaneCache
 from ripple.rubin.repository import open_repository
+from ripple.runtime.profile import Profile
 from ripple.runtime.summary import progress
 from ripple.stages.fetch.planes import read_batch
 from ripple.stages.fetch.task import unit_task, user_columns
@@ -342,9 +343,10 @@ class Survey:
         with progress(len(plan.targets), "cutouts") if several else nullcontext(int) as advance:
             for unit in plan.units:
                 # As `fetch` reads it, so that the pixels are the same.
-                reading, batch = read_batch(unit_task(self.planner.selection, plan, unit), self._files)
-                outcomes.put(unit.rows, reading.outcomes)
-                batches.append(batch)
+                task = unit_task(self.planner.selection, plan, unit)
+                read = read_batch(task, self._files, Profile())
+                outcomes.put(unit.rows, read.reading.outcomes)
+                batches.append(read.batch)
                 advance(len(unit.rows))
         targets = plan.targets
         requested = {"id": targets.id, "ra": targets.ra, "dec": targets.dec, **user_columns(targets.extra)}

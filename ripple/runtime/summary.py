@@ -30,8 +30,9 @@ NEXT = {
     "inject": "ripple preprocess {} -o tensors",
     "train": "ripple score {} TENSORS -o scores",
     "score": "ripple report {} -o report",
+    "search": "ripple show {}",
     "import-model": "ripple score {} TENSORS -o scores",
-    "report": "open {}/index.html in a browser",
+    "report": "open {} in a browser",
 }
 
 
@@ -156,7 +157,7 @@ class Summary:
         """What people type next: the rows that failed, and the next verb of the chain."""
         where = shlex.quote(self.output)
         lines = []
-        if self.rejections and self.verb in ("fetch", "preprocess", "import", "score"):
+        if self.rejections and self.verb in ("fetch", "preprocess", "import", "score", "search"):
             lines.append(f"which rows, and why: ripple show {where} --failures")
         if self.verb in NEXT:
             lines.append("next: " + NEXT[self.verb].replace("{}", where))

@@ -183,12 +183,12 @@ class _Scores(_Part):
 
 
 class _ScoreConfig(_Part):
-    tensors: list[str]
+    tensors: list[str] = []  # those of a search were never written
 
 
 class _ScoreInputs(_Part):
     model: str
-    tensors: list[str]
+    tensors: list[str] = []
 
 
 class _TensorInputs(_Part):
@@ -218,7 +218,7 @@ def check_layout(path: Path, manifest: Mapping[str, Any]) -> None:
         _check(path, key, model, manifest[key])
     # Reports pair the tensors of a score with their checksums by position.
     if manifest["kind"] == "scores":
-        named, known = (len(manifest[key]["tensors"]) for key in ("config", "inputs"))
+        named, known = (len(manifest[key].get("tensors", ())) for key in ("config", "inputs"))
         if named != known:
             raise IntegrityError(f"{path}: {named} tensors in config, but {known} in inputs", hint=HINT)
 

@@ -24,6 +24,9 @@ PIECE = 100_000
 #: Columns that scoring itself writes, in this order; those of the catalogue follow.
 SCORE_COLUMNS = ("id", "ra", "dec", "score", "probability", "spread", "rank", "qc", "split", "shard", "row")
 
+#: Columns of the index of scores.
+INDEX_COLUMNS = ("index", "id", "ra", "dec", "status", "reason", "detail", "shard", "row")
+
 
 def write_sorted(paths: list[Path], target: Path) -> tuple[str, int]:
     """Write one table sorted by falling score; ties keep the order of shard and row.
@@ -139,7 +142,7 @@ def joined_index(artefacts: list[Artefact], metadata: dict[str, str]) -> Iterato
     IntegrityError
         The checksum of an index is not the one in its manifest.
     """
-    names = ["index", "id", "ra", "dec", "status", "reason", "detail", "shard", "row"]
+    names = INDEX_COLUMNS
     # A column that only some have is null in the parts of the others.
     schema = pa.unify_schemas(
         [

@@ -161,7 +161,10 @@ def score(config: ScoreConfig) -> Summary:
         with progress(rows, "scoring") as advance, closing(_read_ahead(read)) as shards:
             for unit, batch, images in shards:
                 stop.check()  # between shards, where everything so far is committed
-                table = score_shard(model, unit, batch, images, config, device, advance)
+                how = (config, device, advance)
+                table = score_shard(
+                    model, batch, images, *how, number=unit.number, digest=unit.artefact.digest
+                )
                 writer.commit(unit.number, parquet_bytes(table), len(batch), {})
         attributes = _finish(writer, model, digest, units, config, device, judged)
     return _summary(config, attributes, notes, time.perf_counter() - began)
@@ -200,21 +203,7 @@ def _finish(
     paths = [writer.directory / writer.name(unit.number) for unit in units]
     # Each artefact once, in the order given: the units of one artefact share the object.
     artefacts = list({id(unit.artefact): unit.artefact for unit in units}.values())
-    digest, rows = write_sorted(paths, writer.directory / SORTED)
-    if config.top:
-        write_atomic(writer.directory / "top.csv", top_csv(writer.directory / SORTED, config.top))
-    attributes: ScoreAttributes = {
-        "rows": rows,
-        "sorted": {"name": SORTED, "sha256": digest},
-        "model": {"digest": identity, "origin": model.contract.origin},
-        "members": len(model.nets),
-        "output": model.contract.output,
-        "lens_labels": list(model.contract.lens_labels()),
-        "threshold": model.contract.threshold,
-        "bands": list(model.contract.bands),
-        "prevalence": stated_prevalence(model.contract, config),
-        "training_prevalence": training_prevalence(model.contract),
-    }
+    attributes = write_ranked(writer, paths, model.contract, identity, config)
     if config.evaluate:
         stated = attributes["prevalence"]
         found = evaluation_report(paths, artefacts, model.contract, config, writer.directory, judged, stated)
@@ -241,6 +230,41 @@ def _finish(
     return attributes
 
 
+def write_ranked(
+    writer: ArtefactWriter, paths: list[Path], contract: Contract, identity: str, config: ScoreConfig
+) -> ScoreAttributes:
+    """Write the sorted table and the best rows, and return the attributes that say what they are.
+
+    Parameters
+    ----------
+    writer
+        Of the scores.
+    paths
+        Tables of the shards.
+    contract
+        Of the model, the class in place by which it ranks.
+    identity
+        Digest of the model.
+    config
+        How it scores.
+    """
+    digest, rows = write_sorted(paths, writer.directory / SORTED)
+    if config.top:
+        write_atomic(writer.directory / "top.csv", top_csv(writer.directory / SORTED, config.top))
+    return {
+        "rows": rows,
+        "sorted": {"name": SORTED, "sha256": digest},
+        "model": {"digest": identity, "origin": contract.origin},
+        "members": len(contract.members),
+        "output": contract.output,
+        "lens_labels": list(contract.lens_labels()),
+        "threshold": contract.threshold,
+        "bands": list(contract.bands),
+        "prevalence": stated_prevalence(contract, config),
+        "training_prevalence": training_prevalence(contract),
+    }
+
+
 def _labelled_unseen_rows(
     contract: Contract, units: list[Unit], config: ScoreConfig, judged: Judgeable
 ) -> list[tuple[TensorBatch, NDArray[np.int64]]]:
@@ -249,7 +273,7 @@ def _labelled_unseen_rows(
     share = -(-config.stress_rows // max(len(units), 1))  # rows per shard, rounded up
     for unit in units:
         batch = _mapped(unit, contract)
-        unseen = split_names(contract, unit.artefact, batch) == judged
+        unseen = split_names(contract, unit.artefact.digest, batch) == judged
         label = np.asarray(batch.catalog.get("label", np.full(len(batch), -1)))
         # Labels beyond the classes of the model (a class it never learnt) have no right answer.
         rows = np.flatnonzero(unseen & (label >= 0) & (label < max(len(class_names(contract)), 1)))
@@ -274,7 +298,7 @@ def _check_every_shard(contract: Contract, units: list[Unit], config: ScoreConfi
         path = unit.artefact.shard_path(unit.shard)
         check(contract, Facts.of(batch, unit.artefact), _conversion(config), str(path))
         if config.evaluate or config.stress:
-            names = split_names(contract, unit.artefact, batch)
+            names = split_names(contract, unit.artefact.digest, batch)
             lens = _is_lens(contract, batch)
             for k, name in enumerate(("test", "unknown")):
                 counts[k] += [((names == name) & (lens == kind)).sum() for kind in (0, 1)]
@@ -312,18 +336,29 @@ def _read_shards(
         batch = _mapped(unit, contract)
         facts = Facts.of(batch, unit.artefact)
         check(contract, facts, _conversion(config), str(unit.artefact.shard_path(unit.shard)))
-        images = []
-        for at in range(0, len(batch), config.batch_size):
-            part = torch.from_numpy(batch.image[at : at + config.batch_size].astype(np.float32))
-            image = convert(part, contract, facts).contiguous()
-            # Only copies from pinned memory run while the GPU computes.
-            images.append(image.pin_memory() if device.type == "cuda" else image)
-        yield unit, batch, images
+        yield unit, batch, network_input(batch, contract, facts, config.batch_size, device)
+
+
+def network_input(
+    batch: TensorBatch, contract: Contract, facts: Facts, batch_size: int, device: torch.device
+) -> list[Tensor]:
+    """The images of a shard in batches `(n, B, size, size)` float32, in host memory, for the network."""
+    images = []
+    for at in range(0, len(batch), batch_size):
+        part = torch.from_numpy(batch.image[at : at + batch_size].astype(np.float32))
+        image = convert(part, contract, facts).contiguous()
+        # Only copies from pinned memory run while the GPU computes.
+        images.append(image.pin_memory() if device.type == "cuda" else image)
+    return images
 
 
 def _mapped(unit: Unit, contract: Contract) -> TensorBatch:
     """A verified shard, its labels in the numbers of the model."""
-    batch = shard_reader.map_tensors(unit.artefact.verified_path(unit.shard))
+    return relabelled(shard_reader.map_tensors(unit.artefact.verified_path(unit.shard)), contract)
+
+
+def relabelled(batch: TensorBatch, contract: Contract) -> TensorBatch:
+    """The batch with its labels in the numbers of the model."""
     if "label" not in batch.catalog:
         return batch
     label = renumbered(batch.catalog["label"], batch.class_map, contract.class_map)
@@ -345,15 +380,38 @@ def _read_ahead[T](items: Iterator[T]) -> Generator[T]:
 
 def score_shard(
     model: Model,
-    unit: Unit,
     batch: TensorBatch,
     images: list[Tensor],
     config: ScoreConfig,
     device: torch.device,
     advance: Callable[[int], None],
+    *,
+    number: int,
+    digest: str,
 ) -> pa.Table:
     """The table of one shard, in the order of its rows.
 
+    Parameters
+    ----------
+    model
+        On `device`.
+    batch
+        The N rows; labels in the numbers of the model.
+    images
+        Their images as `network_input` gives them.
+    config
+        How to score.
+    device
+        Where to compute.
+    advance
+        Told how many rows were scored.
+    number
+        Of the shard, for the column `shard`.
+    digest
+        Of the tensors; empty when they are no artefact.
+
+    Returns
+    -------
     Columns: id, ra, dec, score, probability, spread, qc, split, shard, row, then the answers of other tasks
     (`p_<class>`, `predicted`, or `<target>_predicted`), then the other catalogue columns.
     """
@@ -377,8 +435,8 @@ def score_shard(
         p = probabilities(model.contract, average(values))
         columns |= doubts(model.contract.uncertainty, p, near, class_names(model.contract))
     columns["qc"] = catalog.pop("qc", np.zeros(n, np.uint64))  # a bit mask; 0: no flag raised
-    columns["split"] = split_names(model.contract, unit.artefact, batch)
-    columns["shard"] = np.full(n, unit.number, np.int32)
+    columns["split"] = split_names(model.contract, digest, batch)
+    columns["shard"] = np.full(n, number, np.int32)
     columns["row"] = np.arange(n, dtype=np.int32)
     for name, column in catalog.items():
         # The rest of the catalogue travels along; normalisation constants matter only to preprocess.
@@ -545,9 +603,12 @@ def _class_answers(
     return found | {f"p_{contract.class_map[str(k)]}": each[:, k] for k in range(each.shape[1])}
 
 
-def split_names(contract: Contract, artefact: Artefact, batch: TensorBatch) -> NDArray[np.str_]:
-    """`(N,)` `train`, `validation`, `test` or `unknown`: what the model and its ancestors used a row for."""
-    return np.array(VERDICTS)[contract.verdicts(artefact.digest, batch.catalog, len(batch))]
+def split_names(contract: Contract, digest: str, batch: TensorBatch) -> NDArray[np.str_]:
+    """`(N,)` `train`, `validation`, `test` or `unknown`: what the model and its ancestors used a row for.
+
+    `digest` is that of the tensors, empty for rows that are no artefact.
+    """
+    return np.array(VERDICTS)[contract.verdicts(digest, batch.catalog, len(batch))]
 
 
 def _arrow(column: NDArray[Any], *, null: bool = False) -> pa.Array:

@@ -107,7 +107,7 @@ def fetch(config: FetchConfig) -> Summary:
     profile = Profile()
     with _started(config) as started:
         with profile.time("query"):
-            plan, inputs = _trusted(config, make_plan(config))
+            plan, inputs = trusted_plan(config, make_plan(config))
         opened = create(
             Path(config.output), kind="cutouts", config=config, inputs=inputs, units=len(plan.units)
         )
@@ -131,7 +131,7 @@ def fetch(config: FetchConfig) -> Summary:
                 config.workers,
                 config.deadline,
                 config.memory,
-                _worker_bytes(tasks.values()),
+                worker_bytes(task.unit for task in tasks.values()),
                 config.dask,
                 config.dask_settings,
             )
@@ -148,7 +148,7 @@ def fetch(config: FetchConfig) -> Summary:
                 instead=_lost if config.lost == "reject" else None,
             )
             with profile.time("index"):
-                index = _index(config, plan, writer)
+                index = _index(plan, writer)
                 attributes = _attributes(config, plan, writer)
             seconds = time.perf_counter() - start
             metrics = {
@@ -194,7 +194,7 @@ def plan_inputs(plan: Plan) -> FetchInputs:
     }
 
 
-def _trusted(config: FetchConfig, plan: Plan) -> tuple[Plan, FetchInputs]:
+def trusted_plan(config: FetchConfig, plan: Plan) -> tuple[Plan, FetchInputs]:
     """The plan with the checksums that its files must have, and the inputs, which identify their list."""
     inputs = plan_inputs(plan)
     if config.digests is None:
@@ -232,14 +232,29 @@ def make_shard(task: ShardTask) -> ShardResult:
     profile.count("write", calls=1, seconds=staged.write_seconds, bytes=staged.bytes)
     profile.count("sync", calls=1, seconds=staged.sync_seconds, bytes=staged.bytes)
     profile.count("unit", calls=1, seconds=time.perf_counter() - start, bytes=staged.bytes)
-    facts = {
+    facts = unit_facts(reading, stream.no_data, digests)
+    return ShardResult(staged, len(reading.kept), profile.operations, peak_rss(), facts)
+
+
+def unit_facts(reading: UnitReading, no_data: NDArray[np.float32], digests: dict[str, str]) -> Json:
+    """The record of a unit in the manifest, from which `index_columns` and the attributes follow.
+
+    Parameters
+    ----------
+    reading
+        The unit.
+    no_data
+        `(N, B)` share of pixels without data.
+    digests
+        Of the files that were read.
+    """
+    return {
         "outcomes": reading.outcomes.record(),
         "bands": _band_lists(reading),
-        "no_data": _shares(stream.no_data),
+        "no_data": _shares(no_data),
         "digests": digests,
         "notes": reading.notes(),
     }
-    return ShardResult(staged, len(reading.kept), profile.operations, peak_rss(), facts)
 
 
 def _band_lists(reading: UnitReading) -> dict[str, list[int]]:
@@ -257,17 +272,24 @@ def _shares(no_data: NDArray[np.float32]) -> dict[str, float]:
     return {str(row): round(float(worst[row]), 4) for row in np.flatnonzero(worst > 0).tolist()}
 
 
-def _worker_bytes(tasks: Iterable[ShardTask]) -> int:
-    """Memory of a worker: files, a plane per band, what decoding takes, and what waits to be written."""
+def worker_bytes(units: Iterable[UnitTask], *, whole: bool = False) -> int:
+    """Memory of a worker: files, a plane per band, what decoding takes, and what waits to be written.
+
+    Parameters
+    ----------
+    units
+        What workers will read.
+    whole
+        All cutouts of a unit are in memory, rather than a few that wait to be written.
+    """
     most = 0
-    for task in tasks:
-        unit = task.unit
+    for unit in units:
         own = set(unit.catalog["patch"].tolist())
         # Neighbours are only read in parts, for the boxes that reach into them.
         files = sum(max(0, d.size) for d in unit.datasets if d.patch in own)
         plane = max((b.width * b.height * 4 for b in unit.boxes.values()), default=0)
         rows = unit.rows * len(unit.bands) * unit.size**2 * 12  # image, variance, mask
-        waiting = min(rows, AHEAD * CHUNK_BYTES)
+        waiting = rows if whole else min(rows, AHEAD * CHUNK_BYTES)
         # One decoded plane per band, and three more for what decoding takes.
         most = max(most, files + (len(unit.bands) + 3) * plane + waiting)
     return IDLE_WORKER + most
@@ -282,28 +304,31 @@ def _lost(task: ShardTask, message: str) -> ShardResult:
     return replace(result, facts={**result.facts, "outcomes": outcomes.record(), "notes": [message]})
 
 
-def _index(config: FetchConfig, plan: Plan, writer: ArtefactWriter) -> pa.Table:
+def _index(plan: Plan, writer: ArtefactWriter) -> pa.Table:
     """One row per requested target, in input order."""
-    n = len(plan.targets)
-    outcomes, places = _places(plan, writer)
-    columns: dict[str, Any] = {
-        "index": np.arange(n, dtype=np.int64),
-        "id": plan.targets.id,
-        "ra": plan.targets.ra,
-        "dec": plan.targets.dec,
-        "tract": plan.tract,
-        "patch": plan.patch,
-        "x": plan.x,
-        "y": plan.y,
-        **outcomes.columns(),
-        **places,
-    }
+    outcomes, places = places_of(plan, writer)
+    columns: dict[str, Any] = {**identity_columns(plan), **outcomes.columns(), **places}
     for name, values in user_columns(plan.targets.extra).items():
         columns.setdefault(name, values)  # never instead of one of ours
     return pa.table({k: pa.array(v) for k, v in columns.items()})
 
 
-def _places(plan: Plan, writer: ArtefactWriter) -> tuple[Outcomes, dict[str, NDArray[Any]]]:
+def identity_columns(plan: Plan) -> dict[str, NDArray[Any]]:
+    """The columns of an index that say which targets were requested, and where they lie."""
+    targets = plan.targets
+    return {
+        "index": np.arange(len(targets), dtype=np.int64),
+        "id": targets.id,
+        "ra": targets.ra,
+        "dec": targets.dec,
+        "tract": plan.tract,
+        "patch": plan.patch,
+        "x": plan.x,
+        "y": plan.y,
+    }
+
+
+def places_of(plan: Plan, writer: ArtefactWriter) -> tuple[Outcomes, dict[str, NDArray[Any]]]:
     """Outcome of each target, and the columns `bands`, `no_data`, `shard`, `row`, from records of units.
 
     `no_data` is the share of pixels without data in the worst band.

@@ -164,17 +164,30 @@ def _runs(values: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
         yield from zip([0, *cuts.tolist()], [*cuts.tolist(), len(values)], strict=True)
 
 
-def read_batch(task: UnitTask, files: CoaddFiles) -> tuple[UnitReading, CutoutBatch]:
-    """A unit in memory: how it was read, and what its shard would contain."""
+@dataclass(frozen=True, slots=True)
+class UnitBatch:
+    """A unit in memory: how it was read, its delivered rows, and `(N, B)` shares of pixels without data."""
+
+    reading: UnitReading
+    batch: CutoutBatch
+    no_data: NDArray[np.float32]
+
+
+def read_batch(task: UnitTask, files: CoaddFiles, profile: Profile) -> UnitBatch:
+    """Read a unit into memory: what its shard would contain."""
     damaged: Damaged = {}
-    profile = Profile()
     while True:  # each round leaves out one more file, so this ends
         try:
             reading = open_unit(task, files, damaged, profile)
             # Through the bytes of a shard: what users get in memory is what `fetch` would have written.
             stream = PlaneStream(reading, profile)
-            batch = unpack_cutouts(b"".join(stream.chunks()))
+            data = bytearray(stream.size)
+            at = 0
+            for chunk in map(memoryview, stream.chunks()):
+                data[at : at + chunk.nbytes] = chunk.cast("B")
+                at += chunk.nbytes
+            batch = unpack_cutouts(memoryview(data))
             mark_no_data(reading.outcomes, reading.task.bands, stream.no_data)
-            return reading, batch
+            return UnitBatch(reading, batch, stream.no_data)
         except DamagedError as err:
             damaged[err.key] = err.error

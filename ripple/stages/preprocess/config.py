@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -18,6 +19,9 @@ class PreprocessConfig(Config):
 
     cutouts: str = neutral("", description="Directory of cutout shards, as made by fetch.")
     output: str = neutral("", description="Directory for the tensor shards.")
+    model: Path | None = neutral(
+        None, description="Make what this model takes: its PSF matching, normalisation and noise correlation."
+    )
     psf: str = Field(
         "match",
         description="Common PSF: none, match (broadest band of each row), or a FWHM in arcsec: that of the "

@@ -21,6 +21,7 @@ from ripple.imaging import noise, normalize
 from ripple.imaging.batch import CutoutBatch
 from ripple.imaging.quality import judge
 from ripple.imaging.quality.flags import LABELS, flag_names
+from ripple.learn.model.contract import Contract, load_contract
 from ripple.runtime.profile import Profile, peak_rss
 from ripple.runtime.summary import Summary, rate, tally
 from ripple.sky.neighbours import repeated
@@ -36,6 +37,7 @@ from ripple.stages.preprocess.batch import (
     preprocess_batch,
 )
 from ripple.stages.preprocess.config import PreprocessConfig
+from ripple.stages.preprocess.for_model import for_model, model_constants
 from ripple.storage.artefact import Artefact, open_artefact
 from ripple.storage.files import stage
 from ripple.storage.map_shards import ShardResult, Workers, map_shards, map_tasks, need_of
@@ -148,21 +150,24 @@ def preprocess(config: PreprocessConfig) -> Summary:
             "preprocess: give the cutouts and an output", hint="ripple preprocess CUTOUTS -o DIR"
         )
     start = time.perf_counter()
+    # In a notebook, other cutouts may have taken the place of those that were read before.
+    _artefact.cache_clear()
     cutouts = open_artefact(Path(config.cutouts), "cutouts")
+    contract = None if config.model is None else load_contract(config.model)
+    config = config if contract is None else for_model(config, contract, cutouts.bands)
     _check_psfs(cutouts, config)
+    inputs = {"cutouts": cutouts.digest}
+    if contract is not None:
+        inputs["model"] = contract.digest()
     opened = create(
-        Path(config.output),
-        kind="tensors",
-        config=config,
-        inputs={"cutouts": cutouts.digest},
-        units=len(cutouts.shards),
+        Path(config.output), kind="tensors", config=config, inputs=inputs, units=len(cutouts.shards)
     )
     if isinstance(opened, Finished):
         return _summary(config, opened.artefact.index(), 0.0)
     with opened as writer:
         profile = Profile()
         with profile.time("constants"):
-            constants = data_constants(cutouts, config)
+            constants = data_constants(cutouts, config, contract)
 
         def task(k: int) -> ShardTask:
             where = str(cutouts.directory), k, str(writer.directory), writer.name(k)
@@ -191,8 +196,17 @@ def _check_psfs(cutouts: Artefact, config: PreprocessConfig) -> None:
     )
 
 
-def data_constants(cutouts: Artefact, config: PreprocessConfig) -> DataConstants:
-    """What rows need to know of the whole data set; a pure function of artefact and config.
+def data_constants(
+    cutouts: Artefact, config: PreprocessConfig, contract: Contract | None = None
+) -> DataConstants:
+    """What rows need to know of the whole data set; a pure function of artefact, config and contract.
+
+    Parameters
+    ----------
+    cutouts, config
+        As for `preprocess`.
+    contract
+        Of the model whose constants are taken instead of measured ones.
 
     Returns
     -------
@@ -210,6 +224,8 @@ def data_constants(cutouts: Artefact, config: PreprocessConfig) -> DataConstants
         duplicates=tuple(index["index"].to_numpy()[twin].tolist()),
         class_map=attributes.get("class_map", {}),
     )
+    if contract is not None:
+        return model_constants(contract, constants)
     if config.noise_correlation == "measured":
         rho = _correlation_pass(cutouts, config).rho()
         # Rounded, so that the manifest shows what was used to the last digit.
@@ -317,10 +333,28 @@ def _outcomes(old: pa.Table, fresh: dict[str, NDArray[Any]], config: PreprocessC
     outcomes = Outcomes.read_columns(columns)
     if "accept" not in fresh:
         return outcomes
-    placed = old["shard"].to_numpy() >= 0
-    for k in np.flatnonzero(placed & (fresh["accept"] == 0)).tolist():
-        found = flag_names(int(fresh["qc"][k]))
-        measures = {name: float(values[k]) for name, values in fresh.items()}
+    placed = np.flatnonzero(old["shard"].to_numpy() >= 0)
+    found = rejections({name: values[placed] for name, values in fresh.items()}, config)
+    for rows, outcome in found.groups():
+        outcomes.add(placed[rows], outcome)
+    return outcomes
+
+
+def rejections(catalog: Mapping[str, NDArray[Any]], config: PreprocessConfig) -> Outcomes:
+    """What quality control made of N rows: those it did not accept are rejected, with the measures behind it.
+
+    Parameters
+    ----------
+    catalog
+        `qc`, `accept` and the measures of the rows.
+    config
+        Thresholds, and which flags reject.
+    """
+    outcomes = Outcomes(len(catalog["accept"]))
+    own = {name: values for name, values in catalog.items() if _is_fresh(name)}
+    for k in np.flatnonzero(catalog["accept"] == 0).tolist():
+        found = flag_names(int(catalog["qc"][k]))
+        measures = {name: float(values[k]) for name, values in own.items()}
         text = "; ".join(
             judge.explain(flag, measures, config.quality) for flag in found if flag in config.reject
         )

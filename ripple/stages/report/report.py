@@ -299,6 +299,11 @@ def tensor_artefacts(artefact: Artefact) -> list[Artefact]:
     DataError
         They are missing or have changed.
     """
+    if artefact.manifest["verb"] == "search":
+        raise DataError(
+            f"{artefact.directory}: a search keeps no pictures of its rows",
+            hint=f"search with --keep 100, then use {artefact.directory / 'kept' / 'scores'}",
+        )
     paths, digests = artefact.manifest["config"]["tensors"], artefact.inputs["tensors"]
     found = []
     # Config and inputs are in the same order; a manifest with unequal lengths is refused when it is read.

@@ -1,0 +1,56 @@
+"""Scores of tensors that are in memory, for a search: the table that `score` would write for their shard."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import pyarrow as pa
+
+from ripple.errors import IntegrityError
+from ripple.imaging.batch import TensorBatch
+from ripple.learn.config import ScoreConfig
+from ripple.learn.model.contract import Conversion, Facts, check
+from ripple.learn.model.device import choose_device
+from ripple.learn.model.weights import Model, load_model
+from ripple.learn.scoring.score import network_input, ranked_by, relabelled, score_shard
+
+
+def score_tensors(tensors: TensorBatch, config: ScoreConfig, digest: str, number: int) -> pa.Table:
+    """The table of one unit, in the order of its rows.
+
+    Parameters
+    ----------
+    tensors
+        N rows, as `preprocess` makes them for the model.
+    config
+        The model, and how to score.
+    digest
+        Of the model, which must not change while it is used.
+    number
+        Of the unit.
+
+    Raises
+    ------
+    ContractError
+        The tensors do not fit the contract of the model.
+    IntegrityError
+        The model is damaged, or another one took its place.
+    """
+    device = choose_device(config.device)
+    model = _model(config.model, digest, config.rank_by, config.device)
+    contract, facts = model.contract, Facts.of(tensors)
+    check(contract, facts, Conversion(), f"unit {number}")
+    images = network_input(tensors, contract, facts, config.batch_size, device)
+    batch = relabelled(tensors, contract)
+    return score_shard(model, batch, images, config, device, lambda rows: None, number=number, digest="")
+
+
+@lru_cache(maxsize=1)
+def _model(directory: Path, digest: str, rank_by: str, device: str) -> Model:
+    """The model of a search, read once by each worker, with the class in place by which it ranks."""
+    model = load_model(directory)
+    if model.contract.digest() != digest:
+        raise IntegrityError(f"{directory} was changed while it was used", hint="run again")
+    how = {"model": directory, "tensors": ["-"], "output": "-", "rank_by": rank_by}
+    return ranked_by(model.to(choose_device(device)), ScoreConfig.make(how))

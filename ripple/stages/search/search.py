@@ -1,0 +1,274 @@
+"""`ripple search`: a selection of the sky to scores, unit by unit in memory.
+
+The scores are those of `fetch`, `preprocess --model` and `score`, bit for bit: the same functions on the same
+units. What one row has to know of the others, namely which of them it repeats, is known only when all units
+were read; units in which that turned out otherwise are read again at the end.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+
+from ripple.errors import ConfigError, InputError
+from ripple.learn.config import ScoreConfig
+from ripple.learn.model.contract import Contract, load_contract
+from ripple.learn.scoring.ranking import INDEX_COLUMNS
+from ripple.learn.scoring.score import (
+    EXTRA_FILES,
+    SORTED,
+    ScoreAttributes,
+    named_prevalence,
+    stated_prevalence,
+    write_ranked,
+)
+from ripple.runtime.memory import IDLE_WORKER
+from ripple.runtime.profile import Profile, Timeline
+from ripple.runtime.summary import Summary, rate, tally
+from ripple.sky.neighbours import repeated
+from ripple.stages.fetch.config import FetchConfig
+from ripple.stages.fetch.fetch import identity_columns, places_of, trusted_plan, worker_bytes
+from ripple.stages.fetch.task import unit_task
+from ripple.stages.plan.plan import Plan
+from ripple.stages.plan.planner import make_plan
+from ripple.stages.preprocess.batch import DataConstants
+from ripple.stages.preprocess.config import PreprocessConfig
+from ripple.stages.preprocess.for_model import for_model, model_constants
+from ripple.stages.search.config import SearchConfig, only
+from ripple.stages.search.keep import keep_best
+from ripple.stages.search.unit import SearchTask, make_shard
+from ripple.storage.checksums import listed
+from ripple.storage.map_shards import Workers, map_shards
+from ripple.storage.outcomes import Outcomes
+from ripple.storage.writer import ArtefactWriter, Finished, create
+
+#: Bytes of PyTorch and a network in a worker, beside what fetch and preprocess take.
+NETWORK = 400 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """The options of the three verbs that a search stands for, and what they need of the model."""
+
+    fetch: FetchConfig
+    preprocess: PreprocessConfig
+    score: ScoreConfig
+    contract: Contract
+
+
+def search(config: SearchConfig) -> Summary:
+    """Score a selection of the sky; neither cutouts nor tensors are written, except those of `keep`.
+
+    Raises
+    ------
+    RippleError
+        As listed in `ripple.errors`; problems with single targets and files are in the index instead.
+    """
+    if not config.output:
+        raise ConfigError("search: no output directory", hint="give one with -o DIR")
+    start, profile = time.perf_counter(), Profile()
+    stages = stages_of(config)
+    with profile.time("query"):
+        plan, inputs = trusted_plan(stages.fetch, make_plan(stages.fetch))
+    _check_survey(plan, stages.contract)
+    digest = stages.contract.digest()
+    opened = create(
+        Path(config.output),
+        kind="scores",
+        config=config,
+        inputs={"model": digest, **inputs},
+        units=len(plan.units),
+        suffix=".parquet",
+    )
+    if isinstance(opened, Finished):
+        attributes = cast(ScoreAttributes, opened.artefact.attributes)
+        index = opened.artefact.index()
+    else:
+        with opened as writer:
+            timeline = Timeline(start)
+            peak = _search_units(config, stages, plan, writer, profile, timeline)
+            paths = [writer.directory / writer.name(k) for k in range(writer.units)]
+            attributes = write_ranked(writer, paths, stages.contract, digest, stages.score)
+            index = _index(plan, writer, attributes)
+            metrics = {
+                "operations": profile.operations,
+                "seconds": time.perf_counter() - start,
+                "peak_rss": peak,
+                "timeline": timeline.points(),
+            }
+            facts: dict[str, Any] = {**attributes, "notes": _notes(plan, writer)}
+            files = listed(writer.directory, (SORTED, *EXTRA_FILES))
+            writer.finish(index, metrics, facts, files=files)
+    kept = 0
+    if config.keep:
+        preparing = stages.preprocess.model_copy(update={"model": config.model})
+        kept = keep_best(Path(config.output), config.keep, stages.fetch, preparing, stages.score)
+    seconds = 0.0 if isinstance(opened, Finished) else time.perf_counter() - start
+    return _summary(config, attributes, index, kept, seconds)
+
+
+def stages_of(config: SearchConfig) -> Stages:
+    """The options of fetch, preprocess and score that together do what a search does.
+
+    Raises
+    ------
+    ConfigError
+        The model does not say how its tensors were made, or has no class of the name in `rank_by`.
+    """
+    contract = load_contract(config.model)
+    pixels = contract.pixels
+    fetch = only(
+        FetchConfig,
+        config,
+        bands=contract.bands,
+        size=contract.size,
+        size_column=None,
+        margin=int(pixels.get("margin", 0)),
+    )
+    given = {"workers": config.workers, "memory": config.memory, "deadline": config.deadline}
+    quality = {
+        name: getattr(config, name) for name in ("missing_band", "quality", "zero_point", "registration")
+    }
+    preprocess = for_model(PreprocessConfig.make({**quality, **given}), contract, contract.bands)
+    score = only(ScoreConfig, config, tensors=("-",), output=config.output)
+    stated_prevalence(contract, score)  # refused before anything is read
+    return Stages(fetch, preprocess, score, contract)
+
+
+def _check_survey(plan: Plan, contract: Contract) -> None:
+    """Refuse a survey whose pixels the model does not take."""
+    scales = [tan.pixel_scale for tan in plan.projections.values()]
+    scale = scales[0] if scales else contract.pixel_scale
+    if abs(scale / contract.pixel_scale - 1) > 1e-3:
+        raise InputError(
+            f"the survey has pixels of {scale:g} arcsec, the model takes {contract.pixel_scale:g}",
+            hint=f"fetch, preprocess --pixel-scale {contract.pixel_scale:g} --size {contract.size}, score",
+        )
+
+
+def _search_units(
+    config: SearchConfig,
+    stages: Stages,
+    plan: Plan,
+    writer: ArtefactWriter,
+    profile: Profile,
+    timeline: Timeline,
+) -> int:
+    """Make the shards that are missing, and those again whose duplicates turned out otherwise."""
+    peak = 0
+    # Rows that the plan rejected are in no unit; those that reading rejects are not known yet.
+    placed = np.zeros(len(plan.targets), bool)
+    for unit in plan.units:
+        placed[unit.rows] = True
+    todo: Sequence[int] = writer.todo()
+    for _ in range(2):
+        twins = _twins(plan, placed, stages.preprocess)
+        tasks = _tasks(stages, plan, writer, todo, twins)
+        rows = [len(unit.rows) for unit in plan.units]
+        workers = Workers(
+            config.workers,
+            config.deadline,
+            config.memory,
+            NETWORK + _need(tasks.values(), stages.preprocess),
+            config.dask,
+            config.dask_settings,
+        )
+        peak = max(
+            peak, map_shards(make_shard, tasks, writer, rows, workers, profile, "search", timeline=timeline)
+        )
+        placed = places_of(plan, writer)[1]["shard"] >= 0
+        todo = _changed(plan, writer, _twins(plan, placed, stages.preprocess), placed)
+        if not todo:
+            break
+    return peak
+
+
+def _need(tasks: Any, preprocess: PreprocessConfig) -> int:
+    """Bytes of a worker: the cutouts of a unit, their tensors, and what preprocess takes."""
+    units = [task.unit for task in tasks]
+    whole = worker_bytes(units, whole=True) if units else IDLE_WORKER
+    # Tensors are an image and a flag, in memory twice while they are packed; cutouts have 12 bytes a pixel.
+    tensors = max((u.rows * len(u.bands) * u.size**2 * 10 for u in units), default=0)
+    return whole + tensors
+
+
+def _tasks(
+    stages: Stages, plan: Plan, writer: ArtefactWriter, units: Sequence[int], twins: np.ndarray
+) -> dict[int, SearchTask]:
+    digest = stages.contract.digest()
+    classes = {str(k): name for k, name in enumerate(plan.targets.classes)}
+    found = {}
+    for k in units:
+        rows = plan.units[k].rows
+        constants = DataConstants(
+            margin=plan.margin, duplicates=tuple(rows[twins[rows]].tolist()), class_map=classes
+        )
+        found[k] = SearchTask(
+            unit_task(stages.fetch, plan, plan.units[k]),
+            stages.preprocess,
+            model_constants(stages.contract, constants),
+            stages.score,
+            digest,
+            str(writer.directory),
+            writer.name(k),
+        )
+    return found
+
+
+def _twins(plan: Plan, placed: np.ndarray, preprocess: PreprocessConfig) -> np.ndarray:
+    """`(N,)` targets that repeat an earlier one among those that have pixels."""
+    twin = np.zeros(len(placed), bool)
+    twin[placed] = repeated(
+        plan.targets.ra[placed], plan.targets.dec[placed], preprocess.quality.min_separation
+    )
+    return twin
+
+
+def _changed(plan: Plan, writer: ArtefactWriter, twins: np.ndarray, placed: np.ndarray) -> list[int]:
+    """Units in which other rows are duplicates than was assumed when they were made."""
+    return [
+        unit.number
+        for unit in plan.units
+        if writer.record(unit.number).extra["duplicates"]
+        != unit.rows[twins[unit.rows] & placed[unit.rows]].tolist()
+    ]
+
+
+def _index(plan: Plan, writer: ArtefactWriter, attributes: ScoreAttributes) -> pa.Table:
+    """One row per target, as `score` writes it for tensors of the same targets."""
+    outcomes, places = places_of(plan, writer)
+    for unit in plan.units:
+        facts = writer.record(unit.number).extra
+        kept = unit.rows[places["shard"][unit.rows] >= 0]
+        for rows, outcome in Outcomes.read_record(len(kept), facts["quality"]).groups():
+            outcomes.add(kept[rows], outcome)
+    columns: dict[str, Any] = {**identity_columns(plan), **outcomes.columns(), **places}
+    table = pa.table({name: pa.array(columns[name]) for name in INDEX_COLUMNS})
+    named = named_prevalence(attributes["prevalence"], attributes["training_prevalence"])
+    return table.replace_schema_metadata(named)
+
+
+def _notes(plan: Plan, writer: ArtefactWriter) -> list[str]:
+    found = dict.fromkeys(plan.notes)
+    for k in range(writer.units):
+        found |= dict.fromkeys(writer.record(k).extra["notes"])
+    return list(found)
+
+
+def _summary(
+    config: SearchConfig, attributes: ScoreAttributes, index: pa.Table, kept: int, seconds: float
+) -> Summary:
+    """The closing screen; raises `TooManyRejected` when more rows are rejected than the user allows."""
+    counts, reasons = tally(index, config.output, config.max_rejected)
+    facts: dict[str, Any] = {**counts, "scored": attributes["rows"]}
+    if kept:
+        facts["kept"] = f"{kept:,} of the best, in {Path(config.output) / 'kept'}"
+    if seconds:
+        facts["rate"] = rate(attributes["rows"], seconds)
+    return Summary("search", config.output, facts, reasons, seconds, seconds == 0)

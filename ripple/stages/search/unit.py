@@ -1,0 +1,81 @@
+"""One unit of a search in one worker: coadds to cutouts, tensors and scores, all in memory."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from ripple.learn.config import ScoreConfig
+from ripple.learn.scoring.in_memory import score_tensors
+from ripple.rubin.open import RepositoryFiles
+from ripple.runtime.profile import Profile, peak_rss
+from ripple.stages.fetch.fetch import unit_facts
+from ripple.stages.fetch.planes import UnitBatch, read_batch
+from ripple.stages.fetch.task import UnitTask
+from ripple.stages.preprocess.batch import DataConstants, preprocess_batch
+from ripple.stages.preprocess.config import PreprocessConfig
+from ripple.stages.preprocess.preprocess import rejections
+from ripple.storage.files import stage
+from ripple.storage.map_shards import ShardResult
+from ripple.storage.parquet import parquet_bytes
+from ripple.storage.shard_reader import unpack_tensors
+from ripple.storage.shard_writer import pack_tensors
+
+
+@dataclass(frozen=True, slots=True)
+class SearchTask:
+    """A unit to search, and where to write its scores.
+
+    Parameters
+    ----------
+    unit
+        What to read.
+    preprocess, constants
+        As for `preprocess_batch`.
+    score
+        How to score.
+    model
+        Digest of the model in `score.model`, which must not change while it is used.
+    directory, name
+        Where the table of the unit goes.
+    """
+
+    unit: UnitTask
+    preprocess: PreprocessConfig
+    constants: DataConstants
+    score: ScoreConfig
+    model: str
+    directory: str
+    name: str
+
+
+def make_shard(task: SearchTask) -> ShardResult:
+    """Read, preprocess and score one unit, and write its table under a temporary name."""
+    profile = Profile()
+    read, digests = _read(task.unit, profile)
+    with profile.time("preprocess"):
+        # As `score` would read them: shards decide the types and the order of columns.
+        made = preprocess_batch(read.batch, task.preprocess, task.constants)
+        tensors = unpack_tensors(pack_tensors(made, {}))
+    # What quality control rejects is in the index of the scores, as it would be in that of the tensors.
+    quality = rejections(tensors.catalog, task.preprocess)
+    duplicates = [int(k) for k in tensors.catalog["index"] if int(k) in set(task.constants.duplicates or ())]
+    with profile.time("score"):
+        table = score_tensors(tensors, task.score, task.model, task.unit.number)
+        data = parquet_bytes(table)
+    with profile.time("write", bytes=len(data)):
+        staged = stage(Path(task.directory), task.name, data)
+    facts = {
+        **unit_facts(read.reading, read.no_data, digests),
+        "quality": quality.record(),
+        "duplicates": duplicates,
+    }
+    return ShardResult(staged, len(tensors), profile.operations, peak_rss(), facts)
+
+
+def _read(unit: UnitTask, profile: Profile) -> tuple[UnitBatch, dict[str, str]]:
+    # One more thread, which hashes the files while this one decodes them.
+    with ThreadPoolExecutor(1) as beside, profile.time("fetch"):
+        read = read_batch(unit, RepositoryFiles(unit.repo, beside, profile), profile)
+        return read, read.reading.digests()

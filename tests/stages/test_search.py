@@ -1,0 +1,151 @@
+"""`ripple search` gives the scores of fetch, preprocess and score, bit for bit, and writes nothing else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from models import make_model
+
+from ripple.cli import run
+from ripple.learn.config import ScoreConfig
+from ripple.learn.model.calibrate import Calibration
+from ripple.learn.model.contract import ArchitectureRecord, pixels_of
+from ripple.learn.scoring.score import score
+from ripple.stages.fetch.config import FetchConfig
+from ripple.stages.fetch.fetch import fetch
+from ripple.stages.plan import planner
+from ripple.stages.preprocess.config import PreprocessConfig
+from ripple.stages.preprocess.preprocess import preprocess
+from ripple.storage.artefact import open_artefact
+
+
+def selection(sky: Path) -> dict[str, Any]:
+    return {
+        "repo": str(sky / "repo"), "collections": ["mini"], "targets": str(sky / "truth.parquet"),
+        "label_column": "label", "workers": 0,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def several_units() -> Iterator[None]:
+    """Units of few rows, so that there are some."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planner, "UNIT_ROWS", 12)
+        yield
+
+
+@pytest.fixture(scope="module")
+def three(sky: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Cutouts, a model for them, tensors made for the model, and their scores."""
+    root = tmp_path_factory.mktemp("three")
+    shape = {"bands": ["g", "r", "i"], "size": 40, "margin": 6, "output": str(root / "cutouts")}
+    fetch(FetchConfig.make(selection(sky) | shape))
+    common = {"cutouts": str(root / "cutouts"), "workers": 0}
+    preprocess(PreprocessConfig.make(common | {"output": str(root / "first")}))
+    made = open_artefact(root / "first")
+    make_model(
+        root / "model",
+        architecture=ArchitectureRecord(name="d4cnn", bands=3, size=40, outputs=1, width=2),
+        size=40,
+        psf_fwhm=None,
+        normalization=made.attributes["normalization"],
+        noise_correlation=made.attributes["noise_correlation"],
+        pixels=pixels_of(made),
+        calibration=Calibration(scale=0.8, offset=0.1, prevalence=0.15),
+    )
+    preprocess(PreprocessConfig.make(common | {"output": str(root / "tensors"), "model": root / "model"}))
+    score(
+        ScoreConfig.make({"model": root / "model", "tensors": [root / "tensors"], "output": root / "scores"})
+    )
+    return root
+
+
+def found(sky: Path, root: Path, output: Path, *more: str) -> list[str]:
+    where = ["--repo", str(sky / "repo"), "--collections", "mini", "--targets", str(sky / "truth.parquet")]
+    return ["search", str(root / "model"), *where, "--label-column", "label", "-o", str(output), *more]
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_the_scores_are_those_of_the_three_verbs(
+    sky: Path, three: Path, tmp_path: Path, workers: str
+) -> None:
+    output = tmp_path / "found"
+    assert run(found(sky, three, output, "--workers", workers)) == 0
+    ours, theirs = (open_artefact(path, "scores") for path in (output, three / "scores"))
+    assert len(ours.shards) == 2
+    for name in ("scores.parquet", "index.parquet", "top.csv", *(shard.name for shard in ours.shards)):
+        assert (output / name).read_bytes() == (three / "scores" / name).read_bytes(), name
+    for name in ("rows", "prevalence", "threshold", "bands", "lens_labels", "members", "model"):
+        assert ours.attributes[name] == theirs.attributes[name]
+    assert {p.name for p in output.iterdir()} == {p.name for p in (three / "scores").iterdir()}
+    assert run(["verify", str(output)]) == 0
+    assert run(["show", str(output)]) == 0
+
+
+def table(scores: Path) -> pa.Table:
+    return pq.read_table(scores / "scores.parquet")
+
+
+def test_the_bytes_do_not_depend_on_workers_or_interruption(
+    sky: Path, three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ripple.stages.search import search as module
+
+    assert run(found(sky, three, tmp_path / "one", "--workers", "0")) == 0
+    make, calls = module.make_shard, []
+
+    def stopping(task: Any) -> Any:
+        calls.append(task)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return make(task)
+
+    monkeypatch.setattr(module, "make_shard", stopping)
+    argv = found(sky, three, tmp_path / "two", "--workers", "0")
+    assert run(argv) == 130
+    monkeypatch.undo()
+    assert run(argv) == 0
+    for name in ("scores.parquet", "index.parquet", "manifest.json"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_the_best_are_kept_and_can_be_looked_at(
+    sky: Path, three: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "found"
+    assert run(found(sky, three, output, "--workers", "0", "--keep", "5", "--json")) == 0
+    assert "5 of the best" in json.loads(capsys.readouterr().out)["facts"]["kept"]
+    kept, best = table(output / "kept" / "scores"), table(output).slice(0, 5)
+    assert kept["id"].to_pylist() == best["id"].to_pylist()
+    assert kept["score"].to_pylist() == pytest.approx(best["score"].to_pylist(), abs=1e-6)
+    assert run(["report", str(output / "kept" / "scores"), "-o", str(tmp_path / "page")]) == 0
+    assert run(["report", str(output), "-o", str(tmp_path / "other")]) == 3
+    assert "kept/scores" in capsys.readouterr().err
+    # Others, asked for later, from scores that are there already.
+    assert run(found(sky, three, output, "--workers", "0", "--keep", "P>0")) == 2
+    assert "kept" in capsys.readouterr().err
+    shutil.rmtree(output / "kept")
+    assert run(found(sky, three, output, "--workers", "0", "--keep", "P>0")) == 0
+    assert "kept" in capsys.readouterr().err
+
+
+def test_what_the_model_decides_is_refused(
+    sky: Path, three: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(found(sky, three, tmp_path / "a", "--set", "size=64")) == 2
+    assert "size is that of the model" in capsys.readouterr().err
+    assert run(found(sky, three, tmp_path / "a", "--keep", "many")) == 2
+    assert not (tmp_path / "a").exists()
+
+
+def test_tensors_for_a_model_contradict_it_only_by_name(three: Path, tmp_path: Path) -> None:
+    argv = ["preprocess", str(three / "cutouts"), "--model", str(three / "model"), "-o", str(tmp_path / "t")]
+    assert run([*argv, "--psf", "none"]) == 2
+    assert run([*argv, "--psf", "match", "--workers", "0"]) == 0
