@@ -183,9 +183,10 @@ def read_batch(task: UnitTask, files: CoaddFiles, profile: Profile) -> UnitBatch
             stream = PlaneStream(reading, profile)
             data = bytearray(stream.size)
             at = 0
-            for chunk in map(memoryview, stream.chunks()):
-                data[at : at + chunk.nbytes] = chunk.cast("B")
-                at += chunk.nbytes
+            for chunk in stream.chunks():
+                end = at + memoryview(chunk).nbytes
+                data[at:end] = memoryview(chunk).cast("B")
+                at = end
             batch = unpack_cutouts(memoryview(data))
             mark_no_data(reading.outcomes, reading.task.bands, stream.no_data)
             return UnitBatch(reading, batch, stream.no_data)
