@@ -111,7 +111,7 @@ def test_fetch_says_which_psf_is_where(sky: Path, tmp_path: Path) -> None:
 
     fetch(FetchConfig.make({
         "repo": str(sky / "repo"), "collections": ["mini"], "targets": str(sky / "truth.parquet"),
-        "bands": ["g", "r"], "size": 48, "output": str(tmp_path / "cut"),
+        "bands": ["g", "r"], "size": 48, "margin": 0, "output": str(tmp_path / "cut"),
     }))  # fmt: skip
     artefact = open_artefact(tmp_path / "cut", "cutouts")
     seen, coadds = 0, {}

@@ -139,7 +139,8 @@ def test_the_public_names_are_listed_and_there() -> None:
 
 
 def test_batches_are_one_line(many: ripple.Cutouts) -> None:
-    assert repr(many.batch) == f"<CutoutBatch {len(many)} rows, g r i, 40 x 40 px>"
+    side = 40 + 2 * many.margin
+    assert repr(many.batch) == f"<CutoutBatch {len(many)} rows, g r i, {side} x {side} px>"
     assert repr(many[:2].to_tensors(psf="none")) == "<TensorBatch 2 rows, g r i, 40 x 40 px, asinh>"
 
 

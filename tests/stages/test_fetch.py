@@ -39,6 +39,7 @@ def run(sky: Path, out: Path, **options: object) -> FetchConfig:
         "targets": str(sky / "truth.parquet"),
         "bands": ["g", "r", "i"],
         "size": 48,
+        "margin": 0,
         "output": str(out),
         "workers": 0,
     }
@@ -194,7 +195,7 @@ def test_a_finished_output_is_left_alone_and_another_config_refused(sky: Path, f
     summary = fetch(
         FetchConfig.make({
             "repo": str(sky / "repo"), "collections": ["mini"], "targets": str(sky / "truth.parquet"),
-            "bands": ["g", "r", "i"], "size": 48, "output": str(fetched), "workers": 2,
+            "bands": ["g", "r", "i"], "size": 48, "margin": 0, "output": str(fetched), "workers": 2,
         })
     )  # fmt: skip
     assert summary.done_before
@@ -349,7 +350,8 @@ def test_bad_input_is_one_clear_line(
 
 def test_json_summary_is_on_stdout(sky: Path, fetched: Path) -> None:
     options = ["--repo", str(sky / "repo"), "--collections", "mini", "--bands", "gri", "--size", "48"]
-    options += ["--targets", str(sky / "truth.parquet"), "--workers", "0", "-o", str(fetched), "--json"]
+    options += ["--targets", str(sky / "truth.parquet"), "--margin", "0", "--workers", "0"]
+    options += ["-o", str(fetched), "--json"]
     result = cli("fetch", *options, cwd=fetched.parent)
     assert result.returncode == 0, result.stderr
     summary = json.loads(result.stdout)

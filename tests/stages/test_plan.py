@@ -124,7 +124,7 @@ def those(found: Plan, *statuses: Status) -> dict[int, Outcome]:
 
 
 def plan(repo: Path, **values: object) -> Plan:
-    return make_plan(Selection.make({"repo": str(repo), "collections": ["mini"], **values}))
+    return make_plan(Selection.make({"repo": str(repo), "collections": ["mini"], "margin": 0, **values}))
 
 
 def check(found: Plan) -> None:
@@ -167,7 +167,7 @@ def test_afw_repository(positions: str) -> None:
     found = make_plan(
         Selection.make(
             {"repo": str(SHARED / "afw_repo"), "collections": ["truth/all"], "targets": positions,
-             "dataset_type": "deepCoadd_calexp"}
+             "dataset_type": "deepCoadd_calexp", "margin": 0}
         )
     )  # fmt: skip
     check(found)

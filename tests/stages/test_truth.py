@@ -37,6 +37,7 @@ def cut(shared: Path, truth: dict[str, np.ndarray], tmp_path_factory: pytest.Tem
             "repo": str(shared / "afw_repo"), "collections": ["truth/all"], "skymap": "truth_rings_v1",
             "dataset_type": "deepCoadd_calexp", "bands": list(BANDS), "duplicate_radius": 0,
             "targets": str(directory / "targets.csv"), "output": str(directory / "out"), "workers": 0,
+            "margin": 0,
         })
     )  # fmt: skip
     return directory / "out"
