@@ -192,7 +192,8 @@ def exported_cutout(
         columns={
             name: value
             for name, value in facts.items()
-            if name not in _MADE_ANEW and isinstance(value, int | float | str)
+            # NaN is no value.
+            if name not in _MADE_ANEW and isinstance(value, int | float | str) and value == value
         },
         understood=_understood(header, take, file),
     )
