@@ -246,7 +246,7 @@ for band in "gri":
 pixels = np.stack([c.data for c in cutouts])
 """,
         "pixels",
-        hyrax='h.prepare()["data"].get_image(row), after a search for the row',
+        hyrax="h.lookup(id=identifier): its latent vector, after h.infer(); no pixels",
         lsdb='catalog.id_search(values={"objectId": identifier}).compute(): the row, no pixels',
     ),
     Task(
