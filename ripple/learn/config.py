@@ -76,6 +76,13 @@ class ExplainConfig(Config):
 OpenFraction = Annotated[float, Field(gt=0, lt=1)]
 
 
+#: Neutral, because the engine that was used is among the inputs of the scores.
+ENGINE = (
+    "What computes the network: torch, or onnx (ONNX Runtime, on CPUs); auto takes onnx for 20,000 rows and "
+    "more where it is installed and agrees to 1e-5."
+)
+
+
 class ScoreConfig(Config):
     """Options of `ripple score`."""
 
@@ -134,6 +141,7 @@ class ScoreConfig(Config):
 
     batch_size: Annotated[int, Field(ge=1)] = setting(256, neutral=True, description="Rows per batch.")
     device: str = neutral("auto", description="cpu, cuda or cuda:1; auto uses a GPU if there is one.")
+    engine: Literal["auto", "torch", "onnx"] = neutral("auto", description=ENGINE)
     threads: Annotated[int, Field(ge=0)] = neutral(0, description="CPU threads; 0 for all cores.")
 
 

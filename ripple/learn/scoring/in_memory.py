@@ -13,10 +13,13 @@ from ripple.learn.config import ScoreConfig
 from ripple.learn.model.contract import Conversion, Facts, check
 from ripple.learn.model.device import choose_device
 from ripple.learn.model.weights import Model, load_model
+from ripple.learn.scoring.engine import chosen, graph_paths, with_graphs, with_onnx
 from ripple.learn.scoring.score import network_input, ranked_by, relabelled, score_shard
 
 
-def score_tensors(tensors: TensorBatch, config: ScoreConfig, digest: str, number: int) -> pa.Table:
+def score_tensors(
+    tensors: TensorBatch, config: ScoreConfig, digest: str, number: int, graphs: tuple[Path, ...] = ()
+) -> pa.Table:
     """The table of one unit, in the order of its rows.
 
     Parameters
@@ -29,6 +32,8 @@ def score_tensors(tensors: TensorBatch, config: ScoreConfig, digest: str, number
         Of the model, which must not change while it is used.
     number
         Of the unit.
+    graphs
+        Backbones for ONNX Runtime; PyTorch computes the network where there are none.
 
     Raises
     ------
@@ -38,7 +43,7 @@ def score_tensors(tensors: TensorBatch, config: ScoreConfig, digest: str, number
         The model is damaged, or another one took its place.
     """
     device = choose_device(config.device)
-    model = _model(config.model, digest, config.rank_by, config.device)
+    model = _model(config.model, digest, config.rank_by, config.device, graphs)
     contract, facts = model.contract, Facts.of(tensors)
     check(contract, facts, Conversion(), f"unit {number}")
     images = network_input(tensors, contract, facts, config.batch_size, device)
@@ -47,10 +52,24 @@ def score_tensors(tensors: TensorBatch, config: ScoreConfig, digest: str, number
 
 
 @lru_cache(maxsize=1)
-def _model(directory: Path, digest: str, rank_by: str, device: str) -> Model:
+def _model(directory: Path, digest: str, rank_by: str, device: str, graphs: tuple[Path, ...]) -> Model:
     """The model of a search, read once by each worker, with the class in place by which it ranks."""
     model = load_model(directory)
     if model.contract.digest() != digest:
         raise IntegrityError(f"{directory} was changed while it was used", hint="run again")
+    if graphs:
+        model = with_graphs(model, graphs)
     how = {"model": directory, "tensors": ["-"], "output": "-", "rank_by": rank_by}
     return ranked_by(model.to(choose_device(device)), ScoreConfig.make(how))
+
+
+def prepare_engine(config: ScoreConfig, directory: Path) -> tuple[Path, ...]:
+    """Write the graphs of a search for its workers; errors as for `with_onnx`."""
+    model = load_model(config.model)
+    with_onnx(model, directory)
+    return graph_paths(model, directory)
+
+
+def engine_of(config: ScoreConfig, rows: int) -> str:
+    """The engine that scores so many rows; errors as for `chosen`."""
+    return chosen(config.engine, rows, choose_device(config.device))

@@ -34,6 +34,7 @@ from ripple.learn.model.device import choose_device
 from ripple.learn.model.provenance import VERDICTS
 from ripple.learn.model.uncertainty import doubts, neighbour_distance
 from ripple.learn.model.weights import Model, convert, load_model
+from ripple.learn.scoring.engine import chosen, with_onnx
 from ripple.learn.scoring.evaluation import Visible, evaluation_report
 from ripple.learn.scoring.forward import average, member_outputs, orientations, probabilities, varies
 from ripple.learn.scoring.ranking import SCORE_COLUMNS, joined_index, top_csv, write_sorted
@@ -145,8 +146,9 @@ def score(config: ScoreConfig) -> Summary:
         notes.append("without --tta: threshold and calibration of the model are those of eight orientations")
     # Before the output directory is created: tensors that do not fit must leave nothing behind.
     judged = _check_every_shard(model.contract, units, config)
+    engine = chosen(config.engine, sum(a.manifest["counts"]["asked"] for a in artefacts), device)
     # Digests, not paths: a model that was moved is the same model, one that was retrained is not.
-    inputs = {"model": digest, "tensors": [a.digest for a in artefacts]}
+    inputs = {"model": digest, "tensors": [a.digest for a in artefacts], "engine": engine}
     writer = create(
         config.output, kind="scores", config=config, inputs=inputs, units=len(units), suffix=".parquet"
     )
@@ -155,6 +157,7 @@ def score(config: ScoreConfig) -> Summary:
         # Their layout was checked when the artefact was opened.
         return _summary(config, cast(ScoreAttributes, writer.artefact.attributes), notes, 0.0, done=True)
     with writer, stoppable() as stop:
+        fast = model if engine == "torch" else with_onnx(model, writer.directory)
         todo = [unit for unit in units if writer.done(unit.number) is None]
         rows = sum(u.artefact.shards[u.shard].rows for u in units)
         read = _read_shards(todo, model.contract, config, device)
@@ -163,7 +166,7 @@ def score(config: ScoreConfig) -> Summary:
                 stop.check()  # between shards, where everything so far is committed
                 how = (config, device, advance)
                 table = score_shard(
-                    model, batch, images, *how, number=unit.number, digest=unit.artefact.digest
+                    fast, batch, images, *how, number=unit.number, digest=unit.artefact.digest
                 )
                 writer.commit(unit.number, parquet_bytes(table), len(batch), {})
         attributes = _finish(writer, model, digest, units, config, device, judged)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -23,6 +23,10 @@ class InjectConfig(Config):
     source_faint: float = setting(27.2, description="Faintest source before lensing, i magnitude.")
     seed: int = Field(1, ge=0, description="Same seed, same sources.")
     workers: int = neutral(1, ge=0, description="Worker processes; 0 works in this process.")
+    dask: str | None = neutral(
+        None, description="Dask instead of --workers: tcp://HOST:PORT of a scheduler, or slurm."
+    )
+    dask_settings: dict[str, Any] = neutral({}, description="Settings of the batch system for `dask: slurm`.")
     deadline: float = setting(
         3600.0,
         neutral=True,

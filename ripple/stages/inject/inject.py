@@ -77,7 +77,8 @@ def inject(config: InjectConfig) -> Summary:
         return _summary(config, opened.artefact.index(), 0.0)
     with opened as writer:
         profile = Profile()
-        workers = Workers(config.workers, config.deadline, config.memory, need_of(cutouts))
+        need, cluster = need_of(cutouts), (config.dask, config.dask_settings)
+        workers = Workers(config.workers, config.deadline, config.memory, need, *cluster)
 
         def task(k: int) -> ShardTask:
             return ShardTask(str(cutouts.directory), k, str(writer.directory), writer.name(k), config)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -70,6 +70,10 @@ class PreprocessConfig(Config):
     train_seed: int = setting(0, description="Seed of that split.")
     train_nside: int = setting(2048, gt=0, description="HEALPix cells of that split.")
     workers: int = neutral(1, ge=0, description="Worker processes; 0 works in this process.")
+    dask: str | None = neutral(
+        None, description="Dask instead of --workers: tcp://HOST:PORT of a scheduler, or slurm."
+    )
+    dask_settings: dict[str, Any] = neutral({}, description="Settings of the batch system for `dask: slurm`.")
     deadline: float = setting(
         3600.0,
         neutral=True,

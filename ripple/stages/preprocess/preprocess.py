@@ -284,7 +284,9 @@ def _with_statistics(
 
 
 def _workers(cutouts: Artefact, config: PreprocessConfig) -> Workers:
-    return Workers(config.workers, config.deadline, config.memory, need_of(cutouts))
+    need = need_of(cutouts)
+    cluster = config.dask, config.dask_settings
+    return Workers(config.workers, config.deadline, config.memory, need, *cluster)
 
 
 def _index(cutouts: Artefact, config: PreprocessConfig, writer: ArtefactWriter) -> pa.Table:

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ripple.config import Config, neutral, setting
 from ripple.imaging.quality.judge import Thresholds
-from ripple.learn.config import OpenFraction
+from ripple.learn.config import ENGINE, OpenFraction
 from ripple.stages.fetch.config import FetchConfig
 
 #: Options of a selection that the model decides.
@@ -62,6 +62,7 @@ class SearchConfig(FetchConfig):
         100, description="Number of best rows to write to top.csv; 0 for none."
     )
     device: str = neutral("auto", description="cpu, cuda or cuda:1; auto uses a GPU if there is one.")
+    engine: Literal["auto", "torch", "onnx"] = neutral("auto", description=ENGINE)
     batch_size: Annotated[int, Field(ge=1)] = setting(256, neutral=True, description="Rows per batch.")
 
     @model_validator(mode="before")

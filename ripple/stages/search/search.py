@@ -19,6 +19,7 @@ import pyarrow as pa
 from ripple.errors import ConfigError, InputError
 from ripple.learn.config import ScoreConfig
 from ripple.learn.model.contract import Contract, load_contract
+from ripple.learn.scoring.in_memory import engine_of, prepare_engine
 from ripple.learn.scoring.ranking import INDEX_COLUMNS
 from ripple.learn.scoring.score import (
     EXTRA_FILES,
@@ -78,11 +79,12 @@ def search(config: SearchConfig) -> Summary:
         plan, inputs = trusted_plan(stages.fetch, make_plan(stages.fetch))
     _check_survey(plan, stages.contract)
     digest = stages.contract.digest()
+    engine = engine_of(stages.score, sum(len(unit.rows) for unit in plan.units))
     opened = create(
         Path(config.output),
         kind="scores",
         config=config,
-        inputs={"model": digest, **inputs},
+        inputs={"model": digest, "engine": engine, **inputs},
         units=len(plan.units),
         suffix=".parquet",
     )
@@ -92,7 +94,8 @@ def search(config: SearchConfig) -> Summary:
     else:
         with opened as writer:
             timeline = Timeline(start)
-            peak = _search_units(config, stages, plan, writer, profile, timeline)
+            graphs = prepare_engine(stages.score, writer.directory) if engine == "onnx" else ()
+            peak = _search_units(config, stages, plan, writer, graphs, profile, timeline)
             paths = [writer.directory / writer.name(k) for k in range(writer.units)]
             attributes = write_ranked(writer, paths, stages.contract, digest, stages.score)
             index = _index(plan, writer, attributes)
@@ -157,6 +160,7 @@ def _search_units(
     stages: Stages,
     plan: Plan,
     writer: ArtefactWriter,
+    graphs: tuple[Path, ...],
     profile: Profile,
     timeline: Timeline,
 ) -> int:
@@ -169,7 +173,7 @@ def _search_units(
     todo: Sequence[int] = writer.todo()
     for _ in range(2):
         twins = _twins(plan, placed, stages.preprocess)
-        tasks = _tasks(stages, plan, writer, todo, twins)
+        tasks = _tasks(stages, plan, writer, todo, twins, graphs)
         rows = [len(unit.rows) for unit in plan.units]
         workers = Workers(
             config.workers,
@@ -199,7 +203,12 @@ def _need(tasks: Any, preprocess: PreprocessConfig) -> int:
 
 
 def _tasks(
-    stages: Stages, plan: Plan, writer: ArtefactWriter, units: Sequence[int], twins: np.ndarray
+    stages: Stages,
+    plan: Plan,
+    writer: ArtefactWriter,
+    units: Sequence[int],
+    twins: np.ndarray,
+    graphs: tuple[Path, ...],
 ) -> dict[int, SearchTask]:
     digest = stages.contract.digest()
     classes = {str(k): name for k, name in enumerate(plan.targets.classes)}
@@ -217,6 +226,7 @@ def _tasks(
             digest,
             str(writer.directory),
             writer.name(k),
+            graphs,
         )
     return found
 

@@ -39,6 +39,8 @@ class SearchTask:
         Digest of the model in `score.model`, which must not change while it is used.
     directory, name
         Where the table of the unit goes.
+    graphs
+        Backbones for ONNX Runtime; none for PyTorch.
     """
 
     unit: UnitTask
@@ -48,6 +50,7 @@ class SearchTask:
     model: str
     directory: str
     name: str
+    graphs: tuple[Path, ...] = ()
 
 
 def make_shard(task: SearchTask) -> ShardResult:
@@ -62,7 +65,7 @@ def make_shard(task: SearchTask) -> ShardResult:
     quality = rejections(tensors.catalog, task.preprocess)
     duplicates = [int(k) for k in tensors.catalog["index"] if int(k) in set(task.constants.duplicates or ())]
     with profile.time("score"):
-        table = score_tensors(tensors, task.score, task.model, task.unit.number)
+        table = score_tensors(tensors, task.score, task.model, task.unit.number, task.graphs)
         data = parquet_bytes(table)
     with profile.time("write", bytes=len(data)):
         staged = stage(Path(task.directory), task.name, data)
