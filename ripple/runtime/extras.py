@@ -19,6 +19,7 @@ EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "pandas": ('Parquet files in astropy: Table.read("index.parquet")', ("pandas",)),
     "s3": ("repositories in object stores (s3://)", ("boto3", "botocore")),
     "tensorboard": ("train --tensorboard", ("tensorboard",)),
+    "vet": ("vet and consensus", ("starlette", "uvicorn", "sklearn")),
     "export": ("export and import of Zarr and WebDataset", ("zarr", "webdataset")),
 }
 

@@ -86,6 +86,7 @@ def ordered_map[T, R](
     retries: int = 1,
     allowed: Callable[[], int] | None = None,
     started: Started | None = None,
+    trouble: Callable[[], WorkerError | None] | None = None,
 ) -> Generator[tuple[int, R | WorkerFailure]]:
     """Yield `(k, function(tasks[k]))` for k = 0, 1, ..., in this order, computed in parallel.
 
@@ -113,6 +114,8 @@ def ordered_map[T, R](
         ended, which frees their memory. At least one always works.
     started
         Workers of `starting` for the same function, to be used first.
+    trouble
+        Why `executor` can finish nothing any more, asked while a task is waited for; None while it can.
 
     Raises
     ------
@@ -123,7 +126,9 @@ def ordered_map[T, R](
     """
     with stoppable() as stop:
         if executor is not None:
-            results = _on_executor(function, tasks, executor, stop, max(64, 4 * workers), deadline)
+            results = _on_executor(
+                function, tasks, executor, stop, max(64, 4 * workers), deadline, trouble or (lambda: None)
+            )
         elif workers == 0:
             results = ((k, function(task)) for k, task in enumerate(tasks) if stop.check())
         else:
@@ -484,7 +489,13 @@ def _how_it_ended(code: int | None) -> str:
 
 
 def _on_executor(
-    function: Any, tasks: Sequence[Any], executor: Executor, stop: Stop, window: int, deadline: float | None
+    function: Any,
+    tasks: Sequence[Any],
+    executor: Executor,
+    stop: Stop,
+    window: int,
+    deadline: float | None,
+    trouble: Callable[[], WorkerError | None],
 ) -> Generator[tuple[int, Any]]:
     """Submit a window of tasks ahead; the executor retries lost workers, and what it gives up on fails."""
     waiting: deque[Future[Any]] = deque()
@@ -493,16 +504,21 @@ def _on_executor(
         for k in range(len(tasks)):
             for task in itertools.islice(source, window - len(waiting)):
                 waiting.append(executor.submit(function, task))
-            yield k, _result_of(k, waiting.popleft(), stop, deadline)
+            yield k, _result_of(k, waiting.popleft(), stop, deadline, trouble)
     finally:
         for future in waiting:
             future.cancel()
 
 
-def _result_of(k: int, future: Future[Any], stop: Stop, deadline: float | None) -> Any:
+def _result_of(
+    k: int, future: Future[Any], stop: Stop, deadline: float | None, trouble: Callable[[], WorkerError | None]
+) -> Any:
     start = time.monotonic()
     while not wait_for([future], timeout=_TICK_SECONDS).done:
         stop.check()
+        if (error := trouble()) is not None:
+            future.cancel()  # an executor that closes waits for what was submitted
+            return error
         if deadline is not None and time.monotonic() - start > deadline:
             future.cancel()
             return WorkerFailure(k, f"gave no answer within {deadline:g} s")
@@ -513,7 +529,10 @@ def _result_of(k: int, future: Future[Any], stop: Stop, deadline: float | None) 
     except BrokenExecutor as err:
         return WorkerError(f"the executor broke at unit {k}: {err}", hint="run again to resume")
     except CancelledError:
-        return WorkerFailure(k, "was cancelled by the executor")
+        # Dask cancels everything when its scheduler is lost: that is no fault of the unit.
+        return trouble() or WorkerFailure(k, "was cancelled by the executor")
     except Exception as err:  # noqa: BLE001 - e.g. Dask's KilledWorker; the parent reports it
+        if (error := trouble()) is not None:
+            return error
         text = " ".join(str(err).split())[:300]
         return WorkerFailure(k, f"{type(err).__name__}: {text}", "".join(traceback.format_exception(err)))

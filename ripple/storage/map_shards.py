@@ -13,7 +13,7 @@ from typing import Any
 
 from ripple.config import Json
 from ripple.errors import WorkerError
-from ripple.runtime.dask import dask_executor
+from ripple.runtime.dask import dask_cluster
 from ripple.runtime.memory import IDLE_WORKER, MemoryWatch, parse_bytes
 from ripple.runtime.pool import Started, WorkerFailure, ordered_map
 from ripple.runtime.profile import Counts, Profile, Timeline
@@ -66,7 +66,7 @@ class Workers:
     need
         Bytes that one worker needs.
     dask, dask_settings
-        A Dask cluster instead, as for `dask_executor`; None for processes on this machine.
+        A Dask cluster instead, as for `dask_cluster`; None for processes on this machine.
     """
 
     count: int
@@ -90,13 +90,14 @@ class Workers:
     ) -> Generator[Generator[tuple[int, R | WorkerFailure]]]:
         """`ordered_map` by these workers; the results are closed with the context."""
         # Without an executor, `ordered_map` starts processes of its own.
-        cluster = nullcontext(None) if self.dask is None else dask_executor(self.dask, self.dask_settings)
-        with cluster as executor:
+        start = nullcontext(None) if self.dask is None else dask_cluster(self.dask, self.dask_settings)
+        with start as cluster:
             results = ordered_map(
                 function,
                 tasks,
                 workers=self.count,
-                executor=executor,
+                executor=None if cluster is None else cluster.executor,
+                trouble=None if cluster is None else cluster.trouble,
                 deadline=self.deadline,
                 allowed=watch.allowed,
                 memory_bytes=watch.most(),
