@@ -41,7 +41,10 @@ GROUPS: dict[str, dict[str, str]] = {
         "import-model": "Weights trained elsewhere to a model.",
         "export-model": "A model to ONNX or TorchScript.",
     },
-    "Candidates": {"report": "A page to grade candidates on."},
+    "Candidates": {
+        "report": "A page to grade candidates on.",
+        "vet": "Candidates graded by several people, with hidden tests, in the browser.",
+    },
     "Artefacts": {
         "show": "Show what a directory that RIPPLe wrote contains, or which rows failed and why.",
         "status": "How far a directory is that is being written.",

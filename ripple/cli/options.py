@@ -69,7 +69,7 @@ def config_options(
                 nargs = -1 if _is_tuple(info.annotation) else 1
                 wrapped = click.argument(name, nargs=nargs, required=False, metavar=name.upper())(wrapped)
                 continue
-            flag = "--" + name.replace("_", "-")
+            flag = "--" + name.rstrip("_").replace("_", "-")  # `import_` is a word of Python without its line
             kind = _strip_none(info.annotation)
             decls = [names[name]] if name in names else []
             shown = info.description or ""

@@ -112,6 +112,16 @@ STAGES: dict[str, Verb] = {
         "ripple report scores -o report",
         ("source",),
     ),
+    "vet": Verb(
+        "ripple.stages.vet.config:VetConfig",
+        "ripple.stages.vet.vet:vet",
+        "Let several people grade the best rows of SCORES in the browser, known lenses and non-lenses hidden "
+        "among them.\n\n"
+        "Prints a link per grader and serves on 127.0.0.1 until Ctrl-C. Grades are on disk at once, and the "
+        "same command resumes.",
+        "ripple vet scores --graders ann,bob -o grades",
+        ("scores",),
+    ),
     "import": Verb(
         "ripple.stages.formats.config:ImportConfig",
         "ripple.stages.formats.import_cutouts:import_cutouts",

@@ -20,11 +20,24 @@ from ripple.storage.shards import agreeing
 
 @dataclass(frozen=True, slots=True)
 class _Fluxes:
-    """Rows of one shard: `(n, B, H, W)` fluxes, the bands, and `(n, B)` FWHM in arcsec, NaN when unknown."""
+    """Rows of one shard: `(n, B, H, W)` fluxes, the bands, `(n, B)` FWHM in arcsec, NaN when unknown, and
+    arcsec per pixel.
+    """
 
     image: NDArray[np.float32]
     bands: tuple[str, ...]
     width: NDArray[np.float64]
+    pixel_scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class RowFluxes:
+    """Fluxes of rows `(B, H, W)`, bands, their typical FWHM `(B,)` in arcsec, and arcsec per pixel."""
+
+    image: list[NDArray[np.float32]]
+    bands: tuple[str, ...]
+    width: NDArray[np.float64]
+    pixel_scale: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +86,27 @@ def pictures_of_rows(
     pictures
         `n` images; where `channels` has a grey band, it is on the right of the colours.
     """
+    found = fluxes_of_rows(sources, shard, row)
+    if not found.image:
+        return Pictures([], "")
+    chosen = channels(found.bands, found.width)
+    images = _drawn(found.image, chosen, stretch=stretch, softening=softening)
+    return Pictures(images, chosen.text(found.bands))
+
+
+def fluxes_of_rows(sources: list[Artefact], shard: NDArray[np.int64], row: NDArray[np.int64]) -> RowFluxes:
+    """Fluxes of rows: of the cutouts behind tensors if these still exist, else with normalisation undone.
+
+    Parameters
+    ----------
+    sources, shard, row
+        As for `pictures_of_rows`.
+
+    Returns
+    -------
+    fluxes
+        `n` images in the order of `shard`; without rows, no bands.
+    """
     places = [(artefact, k) for artefact in sources for k in range(len(artefact.shards))]
     cutouts = {artefact.directory: _cutouts_of(artefact) for artefact in sources}
     # Each shard is opened once, whatever the order of the rows.
@@ -89,15 +123,13 @@ def pictures_of_rows(
     with ThreadPoolExecutor(4) as readers:
         read_all = list(readers.map(read, rows))
     if not read_all:
-        return Pictures([], "")
-    bands = read_all[-1].bands
-    chosen = channels(bands, _typical(np.concatenate([found.width for found in read_all])))
+        return RowFluxes([], (), np.zeros(0), np.nan)
     fluxes: list[NDArray[np.float32]] = [np.zeros((0, 0, 0), np.float32)] * len(shard)
     for here, found in zip(rows.values(), read_all, strict=True):
         for place, image in zip(here.tolist(), found.image, strict=True):
             fluxes[place] = image
-    images = _drawn(fluxes, chosen, stretch=stretch, softening=softening)
-    return Pictures(images, chosen.text(bands))
+    width = _typical(np.concatenate([found.width for found in read_all]))
+    return RowFluxes(fluxes, read_all[-1].bands, width, read_all[-1].pixel_scale)
 
 
 def _typical(width: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -158,7 +190,9 @@ def _from_cutouts(artefact: Artefact, k: int, rows: NDArray[np.int64]) -> _Fluxe
     used, place = np.unique(which, return_inverse=True)
     widths = np.full(len(used), np.nan)
     widths[used >= 0] = fwhm(batch.psf[used[used >= 0]]) * batch.pixel_scale
-    return _Fluxes(image[:, :, inner, inner], batch.bands, widths[place].reshape(which.shape))
+    return _Fluxes(
+        image[:, :, inner, inner], batch.bands, widths[place].reshape(which.shape), batch.pixel_scale
+    )
 
 
 def _from_tensors(artefact: Artefact, k: int, rows: NDArray[np.int64]) -> _Fluxes:
@@ -174,5 +208,5 @@ def _from_tensors(artefact: Artefact, k: int, rows: NDArray[np.int64]) -> _Fluxe
     width = np.full((len(rows), len(batch.bands)), batch.psf_fwhm, np.float64)
     if "offset" not in batch.normalization and "norm_offset" not in batch.catalog:
         # Normalised elsewhere, in an unknown way.
-        return _Fluxes(chosen.image.astype(np.float32), batch.bands, width)
-    return _Fluxes(denormalize(chosen), batch.bands, width)
+        return _Fluxes(chosen.image.astype(np.float32), batch.bands, width, batch.pixel_scale)
+    return _Fluxes(denormalize(chosen), batch.bands, width, batch.pixel_scale)

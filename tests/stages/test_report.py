@@ -5,19 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import shutil
-import subprocess
 import time
-import urllib.request
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from browser import Browser, started
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -267,86 +264,10 @@ def test_csv_keeps_numbers_and_quotes_formulas() -> None:
 # A real browser -------------------------------------------------------------------------------------
 
 
-class Browser:
-    """A headless Chromium, driven through chromedriver's HTTP interface (W3C WebDriver)."""
-
-    def __init__(self, driver: str, profile: Path, downloads: Path) -> None:
-        self.process = subprocess.Popen(
-            [driver, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if "on port" in line and "successfully" in line:
-                self.base = f"http://127.0.0.1:{line.rstrip('.\n').split()[-1]}"
-                break
-        flags = [
-            "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-            "--disable-background-networking", "--disable-component-update", "--disable-sync",
-            "--window-size=1400,1600", f"--user-data-dir={profile}",
-        ]  # fmt: skip
-        options = {"args": flags, "prefs": {"download.default_directory": str(downloads)}}
-        always = {
-            "browserName": "chrome",
-            "goog:chromeOptions": options,
-            "goog:loggingPrefs": {"browser": "ALL"},
-        }
-        self.session = self.call("POST", "/session", {"capabilities": {"alwaysMatch": always}})["sessionId"]
-
-    def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(
-            self.base + path, data, {"Content-Type": "application/json"}, method=method
-        )
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.loads(answer.read())["value"]
-
-    def open(self, page: Path) -> None:
-        self.call("POST", f"/session/{self.session}/url", {"url": page.as_uri()})
-
-    def run(self, script: str, *args: Any) -> Any:
-        return self.call(
-            "POST", f"/session/{self.session}/execute/sync", {"script": script, "args": list(args)}
-        )
-
-    def set(self, name: str, value: str) -> None:
-        self.run(
-            "const e = document.getElementById(arguments[0]); e.value = arguments[1];"
-            "e.dispatchEvent(new Event('input', {bubbles: true}));", name, value,
-        )  # fmt: skip
-
-    def log(self) -> list[str]:
-        return [
-            entry["message"]
-            for entry in self.call("POST", f"/session/{self.session}/se/log", {"type": "browser"})
-        ]
-
-    def shown(self, attribute: str) -> list[str]:
-        found = self.run(
-            "return [...document.querySelectorAll('.card:not([hidden])')].map(c => c.dataset[arguments[0]]);",
-            attribute,
-        )
-        return list(found)
-
-    def close(self) -> None:
-        try:
-            self.call("DELETE", f"/session/{self.session}")
-        finally:
-            self.process.terminate()
-            self.process.wait(20)
-
-
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    driver = shutil.which("chromedriver")
-    if driver is None or not (shutil.which("chromium") or shutil.which("google-chrome")):
-        assert "RIPPLE_TESTS_NEED_BROWSER" not in os.environ, "chromium and chromedriver must be there in CI"
-        pytest.skip("no chromium with chromedriver on this machine (Debian: chromium-driver)")
-    root = tmp_path_factory.mktemp("browser")
-    (root / "downloads").mkdir()
-    made = Browser(driver, root / "profile", root / "downloads")
-    made.downloads = root / "downloads"  # type: ignore[attr-defined]
-    yield made
-    made.close()
+    with started(tmp_path_factory.mktemp("browser")) as made:
+        yield made
 
 
 def test_browser_filters_sorts_and_grades(browser: Browser, made: dict[str, Path]) -> None:

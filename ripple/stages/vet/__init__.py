@@ -1,0 +1,1 @@
+"""`ripple vet`: candidates graded by several people."""
