@@ -44,6 +44,7 @@ GROUPS: dict[str, dict[str, str]] = {
     "Candidates": {
         "report": "A page to grade candidates on.",
         "vet": "Candidates graded by several people, with hidden tests, in the browser.",
+        "consensus": "Grades of several people to candidates with a probability.",
     },
     "Artefacts": {
         "show": "Show what a directory that RIPPLe wrote contains, or which rows failed and why.",

@@ -122,6 +122,14 @@ STAGES: dict[str, Verb] = {
         "ripple vet scores --graders ann,bob -o grades",
         ("scores",),
     ),
+    "consensus": Verb(
+        "ripple.stages.consensus.config:ConsensusConfig",
+        "ripple.stages.consensus.consensus:consensus",
+        "Fuse the grades of several people: candidates with a probability and its interval, what is known "
+        "about each grader from hidden tests, and what to look at again.",
+        "ripple consensus grades -o candidates",
+        ("grades",),
+    ),
     "import": Verb(
         "ripple.stages.formats.config:ImportConfig",
         "ripple.stages.formats.import_cutouts:import_cutouts",

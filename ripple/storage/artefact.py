@@ -278,4 +278,4 @@ def _is_stray(name: str, kind: str) -> bool:
     # Users may put notes of their own beside the shards of an artefact.
     if name in (MANIFEST, MARK):
         return False
-    return name.startswith("shard-") if kind in KINDS else kind in ("page", "export")
+    return name.startswith("shard-") if kind in KINDS else kind in ("page", "export", "candidates")

@@ -1,0 +1,1 @@
+"""`ripple consensus`: grades of several people to candidates."""
