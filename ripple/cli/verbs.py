@@ -130,6 +130,15 @@ STAGES: dict[str, Verb] = {
         "ripple consensus grades -o candidates",
         ("grades",),
     ),
+    "completeness": Verb(
+        "ripple.stages.completeness.config:CompletenessConfig",
+        "ripple.stages.completeness.completeness:completeness",
+        "The selection function: which painted lenses were found, from SCORES of rows of `ripple inject`.\n\n"
+        "Writes completeness in bins with intervals, a smooth function on a grid, what was lost at which "
+        "stage, and the false positives. Rows on sky that the model was trained on do not count.",
+        "ripple completeness injected-scores --by theta_E,arc_snr --area-deg2 0.4 -o selection",
+        ("scores",),
+    ),
     "import": Verb(
         "ripple.stages.formats.config:ImportConfig",
         "ripple.stages.formats.import_cutouts:import_cutouts",

@@ -9,7 +9,7 @@ from ripple.errors import ConfigError
 #: Extra -> what it is for, and its packages by the name under which they are imported.
 EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "learn": (
-        "train, score, explain, import-model, export-model",
+        "train, score, explain, completeness, import-model, export-model",
         ("torch", "timm", "sklearn", "safetensors"),
     ),
     "dask": ("fetch, preprocess and score on a cluster (--dask)", ("distributed", "dask_jobqueue")),

@@ -82,6 +82,10 @@ def more(things: Path) -> Path:
     train(TrainConfig.make(QUICKLY | {"tensors": [tensors], "output": str(things / "model-b"), "seed": 3}))
     for name, finder in (("scores", model), ("scores-a", model), ("scores-b", str(things / "model-b"))):
         assert run(["score", finder, tensors, "-q", "-o", str(things / name)]) == 0
+    injected = [str(things / name) for name in ("labelled", "ready", "injected-scores")]
+    assert run(["inject", cutouts, "--fraction", "0.5", "-q", "-o", injected[0]]) == 0
+    assert run(["preprocess", injected[0], "--model", model, "-q", "-o", injected[1]]) == 0
+    assert run(["score", model, injected[1], "-q", "-o", injected[2]]) == 0
     assert run(["export", cutouts, "--format", "fits", "-q", "-o", str(things / "stamps")]) == 0
     for name, target in (("hsc", "stamps"), ("des", "stamps"), ("hsc-cutouts", "cutouts")):
         (things / name).symlink_to(things / target)
