@@ -44,8 +44,8 @@ GROUPS: dict[str, dict[str, str]] = {
     "Candidates": {
         "report": "A page to grade candidates on.",
         "vet": "Candidates graded by several people, with hidden tests, in the browser.",
-        "completeness": "What a finder would have found: the selection function from painted arcs.",
         "consensus": "Grades of several people to candidates with a probability.",
+        "completeness": "What a finder would have found: the selection function from painted arcs.",
     },
     "Artefacts": {
         "show": "Show what a directory that RIPPLe wrote contains, or which rows failed and why.",

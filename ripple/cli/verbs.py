@@ -122,14 +122,6 @@ STAGES: dict[str, Verb] = {
         "ripple vet scores --graders ann,bob -o grades",
         ("scores",),
     ),
-    "consensus": Verb(
-        "ripple.stages.consensus.config:ConsensusConfig",
-        "ripple.stages.consensus.consensus:consensus",
-        "Fuse the grades of several people: candidates with a probability and its interval, what is known "
-        "about each grader from hidden tests, and what to look at again.",
-        "ripple consensus grades -o candidates",
-        ("grades",),
-    ),
     "completeness": Verb(
         "ripple.stages.completeness.config:CompletenessConfig",
         "ripple.stages.completeness.completeness:completeness",
@@ -138,6 +130,14 @@ STAGES: dict[str, Verb] = {
         "stage, and the false positives. Rows on sky that the model was trained on do not count.",
         "ripple completeness injected-scores --by theta_E,arc_snr --area-deg2 0.4 -o selection",
         ("scores",),
+    ),
+    "consensus": Verb(
+        "ripple.stages.consensus.config:ConsensusConfig",
+        "ripple.stages.consensus.consensus:consensus",
+        "Fuse the grades of several people: candidates with a probability and its interval, what is known "
+        "about each grader from hidden tests, and what to look at again.",
+        "ripple consensus grades -o candidates",
+        ("grades",),
     ),
     "import": Verb(
         "ripple.stages.formats.config:ImportConfig",

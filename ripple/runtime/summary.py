@@ -33,9 +33,9 @@ NEXT = {
     "search": "ripple show {}",
     "import-model": "ripple score {} TENSORS -o scores",
     "report": "open {} in a browser",
-    "completeness": "open {}/index.html in a browser",
-    "consensus": "open {}/index.html in a browser",
     "vet": "ripple consensus {} -o candidates",
+    "consensus": "open {}/index.html in a browser",
+    "completeness": "open {}/index.html in a browser",
 }
 
 
