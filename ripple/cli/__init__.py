@@ -45,6 +45,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "report": "A page to grade candidates on.",
         "vet": "Candidates graded by several people, with hidden tests, in the browser.",
         "consensus": "Grades of several people to candidates with a probability.",
+        "match": "Which known lenses a search has found, and why not the others.",
         "completeness": "What a finder would have found: the selection function from painted arcs.",
     },
     "Artefacts": {

@@ -139,6 +139,14 @@ STAGES: dict[str, Verb] = {
         "ripple consensus grades -o candidates",
         ("grades",),
     ),
+    "match": Verb(
+        "ripple.stages.match.config:MatchConfig",
+        "ripple.stages.match.match:match",
+        "Compare a search with known lenses from a table: which are recovered, and for each miss the reason "
+        "(not covered, no object, rejected, low score, graded down).",
+        "ripple match scores candidates --known lenses.csv -o matched",
+        ("sources",),
+    ),
     "import": Verb(
         "ripple.stages.formats.config:ImportConfig",
         "ripple.stages.formats.import_cutouts:import_cutouts",

@@ -35,6 +35,7 @@ NEXT = {
     "report": "open {} in a browser",
     "vet": "ripple consensus {} -o candidates",
     "consensus": "open {}/index.html in a browser",
+    "match": "open {}/index.html in a browser",
     "completeness": "open {}/index.html in a browser",
 }
 

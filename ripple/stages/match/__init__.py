@@ -1,0 +1,1 @@
+"""`ripple match`: which known lenses a search has found, and why not the others."""
