@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from astropy.coordinates import SkyCoord
 from models import make_model
 
 from ripple.cli import run
@@ -23,6 +25,7 @@ from ripple.stages.fetch.fetch import fetch
 from ripple.stages.plan import planner
 from ripple.stages.preprocess.config import PreprocessConfig
 from ripple.stages.preprocess.preprocess import preprocess
+from ripple.stages.search.detections import local_maxima
 from ripple.storage.artefact import open_artefact
 
 
@@ -59,6 +62,7 @@ def three(sky: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         noise_correlation=made.attributes["noise_correlation"],
         pixels=pixels_of(made),
         calibration=Calibration(scale=0.8, offset=0.1, prevalence=0.15),
+        threshold=0.0,
     )
     preprocess(PreprocessConfig.make(common | {"output": str(root / "tensors"), "model": root / "model"}))
     score(
@@ -149,3 +153,33 @@ def test_tensors_for_a_model_contradict_it_only_by_name(three: Path, tmp_path: P
     argv = ["preprocess", str(three / "cutouts"), "--model", str(three / "model"), "-o", str(tmp_path / "t")]
     assert run([*argv, "--psf", "none"]) == 2
     assert run([*argv, "--psf", "match", "--workers", "0"]) == 0
+
+
+def test_a_blind_search_finds_each_place_once(sky: Path, three: Path, tmp_path: Path) -> None:
+    """Windows on a grid: none without pixels is a detection, and no two detections are neighbours."""
+    output = tmp_path / "blind"
+    truth = pq.read_table(sky / "truth.parquet")
+    ra, dec = (float(np.mean(truth[name].to_numpy())) for name in ("ra", "dec"))
+    region = f"CIRCLE {ra} {dec} 0.02"
+    where = ["--repo", str(sky / "repo"), "--collections", "mini", "--region", region, "--grid", "16"]
+    argv = ["search", str(three / "model"), *where, "-o", str(output), "--workers", "0", "--keep", "3"]
+    assert run(argv) == 0
+    found, windows = pq.read_table(output / "detections.parquet"), table(output)
+    assert 3 <= found.num_rows < windows.num_rows / 4
+    places = SkyCoord(found["ra"].to_numpy(), found["dec"].to_numpy(), unit="deg")
+    assert places.match_to_catalog_sky(places, nthneighbor=2)[1].arcsec.min() >= 5
+    rank = {name: k for k, name in enumerate(windows["id"].to_pylist())}
+    accepted = dict(zip(windows["id"].to_pylist(), windows["accept"].to_pylist(), strict=True))
+    assert all(accepted[name] for name in found["id"].to_pylist())
+    ranks = [rank[name] for name in found["id"].to_pylist()]
+    assert ranks == sorted(ranks)
+    kept = table(output / "kept" / "scores")
+    assert kept["id"].to_pylist() == found["id"].to_pylist()[:3]
+    assert run(["verify", str(output)]) == 0
+
+
+def test_local_maxima_are_the_best_around() -> None:
+    ra = 150 + np.array([0.0, 1, 2, 3, 10, 10.5]) / 3600
+    kept = local_maxima(ra, np.zeros(6), 2.5)
+    # Best first: 0 suppresses 1 and 2; 3 is 3 arcsec from 0, and 2 is gone; 4 suppresses 5.
+    assert kept.tolist() == [True, False, False, True, True, False]

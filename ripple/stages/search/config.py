@@ -37,6 +37,11 @@ class SearchConfig(FetchConfig):
     size: int | str = setting(64, description="That of the model.")
     size_column: str | None = setting(None, description="All cutouts have the size of the model.")
     margin: int = setting(0, description="That of the model.")
+    separation: float = Field(
+        5.0,
+        gt=0,
+        description="With --grid: windows closer than this, arcsec, see one object, and the best is kept.",
+    )
     missing_band: Literal["reject", "flag", "ignore"] = Field(
         "flag", description="Rows that lack some band get zeros there: reject them, flag them, or neither."
     )

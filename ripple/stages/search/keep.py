@@ -17,6 +17,7 @@ from ripple.stages.fetch.fetch import fetch
 from ripple.stages.preprocess.config import PreprocessConfig
 from ripple.stages.preprocess.preprocess import preprocess
 from ripple.stages.search.config import kept_of, only
+from ripple.stages.search.detections import DETECTIONS
 from ripple.storage.files import make_directory, write_atomic
 from ripple.storage.parquet import parquet_bytes
 
@@ -56,7 +57,8 @@ def keep_best(
     -------
     Number of rows.
     """
-    table = best_rows(output / SORTED, keep)
+    detections = output / DETECTIONS
+    table = best_rows(detections if detections.is_file() else output / SORTED, keep)
     if not table.num_rows:
         say(f"no row has {keep}: nothing is kept")
         return 0

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ripple.errors import ConfigError, InputError
 from ripple.learn.config import ScoreConfig
@@ -42,6 +43,7 @@ from ripple.stages.preprocess.batch import DataConstants
 from ripple.stages.preprocess.config import PreprocessConfig
 from ripple.stages.preprocess.for_model import for_model, model_constants
 from ripple.stages.search.config import SearchConfig, only
+from ripple.stages.search.detections import DETECTIONS, write_detections
 from ripple.stages.search.keep import keep_best
 from ripple.stages.search.unit import SearchTask, make_shard
 from ripple.storage.checksums import listed
@@ -98,6 +100,8 @@ def search(config: SearchConfig) -> Summary:
             peak = _search_units(config, stages, plan, writer, graphs, profile, timeline)
             paths = [writer.directory / writer.name(k) for k in range(writer.units)]
             attributes = write_ranked(writer, paths, stages.contract, digest, stages.score)
+            if config.grid is not None:
+                write_detections(writer.directory, config.separation, stages.contract.threshold)
             index = _index(plan, writer, attributes)
             metrics = {
                 "operations": profile.operations,
@@ -106,7 +110,7 @@ def search(config: SearchConfig) -> Summary:
                 "timeline": timeline.points(),
             }
             facts: dict[str, Any] = {**attributes, "notes": _notes(plan, writer)}
-            files = listed(writer.directory, (SORTED, *EXTRA_FILES))
+            files = listed(writer.directory, (SORTED, DETECTIONS, *EXTRA_FILES))
             writer.finish(index, metrics, facts, files=files)
     kept = 0
     if config.keep:
@@ -138,6 +142,9 @@ def stages_of(config: SearchConfig) -> Stages:
     quality = {
         name: getattr(config, name) for name in ("missing_band", "quality", "zero_point", "registration")
     }
+    if config.grid is not None:
+        # Windows of a grid overlap as they should: they are no duplicates of each other.
+        quality["quality"] = config.quality.model_copy(update={"min_separation": 0.0})
     preprocess = for_model(PreprocessConfig.make({**quality, **given}), contract, contract.bands)
     score = only(ScoreConfig, config, tensors=("-",), output=config.output)
     stated_prevalence(contract, score)  # refused before anything is read
@@ -277,6 +284,9 @@ def _summary(
     """The closing screen; raises `TooManyRejected` when more rows are rejected than the user allows."""
     counts, reasons = tally(index, config.output, config.max_rejected)
     facts: dict[str, Any] = {**counts, "scored": attributes["rows"]}
+    found = Path(config.output) / DETECTIONS
+    if found.is_file():
+        facts["detections"] = f"{pq.read_metadata(found).num_rows:,}, in {found}"
     if kept:
         facts["kept"] = f"{kept:,} of the best, in {Path(config.output) / 'kept'}"
     if seconds:
