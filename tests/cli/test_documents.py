@@ -82,6 +82,9 @@ def more(things: Path) -> Path:
     train(TrainConfig.make(QUICKLY | {"tensors": [tensors], "output": str(things / "model-b"), "seed": 3}))
     for name, finder in (("scores", model), ("scores-a", model), ("scores-b", str(things / "model-b"))):
         assert run(["score", finder, tensors, "-q", "-o", str(things / name)]) == 0
+    lens = {"theta_E": 1.2, "q": 0.8, "x_source": 0.2, "y_source": 0.1, "R_source": 0.3}
+    lens |= {f"mag_{band}": 24.0 for band in "griz"}
+    pc.write_csv(pa.Table.from_pylist([lens]), things / "population.csv")
     injected = [str(things / name) for name in ("labelled", "ready", "injected-scores")]
     assert run(["inject", cutouts, "--fraction", "0.5", "-q", "-o", injected[0]]) == 0
     assert run(["preprocess", injected[0], "--model", model, "-q", "-o", injected[1]]) == 0

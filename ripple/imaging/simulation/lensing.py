@@ -1,4 +1,4 @@
-"""Gravitational lensing by a singular isothermal ellipsoid in external shear.
+"""Gravitational lensing by a singular isothermal ellipsoid, or an elliptical power law, in external shear.
 
 Angles on the sky are in any one unit (pixels in the simulation); the position angle is in radians from the
 x axis.
@@ -21,7 +21,7 @@ ARCSEC = 180.0 * 3600.0 / np.pi
 
 @dataclass(frozen=True, slots=True)
 class Deflector:
-    """Singular isothermal ellipsoid plus external shear, centred on the origin.
+    """Elliptical power law, isothermal unless said otherwise, plus external shear, centred on the origin.
 
     Parameters
     ----------
@@ -33,6 +33,8 @@ class Deflector:
         Position angle of the major axis, radians from x.
     gamma1, gamma2
         External shear.
+    slope
+        Of the mass density, `rho ~ r^-slope`, between 1 and 3; 2 is isothermal.
     """
 
     theta_e: float
@@ -40,6 +42,11 @@ class Deflector:
     angle: float
     gamma1: float = 0.0
     gamma2: float = 0.0
+    slope: float = 2.0
+
+
+#: Terms of the series of a power law: they fall like ((1 - q) / (1 + q))^n, to 1e-9 at q = 0.2.
+TERMS = 50
 
 
 def deflect(lens: Deflector, x: Array, y: Array) -> tuple[Array, Array]:
@@ -60,21 +67,43 @@ def deflect(lens: Deflector, x: Array, y: Array) -> tuple[Array, Array]:
     Notes
     -----
     Kormann, Schneider & Bartelmann 1994, A&A 284, 285, in the form of Keeton 2001, astro-ph/0102341,
-    equation 35; convergence `theta_e / (2 sqrt(q x² + y² / q))` as in lenstronomy's `SIE`.
+    equation 35; convergence `theta_e / (2 sqrt(q x² + y² / q))` as in lenstronomy's `SIE`. Other slopes:
+    Tessore & Metcalf 2015, A&A 580, A79, as in lenstronomy's `EPL`.
     """
     cos, sin = np.cos(lens.angle), np.sin(lens.angle)
     # Frame of the ellipse; the deflection is turned back below.
     u, v = cos * x + sin * y, -sin * x + cos * y
+    au, av = _isothermal(lens, u, v) if lens.slope == 2.0 else _power_law(lens, u, v)
+    ax = cos * au - sin * av + lens.gamma1 * x + lens.gamma2 * y
+    ay = sin * au + cos * av + lens.gamma2 * x - lens.gamma1 * y
+    return ax, ay
+
+
+def _isothermal(lens: Deflector, u: Array, v: Array) -> tuple[Array, Array]:
+    """Deflection in the frame of the ellipse."""
     # A round lens is the limit of the formulas below; stay clear of 0 / 0.
     q = min(lens.q, 1.0 - 1e-5)
     f = np.sqrt(1.0 - q * q)
     # 1e-9: no division by zero at the very centre.
     psi = np.sqrt(q * q * u * u + v * v) + 1e-9
     scale = lens.theta_e * np.sqrt(q) / f
-    au, av = scale * np.arctan(f * u / psi), scale * np.arctanh(f * v / psi)
-    ax = cos * au - sin * av + lens.gamma1 * x + lens.gamma2 * y
-    ay = sin * au + cos * av + lens.gamma2 * x - lens.gamma1 * y
-    return ax, ay
+    return scale * np.arctan(f * u / psi), scale * np.arctanh(f * v / psi)
+
+
+def _power_law(lens: Deflector, u: Array, v: Array) -> tuple[Array, Array]:
+    """Deflection in the frame of the ellipse: the series of equation 23, summed term by term."""
+    q, t = lens.q, lens.slope - 1.0
+    z = q * u + 1j * v
+    radius = np.maximum(np.abs(z), 1e-9)  # as above
+    turn = -(1.0 - q) / (1.0 + q) * (z / radius) ** 2
+    term = z / radius
+    total = term.copy()
+    for n in range(1, TERMS):
+        term = term * turn * ((2 * n - 2 + t) / (2 * n + 2 - t))
+        total += term
+    b = lens.theta_e * np.sqrt(q)
+    alpha = 2.0 / (1.0 + q) * b * (b / radius) ** (t - 1.0) * total
+    return alpha.real, alpha.imag
 
 
 def einstein_radius(sigma_v: Array, z_lens: Array, z_source: Array) -> Array:

@@ -16,7 +16,17 @@ class InjectConfig(Config):
 
     cutouts: str = neutral("", description="Directory of cutouts; best of galaxies that could be deflectors.")
     output: str = neutral("", description="Directory for the labelled cutouts.")
-    fraction: float = Field(0.5, gt=0.0, le=1.0, description="Share of the rows that get a lensed source.")
+    lenses: str = neutral(
+        "",
+        description="Table of lenses and sources (CSV, Parquet, FITS, VOTable) instead of drawn ones: one "
+        "for each cutout by its id, or, without a column id, a set to draw from.",
+    )
+    fraction: float | None = Field(
+        None,
+        gt=0.0,
+        le=1.0,
+        description="Share of the rows that get a lensed source; 0.5 unless the lenses have ids.",
+    )
     theta_min: float = Field(0.6, gt=0.0, le=10.0, description="Smallest Einstein radius, arcsec.")
     theta_max: float = Field(2.5, gt=0.0, le=10.0, description="Largest Einstein radius, arcsec.")
     source_bright: float = setting(22.2, description="Brightest source before lensing, i magnitude.")
@@ -39,4 +49,7 @@ class InjectConfig(Config):
     def _ordered(self) -> InjectConfig:
         if self.theta_min > self.theta_max or self.source_bright > self.source_faint:
             raise ValueError("theta_min and source_bright must not exceed theta_max and source_faint")
+        drawn = ("theta_min", "theta_max", "source_bright", "source_faint")
+        if self.lenses and (given := self.model_fields_set.intersection(drawn)):
+            raise ValueError(f"{min(given)} is for drawn lenses: the file of lenses says what is painted")
         return self

@@ -1,8 +1,9 @@
 """`ripple inject`: lensed sources painted into real cutouts; deflector and surroundings stay real.
 
 A deflector's mass follows the light at the centre of its cutout (axis ratio and angle from second moments);
-its Einstein radius, the source and the position of the source are drawn. Arcs are convolved with the row's
-own PSF in each band and bring their photon noise along. Rows that are not chosen stay as they are.
+its Einstein radius, the source and the position of the source are drawn. Or a file gives all of that. Arcs
+are convolved with the row's own PSF in each band and bring their photon noise along. Rows that are not chosen
+stay as they are.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from ripple.imaging.simulation.profiles import Lensed, Sersic, transform
 from ripple.runtime.profile import Profile, peak_rss
 from ripple.runtime.summary import Summary
 from ripple.stages.inject.config import InjectConfig
+from ripple.stages.inject.lenses import Lenses, read_lenses
 from ripple.storage.artefact import Artefact, open_artefact
 from ripple.storage.files import stage
 from ripple.storage.map_shards import ShardResult, Workers, map_shards, need_of
@@ -36,6 +38,8 @@ from ripple.storage.writer import ArtefactWriter, Finished, create
 
 #: Columns of floats that injection adds to the catalogue, besides `label`, `injected` and `arc_mag_<band>`.
 MEASURES = ("theta_E", "source_mag", "magnification", "arc_snr", "arc_sb")
+#: Share of rows that get a source unless said otherwise.
+FRACTION = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,7 @@ class ShardTask:
     directory: str
     name: str
     config: InjectConfig
+    lenses: Lenses | None
 
 
 def inject(config: InjectConfig) -> Summary:
@@ -55,7 +60,10 @@ def inject(config: InjectConfig) -> Summary:
     Raises
     ------
     ConfigError
-        No input or output is given, or the colours of sources are not known in a band.
+        No input or output is given, the colours of sources are not known in a band, or a fraction is given
+        beside lenses with ids.
+    CatalogueError
+        The lenses cannot be used.
     RippleError
         As listed in `ripple.errors`.
     """
@@ -65,23 +73,20 @@ def inject(config: InjectConfig) -> Summary:
         )
     start = time.perf_counter()
     cutouts = open_artefact(Path(config.cutouts), "cutouts")
-    _check_bands(cutouts)
+    lenses = _lenses(config, cutouts)
+    inputs = {"cutouts": cutouts.digest} | ({} if lenses is None else {"lenses": lenses.sha256})
     opened = create(
-        Path(config.output),
-        kind="cutouts",
-        config=config,
-        inputs={"cutouts": cutouts.digest},
-        units=len(cutouts.shards),
+        Path(config.output), kind="cutouts", config=config, inputs=inputs, units=len(cutouts.shards)
     )
     if isinstance(opened, Finished):
-        return _summary(config, opened.artefact.index(), 0.0)
+        return _summary(config, opened.artefact.index(), lenses, 0.0)
     with opened as writer:
         profile = Profile()
         need, cluster = need_of(cutouts), (config.dask, config.dask_settings)
         workers = Workers(config.workers, config.deadline, config.memory, need, *cluster)
 
         def task(k: int) -> ShardTask:
-            return ShardTask(str(cutouts.directory), k, str(writer.directory), writer.name(k), config)
+            return ShardTask(str(cutouts.directory), k, str(writer.directory), writer.name(k), config, lenses)
 
         tasks = {k: task(k) for k in writer.todo()}
         rows = [shard.rows for shard in cutouts.shards]
@@ -90,7 +95,28 @@ def inject(config: InjectConfig) -> Summary:
         seconds = time.perf_counter() - start
         metrics = {"operations": profile.operations, "seconds": seconds, "peak_rss": peak}
         writer.finish(index, metrics, cutouts.attributes)
-    return _summary(config, index, seconds)
+    return _summary(config, index, lenses, seconds)
+
+
+def _lenses(config: InjectConfig, cutouts: Artefact) -> Lenses | None:
+    """The lenses of the user; None when they are drawn, in bands in which that can be done."""
+    if not config.lenses:
+        _check_bands(cutouts)
+        return None
+    lenses = read_lenses(Path(config.lenses), cutouts.bands)
+    if lenses.ids is None:
+        return lenses
+    if config.fraction is not None:
+        raise ConfigError(
+            "inject: --fraction, but the lenses have ids", hint="every cutout they name gets one"
+        )
+    known = {str(value) for value in cutouts.index()["id"].to_pylist()}
+    if not known.intersection(lenses.ids):
+        raise ConfigError(
+            f"{config.lenses}: no cutout has one of its ids, such as {next(iter(lenses.ids))!r}",
+            hint="leave out the column id to draw from the lenses",
+        )
+    return lenses
 
 
 def _check_bands(cutouts: Artefact) -> None:
@@ -108,13 +134,13 @@ def make_shard(task: ShardTask) -> ShardResult:
     cutouts = open_artefact(Path(task.cutouts), "cutouts")
     batch = cutouts_of(cutouts, task.shard)
     with profile.time("inject"):
-        painted = inject_batch(batch, task.config)
+        painted = inject_batch(batch, task.config, task.lenses)
     data = pack_cutouts(painted, {"cutouts_sha256": cutouts.shards[task.shard].sha256})
     staged = stage(Path(task.directory), task.name, data)
     return ShardResult(staged, len(painted), profile.operations, peak_rss())
 
 
-def inject_batch(batch: CutoutBatch, config: InjectConfig) -> CutoutBatch:
+def inject_batch(batch: CutoutBatch, config: InjectConfig, lenses: Lenses | None = None) -> CutoutBatch:
     """Paint lensed sources into a share of the rows.
 
     Parameters
@@ -123,6 +149,8 @@ def inject_batch(batch: CutoutBatch, config: InjectConfig) -> CutoutBatch:
         Cutouts in nJy, in bands among ugrizy.
     config
         What to paint, and how often. What a row gets depends only on the seed and the row's `index`.
+    lenses
+        Of the user; None: drawn.
 
     Returns
     -------
@@ -130,19 +158,27 @@ def inject_batch(batch: CutoutBatch, config: InjectConfig) -> CutoutBatch:
         Copies of image and variance, and new columns: `label` (1 if injected; else as before, or 0),
         `injected` (uint8), `theta_E` (arcsec), `source_mag` (i), `magnification`, `arc_mag_<band>` (lensed
         total), `arc_snr` (matched filter, best band), `arc_sb` (mag/arcsec², flux-weighted mean in the
-        bluest band); NaN where nothing was injected. Rows without a PSF in a band that has data are left out.
+        bluest band), NaN where nothing was injected; `lens_row` (row of the lenses, -1 for none), and
+        `not_injected` (why nothing was painted, empty where it was). Rows without a PSF in a band that has
+        data are left out.
     """
     n, image, variance = len(batch), batch.image.copy(), batch.variance.copy()
     injected = np.zeros(n, np.uint8)
     names = (*MEASURES, *(f"arc_mag_{band}" for band in batch.bands))
     measured = {name: np.full(n, np.nan) for name in names}
+    lens_row, why = np.full(n, -1, np.int64), [""] * n
     for k in range(n):
         # A generator per row, so that shards and workers do not matter; 21 keeps it apart from other uses of
         # the seed.
         rng = np.random.default_rng([config.seed, 21, int(np.int64(batch.catalog["index"][k]))])
-        if rng.uniform() >= config.fraction or not _has_psf(batch, k):
+        lens_row[k], why[k] = _chosen(batch, k, config, lenses, rng)
+        if why[k]:
             continue
-        arcs, facts = _paint(batch, k, config, rng)
+        arcs, facts = (
+            _paint(batch, k, config, rng)
+            if lenses is None
+            else paint_given(batch, k, lenses, int(lens_row[k]))
+        )
         _add(image[k], variance[k], arcs, _gain(batch, k), rng)
         injected[k] = 1
         for name, value in {**facts, **arc_facts(arcs, batch.variance[k], batch)}.items():
@@ -150,8 +186,27 @@ def inject_batch(batch: CutoutBatch, config: InjectConfig) -> CutoutBatch:
     # Real cutouts are hardly ever lenses: without labels, those that were not painted count as no lens.
     label = np.asarray(batch.catalog.get("label", np.zeros(n, np.int64))).copy()
     label[injected == 1] = 1
-    catalog = {**batch.catalog, "label": label, "injected": injected, **measured}
+    made = {"label": label, "injected": injected, "lens_row": lens_row, "not_injected": np.array(why)}
+    catalog = {**batch.catalog, **made, **measured}
     return replace(batch, image=image, variance=variance, catalog=catalog)
+
+
+def _chosen(
+    batch: CutoutBatch, k: int, config: InjectConfig, lenses: Lenses | None, rng: np.random.Generator
+) -> tuple[int, str]:
+    """Row of the lenses that row k gets, -1 for a drawn one or none; and why it gets none."""
+    row = -1
+    if lenses is not None and lenses.ids is not None:
+        row = lenses.ids.get(str(batch.catalog["id"][k]), -1)
+        if row < 0:
+            return -1, "no lens has its id"
+        if lenses.refused[row]:
+            return row, f"lens: {lenses.refused[row]}"
+    elif rng.uniform() >= (FRACTION if config.fraction is None else config.fraction):
+        return -1, "not drawn"
+    elif lenses is not None:
+        row = int(rng.choice(lenses.usable()))
+    return row, "" if _has_psf(batch, k) else "no PSF in a band with data"
 
 
 def _has_psf(batch: CutoutBatch, k: int) -> bool:
@@ -173,6 +228,22 @@ def _paint(
     seen, magnification = render(lensed, batch, k)
     facts = {"theta_E": theta, "source_mag": i_mag, "magnification": magnification}
     return seen * fluxes[:, None, None], facts
+
+
+def paint_given(
+    batch: CutoutBatch, k: int, lenses: Lenses, row: int
+) -> tuple[NDArray[np.float64], dict[str, float]]:
+    """As `_paint`, with a lens of the user."""
+    lensed, dx, dy = lenses.lensed(row, batch.pixel_scale)
+    seen, magnification = render(lensed, batch, k, dx, dy)
+    mags = lenses.mags[row]
+    i_mag = float(mags[batch.bands.index("i")]) if "i" in batch.bands else np.nan
+    facts = {
+        "theta_E": float(lenses.values["theta_E"][row]),
+        "source_mag": i_mag,
+        "magnification": magnification,
+    }
+    return seen * flux(mags)[:, None, None], facts
 
 
 def draw_lensed(rng: np.random.Generator, theta: float, q: float, angle: float, pixel_scale: float) -> Lensed:
@@ -243,8 +314,19 @@ def light_shape(image: NDArray[np.float32], catalog: dict[str, NDArray[Any]], k:
     return max(float(np.sqrt((1.0 - e) / (1.0 + e))), 0.5), 0.5 * float(np.arctan2(e2, e1))
 
 
-def render(lensed: Lensed, batch: CutoutBatch, k: int) -> tuple[NDArray[np.float64], float]:
+def render(
+    lensed: Lensed, batch: CutoutBatch, k: int, dx: float = 0.0, dy: float = 0.0
+) -> tuple[NDArray[np.float64], float]:
     """Arcs of a source of unit flux, convolved with the PSFs of a row, in each cell with that of the cell.
+
+    Parameters
+    ----------
+    lensed
+        The lens and its source, pixels.
+    batch, k
+        Cutouts, and the row.
+    dx, dy
+        Centre of the lens from the target, pixels.
 
     Returns
     -------
@@ -256,10 +338,15 @@ def render(lensed: Lensed, batch: CutoutBatch, k: int) -> tuple[NDArray[np.float
     """
     height, width = batch.image.shape[2:]
     kernel = batch.psf.shape[-1] if len(batch.psf) else 1
-    reach = 2.0 * (2.2 * lensed.lens.theta_e + 4.0 * lensed.source.re)
+    # A source far outside is seen about where it is, and the lens may lie off the target.
+    off = max(float(np.hypot(lensed.source.dx, lensed.source.dy)) - lensed.lens.theta_e, 0.0) + np.hypot(
+        dx, dy
+    )
+    reach = 2.0 * (2.2 * lensed.lens.theta_e + 4.0 * lensed.source.re + off)
     # The FFT is periodic: the grid holds arcs and PSF, so that nothing wraps around into the cutout.
     size = 2 * scipy.fft.next_fast_len(int(np.ceil(max(height, width, reach + kernel) / 2)), real=True)
-    light = transform(lensed, size, float(batch.catalog["dx"][k]), float(batch.catalog["dy"][k]))
+    at = float(batch.catalog["dx"][k]) + dx, float(batch.catalog["dy"][k]) + dy
+    light = transform(lensed, size, *at)
     y0, x0 = size // 2 - height // 2, size // 2 - width // 2
     seen = np.zeros((len(batch.bands), height, width))
     # First all of each band with the PSF of the centre, then the parts that lie in other cells of the coadd.
@@ -330,7 +417,8 @@ def _index(cutouts: Artefact, writer: ArtefactWriter) -> pa.Table:
         catalog = unpack_cutouts(mapped).catalog  # the shard that was just written
         here = np.flatnonzero(shard == k)
         for name in _new_columns(catalog):
-            values = catalog[name]
+            # Texts of other shards may be longer.
+            values = catalog[name].astype(object) if catalog[name].dtype.kind == "U" else catalog[name]
             if name not in fresh:
                 fresh[name] = _blank(old, name, values.dtype)
             fresh[name][here] = values[row[here]]
@@ -339,20 +427,53 @@ def _index(cutouts: Artefact, writer: ArtefactWriter) -> pa.Table:
 
 def _new_columns(catalog: dict[str, NDArray[Any]]) -> list[str]:
     """Names of the columns that injection adds or changes."""
-    return ["label", "injected", *MEASURES, *sorted(n for n in catalog if n.startswith("arc_mag_"))]
+    return [
+        "label",
+        "injected",
+        "lens_row",
+        "not_injected",
+        *MEASURES,
+        *sorted(n for n in catalog if n.startswith("arc_mag_")),
+    ]
 
 
 def _blank(old: pa.Table, name: str, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """The column for rows without pixels: the old label, NaN, or 0."""
+    """The column for rows without pixels: the old label, NaN, 0, -1, or why nothing was painted."""
     if name == "label" and name in old.column_names:
         return np.array(old[name].to_numpy(), dtype)
+    if name == "not_injected":
+        return np.full(old.num_rows, "no pixels", dtype)
+    if name == "lens_row":
+        return np.full(old.num_rows, -1, dtype)
     return np.full(old.num_rows, np.nan if dtype.kind == "f" else 0, dtype)
 
 
-def _summary(config: InjectConfig, index: pa.Table, seconds: float) -> Summary:
+def _summary(config: InjectConfig, index: pa.Table, lenses: Lenses | None, seconds: float) -> Summary:
     rows = int((index["shard"].to_numpy() >= 0).sum())
     injected = np.flatnonzero(index["injected"].to_numpy())
     facts: dict[str, int | str] = {"rows": rows, "injected": len(injected)}
     if len(injected):
         facts["arc S/N"] = f"median {np.median(index['arc_snr'].to_numpy()[injected]):.0f}"
-    return Summary("inject", config.output, facts, seconds=seconds, done_before=seconds == 0)
+    return Summary(
+        "inject",
+        config.output,
+        facts,
+        notes=() if lenses is None else _notes(config, index, lenses),
+        seconds=seconds,
+        done_before=seconds == 0,
+    )
+
+
+def _notes(config: InjectConfig, index: pa.Table, lenses: Lenses) -> tuple[str, ...]:
+    """Lenses that were refused, or have no cutout."""
+    notes = []
+    if bad := [(k, why) for k, why in enumerate(lenses.refused) if why]:
+        k, why = bad[0]
+        notes.append(
+            f"{config.lenses}: {len(bad):,} lenses cannot be painted, the first in row {k + 1}: {why}"
+        )
+    if lenses.ids is not None:
+        absent = set(lenses.ids).difference(str(value) for value in index["id"].to_pylist())
+        if absent:
+            notes.append(f"{config.lenses}: {len(absent):,} ids have no cutout, such as {min(absent)}")
+    return tuple(notes)
