@@ -29,7 +29,8 @@ _PLACES: dict[str, tuple[str, str]] = {
 #: Verbs as functions. `import` is a keyword, and `ripple.report` is a package.
 _VERBS = (
     "simulate", "fetch", "import_cutouts", "preprocess", "inject", "train", "score", "search", "compare",
-    "explain", "completeness", "write_report", "export", "import_model", "export_model",
+    "explain", "completeness", "write_report", "vet", "consensus", "match", "export", "import_model",
+    "export_model",
 )  # fmt: skip
 
 if TYPE_CHECKING:

@@ -10,22 +10,29 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from browser import Browser, started
+from sklearn.metrics import average_precision_score, roc_auc_score
 from tensorsets import make_scores
 from toys import toy_batch, write_batches
 
 from ripple.cli import run
 from ripple.errors import ConfigError, DataError
+from ripple.stages.consensus.config import ConsensusConfig
+from ripple.stages.consensus.consensus import consensus
+from ripple.stages.consensus.panel import gather
 from ripple.stages.vet.config import VetConfig
 from ripple.stages.vet.vet import vet
 from ripple.storage.artefact import verify
+from ripple.vetting.consensus import fuse
 from ripple.vetting.session import open_session
 from ripple.vetting.store import Record, read_grades
 
@@ -466,3 +473,76 @@ def test_hostile_ids_and_notes_stay_text_and_nothing_leaves(
         loaded = browser.run("return performance.getEntriesByType('resource').map(e => new URL(e.name).host)")
         assert set(loaded) == {f"127.0.0.1:{server.port}"}
         assert [m for m in browser.log() if "favicon" not in m and "ERR_CONNECTION" not in m] == []
+
+
+# Three people --------------------------------------------------------
+
+#: Probability of X, C, B, A for an object that is no lens, and for a lens.
+PEOPLE = {
+    "careful": ((0.86, 0.08, 0.04, 0.02), (0.04, 0.10, 0.26, 0.60)),
+    "careless": ((0.45, 0.25, 0.20, 0.10), (0.25, 0.25, 0.25, 0.25)),
+    "contrarian": ((0.10, 0.20, 0.30, 0.40), (0.55, 0.25, 0.15, 0.05)),
+}
+
+
+@pytest.mark.slow
+def test_three_people_at_the_keyboard_are_known_afterwards(browser: Browser, tmp_path: Path) -> None:
+    """300 candidates each, by keyboard through the pages; kill -9 in the middle; then the consensus."""
+    batches = [toy_batch(400, k, first=400 * k, size=24) for k in (0, 1)]
+    write_batches(tmp_path / "tensors", batches)
+    scores = make_scores(tmp_path / "scores", tmp_path / "tensors")
+    label = {
+        str(i): int(v) for b in batches for i, v in zip(b.catalog["id"], b.catalog["label"], strict=True)
+    }
+    output, names = tmp_path / "g", ",".join(PEOPLE)
+    pressed: dict[str, list[str]] = {}
+    with serving(scores, output, graders=names) as server:
+        for who, (name, chances) in enumerate(PEOPLE.items()):
+            rng = np.random.default_rng(who)
+            ids = [item["id"] for k in (0, 200, 400) for item in server.items(who, k)]
+            pressed[name] = [str(rng.choice(list("xcba"), p=chances[label[i]])) for i in ids]
+            half = len(ids) // 2
+            browser.visit(server.links[who])
+            at_rest(browser, 0)
+            for low in range(0, half, 50):
+                browser.press(*pressed[name][low : min(low + 50, half)])
+            browser.wait(f"return document.body.dataset.place === '{half}'", 120)
+        timing = [(float(seen_in(server, item["key"])), item["place"]) for item in server.items()[:150]]
+        assert server.stop(signal.SIGKILL) == -signal.SIGKILL
+    with serving(scores, output, graders=names) as server:
+        for who, name in enumerate(PEOPLE):
+            browser.visit(server.links[who])
+            at_rest(browser, half)
+            for low in range(half, len(pressed[name]), 50):
+                browser.press(*pressed[name][low : low + 50])
+            browser.wait("return !document.getElementById('end').hidden", 120)
+    for name, keys in pressed.items():
+        assert [r.grade for r in last(output, name).values()] == [key.upper() for key in keys]
+
+    done = consensus(ConsensusConfig.make({"grades": [output], "output": tmp_path / "candidates"}))
+    assert done.facts["hidden tests"] > 40
+    panel = gather([open_session(output)])
+    fused = fuse(panel.level, panel.truth)
+    for j, name in enumerate(panel.graders):
+        true, total = np.array(PEOPLE[name]), fused.counts[j].sum(axis=1, keepdims=True)
+        # Three standard deviations of the counts, and the pull of the prior.
+        error = 3 * np.sqrt(true * (1 - true) / total) + 8 / total
+        assert (np.abs(fused.confusion[j] - true) < error).all(), (name, fused.confusion[j])
+    table = pq.read_table(tmp_path / "candidates/candidates.parquet")
+    found = np.array([label[i] for i in table["id"].to_pylist()])
+    assert average_precision_score(found, table["probability"].to_numpy()) > 0.9
+
+    # How long a picture takes says nothing about what it is.
+    queue = [r.object for r in last(output, "careful").values()]
+    is_test = np.array([open_session(output).truth[queue[place]] >= 0 for _, place in timing])
+    assert 0.35 < roc_auc_score(is_test, [seconds for seconds, _ in timing]) < 0.65
+
+
+def seen_in(server: Server, key: str) -> float:
+    """Seconds for a picture: the median of five."""
+    took = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        server.ask(f"{server.paths[0]}picture/{key}?view=default")
+        took.append(time.perf_counter() - begin)
+    return float(np.median(took))
