@@ -73,18 +73,24 @@ def elliptical_radius(plane: Float) -> Float:
     centre, shape = np.array([width // 2, height // 2], np.float64), np.eye(2)
     light = np.clip(plane, 0.0, None)
     for _ in range(ROUNDS):
-        d = np.stack([x - centre[0], y - centre[1]])
-        w = light * np.exp(-0.5 * np.einsum("ihw,ij,jhw->hw", d, np.linalg.inv(shape), d) / WINDOW**2)
+        u, v = x - centre[0], y - centre[1]
+        w = light * np.exp(-0.5 * _squared(u, v, shape) / WINDOW**2)
         total = float(w.sum())
         if total <= 0.0:
             break
+        wu, wv = w * u, w * v
         # A Gaussian weight halves the shift of the centre that the light shows.
-        step = 2.0 * np.einsum("hw,ihw->i", w, d) / total
+        step = 2.0 * np.array([wu.sum(), wv.sum()]) / total
         centre = np.clip(centre + np.clip(step, -1.0, 1.0), [0.0, 0.0], [width - 1.0, height - 1.0])
-        shape = _of_unit_area(np.einsum("hw,ihw,jhw->ij", w, d, d) / total)
-    d = np.stack([x - centre[0], y - centre[1]])
-    out: Float = np.sqrt(np.einsum("ihw,ij,jhw->hw", d, np.linalg.inv(shape), d))
-    return out
+        xy = float(np.vdot(wu, v))
+        shape = _of_unit_area(np.array([[np.vdot(wu, u), xy], [xy, np.vdot(wv, v)]]) / total)
+    return np.asarray(np.sqrt(_squared(x - centre[0], y - centre[1], shape)))
+
+
+def _squared(u: Float, v: Float, shape: Float) -> Float:
+    """Square of the radius on ellipses of this shape."""
+    (a, b), (_, c) = np.linalg.inv(shape)
+    return np.asarray(a * u * u + 2 * b * u * v + c * v * v)
 
 
 def _of_unit_area(moments: Float) -> Float:
@@ -144,5 +150,5 @@ def _fitted(at: Float, value: Float, error: Float) -> Float:
     top = np.log(value[0])
     low, high = [top - 3, -3.0, 0.5, -3.0], [top + 12, 4.0, 6.0, 1.8]
     start = np.array([top + 0.5, 0.5, 1.5, 0.3])
-    found = least_squares(misfit, start, bounds=(low, high), loss="cauchy", max_nfev=30)
+    found = least_squares(misfit, start, bounds=(low, high), loss="cauchy", max_nfev=30, ftol=2e-3)
     return np.asarray(found.x)

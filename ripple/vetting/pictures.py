@@ -91,7 +91,7 @@ class Pictures:
                 mean = np.nan_to_num(image).mean(axis=1, keepdims=True)
                 return np.asarray(255 - self._grey(mean, self.mean_noise, _BRIGHTER), np.uint8)
             case "residual":
-                return self._colour(subtracted(image), _BRIGHTER)
+                return self._colour(self._without_lens(image), _BRIGHTER)
             case _:
                 b = self.bands.index(view)
                 return self._grey(image[:, [b]], self.band_noise[b], 1.0)
@@ -100,6 +100,13 @@ class Pictures:
         stretch = self.stretch / gain
         drawn = pictures(image, self.colours, self.noise, stretch=stretch, softening=self.softening)
         return np.asarray(drawn[0])
+
+    def _without_lens(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The image without lens light, in the bands that are drawn."""
+        out, c = image.copy(), self.colours
+        drawn = sorted({*c.red, *c.green, *c.blue, *(() if c.grey is None else (c.grey,))})
+        out[:, drawn] = subtracted(image[:, drawn])
+        return out
 
     def _bluer(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         if self.colours.red == self.colours.blue:  # one band has no colour
