@@ -5,6 +5,7 @@
 
 Uses the repository of `scripts/bench/fetch.py` (full-size patches, 4 bands; made once in --directory) and a d4cnn of
 width 4 with random weights, whose contract is that of `preprocess` with its default options. Prints Markdown.
+`--part engines` compares PyTorch and ONNX Runtime on networks alone instead: rows per CPU-second of one thread.
 """
 
 from __future__ import annotations
@@ -63,14 +64,51 @@ def make_model(directory: Path, tensors: Path) -> None:
     save_model(directory, contract, [net.state_dict()])
 
 
+def engines(rounds: int, rows: int = 256) -> None:
+    """Rows per CPU-second of features, one thread, 64 px and 3 bands, in turns."""
+    import torch
+
+    from ripple.learn.model.architecture import Architecture
+    from ripple.learn.model.network import build
+    from ripple.learn.scoring.engine import OnnxBackbone, graph_of
+
+    torch.set_num_threads(1)
+    image = torch.randn(rows, 3, 64, 64)
+    print(
+        "| network | PyTorch rows/CPU-s | ONNX Runtime | ratio | largest difference of features |\n|---|---|---|---|---|"
+    )
+    for name, width in (("d4cnn", 4), ("d4cnn", 8), ("resnet18", 8)):
+        net = build(Architecture(name, 3, 64, 1, "small", width, 0.0)).eval()
+        pair = (net.backbone, OnnxBackbone(graph_of(net.backbone, (3, 64))))
+        rates: list[list[float]] = [[], []]
+        with torch.inference_mode():
+            for round_ in range(rounds + 1):
+                for k, backbone in enumerate(pair):
+                    start = time.process_time()
+                    found = [backbone(part) for part in image.split(rows)]
+                    if round_:  # the first is a warm-up
+                        rates[k].append(rows / (time.process_time() - start))
+            ours, theirs = (backbone(image) for backbone in pair)
+        torch_, onnx = (statistics.median(r) for r in rates)
+        print(
+            f"| {name}, width {width} | {torch_:.0f} | {onnx:.0f} | {onnx / torch_:.1f} | {float((ours - theirs).abs().max()):.1e} |",
+            flush=True,
+        )
+        del found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
+    parser.add_argument("--part", choices=("search", "engines"), default="search")
     parser.add_argument("--patches", type=int, default=2)
     parser.add_argument("--targets", type=int, default=2000, help="in each patch")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--directory", type=Path)
     parser.add_argument("--engines", default="torch,onnx")
     args = parser.parse_args()
+    if args.part == "engines":
+        engines(args.rounds)
+        return
     work = args.directory or Path(tempfile.mkdtemp(prefix="ripple-bench-"))
     work.mkdir(parents=True, exist_ok=True)
     root, targets = repository(work), work / "targets.csv"

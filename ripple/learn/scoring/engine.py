@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from ripple.errors import ConfigError, ContractError
-from ripple.learn.model.network import Net
 from ripple.learn.model.weights import Model
 from ripple.learn.scoring.forward import member_outputs
 from ripple.runtime.extras import missing, not_installed
@@ -77,11 +76,11 @@ def graph_paths(model: Model, directory: Path) -> tuple[Path, ...]:
     return tuple(directory / f"{TEMPORARY}backbone-{k}.onnx" for k in range(len(model.nets)))
 
 
-def _graph(net: Net, model: Model) -> bytes:
-    arch = model.contract.architecture
-    example = torch.zeros(2, arch.bands, arch.size, arch.size)
+def graph_of(backbone: nn.Module, shape: tuple[int, int]) -> bytes:
+    """A backbone as an ONNX file, for images of `shape` (bands, side) and any number of rows."""
+    bands, side = shape
+    example = torch.zeros(2, bands, side, side)
     rows = ({0: torch.export.Dim("rows")},)
-    backbone = net.backbone.eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about PyTorch's own operators, which nobody here can change
         program: Any = torch.onnx.export(
@@ -122,9 +121,9 @@ def with_onnx(model: Model, directory: Path) -> Model:
     ContractError
         ONNX Runtime gives other scores than PyTorch.
     """
-    paths = graph_paths(model, directory)
+    paths, arch = graph_paths(model, directory), model.contract.architecture
     for net, path in zip(model.nets, paths, strict=True):
-        write_atomic(path, _graph(net, model))
+        write_atomic(path, graph_of(net.backbone, (arch.bands, arch.size)))
     other = with_graphs(model, paths)
     difference = largest_difference(model, other)
     if not difference <= TOLERANCE:
