@@ -13,7 +13,7 @@ import pytest
 from ripple.cli import run
 from ripple.errors import ConfigError
 from ripple.imaging.batch import MASK_PLANES, CutoutBatch
-from ripple.imaging.simulation.lensing import Deflector
+from ripple.imaging.simulation.lensing import Deflector, image_count
 from ripple.imaging.simulation.observing import BANDS, moffat, noise_sigma
 from ripple.imaging.simulation.profiles import Lensed, Sersic
 from ripple.stages.inject.config import InjectConfig
@@ -205,6 +205,60 @@ def test_same_bytes_twice(cutouts: Path, tmp_path: Path) -> None:
         inject(InjectConfig(cutouts=str(cutouts), output=str(tmp_path / name), workers=workers))
     for file in ("shard-00000.h5", "index.parquet", "manifest.json"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_hosts(cutouts: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Only cutouts that meet the condition get a lens, labelled lenses never; the index says why not."""
+    before = pq.read_table(cutouts / "index.parquet").to_pylist()
+    bright = sorted(row["lens_mag_i"] for row in before)[len(before) // 2]
+    argv = ["inject", str(cutouts), "--fraction", "1", "--workers", "0", "-o", str(tmp_path / "a")]
+    assert run([*argv, "--hosts", f"lens_mag_i <= {bright} and ra > 0"]) == 0
+    after = pq.read_table(tmp_path / "a" / "index.parquet").to_pylist()
+    assert len({row["not_injected"] for row in after}) >= 2
+    for row in (r for r in after if r["shard"] >= 0):
+        expected = "" if row["lens_mag_i"] <= bright else "not a host"
+        lens = row["label"] == 1 and not row["injected"]
+        assert row["not_injected"] == ("a lens already" if lens else expected)
+        assert row["injected"] == (row["not_injected"] == "")
+    known = [row["label"] for row in before if row["shard"] >= 0]
+    assert sum(row["not_injected"] == "a lens already" for row in after) == known.count(1)
+    assert run([*argv[:-1], str(tmp_path / "b"), "--hosts", "lens_mag < 20"]) == 3
+    assert "--hosts: no column 'lens_mag'" in capfd.readouterr().err
+    assert run([*argv[:-1], str(tmp_path / "b"), "--hosts", "lens_mag_i < 2"]) == 3
+
+
+def test_images_are_counted_as_lenstronomy_does() -> None:
+    solver = pytest.importorskip("lenstronomy.LensModel.Solver.lens_equation_solver")
+    model = pytest.importorskip("lenstronomy.LensModel.lens_model")
+    util = pytest.importorskip("lenstronomy.Util.param_util")
+    rng = np.random.default_rng(0)
+    lens = model.LensModel(["SIE", "SHEAR"])
+    same, seen = [], set()
+    for k in range(42):
+        q, angle, g1, g2 = rng.uniform(0.5, 0.95), rng.uniform(0, 3), *rng.uniform(-0.05, 0.05, 2)
+        x, y = rng.uniform(-1.2, 1.2, 2) * (1.0, 0.05, 2.0)[k % 3]
+        e1, e2 = util.phi_q2_ellipticity(angle, q)
+        sie = {"theta_E": 1.3, "e1": e1, "e2": e2, "center_x": 0, "center_y": 0}
+        kwargs = [sie, {"gamma1": g1, "gamma2": g2}]
+        found, _ = solver.LensEquationSolver(lens).image_position_from_source(
+            x, y, kwargs, min_distance=0.02, search_window=12
+        )
+        mine = image_count(Deflector(1.3, q, angle, g1, g2), x, y)
+        same.append(mine == len(found))
+        seen.add(mine)
+    assert np.mean(same) >= 0.95  # sources next to a caustic: images that merge
+    assert seen == {1, 2, 4}
+
+
+def test_what_is_said_of_an_arc() -> None:
+    out = inject_batch(make_batch(6), InjectConfig(fraction=1.0)).catalog
+    each = np.stack([out[f"arc_snr_{b}"] for b in BAND_NAMES])
+    np.testing.assert_allclose(out["arc_snr"], each.max(axis=0))
+    np.testing.assert_allclose(out["arc_sb"], out["arc_sb_g"])
+    seeing = np.mean([BANDS[b].fwhm for b in BAND_NAMES])
+    np.testing.assert_allclose(out["theta_E_over_seeing"], out["theta_E"] / seeing, rtol=0.02)
+    assert (out["images"] >= 2).all()
+    assert (out["not_injected"] == "").all()
 
 
 def test_bad_options(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

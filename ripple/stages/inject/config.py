@@ -21,11 +21,16 @@ class InjectConfig(Config):
         description="Table of lenses and sources (CSV, Parquet, FITS, VOTable) instead of drawn ones: one "
         "for each cutout by its id, or, without a column id, a set to draw from.",
     )
+    hosts: str = Field(
+        "",
+        description="Condition that a cutout must meet to get a lens, on columns of its catalogue, such as "
+        "'mag_r - mag_i > 0.5 and mag_i < 21'; written like --select. Labelled lenses never get one.",
+    )
     fraction: float | None = Field(
         None,
         gt=0.0,
         le=1.0,
-        description="Share of the rows that get a lensed source; 0.5 unless the lenses have ids.",
+        description="Share of the hosts that get a lensed source; 0.5 unless the lenses have ids.",
     )
     theta_min: float = Field(0.6, gt=0.0, le=10.0, description="Smallest Einstein radius, arcsec.")
     theta_max: float = Field(2.5, gt=0.0, le=10.0, description="Largest Einstein radius, arcsec.")

@@ -18,9 +18,10 @@ import pyarrow as pa
 import scipy
 from numpy.typing import NDArray
 
-from ripple.errors import ConfigError
+from ripple.errors import CatalogueError, ConfigError, DataError
 from ripple.imaging.batch import CutoutBatch
-from ripple.imaging.simulation.lensing import Deflector
+from ripple.imaging.psf.shape import fwhm
+from ripple.imaging.simulation.lensing import Deflector, image_count
 from ripple.imaging.simulation.observing import BANDS, flux, magnitude, noise_sigma
 from ripple.imaging.simulation.population import UGRIZY, blue_magnitudes
 from ripple.imaging.simulation.profiles import Lensed, Sersic, transform
@@ -28,6 +29,7 @@ from ripple.runtime.profile import Profile, peak_rss
 from ripple.runtime.summary import Summary
 from ripple.stages.inject.config import InjectConfig
 from ripple.stages.inject.lenses import Lenses, read_lenses
+from ripple.stages.plan.select import matching
 from ripple.storage.artefact import Artefact, open_artefact
 from ripple.storage.files import stage
 from ripple.storage.map_shards import ShardResult, Workers, map_shards, need_of
@@ -37,9 +39,13 @@ from ripple.storage.shards import cutouts_of
 from ripple.storage.writer import ArtefactWriter, Finished, create
 
 #: Columns of floats that injection adds to the catalogue, besides `label`, `injected` and `arc_mag_<band>`.
-MEASURES = ("theta_E", "source_mag", "magnification", "arc_snr", "arc_sb")
-#: Share of rows that get a source unless said otherwise.
-FRACTION = 0.5
+MEASURES = (
+    "theta_E", "theta_E_over_seeing", "source_mag", "magnification", "images", "arc_snr", "arc_sb"
+)  # fmt: skip
+#: The same for each band.
+OF_BANDS = ("arc_mag", "arc_snr", "arc_sb")
+#: Share of hosts that get a source unless said otherwise, and the label that it brings.
+FRACTION, LENS = 0.5, 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +58,7 @@ class ShardTask:
     name: str
     config: InjectConfig
     lenses: Lenses | None
+    hosts: NDArray[np.bool_] | None
 
 
 def inject(config: InjectConfig) -> Summary:
@@ -63,7 +70,9 @@ def inject(config: InjectConfig) -> Summary:
         No input or output is given, the colours of sources are not known in a band, or a fraction is given
         beside lenses with ids.
     CatalogueError
-        The lenses cannot be used.
+        The lenses or the condition on hosts cannot be used.
+    DataError
+        No cutout meets that condition.
     RippleError
         As listed in `ripple.errors`.
     """
@@ -74,6 +83,7 @@ def inject(config: InjectConfig) -> Summary:
     start = time.perf_counter()
     cutouts = open_artefact(Path(config.cutouts), "cutouts")
     lenses = _lenses(config, cutouts)
+    hosts = _hosts(config, cutouts)
     inputs = {"cutouts": cutouts.digest} | ({} if lenses is None else {"lenses": lenses.sha256})
     opened = create(
         Path(config.output), kind="cutouts", config=config, inputs=inputs, units=len(cutouts.shards)
@@ -86,7 +96,15 @@ def inject(config: InjectConfig) -> Summary:
         workers = Workers(config.workers, config.deadline, config.memory, need, *cluster)
 
         def task(k: int) -> ShardTask:
-            return ShardTask(str(cutouts.directory), k, str(writer.directory), writer.name(k), config, lenses)
+            return ShardTask(
+                str(cutouts.directory),
+                k,
+                str(writer.directory),
+                writer.name(k),
+                config,
+                lenses,
+                None if hosts is None else hosts[k],
+            )
 
         tasks = {k: task(k) for k in writer.todo()}
         rows = [shard.rows for shard in cutouts.shards]
@@ -99,9 +117,9 @@ def inject(config: InjectConfig) -> Summary:
 
 
 def _lenses(config: InjectConfig, cutouts: Artefact) -> Lenses | None:
-    """The lenses of the user; None when they are drawn, in bands in which that can be done."""
+    """The lenses of the user; None when they are drawn."""
+    _check_bands(cutouts)
     if not config.lenses:
-        _check_bands(cutouts)
         return None
     lenses = read_lenses(Path(config.lenses), cutouts.bands)
     if lenses.ids is None:
@@ -119,11 +137,30 @@ def _lenses(config: InjectConfig, cutouts: Artefact) -> Lenses | None:
     return lenses
 
 
+def _hosts(config: InjectConfig, cutouts: Artefact) -> list[NDArray[np.bool_]] | None:
+    """Which rows of each shard meet the condition on hosts; None without one."""
+    if not config.hosts:
+        return None
+    index = cutouts.index()
+    try:
+        met = matching(index, config.hosts).to_numpy()
+    except (CatalogueError, ConfigError) as err:
+        # The same language as that of --select, which it was written for.
+        raise type(err)(err.message.replace("--select", "--hosts"), hint=err.hint) from None
+    shard, row = index["shard"].to_numpy(), index["row"].to_numpy()
+    out = [np.zeros(record.rows, bool) for record in cutouts.shards]
+    for k, mask in enumerate(out):
+        mask[row[shard == k]] = met[shard == k]
+    if not any(mask.any() for mask in out):
+        raise DataError(f"{cutouts.directory}: no cutout meets --hosts {config.hosts!r}")
+    return out
+
+
 def _check_bands(cutouts: Artefact) -> None:
     unknown = [band for band in cutouts.bands if band not in tuple("ugrizy")]
     if unknown:
         raise ConfigError(
-            f"{cutouts.directory}: the colours of sources are not known in band {unknown[0]!r}",
+            f"{cutouts.directory}: colours and photon noise of sources are not known in band {unknown[0]!r}",
             hint="they are known in u, g, r, i, z and y",
         )
 
@@ -134,13 +171,18 @@ def make_shard(task: ShardTask) -> ShardResult:
     cutouts = open_artefact(Path(task.cutouts), "cutouts")
     batch = cutouts_of(cutouts, task.shard)
     with profile.time("inject"):
-        painted = inject_batch(batch, task.config, task.lenses)
+        painted = inject_batch(batch, task.config, task.lenses, task.hosts)
     data = pack_cutouts(painted, {"cutouts_sha256": cutouts.shards[task.shard].sha256})
     staged = stage(Path(task.directory), task.name, data)
     return ShardResult(staged, len(painted), profile.operations, peak_rss())
 
 
-def inject_batch(batch: CutoutBatch, config: InjectConfig, lenses: Lenses | None = None) -> CutoutBatch:
+def inject_batch(
+    batch: CutoutBatch,
+    config: InjectConfig,
+    lenses: Lenses | None = None,
+    hosts: NDArray[np.bool_] | None = None,
+) -> CutoutBatch:
     """Paint lensed sources into a share of the rows.
 
     Parameters
@@ -151,27 +193,37 @@ def inject_batch(batch: CutoutBatch, config: InjectConfig, lenses: Lenses | None
         What to paint, and how often. What a row gets depends only on the seed and the row's `index`.
     lenses
         Of the user; None: drawn.
+    hosts
+        `(N,)` rows that may get a lens, besides those that are labelled as lenses; None: all.
 
     Returns
     -------
     batch
         Copies of image and variance, and new columns: `label` (1 if injected; else as before, or 0),
-        `injected` (uint8), `theta_E` (arcsec), `source_mag` (i), `magnification`, `arc_mag_<band>` (lensed
-        total), `arc_snr` (matched filter, best band), `arc_sb` (mag/arcsec², flux-weighted mean in the
-        bluest band), NaN where nothing was injected; `lens_row` (row of the lenses, -1 for none), and
-        `not_injected` (why nothing was painted, empty where it was). Rows without a PSF in a band that has
-        data are left out.
+        `injected` (uint8), `theta_E` (arcsec), `theta_E_over_seeing` (mean FWHM of the bands), `source_mag`
+        (i), `magnification`, `images` (of the centre of the source), `arc_mag_<band>` (lensed total),
+        `arc_snr_<band>` and `arc_snr` (matched filter, best band), `arc_sb_<band>` and `arc_sb` (mag/arcsec²,
+        flux-weighted mean, bluest band), NaN where nothing was injected; `lens_row` (row of the lenses, -1
+        for none), and `not_injected` (why nothing was painted, empty where it was). Rows without a PSF in a
+        band that has data are left out.
     """
     n, image, variance = len(batch), batch.image.copy(), batch.variance.copy()
     injected = np.zeros(n, np.uint8)
-    names = (*MEASURES, *(f"arc_mag_{band}" for band in batch.bands))
+    names = (*MEASURES, *(f"{name}_{band}" for name in OF_BANDS for band in batch.bands))
     measured = {name: np.full(n, np.nan) for name in names}
+    # Real cutouts are hardly ever lenses: without labels, those that were not painted count as no lens.
+    label = np.asarray(batch.catalog.get("label", np.zeros(n, np.int64))).copy()
+    widths = fwhm(batch.psf) * batch.pixel_scale if len(batch.psf) else np.zeros(0)
     lens_row, why = np.full(n, -1, np.int64), [""] * n
     for k in range(n):
         # A generator per row, so that shards and workers do not matter; 21 keeps it apart from other uses of
         # the seed.
         rng = np.random.default_rng([config.seed, 21, int(np.int64(batch.catalog["index"][k]))])
-        lens_row[k], why[k] = _chosen(batch, k, config, lenses, rng)
+        why[k] = "" if hosts is None or hosts[k] else "not a host"
+        if label[k] == LENS:
+            why[k] = "a lens already"
+        if not why[k]:
+            lens_row[k], why[k] = _chosen(batch, k, config, lenses, rng)
         if why[k]:
             continue
         arcs, facts = (
@@ -181,11 +233,13 @@ def inject_batch(batch: CutoutBatch, config: InjectConfig, lenses: Lenses | None
         )
         _add(image[k], variance[k], arcs, _gain(batch, k), rng)
         injected[k] = 1
-        for name, value in {**facts, **arc_facts(arcs, batch.variance[k], batch)}.items():
+        facts |= {
+            **arc_facts(arcs, batch.variance[k], batch),
+            **_over_seeing(facts["theta_E"], batch, k, widths),
+        }
+        for name, value in facts.items():
             measured[name][k] = value
-    # Real cutouts are hardly ever lenses: without labels, those that were not painted count as no lens.
-    label = np.asarray(batch.catalog.get("label", np.zeros(n, np.int64))).copy()
-    label[injected == 1] = 1
+    label[injected == 1] = LENS
     made = {"label": label, "injected": injected, "lens_row": lens_row, "not_injected": np.array(why)}
     catalog = {**batch.catalog, **made, **measured}
     return replace(batch, image=image, variance=variance, catalog=catalog)
@@ -226,7 +280,12 @@ def _paint(
     q, angle = light_shape(batch.image[k], batch.catalog, k)
     lensed = draw_lensed(rng, theta / batch.pixel_scale, q, angle, batch.pixel_scale)
     seen, magnification = render(lensed, batch, k)
-    facts = {"theta_E": theta, "source_mag": i_mag, "magnification": magnification}
+    facts = {
+        "theta_E": theta,
+        "source_mag": i_mag,
+        "magnification": magnification,
+        "images": images_of(lensed),
+    }
     return seen * fluxes[:, None, None], facts
 
 
@@ -242,8 +301,21 @@ def paint_given(
         "theta_E": float(lenses.values["theta_E"][row]),
         "source_mag": i_mag,
         "magnification": magnification,
+        "images": images_of(lensed),
     }
     return seen * flux(mags)[:, None, None], facts
+
+
+def images_of(lensed: Lensed) -> float:
+    """Images of the centre of a source."""
+    return float(image_count(lensed.lens, lensed.source.dx, lensed.source.dy))
+
+
+def _over_seeing(theta: float, batch: CutoutBatch, k: int, widths: NDArray[np.float64]) -> dict[str, float]:
+    """Einstein radius over the mean FWHM of the PSFs of row k; `widths` are those of all PSFs, arcsec."""
+    mine = widths[[index for index in batch.psf_index[k] if index >= 0]]
+    seeing = float(mine[np.isfinite(mine)].mean()) if np.isfinite(mine).any() else np.nan
+    return {"theta_E_over_seeing": theta / seeing}
 
 
 def draw_lensed(rng: np.random.Generator, theta: float, q: float, angle: float, pixel_scale: float) -> Lensed:
@@ -392,17 +464,20 @@ def _add(
 def arc_facts(
     arcs: NDArray[np.float64], variance: NDArray[np.float32], batch: CutoutBatch
 ) -> dict[str, float]:
-    """Magnitudes per band, best matched-filter S/N, and surface brightness of arcs as they were painted."""
+    """Magnitude, matched-filter S/N and surface brightness of arcs as they were painted, in each band."""
     usable = np.isfinite(variance) & (variance > 0)
     ratio = np.divide(arcs**2, variance, out=np.zeros_like(arcs), where=usable)
-    # The S/N of a perfect template: sqrt(sum f² / var).
-    facts = {"arc_snr": float(np.sqrt(ratio.sum(axis=(1, 2)).max()))}
+    facts: dict[str, float] = {}
     for b, band in enumerate(batch.bands):
-        facts[f"arc_mag_{band}"] = float(magnitude(arcs[b].sum()))
-    blue = min(range(len(batch.bands)), key=lambda b: "ugrizy".index(batch.bands[b]))
-    total = float(arcs[blue].sum())
-    mean = float((arcs[blue] ** 2).sum()) / total if total > 0 else np.nan
-    return facts | {"arc_sb": float(magnitude(mean / batch.pixel_scale**2))}
+        total = float(arcs[b].sum())
+        mean = float((arcs[b] ** 2).sum()) / total if total > 0 else np.nan
+        facts[f"arc_mag_{band}"] = float(magnitude(total))
+        # The S/N of a perfect template: sqrt(sum f² / var).
+        facts[f"arc_snr_{band}"] = float(np.sqrt(ratio[b].sum()))
+        facts[f"arc_sb_{band}"] = float(magnitude(mean / batch.pixel_scale**2))
+    blue = min(batch.bands, key="ugrizy".index)
+    best = max(facts[f"arc_snr_{band}"] for band in batch.bands)
+    return facts | {"arc_snr": best, "arc_sb": facts[f"arc_sb_{blue}"]}
 
 
 def _index(cutouts: Artefact, writer: ArtefactWriter) -> pa.Table:
@@ -427,14 +502,13 @@ def _index(cutouts: Artefact, writer: ArtefactWriter) -> pa.Table:
 
 def _new_columns(catalog: dict[str, NDArray[Any]]) -> list[str]:
     """Names of the columns that injection adds or changes."""
-    return [
-        "label",
-        "injected",
-        "lens_row",
-        "not_injected",
-        *MEASURES,
-        *sorted(n for n in catalog if n.startswith("arc_mag_")),
-    ]
+    return ["label", "injected", "lens_row", "not_injected", *MEASURES, *_of_bands(catalog)]
+
+
+def _of_bands(catalog: dict[str, NDArray[Any]]) -> list[str]:
+    """Columns of `OF_BANDS`: those whose name ends in a band that has all of them."""
+    bands = [n.removeprefix("arc_mag_") for n in catalog if n.startswith("arc_mag_")]
+    return [f"{name}_{b}" for name in OF_BANDS for b in sorted(bands) if f"arc_snr_{b}" in catalog]
 
 
 def _blank(old: pa.Table, name: str, dtype: np.dtype[Any]) -> NDArray[Any]:
