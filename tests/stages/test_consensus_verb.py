@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,13 @@ from tensorsets import make_scores, make_tensors
 from ripple.cli import run
 from ripple.errors import ConfigError, InputError
 from ripple.stages.consensus.config import ConsensusConfig
-from ripple.stages.consensus.consensus import consensus
+from ripple.stages.consensus.consensus import consensus, network_evidence
+from ripple.stages.consensus.panel import gather
 from ripple.stages.vet.config import VetConfig
 from ripple.stages.vet.vet import grader_queue, write_session
 from ripple.storage.artefact import open_artefact, verify
 from ripple.storage.directory import write_directory
+from ripple.vetting.consensus import fuse
 from ripple.vetting.session import KIND, Session, open_session
 from ripple.vetting.store import Given, GradeStore
 
@@ -170,6 +173,21 @@ def test_what_was_told_in_training_does_not_count(scores: Path, tmp_path: Path) 
     assert done.facts["hidden tests"] == 0
     assert "their truth was told" in done.notes[1]
     assert "not calibrated" in done.notes[0]
+
+
+def test_the_word_of_the_network_is_without_its_prevalence(graded: Path) -> None:
+    session = open_session(graded)
+    session = replace(session, facts={**session.facts, "prevalence": 0.1})
+    panel = gather([session])
+    found = network_evidence([session], panel)
+    p = np.array(session.objects["probability"].to_pylist())
+    np.testing.assert_allclose(found, np.log(p / (1 - p)) - np.log(0.1 / 0.9))
+    with_it, without = fuse(panel.level, panel.truth, found), fuse(panel.level, panel.truth)
+    lens = np.array([TRUTH[k] for k in session.objects["rank"].to_pylist()])
+    apart = [
+        np.log(f.probability[lens]).mean() - np.log(f.probability[~lens]).mean() for f in (with_it, without)
+    ]
+    assert apart[0] > apart[1]
 
 
 def test_what_cannot_be_fused_is_said(
