@@ -146,7 +146,9 @@ def test_again_is_done_and_more_grades_are_other_inputs(scores: Path, tmp_path: 
     session, config = session_of(scores, tmp_path / "g")
     grade_all(session, config, {"ann": 0.9})
     base = {"grades": [tmp_path / "g"], "output": tmp_path / "c"}
-    assert not consensus(ConsensusConfig.make(base)).done_before
+    first = consensus(ConsensusConfig.make(base))
+    assert not first.done_before
+    assert "hidden tests that were left out" in first.notes[0]
     assert consensus(ConsensusConfig.make(base)).done_before
     consensus(ConsensusConfig.make(base | {"output": tmp_path / "d"}))
     for name in ("candidates.parquet", "candidates.vot", "candidates.reg", "index.html", "tests.csv"):
@@ -188,6 +190,16 @@ def test_the_word_of_the_network_is_without_its_prevalence(graded: Path) -> None
         np.log(f.probability[lens]).mean() - np.log(f.probability[~lens]).mean() for f in (with_it, without)
     ]
     assert apart[0] > apart[1]
+
+
+def test_few_tests_are_not_called_a_calibration(scores: Path, tmp_path: Path) -> None:
+    session, config = session_of(scores, tmp_path / "g")
+    with closing(GradeStore(session.directory)) as store:
+        store.join("ann", grader_queue(session, config, "ann"))
+        store.add("ann", [Given(place, "B") for place in range(20)], "one")
+    done = consensus(ConsensusConfig.make({"grades": [tmp_path / "g"], "output": tmp_path / "c"}))
+    assert done.facts["hidden tests"] == 8
+    assert done.notes[0].startswith("Only 8 hidden tests")
 
 
 def test_what_cannot_be_fused_is_said(

@@ -55,13 +55,15 @@ def page(
         facts=tiles(panel, fused, tests),
         pictures=pictures, pictures_title="Best candidates",
         pictures_note="Probability of a lens, 95 % interval, and grades. The stretch is the same for all.",
-        plots=[reliability(fused, tests)] if len(tests) >= 20 else [], plots_title="Calibration",
+        plots=[reliability(fused, tests)] if len(tests) >= FEW_TESTS else [], plots_title="Calibration",
         plots_note=calibration_note(fused, tests), neighbours=[], neighbours_note="",
         tables=[graders_table(panel, fused), kappa_table(panel)],
         links=[{"name": name, "note": note} for name, note in LINKS], provenance=[inputs],
     )  # fmt: skip
 
 
+#: With fewer, a calibration error would be a matter of chance.
+FEW_TESTS = 20
 LINKS = (
     ("candidates.csv", "candidates.csv: all candidates"),
     ("candidates.parquet", "candidates.parquet: the same with exact numbers"),
@@ -99,6 +101,11 @@ def calibration_note(fused: Fused, tests: NDArray[np.int8]) -> str:
         return (
             "There are no hidden tests: these probabilities are not calibrated, and too near to 0 and 1 "
             "where graders err on the same objects."
+        )
+    if len(tests) < FEW_TESTS:
+        return (
+            f"Only {len(tests)} hidden tests were graded: these probabilities are hardly corrected for "
+            "graders who err on the same objects, and how well they hold cannot be said."
         )
     before, after = (calibration_error(p, tests) for p in (fused.uncorrected, fused.held_out))
     return (
