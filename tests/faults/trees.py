@@ -86,7 +86,7 @@ OTHER: dict[str, dict[str, Any]] = {
     },
     "inject": {
         "fraction": 0.1, "theta_min": 0.7, "theta_max": 2.0, "source_bright": 23.0, "source_faint": 26.0,
-        "hosts": "ra >= 0", "seed": 3,
+        "hosts": "ra >= 0", "keep_arcs": True, "seed": 3,
     },
     "simulate": {
         "patches": 2, "bands": ["r"], "seed": 3, "targets": 5, "lens_fraction": 0.5, "tract": 5062,

@@ -18,6 +18,8 @@ from ripple.imaging.simulation.observing import BANDS, moffat, noise_sigma
 from ripple.imaging.simulation.profiles import Lensed, Sersic
 from ripple.stages.inject.config import InjectConfig
 from ripple.stages.inject.inject import draw_lensed, inject, inject_batch, light_shape, render
+from ripple.storage.artefact import open_artefact, verify
+from ripple.storage.shards import cutouts_of
 
 BAND_NAMES = ("g", "r", "i")
 
@@ -225,6 +227,30 @@ def test_hosts(cutouts: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str])
     assert run([*argv[:-1], str(tmp_path / "b"), "--hosts", "lens_mag < 20"]) == 3
     assert "--hosts: no column 'lens_mag'" in capfd.readouterr().err
     assert run([*argv[:-1], str(tmp_path / "b"), "--hosts", "lens_mag_i < 2"]) == 3
+
+
+def test_kept_arcs_are_what_was_painted(cutouts: Path, tmp_path: Path) -> None:
+    """Arcs without noise: their flux is that in the index, and the image has them with photon noise."""
+    argv = ["inject", str(cutouts), "--fraction", "0.6", "--workers", "0", "-q"]
+    assert run([*argv, "--keep-arcs", "-o", str(tmp_path / "a")]) == 0
+    assert run([*argv, "-o", str(tmp_path / "b")]) == 0
+    assert verify(tmp_path / "a") == []
+    arcs = np.load(tmp_path / "a" / "arcs-00000.npy")
+    before, after = (cutouts_of(open_artefact(d, "cutouts"), 0) for d in (cutouts, tmp_path / "a"))
+    assert arcs.shape == after.image.shape
+    painted = after.catalog["injected"] == 1
+    assert (arcs[~painted] == 0).all()
+    flux = arcs[painted].sum(axis=(2, 3), dtype=float)
+    said = np.stack([after.catalog[f"arc_mag_{b}"][painted] for b in "gr"], axis=1)
+    np.testing.assert_allclose(31.4 - 2.5 * np.log10(flux), said, atol=1e-3)
+    added = np.nan_to_num(after.image - before.image)[painted]
+    known = np.isfinite(before.variance)
+    photons = np.subtract(after.variance, before.variance, out=np.zeros(known.shape), where=known)[painted]
+    bright = photons > 0.1 * photons.max()
+    pull = (added - arcs[painted])[bright] / np.sqrt(photons[bright])
+    assert abs(pull.std() - 1) < 0.2
+    np.testing.assert_array_equal(cutouts_of(open_artefact(tmp_path / "b", "cutouts"), 0).image, after.image)
+    assert not (tmp_path / "b" / "arcs-00000.npy").exists()
 
 
 def test_images_are_counted_as_lenstronomy_does() -> None:

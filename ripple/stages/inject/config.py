@@ -36,6 +36,7 @@ class InjectConfig(Config):
     theta_max: float = Field(2.5, gt=0.0, le=10.0, description="Largest Einstein radius, arcsec.")
     source_bright: float = setting(22.2, description="Brightest source before lensing, i magnitude.")
     source_faint: float = setting(27.2, description="Faintest source before lensing, i magnitude.")
+    keep_arcs: bool = Field(False, description="Also write the arcs without noise, arcs-00000.npy per shard.")
     seed: int = Field(1, ge=0, description="Same seed, same sources.")
     workers: int = neutral(1, ge=0, description="Worker processes; 0 works in this process.")
     dask: str | None = neutral(

@@ -8,6 +8,7 @@ stay as they are.
 
 from __future__ import annotations
 
+import io
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +32,8 @@ from ripple.stages.inject.config import InjectConfig
 from ripple.stages.inject.lenses import Lenses, read_lenses
 from ripple.stages.plan.select import matching
 from ripple.storage.artefact import Artefact, open_artefact
-from ripple.storage.files import stage
+from ripple.storage.checksums import listed
+from ripple.storage.files import stage, write_atomic
 from ripple.storage.map_shards import ShardResult, Workers, map_shards, need_of
 from ripple.storage.shard_reader import unpack_cutouts
 from ripple.storage.shard_writer import pack_cutouts
@@ -111,8 +113,10 @@ def inject(config: InjectConfig) -> Summary:
         peak = map_shards(make_shard, tasks, writer, rows, workers, profile, "inject")
         index = _index(cutouts, writer)
         seconds = time.perf_counter() - start
+        names = [arcs_name(writer.name(k)) for k in range(len(cutouts.shards))]
+        beside = listed(writer.directory, names if config.keep_arcs else ())
         metrics = {"operations": profile.operations, "seconds": seconds, "peak_rss": peak}
-        writer.finish(index, metrics, cutouts.attributes)
+        writer.finish(index, metrics, cutouts.attributes, files=beside)
     return _summary(config, index, lenses, seconds)
 
 
@@ -170,11 +174,22 @@ def make_shard(task: ShardTask) -> ShardResult:
     profile = Profile()
     cutouts = open_artefact(Path(task.cutouts), "cutouts")
     batch = cutouts_of(cutouts, task.shard)
+    arcs = np.zeros(batch.image.shape, np.float32) if task.config.keep_arcs else None
     with profile.time("inject"):
-        painted = inject_batch(batch, task.config, task.lenses, task.hosts)
+        painted = inject_batch(batch, task.config, task.lenses, task.hosts, arcs)
+    if arcs is not None:
+        # Before the shard: where that is finished, its arcs are there.
+        out = io.BytesIO()
+        np.save(out, arcs)
+        write_atomic(Path(task.directory) / arcs_name(task.name), out.getbuffer())
     data = pack_cutouts(painted, {"cutouts_sha256": cutouts.shards[task.shard].sha256})
     staged = stage(Path(task.directory), task.name, data)
     return ShardResult(staged, len(painted), profile.operations, peak_rss())
+
+
+def arcs_name(shard: str) -> str:
+    """Name of the file with the arcs of a shard, `shard-00000.h5`."""
+    return f"arcs-{shard.removeprefix('shard-').partition('.')[0]}.npy"
 
 
 def inject_batch(
@@ -182,6 +197,7 @@ def inject_batch(
     config: InjectConfig,
     lenses: Lenses | None = None,
     hosts: NDArray[np.bool_] | None = None,
+    keep: NDArray[np.float32] | None = None,
 ) -> CutoutBatch:
     """Paint lensed sources into a share of the rows.
 
@@ -195,6 +211,8 @@ def inject_batch(
         Of the user; None: drawn.
     hosts
         `(N,)` rows that may get a lens, besides those that are labelled as lenses; None: all.
+    keep
+        `(N, B, H, W)` zeros, which are filled with the arcs in nJy, without noise.
 
     Returns
     -------
@@ -233,6 +251,8 @@ def inject_batch(
         )
         _add(image[k], variance[k], arcs, _gain(batch, k), rng)
         injected[k] = 1
+        if keep is not None:
+            keep[k] = arcs
         facts |= {
             **arc_facts(arcs, batch.variance[k], batch),
             **_over_seeing(facts["theta_E"], batch, k, widths),
