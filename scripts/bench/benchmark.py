@@ -47,7 +47,7 @@ def rows_of(model: Model, artefact: Artefact, split: str) -> Rows:
     for k in range(len(artefact.shards)):
         batch = map_tensors(artefact.verified_path(k))
         keep = (np.asarray(batch.catalog["label"]) >= 0) & (np.asarray(batch.catalog["accept"]) != 0)
-        keep &= split_names(model.contract, artefact, batch) == split
+        keep &= split_names(model.contract, artefact.digest, batch) == split
         rows = np.flatnonzero(keep)
         began = time.perf_counter()
         for at in range(0, len(rows), 256):

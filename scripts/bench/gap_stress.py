@@ -36,7 +36,7 @@ def card(base: Path, name: str, rows: int, attacked: int) -> Card:
         batch = map_tensors(target.verified_path(0))
         # `ripple score` would resample for the network of the source; here all see the same pixels.
         contract = model.contract.model_copy(update={"pixel_scale": batch.pixel_scale})
-        unseen = np.flatnonzero(split_names(model.contract, target, batch) == "test")[:rows]
+        unseen = np.flatnonzero(split_names(model.contract, target.digest, batch) == "test")[:rows]
         stress(
             replace(model, contract=contract), [(batch, unseen)], output, seed=0, attacked=attacked,
             device=torch.device("cpu"),

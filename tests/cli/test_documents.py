@@ -144,7 +144,7 @@ def test_the_list_has_nothing_that_is_gone() -> None:
 )
 def test_options_exist(block: Block) -> None:
     """Also those of commands that are not run."""
-    context = click.Context(group, info_name="ripple")
+    context = click.Context(group, info_name="ripple", **group.context_settings)
     for command in parts(block):
         _, ours, after = f" {command}".partition(" ripple ")
         if not ours or "..." in command:

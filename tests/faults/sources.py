@@ -27,6 +27,7 @@ from ripple.imaging.batch import CutoutBatch
 from ripple.imaging.quality.flags import Flag
 from ripple.rubin.open import RepositoryFiles, open_coadd
 from ripple.rubin.repository import Dataset
+from ripple.runtime.profile import Profile
 from ripple.sky.geometry import Box
 from ripple.stages.fetch.planes import read_batch
 from ripple.stages.fetch.reading import UnitReading
@@ -87,7 +88,13 @@ class Unit:
             datasets[VICTIM] = replace(datasets[VICTIM], uri=path.as_uri(), size=-1, sha256="")
         if not known:
             datasets = [replace(d, sha256="") for d in datasets]
-        return read_batch(replace(self.task, datasets=tuple(datasets)), RepositoryFiles(""))
+        return read_unit(replace(self.task, datasets=tuple(datasets)))
+
+
+def read_unit(task: UnitTask) -> tuple[UnitReading, CutoutBatch]:
+    """How a unit was read, and its rows."""
+    found = read_batch(task, RepositoryFiles(""), Profile())
+    return found.reading, found.batch
 
 
 def make_unit(directory: Path, *, lossy: bool = False) -> Unit:
@@ -113,7 +120,7 @@ def make_unit(directory: Path, *, lossy: bool = False) -> Unit:
     )  # fmt: skip
     boxes = {0: Box(X0, Y0, X0 + SIDE, Y0 + SIDE)}
     task = UnitTask(0, BANDS, SIZE, 0, 1, tan, catalog, datasets, boxes, "")
-    _, want = read_batch(task, RepositoryFiles(""))
+    _, want = read_unit(task)
     return Unit(task, paths, want)
 
 
@@ -275,17 +282,17 @@ def missing_band(tally: Tally, rng: random.Random, trials: int, directory: Path)
         tally.trials = trial + 1
         strict = bool(trial % 2)
         task = replace(unit.task, datasets=unit.task.datasets[:1], require_all_bands=strict)
-        read = read_batch(task, RepositoryFiles(""))
-        right = compare(tally, unit, read, gone=True)
+        seen = read_unit(task)
+        right = compare(tally, unit, seen, gone=True)
         expected = {"rejected" if strict else "partial"}
         clear = np.arange(unit.task.rows) != MISSING[0] * CELLS + MISSING[1]
-        columns = read[0].outcomes.columns()
+        columns = seen[0].outcomes.columns()
         found = tuple(set(np.array(columns[name].to_pylist())[clear]) for name in ("reason", "status"))
         if not right or found != ({"missing_band"}, expected):
             tally.silent += 1
             tally.note(f"{found}")
         if not strict:
-            tensors = prepared(tally, read[1])
+            tensors = prepared(tally, seen[1])
             tally.silent += not (tensors.catalog["qc"] >> int(Flag.MISSING_BAND) & 1).all()
 
 
