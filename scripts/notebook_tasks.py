@@ -256,7 +256,8 @@ pixels = survey.cutout(*border, size=65, bands="i").image[0]
 complete = np.isfinite(pixels).all()
 """,
         """
-where = f"skymap='ripple_mini_v1' AND band='i' AND patch.region OVERLAPS CIRCLE({border[0]}, {border[1]}, 0.0026)"
+circle = f"CIRCLE({border[0]}, {border[1]}, 0.0026)"
+where = f"skymap='ripple_mini_v1' AND band='i' AND patch.region OVERLAPS {circle}"
 pixels = np.full((65, 65), np.nan)
 for ref in butler.query_datasets("deep_coadd", where=where):
     coadd = butler.get(ref)
@@ -298,7 +299,8 @@ widths = {}
 for band in "gri":
     coadd = coadd_of(ra, dec, band)
     x, y = coadd.sky_projection.as_fits_wcs(coadd.bbox).world_to_pixel_values(ra, dec)
-    psf = coadd.psf.compute_kernel_image(x=float(x) + coadd.bbox.x.start, y=float(y) + coadd.bbox.y.start).array
+    x, y = float(x) + coadd.bbox.x.start, float(y) + coadd.bbox.y.start
+    psf = coadd.psf.compute_kernel_image(x=x, y=y).array
     widths[band] = 2 * np.sqrt((psf > psf.max() / 2).sum() / np.pi) * 0.2
 """,
     ),

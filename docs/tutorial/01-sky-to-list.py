@@ -47,7 +47,7 @@ cutouts
 
 # %% [markdown]
 # `select` leaves out lenses whose arcs are fainter than 26 mag per square arcsec: nobody could see them, and
-# so few rows could not teach a network to. A margin around each cutout is read for the matching of the PSFs and
+# so few rows could not teach a network to. A margin around each cutout is read for the matching of PSFs and
 # trimmed by it.
 #
 # ## Tensors
