@@ -26,7 +26,7 @@ from ripple.learn.training.train import train
 BLOCKS = blocks()
 NOT_RUN: dict[str, dict[str, str]] = yaml.safe_load((Path(__file__).parent / "not_run.yaml").read_text())
 #: These run by default, the others with `--slow`.
-QUICK = ("README.md", "FORMAT.md")
+QUICK = ("README.md",)
 #: Training on a hundred rows, in blocks of sky small enough for three splits.
 QUICKLY = SMALL | {"epochs": 1, "nside": 16384, "guard": 0.0}
 

@@ -187,7 +187,7 @@ def test_a_binary_head_without_a_map_is_refused(tmp_path: Path, capsys: pytest.C
 
 
 @pytest.mark.parametrize("form", ["onnx", "torchscript"])
-@pytest.mark.parametrize("network", ["resnet18", "d4cnn"])
+@pytest.mark.parametrize("network", [pytest.param("resnet18", marks=pytest.mark.slow), "d4cnn"])
 def test_round_trip_of_a_trained_model(
     both: tuple[Path, Path], tmp_path: Path, form: str, network: str
 ) -> None:
