@@ -95,7 +95,7 @@ def scored(model: Path, data: Path, output: Path) -> Any:
     return pq.read_table(output / "scores.parquet").sort_by("id")
 
 
-@pytest.mark.parametrize("network", ["d4cnn", "resnet18"])
+@pytest.mark.parametrize("network", ["d4cnn", pytest.param("resnet18", marks=pytest.mark.slow)])
 def test_the_page_gives_the_scores(
     cutouts: tuple[Path, CutoutBatch], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: str
 ) -> None:
@@ -158,7 +158,7 @@ def test_pixels_of_other_options_are_refused(cutouts: tuple[Path, CutoutBatch], 
         trained(matched, tmp_path / "both", tensors=[str(matched), str(plain)])
 
 
-@pytest.mark.parametrize("scope", ["row", "band"])
+@pytest.mark.parametrize("scope", ["row", pytest.param("band", marks=pytest.mark.slow)])
 def test_fluxes_and_noise_give_the_scores(
     cutouts: tuple[Path, CutoutBatch], tmp_path: Path, scope: str
 ) -> None:
