@@ -152,4 +152,4 @@ def test_options_exist(block: Block) -> None:
         verb, *words = shlex.split(after)
         found = group.get_command(context, verb)
         assert found is not None, command
-        found.make_context(verb, words)
+        found.make_context(verb, words, parent=context)
