@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
 from html import escape
 from typing import Any
+
+from ripple.report.cards import png_uri
 
 #: Lines of facts, and letters of each, so that a cell never fills the screen.
 _LINES, _LETTERS = 12, 160
@@ -36,9 +37,8 @@ def page(title: str, facts: Mapping[str, Any], picture: bytes | None = None, alt
 
 
 def _image(picture: bytes, alt: str) -> str:
-    data = base64.b64encode(picture).decode()
     style = "max-height:380px;max-width:100%"
-    return f'<img src="data:image/png;base64,{data}" alt="{escape(alt, quote=True)}" style="{style}"/>'
+    return f'<img src="{png_uri(picture)}" alt="{escape(alt, quote=True)}" style="{style}"/>'
 
 
 def _short(value: Any) -> str:

@@ -350,13 +350,12 @@ class Survey:
                 advance(len(unit.rows))
         targets = plan.targets
         requested = {"id": targets.id, "ra": targets.ra, "dec": targets.dec, **user_columns(targets.extra)}
-        classes = {str(k): name for k, name in enumerate(targets.classes)}
         batch = (
             in_order(concatenate(batches))
             if batches
             else no_cutouts(plan.bands, int(plan.reach[0]), self.pixel_scale)
         )
-        return Cutouts(batch, outcomes, requested, classes, plan.patch_boxes, plan.margin)
+        return Cutouts(batch, outcomes, requested, targets.class_map, plan.patch_boxes, plan.margin)
 
 
 def open_survey(

@@ -131,7 +131,12 @@ def sexagesimal(ra: float, dec: float) -> str:
 
 def data_uri(rgb: NDArray[np.uint8]) -> str:
     """An `(H, W, 3)` picture as a `data:` address."""
-    return "data:image/png;base64," + base64.b64encode(png(rgb)).decode()
+    return png_uri(png(rgb))
+
+
+def png_uri(data: bytes) -> str:
+    """A PNG file as a `data:` address."""
+    return "data:image/png;base64," + base64.b64encode(data).decode()
 
 
 def render(template: str, **context: Any) -> bytes:

@@ -1,11 +1,16 @@
-"""Small SVG plots in the colours and fonts of the page around them, which a plotting library cannot know."""
+"""Small SVG plots in the colours and fonts of the page around them, which a plotting library cannot know.
+
+Larger figures are drawn by matplotlib; `figure_png` makes files of them.
+"""
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -217,6 +222,13 @@ def _ticks(limits: tuple[float, float], log: bool) -> list[float]:
     step = next(m * base for m in (1, 2, 2.5, 5, 10) if m * base >= raw * 0.999)
     first = math.ceil(low / step - 1e-9)  # a tick on the edge counts, whatever the rounding
     return [k * step for k in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def figure_png(figure: Any, dpi: int = 100) -> bytes:
+    """A matplotlib figure as a PNG file: without a version in it, the same bytes every time."""
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=dpi, metadata={"Software": None})
+    return out.getvalue()
 
 
 def _short(value: float) -> str:

@@ -31,15 +31,26 @@ def chord(arcsec: float) -> float:
     return float(2 * np.sin(np.radians(arcsec / 3600.0) / 2))
 
 
+def arcsec(chords: Float) -> Float:
+    """The angles that straight distances of unit vectors span; the inverse of `chord`."""
+    return np.asarray(np.degrees(2 * np.arcsin(np.minimum(chords / 2, 1.0))) * 3600.0)
+
+
+def close_pairs(points: Float, radius: float) -> NDArray[np.intp]:
+    """`(P, 2)` rows of unit vectors `(N, 3)` closer than `radius` arcsec; none for a radius of 0."""
+    if radius <= 0 or len(points) < 2:
+        return np.zeros((0, 2), np.intp)
+    return np.asarray(cKDTree(points).query_pairs(chord(radius), output_type="ndarray"))
+
+
 def repeated(ra: ArrayLike, dec: ArrayLike, radius: float) -> NDArray[np.bool_]:
     """`(N,)` rows closer than `radius` arcsec to an earlier row; rows without a position never are."""
     points = unit_vectors(ra, dec)
     known = np.flatnonzero(np.isfinite(points).all(axis=1))
     out = np.zeros(len(points), bool)
-    if radius > 0 and len(known) > 1:
-        pairs = cKDTree(points[known]).query_pairs(chord(radius), output_type="ndarray")
-        # The later row of each pair: the first of a group stays.
-        out[known[pairs.max(axis=1)]] = True
+    pairs = close_pairs(points[known], radius)
+    # The later row of each pair: the first of a group stays.
+    out[known[pairs.max(axis=1)]] = True
     return out
 
 
@@ -72,8 +83,7 @@ def earlier_neighbours(ra: Float, dec: Float, radius: float) -> list[tuple[int, 
     pairs = pairs[np.lexsort((pairs[:, 0], pairs[:, 1]))]
     later, at = np.unique(pairs[:, 1], return_index=True)
     earlier = pairs[at, 0]
-    gap = np.linalg.norm(points[later] - points[earlier], axis=1)
-    apart = np.degrees(2 * np.arcsin(np.minimum(gap / 2, 1.0))) * 3600.0
+    apart = arcsec(np.linalg.norm(points[later] - points[earlier], axis=1))
     return list(zip(rows[later].tolist(), rows[earlier].tolist(), apart.tolist(), strict=True))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, Self
 
 from ripple.config import Json
 from ripple.errors import WorkerError
@@ -51,6 +51,21 @@ class ShardResult:
     facts: Json = field(default_factory=dict)
 
 
+class WorkerOptions(Protocol):
+    """The options of a verb that maps shards: fields of `Workers` by their names there."""
+
+    @property
+    def workers(self) -> int: ...
+    @property
+    def deadline(self) -> float: ...
+    @property
+    def memory(self) -> str: ...
+    @property
+    def dask(self) -> str | None: ...
+    @property
+    def dask_settings(self) -> dict[str, Any]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Workers:
     """The worker processes, and what they may use.
@@ -75,6 +90,12 @@ class Workers:
     need: int
     dask: str | None = None
     dask_settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, options: WorkerOptions, need: int) -> Self:
+        """The workers that a user asked for, of which each needs so many bytes."""
+        cluster = options.dask, options.dask_settings
+        return cls(options.workers, options.deadline, options.memory, need, *cluster)
 
     def watch(self) -> MemoryWatch:
         """A watch that allows as many workers as fit into the memory."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 from ripple.learn.evaluation.evaluate import Evaluation, LensEvaluation
 from ripple.learn.evaluation.slices import Slice
+from ripple.report.plots import figure_png
 
 
 def training_curves(histories: list[list[dict[str, float]]], evaluation: Evaluation) -> bytes:
@@ -32,7 +32,7 @@ def training_curves(histories: list[list[dict[str, float]]], evaluation: Evaluat
     _label(axes[1], "epoch", "validation PR-AUC (green), AUROC (red)")
     if "curves" in evaluation:
         _ranking(axes[2:], evaluation)
-    return _png(figure)
+    return figure_png(figure)
 
 
 def evaluation_curves(evaluation: LensEvaluation, slices: list[Slice]) -> bytes:
@@ -49,7 +49,7 @@ def evaluation_curves(evaluation: LensEvaluation, slices: list[Slice]) -> bytes:
     if axes[3].lines:
         axes[3].legend(fontsize=7)
     _label(axes[3], "bin, low to high", "completeness at the operating point")
-    return _png(figure)
+    return figure_png(figure)
 
 
 def _ranking(axes: Any, evaluation: LensEvaluation) -> None:
@@ -82,9 +82,3 @@ def _label(axes: Any, x: str, y: str) -> None:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(alpha=0.3)
-
-
-def _png(figure: Any) -> bytes:
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=100, metadata={"Software": None})  # no version: same bytes
-    return out.getvalue()

@@ -28,6 +28,7 @@ from ripple.learn.evaluation.perturb import FluxCutouts, disturbances, flux_cuto
 from ripple.learn.model import uncertainty
 from ripple.learn.model.weights import Bank, Model
 from ripple.learn.scoring.forward import average, member_outputs, probabilities
+from ripple.report.plots import figure_png
 from ripple.storage.files import write_atomic
 
 
@@ -296,9 +297,7 @@ def picture(found: Card) -> bytes:
         f"{rows[0]['rows']} of them",
         fontsize=10,
     )
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=100, metadata={"Software": None})  # no version: same bytes
-    return out.getvalue()
+    return figure_png(figure)
 
 
 def _ratio(line: CardRow) -> float:

@@ -165,7 +165,7 @@ def function_record(fitted: function.Fit | None, found: NDArray[np.bool_], why: 
 
 def grid_table(fitted: function.Fit, values: Float, by: tuple[str, ...]) -> pa.Table:
     """The function on a grid: the columns, `completeness`, and `rows_near`, 0 where it is a guess."""
-    _, points, near = function.grid(values)
+    points, near = function.grid(values)
     columns: dict[str, Any] = {name: points[:, k] for k, name in enumerate(by)}
     # Six digits: the last ones of a float differ between processors.
     columns["completeness"] = np.round(np.clip(fitted.function(points), 0.0, 1.0), 6)

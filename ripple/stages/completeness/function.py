@@ -158,15 +158,13 @@ def calibration(predicted: Float, found: NDArray[np.bool_], parts: int = 10) -> 
     return said, seen, float(np.abs(said - seen).mean())
 
 
-def grid(values: Float) -> tuple[list[Float], Float, NDArray[np.int64]]:
+def grid(values: Float) -> tuple[Float, NDArray[np.int64]]:
     """Points at which the function is tabulated, within the central 99 % of each column.
 
     Returns
     -------
-    axes
-        D arrays of points.
     points
-        `(P, D)` their products in C order.
+        `(P, D)` in C order.
     near
         `(P,)` rows within one and a half steps along every axis: with none, the function is a guess.
     """
@@ -175,7 +173,7 @@ def grid(values: Float) -> tuple[list[Float], Float, NDArray[np.int64]]:
     points = np.stack([m.ravel() for m in np.meshgrid(*axes, indexing="ij")], axis=1)
     step = np.maximum((high - low) / (POINTS[values.shape[1]] - 1), 1e-12)
     near = cKDTree(values / step).query_ball_point(points / step, 1.5, p=np.inf, return_length=True)
-    return axes, points, np.asarray(near, np.int64)
+    return points, np.asarray(near, np.int64)
 
 
 def crossing(function: Function, values: Float, column: int, level: float) -> float:

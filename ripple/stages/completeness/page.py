@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +12,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ripple.config import Json
-from ripple.report.cards import Table, Tile, render
-from ripple.report.plots import Line, line_plot
+from ripple.report.cards import Table, Tile, png_uri, render
+from ripple.report.plots import Line, figure_png, line_plot
 from ripple.stages.completeness.bins import Bin
 from ripple.stages.completeness.function import Fit
 
@@ -193,9 +191,7 @@ def _map(result: Result, third: int | None) -> Picture:
         low, high = result.edges[2][third : third + 2]
         said += f", {by[2]} {low:.4g} to {high:.4g}"
     figure.suptitle(said, fontsize=11)
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=110, metadata={"Software": None})  # no version: same bytes
-    return Picture("data:image/png;base64," + base64.b64encode(out.getvalue()).decode(), said)
+    return Picture(png_uri(figure_png(figure, 110)), said)
 
 
 def _draw_bins(ax: Any, result: Result, third: int | None) -> Any:

@@ -127,7 +127,7 @@ def read_rows(artefacts: Sequence[Artefact], config: CompletenessConfig) -> Rows
         why=[names for part in reasons for names in part],
         kind=[v for t in tables for v in _texts(t, "class")],
         columns=columns,
-        asked=sum(a.index().num_rows for a in artefacts),
+        asked=sum(a.manifest["counts"]["asked"] for a in artefacts),
         left_out=left_out,
         notes=notes,
         cut=cut,

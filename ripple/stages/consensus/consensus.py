@@ -24,7 +24,7 @@ from ripple.runtime.summary import Summary
 from ripple.stages.consensus.config import ConsensusConfig
 from ripple.stages.consensus.exports import regions, votable
 from ripple.stages.consensus.page import calibration_note, graders, grades_text, page
-from ripple.stages.consensus.panel import Panel, gather, grades_digest
+from ripple.stages.consensus.panel import Panel, gather
 from ripple.storage.directory import write_directory
 from ripple.storage.files import write_new
 from ripple.storage.parquet import parquet_bytes
@@ -54,9 +54,9 @@ def consensus(config: ConsensusConfig) -> Summary:
     fused = fuse(panel.level, panel.truth, network, seed=config.seed)
     inputs: Json = {
         "scores": sessions[0].manifest["inputs"]["scores"],
-        "grades": [[s.manifest["digest"], grades_digest(s)] for s in sessions],
+        "grades": [[s.manifest["digest"], digest] for s, digest in zip(sessions, panel.digests, strict=True)],
     }
-    tests = panel.truth[(panel.truth >= 0) & (panel.level >= 0).any(axis=1)]
+    tests = panel.truth[panel.tests]
     table, order = candidates(sessions, panel, fused)
 
     def build(directory: Path) -> None:
@@ -106,7 +106,7 @@ def _column(sessions: Sequence[Session], panel: Panel, name: str) -> NDArray[np.
 
 def candidates(sessions: Sequence[Session], panel: Panel, fused: Fused) -> tuple[pa.Table, NDArray[np.int64]]:
     """The candidates that somebody graded, the most probable lens first, and their objects of the panel."""
-    rows = np.flatnonzero((panel.truth < 0) & (panel.level >= 0).any(axis=1))
+    rows = panel.candidates
     # Equally probable ones by rank.
     rows = rows[np.argsort(-fused.probability[rows], kind="stable")]
     if not len(rows):
@@ -154,11 +154,11 @@ def files(
     order: NDArray[np.int64],
 ) -> dict[str, bytes]:  # fmt: skip
     """Name -> bytes of all files."""
-    tests = np.flatnonzero((panel.truth >= 0) & (panel.level >= 0).any(axis=1))
+    tests = panel.tests
     held = table_of(sessions, panel, fused, tests)
     truth = pa.array(["lens" if t else "not a lens" for t in panel.truth[tests].tolist()], pa.string())
     known = pa.Table.from_pylist(list(graders(panel, fused)))
-    digest = grades_digest(sessions[0])[:16]
+    digest = panel.digests[0][:16]
     inputs = "grades " + " ".join(str(s.manifest["digest"])[:16] for s in sessions)
     return {
         CANDIDATES: parquet_bytes(table),

@@ -48,7 +48,7 @@ def page(
         }
         for n, at in enumerate(shown.tolist())
     ]
-    tests = panel.truth[(panel.truth >= 0) & (panel.level >= 0).any(axis=1)]
+    tests = panel.truth[panel.tests]
     return render(
         "explain.html.j2",
         title="Candidates", digest=digest, lead=_lead(panel, candidates.num_rows),

@@ -37,6 +37,8 @@ class Panel:
         `(N,)` what an X is, most frequent first, and the notes with the names of who wrote them.
     told
         Grades of hidden tests that were left out because their truth was told (`vet --training`).
+    digests
+        SHA-256 of the grades of each session.
     """
 
     place: NDArray[np.int64]
@@ -48,14 +50,22 @@ class Panel:
     kinds: tuple[str, ...]
     notes: tuple[str, ...]
     told: int
+    digests: tuple[str, ...]
+
+    @property
+    def tests(self) -> NDArray[np.intp]:
+        """Hidden tests that somebody graded."""
+        return np.flatnonzero((self.truth >= 0) & (self.level >= 0).any(axis=1))
+
+    @property
+    def candidates(self) -> NDArray[np.intp]:
+        """Candidates that somebody graded."""
+        return np.flatnonzero((self.truth < 0) & (self.level >= 0).any(axis=1))
 
 
-def grades_digest(session: Session) -> str:
+def grades_digest(records: Sequence[Record]) -> str:
     """SHA-256 of the grades that count in a session."""
-    rows = [
-        [r.grader, r.place, r.object, r.grade, r.kind, r.note, r.source]
-        for r in read_grades(session.directory)
-    ]
+    rows = [[r.grader, r.place, r.object, r.grade, r.kind, r.note, r.source] for r in records]
     return hashlib.sha256(canonical_json(rows)).hexdigest()
 
 
@@ -74,7 +84,9 @@ def gather(sessions: Sequence[Session]) -> Panel:
             f"{names}: these are grades of different scores", hint="give those of the same scores"
         )
     place, row_of = _objects(sessions)
-    records = [(k, r) for k, s in enumerate(sessions) for r in read_grades(s.directory) if r.grade != "skip"]
+    # Read once: a session may go on meanwhile, and the digest is of the grades that were fused.
+    read = [read_grades(s.directory) for s in sessions]
+    records = [(k, r) for k, mine in enumerate(read) for r in mine if r.grade != "skip"]
     if not records:
         raise InputError(f"{sessions[0].directory}: nobody has graded yet", hint="run ripple vet")
     truth = np.full(len(place), -1, np.int8)
@@ -95,7 +107,8 @@ def gather(sessions: Sequence[Session]) -> Panel:
     seconds = [[r.seconds for _, r in said if r.grader == g and r.seconds] for g in graders]
     median = np.array([np.median(each) if each else np.nan for each in seconds])
     kinds, notes = _words(said, len(place))
-    return Panel(place, truth, graders, first, again, median, kinds, notes, told)
+    digests = tuple(map(grades_digest, read))
+    return Panel(place, truth, graders, first, again, median, kinds, notes, told, digests)
 
 
 def _objects(sessions: Sequence[Session]) -> tuple[NDArray[np.int64], dict[tuple[int, int], int]]:

@@ -127,14 +127,7 @@ def fetch(config: FetchConfig) -> Summary:
                 )
                 for unit in units
             }
-            workers = Workers(
-                config.workers,
-                config.deadline,
-                config.memory,
-                worker_bytes(task.unit for task in tasks.values()),
-                config.dask,
-                config.dask_settings,
-            )
+            workers = Workers.of(config, worker_bytes(task.unit for task in tasks.values()))
             peak = map_shards(
                 make_shard,
                 tasks,
@@ -362,24 +355,28 @@ def places_of(plan: Plan, writer: ArtefactWriter) -> tuple[Outcomes, dict[str, N
 def _attributes(config: FetchConfig, plan: Plan, writer: ArtefactWriter) -> CutoutAttributes:
     """Facts for the manifest: enough to use the shards without the repository."""
     records = [writer.record(unit.number).extra for unit in plan.units]
-    # Each remark once, in order; one damaged file may concern many units.
-    notes: dict[str, None] = dict.fromkeys(plan.notes)
-    for record in records:
-        notes |= dict.fromkeys(record["notes"])
     return {
         "bands": list(plan.bands),
         "size": int(plan.size[0]) if len(set(plan.size.tolist())) == 1 else None,  # None: by target
         "margin": config.margin,
         "unit": "nJy",
         "mask_planes": list(MASK_PLANES),
-        "class_map": {str(k): name for k, name in enumerate(plan.targets.classes)},
+        "class_map": plan.targets.class_map,
         "wcs": {str(t): tan.cards() for t, tan in sorted(plan.projections.items())},
         "patch_boxes": {
             f"{t}/{p}": [box.x0, box.y0, box.x1, box.y1] for (t, p), box in sorted(plan.patch_boxes.items())
         },
         "source_sha256": merge_digests(record["digests"] for record in records),
-        "notes": list(notes),
+        "notes": notes_of(plan, writer),
     }
+
+
+def notes_of(plan: Plan, writer: ArtefactWriter) -> list[str]:
+    """Each remark of the plan and of its units once, in order: one damaged file may concern many units."""
+    found: dict[str, None] = dict.fromkeys(plan.notes)
+    for unit in plan.units:
+        found |= dict.fromkeys(writer.record(unit.number).extra["notes"])
+    return list(found)
 
 
 def _summary(

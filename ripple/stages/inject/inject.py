@@ -94,8 +94,7 @@ def inject(config: InjectConfig) -> Summary:
         return _summary(config, opened.artefact.index(), lenses, 0.0)
     with opened as writer:
         profile = Profile()
-        need, cluster = need_of(cutouts), (config.dask, config.dask_settings)
-        workers = Workers(config.workers, config.deadline, config.memory, need, *cluster)
+        workers = Workers.of(config, need_of(cutouts))
 
         def task(k: int) -> ShardTask:
             return ShardTask(
@@ -299,14 +298,7 @@ def _paint(
     fluxes = flux(blue_magnitudes(rng, np.array([i_mag]))[0])[[UGRIZY.index(b) for b in batch.bands]]
     q, angle = light_shape(batch.image[k], batch.catalog, k)
     lensed = draw_lensed(rng, theta / batch.pixel_scale, q, angle, batch.pixel_scale)
-    seen, magnification = render(lensed, batch, k)
-    facts = {
-        "theta_E": theta,
-        "source_mag": i_mag,
-        "magnification": magnification,
-        "images": images_of(lensed),
-    }
-    return seen * fluxes[:, None, None], facts
+    return _seen(batch, k, lensed, fluxes, {"theta_E": theta, "source_mag": i_mag})
 
 
 def paint_given(
@@ -314,21 +306,25 @@ def paint_given(
 ) -> tuple[NDArray[np.float64], dict[str, float]]:
     """As `_paint`, with a lens of the user."""
     lensed, dx, dy = lenses.lensed(row, batch.pixel_scale)
-    seen, magnification = render(lensed, batch, k, dx, dy)
     mags = lenses.mags[row]
     i_mag = float(mags[batch.bands.index("i")]) if "i" in batch.bands else np.nan
-    facts = {
-        "theta_E": float(lenses.values["theta_E"][row]),
-        "source_mag": i_mag,
-        "magnification": magnification,
-        "images": images_of(lensed),
-    }
-    return seen * flux(mags)[:, None, None], facts
+    known = {"theta_E": float(lenses.values["theta_E"][row]), "source_mag": i_mag}
+    return _seen(batch, k, lensed, flux(mags), known, dx, dy)
 
 
-def images_of(lensed: Lensed) -> float:
-    """Images of the centre of a source."""
-    return float(image_count(lensed.lens, lensed.source.dx, lensed.source.dy))
+def _seen(
+    batch: CutoutBatch,
+    k: int,
+    lensed: Lensed,
+    fluxes: NDArray[np.float64],
+    known: dict[str, float],
+    dx: float = 0.0,
+    dy: float = 0.0,
+) -> tuple[NDArray[np.float64], dict[str, float]]:
+    """Arcs in nJy of a source with these fluxes by band, and what is `known` of it with what was found."""
+    seen, magnification = render(lensed, batch, k, dx, dy)
+    images = float(image_count(lensed.lens, lensed.source.dx, lensed.source.dy))
+    return seen * fluxes[:, None, None], {**known, "magnification": magnification, "images": images}
 
 
 def _over_seeing(theta: float, batch: CutoutBatch, k: int, widths: NDArray[np.float64]) -> dict[str, float]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from ripple.sky.neighbours import chord, unit_vectors
+from ripple.sky.neighbours import close_pairs, unit_vectors
 from ripple.stages.match.config import MatchConfig
 from ripple.stages.plan.tables import read_table
 from ripple.stages.plan.targets import DEC_NAMES, RA_NAMES, Columns, from_table, pick
@@ -106,15 +106,7 @@ def _words(data: pa.Table, name: str | None) -> list[tuple[str, ...]]:
 
 def groups(ra: NDArray[np.float64], dec: NDArray[np.float64], radius: float) -> NDArray[np.intp]:
     """Number of the group of each position: those in a chain of steps shorter than `radius` arcsec."""
-    from scipy.spatial import cKDTree
-
-    count = len(ra)
-    tree = cKDTree(unit_vectors(ra, dec))
-    pairs = (
-        tree.query_pairs(chord(radius), output_type="ndarray")
-        if radius > 0 and count
-        else np.zeros((0, 2), int)
-    )
+    count, pairs = len(ra), close_pairs(unit_vectors(ra, dec), radius)
     graph = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
     return np.asarray(connected_components(graph, directed=False)[1])
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from ripple.errors import InputError, Reason
-from ripple.sky.neighbours import chord, unit_vectors
+from ripple.sky.neighbours import arcsec, chord, unit_vectors
 from ripple.stages.consensus.consensus import CANDIDATES, KIND
 from ripple.stages.match.config import MatchConfig
 from ripple.stages.match.known import Lens
@@ -165,14 +165,14 @@ def verdicts(lenses: Sequence[Lens], searched: Searched, config: MatchConfig) ->
     near = cKDTree(points).query_ball_point(known, chord(config.radius))
     filled = searched.pixels[placed]
     gap = cKDTree(points[filled]).query(known)[0] if filled.any() else np.full(len(known), np.inf)
-    nearest = np.degrees(2 * np.arcsin(np.minimum(gap / 2, 1.0))) * 3600.0
+    nearest = arcsec(gap)
     out = []
     for k, close in enumerate(near):
         if not close:
             out.append(_nothing_near(float(nearest[k]), searched, config))
             continue
         rows = placed[close]
-        apart = np.degrees(2 * np.arcsin(np.linalg.norm(points[close] - known[k], axis=1) / 2)) * 3600.0
+        apart = arcsec(np.linalg.norm(points[close] - known[k], axis=1))
         out.append(_of_rows(rows, apart, searched, config))
     return out
 

@@ -73,6 +73,11 @@ class Targets:
     classes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
+    @property
+    def class_map(self) -> dict[str, str]:
+        """Label value -> class name."""
+        return {str(k): name for k, name in enumerate(self.classes)}
+
     def __len__(self) -> int:
         return len(self.ra)
 

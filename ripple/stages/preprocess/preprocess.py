@@ -217,8 +217,8 @@ def data_constants(
     bands = tuple(attributes["bands"])
     placed = index["shard"].to_numpy() >= 0
     ra, dec = (np.asarray(index[name].to_numpy(zero_copy_only=False), np.float64) for name in ("ra", "dec"))
-    twin = np.zeros(len(ra), bool)
-    twin[placed] = repeated(ra[placed], dec[placed], config.quality.min_separation)
+    # Rows without pixels count as rows without a position: nothing repeats them.
+    twin = repeated(np.where(placed, ra, np.nan), dec, config.quality.min_separation)
     constants = DataConstants(
         margin=attributes.get("margin", 0),
         duplicates=tuple(index["index"].to_numpy()[twin].tolist()),
@@ -284,9 +284,7 @@ def _with_statistics(
 
 
 def _workers(cutouts: Artefact, config: PreprocessConfig) -> Workers:
-    need = need_of(cutouts)
-    cluster = config.dask, config.dask_settings
-    return Workers(config.workers, config.deadline, config.memory, need, *cluster)
+    return Workers.of(config, need_of(cutouts))
 
 
 def _index(cutouts: Artefact, config: PreprocessConfig, writer: ArtefactWriter) -> pa.Table:

@@ -30,13 +30,12 @@ from ripple.learn.scoring.score import (
     stated_prevalence,
     write_ranked,
 )
-from ripple.runtime.memory import IDLE_WORKER
 from ripple.runtime.profile import Profile, Timeline
 from ripple.runtime.summary import Summary, rate, tally
 from ripple.sky.neighbours import repeated
 from ripple.stages.fetch.config import FetchConfig
-from ripple.stages.fetch.fetch import identity_columns, places_of, trusted_plan, worker_bytes
-from ripple.stages.fetch.task import unit_task
+from ripple.stages.fetch.fetch import identity_columns, notes_of, places_of, trusted_plan, worker_bytes
+from ripple.stages.fetch.task import UnitTask, unit_task
 from ripple.stages.plan.plan import Plan
 from ripple.stages.plan.planner import make_plan
 from ripple.stages.preprocess.batch import DataConstants
@@ -44,7 +43,7 @@ from ripple.stages.preprocess.config import PreprocessConfig
 from ripple.stages.preprocess.for_model import for_model, model_constants
 from ripple.stages.search.config import SearchConfig, only
 from ripple.stages.search.detections import DETECTIONS, write_detections
-from ripple.stages.search.keep import keep_best
+from ripple.stages.search.keep import KEPT, keep_best
 from ripple.stages.search.unit import SearchTask, make_shard
 from ripple.storage.checksums import listed
 from ripple.storage.map_shards import Workers, map_shards
@@ -97,19 +96,19 @@ def search(config: SearchConfig) -> Summary:
         with opened as writer:
             timeline = Timeline(start)
             graphs = prepare_engine(stages.score, writer.directory) if engine == "onnx" else ()
-            peak = _search_units(config, stages, plan, writer, graphs, profile, timeline)
+            peak, (outcomes, places) = _search_units(config, stages, plan, writer, graphs, profile, timeline)
             paths = [writer.directory / writer.name(k) for k in range(writer.units)]
             attributes = write_ranked(writer, paths, stages.contract, digest, stages.score)
             if config.grid is not None:
                 write_detections(writer.directory, config.separation, stages.contract.threshold)
-            index = _index(plan, writer, attributes)
+            index = _index(plan, writer, outcomes, places, attributes)
             metrics = {
                 "operations": profile.operations,
                 "seconds": time.perf_counter() - start,
                 "peak_rss": peak,
                 "timeline": timeline.points(),
             }
-            facts: dict[str, Any] = {**attributes, "notes": _notes(plan, writer)}
+            facts: dict[str, Any] = {**attributes, "notes": notes_of(plan, writer)}
             files = listed(writer.directory, (SORTED, DETECTIONS, *EXTRA_FILES))
             writer.finish(index, metrics, facts, files=files)
     kept = 0
@@ -170,40 +169,38 @@ def _search_units(
     graphs: tuple[Path, ...],
     profile: Profile,
     timeline: Timeline,
-) -> int:
-    """Make the shards that are missing, and those again whose duplicates turned out otherwise."""
+) -> tuple[int, tuple[Outcomes, dict[str, np.ndarray]]]:
+    """Make the shards that are missing, and those again whose duplicates turned out otherwise.
+
+    Returns
+    -------
+    Peak memory, and what became of the targets, as `places_of` says it.
+    """
     peak = 0
     # Rows that the plan rejected are in no unit; those that reading rejects are not known yet.
     placed = np.zeros(len(plan.targets), bool)
     for unit in plan.units:
         placed[unit.rows] = True
     todo: Sequence[int] = writer.todo()
-    for _ in range(2):
+    rows = [len(unit.rows) for unit in plan.units]
+    for _ in range(2):  # no more: which rows have pixels does not depend on which are duplicates
         twins = _twins(plan, placed, stages.preprocess)
         tasks = _tasks(stages, plan, writer, todo, twins, graphs)
-        rows = [len(unit.rows) for unit in plan.units]
-        workers = Workers(
-            config.workers,
-            config.deadline,
-            config.memory,
-            NETWORK + _need(tasks.values(), stages.preprocess),
-            config.dask,
-            config.dask_settings,
-        )
+        workers = Workers.of(config, NETWORK + _need([task.unit for task in tasks.values()]))
         peak = max(
             peak, map_shards(make_shard, tasks, writer, rows, workers, profile, "search", timeline=timeline)
         )
-        placed = places_of(plan, writer)[1]["shard"] >= 0
-        todo = _changed(plan, writer, _twins(plan, placed, stages.preprocess), placed)
+        found = places_of(plan, writer)
+        placed = found[1]["shard"] >= 0
+        todo = _changed(plan, writer, _twins(plan, placed, stages.preprocess))
         if not todo:
             break
-    return peak
+    return peak, found
 
 
-def _need(tasks: Any, preprocess: PreprocessConfig) -> int:
+def _need(units: Sequence[UnitTask]) -> int:
     """Bytes of a worker: the cutouts of a unit, their tensors, and what preprocess takes."""
-    units = [task.unit for task in tasks]
-    whole = worker_bytes(units, whole=True) if units else IDLE_WORKER
+    whole = worker_bytes(units, whole=True)
     # Tensors are an image and a flag, in memory twice while they are packed; cutouts have 12 bytes a pixel.
     tensors = max((u.rows * len(u.bands) * u.size**2 * 10 for u in units), default=0)
     return whole + tensors
@@ -218,12 +215,11 @@ def _tasks(
     graphs: tuple[Path, ...],
 ) -> dict[int, SearchTask]:
     digest = stages.contract.digest()
-    classes = {str(k): name for k, name in enumerate(plan.targets.classes)}
     found = {}
     for k in units:
         rows = plan.units[k].rows
         constants = DataConstants(
-            margin=plan.margin, duplicates=tuple(rows[twins[rows]].tolist()), class_map=classes
+            margin=plan.margin, duplicates=tuple(rows[twins[rows]].tolist()), class_map=plan.targets.class_map
         )
         found[k] = SearchTask(
             unit_task(stages.fetch, plan, plan.units[k]),
@@ -240,26 +236,28 @@ def _tasks(
 
 def _twins(plan: Plan, placed: np.ndarray, preprocess: PreprocessConfig) -> np.ndarray:
     """`(N,)` targets that repeat an earlier one among those that have pixels."""
-    twin = np.zeros(len(placed), bool)
-    twin[placed] = repeated(
-        plan.targets.ra[placed], plan.targets.dec[placed], preprocess.quality.min_separation
-    )
-    return twin
+    # As in `preprocess`: rows without pixels count as rows without a position.
+    ra = np.where(placed, plan.targets.ra, np.nan)
+    return repeated(ra, plan.targets.dec, preprocess.quality.min_separation)
 
 
-def _changed(plan: Plan, writer: ArtefactWriter, twins: np.ndarray, placed: np.ndarray) -> list[int]:
+def _changed(plan: Plan, writer: ArtefactWriter, twins: np.ndarray) -> list[int]:
     """Units in which other rows are duplicates than was assumed when they were made."""
     return [
         unit.number
         for unit in plan.units
-        if writer.record(unit.number).extra["duplicates"]
-        != unit.rows[twins[unit.rows] & placed[unit.rows]].tolist()
+        if writer.record(unit.number).extra["duplicates"] != unit.rows[twins[unit.rows]].tolist()
     ]
 
 
-def _index(plan: Plan, writer: ArtefactWriter, attributes: ScoreAttributes) -> pa.Table:
+def _index(
+    plan: Plan,
+    writer: ArtefactWriter,
+    outcomes: Outcomes,
+    places: dict[str, np.ndarray],
+    attributes: ScoreAttributes,
+) -> pa.Table:
     """One row per target, as `score` writes it for tensors of the same targets."""
-    outcomes, places = places_of(plan, writer)
     for unit in plan.units:
         facts = writer.record(unit.number).extra
         kept = unit.rows[places["shard"][unit.rows] >= 0]
@@ -269,13 +267,6 @@ def _index(plan: Plan, writer: ArtefactWriter, attributes: ScoreAttributes) -> p
     table = pa.table({name: pa.array(columns[name]) for name in INDEX_COLUMNS})
     named = named_prevalence(attributes["prevalence"], attributes["training_prevalence"])
     return table.replace_schema_metadata(named)
-
-
-def _notes(plan: Plan, writer: ArtefactWriter) -> list[str]:
-    found = dict.fromkeys(plan.notes)
-    for k in range(writer.units):
-        found |= dict.fromkeys(writer.record(k).extra["notes"])
-    return list(found)
 
 
 def _summary(
@@ -288,7 +279,7 @@ def _summary(
     if found.is_file():
         facts["detections"] = f"{pq.read_metadata(found).num_rows:,}, in {found}"
     if kept:
-        facts["kept"] = f"{kept:,} of the best, in {Path(config.output) / 'kept'}"
+        facts["kept"] = f"{kept:,} of the best, in {Path(config.output) / KEPT}"
     if seconds:
         facts["rate"] = rate(attributes["rows"], seconds)
     return Summary("search", config.output, facts, reasons, seconds, seconds == 0)

@@ -6,6 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from ripple.learn.config import ScoreConfig
 from ripple.learn.scoring.in_memory import score_tensors
 from ripple.rubin.open import RepositoryFiles
@@ -63,7 +65,8 @@ def make_shard(task: SearchTask) -> ShardResult:
         tensors = unpack_tensors(pack_tensors(made, {}))
     # What quality control rejects is in the index of the scores, as it would be in that of the tensors.
     quality = rejections(tensors.catalog, task.preprocess)
-    duplicates = [int(k) for k in tensors.catalog["index"] if int(k) in set(task.constants.duplicates or ())]
+    index = np.asarray(tensors.catalog["index"])
+    duplicates = index[np.isin(index, np.asarray(task.constants.duplicates or (), np.int64))].tolist()
     with profile.time("score"):
         table = score_tensors(tensors, task.score, task.model, task.unit.number, task.graphs)
         data = parquet_bytes(table)
