@@ -8,7 +8,7 @@ whether the model was trained on its piece of sky; only sky the model has not se
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -418,15 +418,50 @@ def score_shard(
     Columns: id, ra, dec, score, probability, spread, qc, split, shard, row, then the answers of other tasks
     (`p_<class>`, `predicted`, or `<target>_predicted`), then the other catalogue columns.
     """
+    pairs = [
+        (found, distances(model, latent)) for found, latent in passes(model, images, config, device, advance)
+    ]
+    return score_table(model, batch, pairs, config, number=number, digest=digest)
+
+
+def passes(
+    model: Model,
+    images: list[Tensor],
+    config: ScoreConfig,
+    device: torch.device,
+    advance: Callable[[int], None],
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """`outputs` of each batch of images `(n, B, size, size)`; parameters as for `score_shard`."""
+    for image in images:
+        yield outputs(model, image.to(device, non_blocking=True), tta=config.tta, dropout=config.mc_dropout)
+        advance(len(image))
+
+
+def score_table(
+    model: Model,
+    batch: TensorBatch,
+    pairs: Sequence[tuple[NDArray[np.float32], NDArray[np.float64]]],
+    config: ScoreConfig,
+    *,
+    number: int,
+    digest: str,
+) -> pa.Table:
+    """The table of one shard from what the network said of each batch of its rows.
+
+    Parameters
+    ----------
+    model, batch, config, number, digest
+        As for `score_shard`.
+    pairs
+        Outputs `(n, V, outputs)` and distance `(n,)` to the training rows, batch after batch.
+
+    Returns
+    -------
+    As `score_shard`.
+    """
     # A shard without rows still gives a table with all columns.
     values, near = np.zeros((0, 1, model.contract.architecture.outputs)), np.zeros(0)
-    if images:
-        pairs = []
-        for image in images:
-            moved = image.to(device, non_blocking=True)  # (n, B, size, size)
-            found, latent = outputs(model, moved, tta=config.tta, dropout=config.mc_dropout)
-            pairs.append((found, distances(model, latent)))
-            advance(len(image))
+    if pairs:
         values, near = (np.concatenate(part) for part in zip(*pairs, strict=True))
     n, catalog = len(batch), dict(batch.catalog)
     columns: dict[str, Any] = {name: catalog.pop(name, np.full(n, np.nan)) for name in ("id", "ra", "dec")}
