@@ -166,6 +166,13 @@ class TrainConfig(Config):
         description="lens: lens or not; classes: one of class_map; regression: the columns of --targets.",
     )
     lens_class: str = Field("", description="Class that is ranked, where no class is called lens.")
+    labels: tuple[Path, ...] = neutral(  # their digests are recorded, not their paths
+        (), description="Candidates of `ripple consensus`: their grades are labels of rows that have none."
+    )
+    labels_as: Literal["hard", "soft"] = Field(
+        "hard",
+        description="hard: lens or not, without objects that graders left open; soft: the fused probability.",
+    )
     targets: tuple[str, ...] = Field((), description="Catalogue columns to regress, for example theta_E.")
     network: str = Field("d4cnn", description="Network by name: d4cnn, resnet18, convnextv2_atto, ...")
     stem: Literal["small", "standard"] = Field(
@@ -289,6 +296,12 @@ class TrainConfig(Config):
             raise ValueError(f"fractions {self.fractions} do not sum to 1")
         if (self.task == "regression") != bool(self.targets):
             raise ValueError("--targets and --task regression belong together")
+        if self.labels_as == "soft" and not self.labels:
+            raise ValueError("--labels-as belongs to --labels")
+        if self.labels and self.task == "regression":
+            raise ValueError("--labels: grades are of classes, but the task is regression")
+        if self.labels_as == "soft" and self.task != "lens":
+            raise ValueError("--labels-as soft: grades give the probability of a lens, not of every class")
         if self.task == "regression" and self.lens_class:
             raise ValueError("--lens-class needs classes, but the task is regression")
         if self.task != "lens" and self.calibration == "isotonic":

@@ -190,6 +190,18 @@ class TensorDataset(torch.utils.data.Dataset[Batch]):
             self._columns[name] = self._by_name(column) if name == "label" else column
         return self._columns[name]
 
+    def replace_column(self, name: str, values: NDArray[Any]) -> None:
+        """Use other values of a column, `(total,)`, in this dataset; the shards keep theirs.
+
+        Raises
+        ------
+        DataError
+            Not one value for each row of the shards.
+        """
+        if len(values) != self.total:
+            raise DataError(f"{len(values)} values of {name!r}, but the shards hold {self.total} rows")
+        self._columns[name] = values
+
     def column_names(self) -> tuple[str, ...]:
         """Names that `column` accepts: those of the first shard with rows, and `label`."""
         if not self._names:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from ripple.errors import ContractError, DataError
 from ripple.learn.config import TrainConfig
 from ripple.learn.data.dataset import TensorDataset
+from ripple.learn.data.graded import SOFT, GradedRows, graded_rows
 from ripple.learn.model.contract import Facts, load_contract
 from ripple.learn.model.provenance import (
     By,
@@ -88,6 +89,8 @@ class TrainingSet:
         Whether no ancestor was trained on the test rows; False when nobody can say.
     target
         The data set to adapt to, if any.
+    grades
+        Digests of the candidates whose grades are labels.
     """
 
     dataset: TensorDataset
@@ -100,6 +103,7 @@ class TrainingSet:
     ancestors: tuple[Split, ...] = ()
     unseen: bool = True
     target: TargetSet | None = None
+    grades: tuple[str, ...] = ()
 
     def rows(self, which: int) -> Rows:
         """Global row numbers of a split."""
@@ -163,20 +167,56 @@ def training_set(config: TrainConfig) -> TrainingSet:
     dataset = TensorDataset(artefacts, class_map=class_map)
     usable = np.zeros(dataset.total, bool)  # (total,)
     usable[dataset.rows] = True
+    graded = _with_grades(dataset, facts, class_map, config) if config.labels else None
+    if graded:
+        usable &= ~graded.hidden
     usable &= _has_truth(dataset, config)
     if not usable.any():
         raise DataError("no row has a label", hint="fetch with a label column: 1 lens, 0 not")
     split, held, notes = _split_rows(dataset, facts, usable, config)
+    notes += graded.notes if graded else ()
     if config.task == "lens" and not facts.class_map:
         notes += ("the labels have no names: 1 was taken for a lens, 0 for none",)
     if config.labelled_rows:
         split = _keep_few(split, np.asarray(dataset.column("label")), config)
     check_leakage(*positions(dataset), split)
-    data = TrainingSet(dataset, facts, class_map, split, held, held.inputs, notes)
+    grades = graded.digests if graded else ()
+    data = TrainingSet(dataset, facts, class_map, split, held, held.inputs, notes, grades=grades)
     if config.init is not None:
         data = without_seen(data, config)
     _require_classes(data, config)
     return with_target(data, config) if config.target else data
+
+
+def _with_grades(
+    dataset: TensorDataset, facts: Facts, class_map: dict[str, str], config: TrainConfig
+) -> GradedRows:
+    """Give the rows of a dataset the labels of `config.labels`."""
+    assert config.task != "regression"  # refused with the options
+    ra, dec = positions(dataset)
+    columns = {"id": np.asarray(dataset.column("id")).astype(str), "ra": ra, "dec": dec}
+    found = graded_rows(
+        config.labels,
+        columns,
+        np.asarray(dataset.column("label")),
+        class_map,
+        task=config.task,
+        lens_class=config.lens_class,
+        soft=config.labels_as == "soft",
+        guard=guard_radius(facts, config),
+    )
+    dataset.replace_column("label", found.label)
+    dataset.replace_column(SOFT, found.probability)
+    return found
+
+
+def guard_radius(facts: Facts, config: TrainConfig) -> float:
+    """Least distance of rows of different splits, arcsec; by default two cutouts share no pixel."""
+    if config.guard is not None:
+        return config.guard
+    h, w = facts.size
+    # Corner to corner, two cutouts share pixels if they are nearer than the diagonal of one.
+    return float(np.hypot(h, w)) * facts.pixel_scale
 
 
 def with_target(source: TrainingSet, config: TrainConfig) -> TrainingSet:
@@ -283,9 +323,7 @@ def _split_rows(
     by: By = "column" if config.split_column else config.split_by
     if by == "sky" and not np.isfinite(ra[usable] + dec[usable]).all():
         by = "id"
-    h, w = facts.size
-    # Two cutouts share pixels, corner to corner, if they are nearer than the diagonal of one.
-    guard = config.guard if config.guard is not None else float(np.hypot(h, w)) * facts.pixel_scale
+    guard = guard_radius(facts, config)
     held = Split(
         by=by,
         inputs=tuple(a.digest for a in dataset.artefacts),

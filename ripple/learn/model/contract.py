@@ -97,11 +97,15 @@ class _Adapted(Known):
 
 
 class Training(Known):
-    """The layout of `Contract.training`: `inputs` are digests of tensors, `config` the options of `train`."""
+    """The layout of `Contract.training`: `inputs` are digests of tensors, `config` the options of `train`.
+
+    `grades` are digests of the candidates whose grades it learnt from.
+    """
 
     inputs: tuple[str, ...] = ()
     config: _Options | None = None
     notes: tuple[str, ...] = ()
+    grades: tuple[str, ...] = ()
     rows: dict[str, dict[str, int]] = {}
     adaptation: _Adapted | None = None
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from ripple.errors import ConfigError, WorkerError
 from ripple.learn.config import TrainConfig
 from ripple.learn.data.dataset import Batch
+from ripple.learn.data.graded import SOFT
 from ripple.learn.data.loader import Loader
 from ripple.learn.data.training_set import TargetSet, TrainingSet
 from ripple.learn.evaluation import metrics
@@ -223,7 +224,7 @@ def _train_loader(
         world=ranks.world,
         # A last batch of a few rows would upset the batch norms; a set smaller than a batch is kept whole.
         drop_last=len(rows) >= config.batch_size * ranks.world,
-        columns=config.targets,
+        columns=(SOFT,) if config.labels_as == "soft" else config.targets,
     )
 
 
@@ -286,13 +287,21 @@ def make_objective(
     weights = class_weights(data, config, which).to(device)
     gamma = config.focal_gamma if config.loss == "focal" else 0.0
     if config.task == "lens":
-        return lambda outputs, batch: lens_loss(outputs[:, 0], batch["label"], weights, gamma)
+        return lambda outputs, batch: lens_loss(
+            outputs[:, 0], batch["label"], weights, gamma, truth=batch.get(SOFT)
+        )
     return lambda outputs, batch: class_loss(outputs, batch["label"], weights, gamma)
 
 
-def lens_loss(logit: Tensor, label: Tensor, weights: Tensor, gamma: float) -> Tensor:
-    """Binary cross-entropy, weighted by class, times `(1 - p_true)^gamma` (Lin et al. 2017, ICCV, 2980)."""
-    each = nn.functional.binary_cross_entropy_with_logits(logit, label.to(logit.dtype), reduction="none")
+def lens_loss(
+    logit: Tensor, label: Tensor, weights: Tensor, gamma: float, truth: Tensor | None = None
+) -> Tensor:
+    """Binary cross-entropy, weighted by class, times `(1 - p_true)^gamma` (Lin et al. 2017, ICCV, 2980).
+
+    `truth` `(n,)` is the probability to learn, by default that of the label: 1 or 0.
+    """
+    truth = (label if truth is None else truth).to(logit.dtype)
+    each = nn.functional.binary_cross_entropy_with_logits(logit, truth, reduction="none")
     return _weighted(each, weights[label], gamma)
 
 

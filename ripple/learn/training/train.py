@@ -75,7 +75,8 @@ class RunIdentity:
     config
         Options of `train` that change the model, as JSON values.
     inputs
-        Digests of the tensors, then of those of the target, then of the model of `--init`.
+        Digests of the tensors, then of those of the target, of the model of `--init`, and of the candidates
+        of `--labels`.
     """
 
     config: Json
@@ -111,7 +112,7 @@ def train(config: TrainConfig) -> Summary:
     data = training_set(config)
     # The base by its digest: a model that was trained again at the same place is another one.
     base = (load_contract(config.init).digest(),) if config.init else ()
-    inputs = (*data.digests, *(data.target.digests if data.target else ()), *base)
+    inputs = (*data.digests, *(data.target.digests if data.target else ()), *base, *data.grades)
     identity = RunIdentity(config.canonical(), inputs)
     if (config.output / MANIFEST).exists():
         summary = _finished(config, load_contract(config.output), identity)
@@ -357,6 +358,7 @@ def _contract(
             **identity.record(),
             "rows": data.counts(),
             "notes": list(data.notes),
+            **({"grades": list(data.grades)} if data.grades else {}),
             "software": software(),
         },
     )

@@ -1,6 +1,6 @@
 """`ripple consensus`: fuse grades, and write candidates with their probabilities.
 
-OUT/candidates.parquet, .csv, .vot, .reg   candidates, the most probable lens first
+OUT/candidates.parquet, .csv, .fits, .vot, .reg   candidates, the most probable lens first
 OUT/tests.csv                              the hidden tests
 OUT/graders.csv                            what is known about each grader
 OUT/second-round.csv                       the objects on which graders disagree most
@@ -22,17 +22,15 @@ from ripple.errors import ConfigError, InputError
 from ripple.report.cards import csv_bytes
 from ripple.runtime.summary import Summary
 from ripple.stages.consensus.config import ConsensusConfig
-from ripple.stages.consensus.exports import regions, votable
+from ripple.stages.consensus.exports import fits, regions, votable
 from ripple.stages.consensus.page import calibration_note, graders, grades_text, page
 from ripple.stages.consensus.panel import Panel, gather
+from ripple.storage.candidates import KIND, TABLE, TESTS
 from ripple.storage.directory import write_directory
 from ripple.storage.files import write_new
 from ripple.storage.parquet import parquet_bytes
 from ripple.vetting.consensus import Fused, fuse, logit
 from ripple.vetting.session import Session, open_session
-
-KIND = "candidates"
-CANDIDATES = "candidates.parquet"
 
 
 def consensus(config: ConsensusConfig) -> Summary:
@@ -161,11 +159,12 @@ def files(
     digest = panel.digests[0][:16]
     inputs = "grades " + " ".join(str(s.manifest["digest"])[:16] for s in sessions)
     return {
-        CANDIDATES: parquet_bytes(table),
+        TABLE: parquet_bytes(table),
         "candidates.csv": csv_bytes(table),
         "candidates.vot": votable(table),
+        "candidates.fits": fits(table),
         "candidates.reg": regions(table),
-        "tests.csv": csv_bytes(held.append_column("truth", truth)),
+        TESTS: csv_bytes(held.append_column("truth", truth)),
         "graders.csv": csv_bytes(known),
         "second-round.csv": csv_bytes(second_round(table, config.second_round)),
         "index.html": page(sessions, panel, fused, table, order[: config.top], digest, inputs),

@@ -1,4 +1,4 @@
-"""Candidates in the formats of others: VOTable, and regions for DS9 and Aladin."""
+"""Candidates in the formats of others: FITS, VOTable, and regions for DS9 and Aladin."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
+from astropy.table import Table
 
 #: Radius of the circles, arcsec.
 RADIUS = 3.0
@@ -15,15 +16,30 @@ _COLOURS = ((0.5, "green"), (0.1, "yellow"), (0.0, "red"))
 
 def votable(table: pa.Table) -> bytes:
     """A table as VOTable, positions in deg."""
-    from astropy.table import Table
+    sink = io.BytesIO()
+    _with_units(table).write(sink, format="votable")
+    return sink.getvalue()
 
+
+def fits(table: pa.Table) -> bytes:
+    """A table as a FITS binary table, positions in deg; other text than ASCII is escaped as in Python."""
+    found = _with_units(table)
+    for name in found.colnames:
+        if found[name].dtype.kind == "U":
+            # FITS has printable ASCII only: an escape keeps every character of an id or note.
+            plain = [v.encode("unicode_escape").decode() for v in found[name].tolist()]
+            found[name] = np.array(plain or [""], "U")[: len(found)]
+    sink = io.BytesIO()
+    found.write(sink, format="fits")
+    return sink.getvalue()
+
+
+def _with_units(table: pa.Table) -> Table:
     columns = {name: np.asarray(table[name].to_pylist()) for name in table.column_names}
     found = Table(columns)
     for name in ("ra", "dec"):
         found[name].unit = "deg"
-    sink = io.BytesIO()
-    found.write(sink, format="votable")
-    return sink.getvalue()
+    return found
 
 
 def regions(table: pa.Table) -> bytes:

@@ -67,6 +67,7 @@ FEW_TESTS = 20
 LINKS = (
     ("candidates.csv", "candidates.csv: all candidates"),
     ("candidates.parquet", "candidates.parquet: the same with exact numbers"),
+    ("candidates.fits", "candidates.fits: FITS table"),
     ("candidates.vot", "candidates.vot: VOTable"),
     ("candidates.reg", "candidates.reg: regions for DS9 and Aladin"),
     ("second-round.csv", "second-round.csv: what to look at again"),

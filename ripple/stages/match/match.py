@@ -17,11 +17,11 @@ from ripple.config import Json
 from ripple.errors import ConfigError, InputError
 from ripple.report.cards import Table, Tile, csv_bytes, render
 from ripple.runtime.summary import Summary
-from ripple.stages.consensus.consensus import KIND as CANDIDATES
 from ripple.stages.match.config import MatchConfig
 from ripple.stages.match.known import JOINT, Known, Lens, read_known
 from ripple.stages.match.verdicts import Miss, Verdict, of_search, verdicts
 from ripple.storage.artefact import Artefact, open_artefact
+from ripple.storage.candidates import KIND as CANDIDATES
 from ripple.storage.directory import write_directory
 from ripple.storage.files import hash_file, write_new
 from ripple.storage.manifest import read_manifest

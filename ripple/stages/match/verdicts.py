@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -16,15 +14,12 @@ from scipy.spatial import cKDTree
 
 from ripple.errors import InputError, Reason
 from ripple.sky.neighbours import arcsec, chord, unit_vectors
-from ripple.stages.consensus.consensus import CANDIDATES, KIND
 from ripple.stages.match.config import MatchConfig
 from ripple.stages.match.known import Lens
 from ripple.stages.report.figures import numbers
 from ripple.stages.report.report import ranked_table
 from ripple.storage.artefact import Artefact
-from ripple.storage.checksums import parse_listing, read_verified
-from ripple.storage.files import parse_parquet
-from ripple.storage.manifest import MANIFEST, read_manifest
+from ripple.storage.candidates import read_candidates
 
 Float = NDArray[np.float64]
 
@@ -111,7 +106,7 @@ def of_search(scores: Artefact | None, candidates: Path | None) -> Searched:
             ("",) * n, ("",) * n, _floats(rows, "rank").astype(np.int64), _floats(rows, "probability"),
             np.array([bool(r["test"]) for r in rows], bool), n, False,
         )  # fmt: skip
-    if candidates and read_manifest(candidates, KIND)["inputs"]["scores"] != scores.digest:
+    if candidates and read_candidates(candidates).scores != scores.digest:
         raise InputError(f"{candidates}: candidates of other scores than {scores.directory}")
     index, table = scores.index(), ranked_table(scores)
     shard, row, ranks = (table[name].to_pylist() for name in ("shard", "row", "rank"))
@@ -141,14 +136,9 @@ def _floats(rows: Sequence[dict[str, object]], name: str) -> Float:
 
 def _graded(directory: Path) -> dict[int, dict[str, object]]:
     """Rank -> candidate or hidden test, as it was graded."""
-    manifest = read_manifest(directory, KIND)
-    files = parse_listing(directory / MANIFEST, manifest["files"])
-    table = parse_parquet(read_verified(directory / CANDIDATES, files[CANDIDATES]))
-    rows: list[dict[str, object]] = [{**row, "test": False} for row in table.to_pylist()]
-    text = read_verified(directory / "tests.csv", files["tests.csv"]).decode()
-    for row in csv.DictReader(io.StringIO(text)):
-        values = {name: float(row[name] or "nan") for name in ("ra", "dec", "rank", "probability")}
-        rows.append({"id": row["id"], **values, "test": True})
+    found = read_candidates(directory)
+    rows: list[dict[str, object]] = [{**row, "test": False} for row in found.table.to_pylist()]
+    rows += [{**row, "test": True} for row in found.tests.to_pylist()]
     return {int(str(row["rank"]).split(".")[0]): row for row in rows}
 
 

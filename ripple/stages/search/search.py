@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ripple.errors import ConfigError, InputError
+from ripple.errors import ConfigError, ContractError
 from ripple.learn.config import ScoreConfig
 from ripple.learn.model.contract import Contract, load_contract
 from ripple.learn.scoring.in_memory import engine_of, prepare_engine
@@ -34,7 +34,14 @@ from ripple.runtime.profile import Profile, Timeline
 from ripple.runtime.summary import Summary, rate, tally
 from ripple.sky.neighbours import repeated
 from ripple.stages.fetch.config import FetchConfig
-from ripple.stages.fetch.fetch import identity_columns, notes_of, places_of, trusted_plan, worker_bytes
+from ripple.stages.fetch.fetch import (
+    FetchInputs,
+    identity_columns,
+    notes_of,
+    places_of,
+    trusted_plan,
+    worker_bytes,
+)
 from ripple.stages.fetch.task import UnitTask, unit_task
 from ripple.stages.plan.plan import Plan
 from ripple.stages.plan.planner import make_plan
@@ -64,6 +71,15 @@ class Stages:
     contract: Contract
 
 
+@dataclass(frozen=True, slots=True)
+class Searched:
+    """A search: the attributes of its scores, one row per target, and whether it was finished before."""
+
+    attributes: ScoreAttributes
+    index: pa.Table
+    done_before: bool
+
+
 def search(config: SearchConfig) -> Summary:
     """Score a selection of the sky; neither cutouts nor tensors are written, except those of `keep`.
 
@@ -78,7 +94,39 @@ def search(config: SearchConfig) -> Summary:
     stages = stages_of(config)
     with profile.time("query"):
         plan, inputs = trusted_plan(stages.fetch, make_plan(stages.fetch))
-    _check_survey(plan, stages.contract)
+    found = search_plan(config, stages, plan, inputs, profile, start)
+    kept = 0
+    if config.keep:
+        preparing = stages.preprocess.model_copy(update={"model": config.model})
+        kept = keep_best(Path(config.output), config.keep, stages.fetch, preparing, stages.score)
+    seconds = 0.0 if found.done_before else time.perf_counter() - start
+    return _summary(config, found, kept, seconds)
+
+
+def search_plan(
+    config: SearchConfig, stages: Stages, plan: Plan, inputs: FetchInputs, profile: Profile, start: float
+) -> Searched:
+    """Score the targets of a plan, whoever made it, or finish what was begun.
+
+    Parameters
+    ----------
+    config, stages
+        The options, and what they mean for the three verbs.
+    plan, inputs
+        As `trusted_plan` gives them.
+    profile
+        Gets what each operation costs.
+    start
+        When the search began, `time.perf_counter`.
+
+    Raises
+    ------
+    ContractError
+        The model takes other pixels than the survey has.
+    RippleError
+        As for `search`.
+    """
+    check_survey(plan, stages.contract)
     digest = stages.contract.digest()
     engine = engine_of(stages.score, sum(len(unit.rows) for unit in plan.units))
     opened = create(
@@ -91,32 +139,26 @@ def search(config: SearchConfig) -> Summary:
     )
     if isinstance(opened, Finished):
         attributes = cast(ScoreAttributes, opened.artefact.attributes)
-        index = opened.artefact.index()
-    else:
-        with opened as writer:
-            timeline = Timeline(start)
-            graphs = prepare_engine(stages.score, writer.directory) if engine == "onnx" else ()
-            peak, (outcomes, places) = _search_units(config, stages, plan, writer, graphs, profile, timeline)
-            paths = [writer.directory / writer.name(k) for k in range(writer.units)]
-            attributes = write_ranked(writer, paths, stages.contract, digest, stages.score)
-            if config.grid is not None:
-                write_detections(writer.directory, config.separation, stages.contract.threshold)
-            index = _index(plan, writer, outcomes, places, attributes)
-            metrics = {
-                "operations": profile.operations,
-                "seconds": time.perf_counter() - start,
-                "peak_rss": peak,
-                "timeline": timeline.points(),
-            }
-            facts: dict[str, Any] = {**attributes, "notes": notes_of(plan, writer)}
-            files = listed(writer.directory, (SORTED, DETECTIONS, *EXTRA_FILES))
-            writer.finish(index, metrics, facts, files=files)
-    kept = 0
-    if config.keep:
-        preparing = stages.preprocess.model_copy(update={"model": config.model})
-        kept = keep_best(Path(config.output), config.keep, stages.fetch, preparing, stages.score)
-    seconds = 0.0 if isinstance(opened, Finished) else time.perf_counter() - start
-    return _summary(config, attributes, index, kept, seconds)
+        return Searched(attributes, opened.artefact.index(), True)
+    with opened as writer:
+        timeline = Timeline(start)
+        graphs = prepare_engine(stages.score, writer.directory) if engine == "onnx" else ()
+        peak, (outcomes, places) = _search_units(config, stages, plan, writer, graphs, profile, timeline)
+        paths = [writer.directory / writer.name(k) for k in range(writer.units)]
+        attributes = write_ranked(writer, paths, stages.contract, digest, stages.score)
+        if config.grid is not None:
+            write_detections(writer.directory, config.separation, stages.contract.threshold)
+        index = _index(plan, writer, outcomes, places, attributes)
+        metrics = {
+            "operations": profile.operations,
+            "seconds": time.perf_counter() - start,
+            "peak_rss": peak,
+            "timeline": timeline.points(),
+        }
+        facts: dict[str, Any] = {**attributes, "notes": notes_of(plan, writer)}
+        files = listed(writer.directory, (SORTED, DETECTIONS, *EXTRA_FILES))
+        writer.finish(index, metrics, facts, files=files)
+    return Searched(attributes, index, False)
 
 
 def stages_of(config: SearchConfig) -> Stages:
@@ -150,12 +192,18 @@ def stages_of(config: SearchConfig) -> Stages:
     return Stages(fetch, preprocess, score, contract)
 
 
-def _check_survey(plan: Plan, contract: Contract) -> None:
-    """Refuse a survey whose pixels the model does not take."""
+def check_survey(plan: Plan, contract: Contract) -> None:
+    """Refuse a survey whose pixels the model does not take.
+
+    Raises
+    ------
+    ContractError
+        Names both pixel scales.
+    """
     scales = [tan.pixel_scale for tan in plan.projections.values()]
     scale = scales[0] if scales else contract.pixel_scale
     if abs(scale / contract.pixel_scale - 1) > 1e-3:
-        raise InputError(
+        raise ContractError(
             f"the survey has pixels of {scale:g} arcsec, the model takes {contract.pixel_scale:g}",
             hint=f"fetch, preprocess --pixel-scale {contract.pixel_scale:g} --size {contract.size}, score",
         )
@@ -269,17 +317,16 @@ def _index(
     return table.replace_schema_metadata(named)
 
 
-def _summary(
-    config: SearchConfig, attributes: ScoreAttributes, index: pa.Table, kept: int, seconds: float
-) -> Summary:
+def _summary(config: SearchConfig, found: Searched, kept: int, seconds: float) -> Summary:
     """The closing screen; raises `TooManyRejected` when more rows are rejected than the user allows."""
-    counts, reasons = tally(index, config.output, config.max_rejected)
-    facts: dict[str, Any] = {**counts, "scored": attributes["rows"]}
-    found = Path(config.output) / DETECTIONS
-    if found.is_file():
-        facts["detections"] = f"{pq.read_metadata(found).num_rows:,}, in {found}"
+    counts, reasons = tally(found.index, config.output, config.max_rejected)
+    rows = found.attributes["rows"]
+    facts: dict[str, Any] = {**counts, "scored": rows}
+    detections = Path(config.output) / DETECTIONS
+    if detections.is_file():
+        facts["detections"] = f"{pq.read_metadata(detections).num_rows:,}, in {detections}"
     if kept:
         facts["kept"] = f"{kept:,} of the best, in {Path(config.output) / KEPT}"
     if seconds:
-        facts["rate"] = rate(attributes["rows"], seconds)
+        facts["rate"] = rate(rows, seconds)
     return Summary("search", config.output, facts, reasons, seconds, seconds == 0)
