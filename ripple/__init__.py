@@ -25,12 +25,13 @@ _PLACES: dict[str, tuple[str, str]] = {
     "Model": ("ripple.notebook.model", "Model"),
     "Scores": ("ripple.notebook.artefact", "Scores"),
     "Survey": ("ripple.notebook.survey", "Survey"),
+    "similar": ("ripple.notebook.similar", "similar"),
 }
 #: Verbs as functions. `import` is a keyword, and `ripple.report` is a package.
 _VERBS = (
     "simulate", "fetch", "import_cutouts", "preprocess", "inject", "train", "score", "search", "compare",
-    "explain", "completeness", "write_report", "vet", "consensus", "match", "export", "import_model",
-    "export_model",
+    "explain", "completeness", "write_report", "vet", "consensus", "match", "embed", "export",
+    "import_model", "export_model",
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from ripple.notebook.cutouts import Cutouts as Cutouts
     from ripple.notebook.fluxes import denormalize as denormalize
     from ripple.notebook.model import Model as Model
+    from ripple.notebook.similar import similar as similar
     from ripple.notebook.survey import Survey as Survey
     from ripple.notebook.survey import open_survey as open_survey
     from ripple.rubin.open import open_coadd_file as open_coadd  # noqa: F401

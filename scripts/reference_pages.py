@@ -277,7 +277,7 @@ OUTPUTS: dict[str, Any] = {
     "plan": DryRun,
     "locate": Location,
     "doctor": list[Check],
-    "show --failures, --rows, --columns": list[dict[str, str | int | float | bool | None]],
+    "show --failures, --rows, --columns; similar": list[dict[str, str | int | float | bool | None]],
     "Any verb that fails": ErrorOutput,
 }
 

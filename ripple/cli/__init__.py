@@ -47,6 +47,8 @@ GROUPS: dict[str, dict[str, str]] = {
         "consensus": "Grades of several people to candidates with a probability.",
         "match": "Which known lenses a search has found, and why not the others.",
         "completeness": "What a finder would have found: the selection function from painted arcs.",
+        "embed": "What a network sees in each row, to search by likeness.",
+        "similar": "Rows that look like an example; near-duplicates.",
     },
     "Artefacts": {
         "show": "Show what a directory that RIPPLe wrote contains, or which rows failed and why.",

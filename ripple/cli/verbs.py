@@ -147,6 +147,13 @@ STAGES: dict[str, Verb] = {
         "ripple match scores candidates --known lenses.csv -o matched",
         ("sources",),
     ),
+    "embed": Verb(
+        "ripple.learn.embedding.config:EmbedConfig",
+        "ripple.learn.embedding.embed:embed",
+        "The features that MODEL sees in each row of TENSORS, as vectors that `ripple similar` searches.",
+        "ripple embed model tensors -o embeddings",
+        ("model", "tensors"),
+    ),
     "import": Verb(
         "ripple.stages.formats.config:ImportConfig",
         "ripple.stages.formats.import_cutouts:import_cutouts",

@@ -223,12 +223,12 @@ class Scores(Artefact):
 
 
 def open_directory(directory: str | Path) -> Artefact | Model:
-    """Open a directory that RIPPLe wrote: cutouts, tensors, scores, or a model.
+    """Open a directory that RIPPLe wrote: cutouts, tensors, scores, embeddings, or a model.
 
     Parameters
     ----------
     directory
-        Written by `fetch`, `import`, `inject`, `preprocess`, `score`, `train` or `import-model`.
+        Written by `fetch`, `import`, `inject`, `preprocess`, `score`, `embed`, `train` or `import-model`.
 
     Raises
     ------

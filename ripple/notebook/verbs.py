@@ -21,7 +21,9 @@ from ripple.runtime.summary import plain
 #: Name in Python -> verb, where it differs: `import` is a keyword, and `ripple.report` is a package.
 _NAMES = {"import_cutouts": "import", "write_report": "report"}
 #: Verbs whose output is an artefact or a model, which is returned opened; others return the path.
-_OPENED = ("fetch", "preprocess", "inject", "train", "score", "search", "import", "import-model")
+_OPENED = (
+    "fetch", "preprocess", "inject", "train", "score", "search", "embed", "import", "import-model",
+)  # fmt: skip
 _INDENT = "    "
 
 

@@ -37,6 +37,7 @@ NEXT = {
     "consensus": "open {}/index.html in a browser",
     "match": "open {}/index.html in a browser",
     "completeness": "open {}/index.html in a browser",
+    "embed": "ripple similar {} --like ID",
 }
 
 

@@ -86,7 +86,8 @@ def identity_of(kind: str, verb: str, config: Mapping[str, Any], inputs: Mapping
     Parameters
     ----------
     kind
-        `cutouts`, `tensors`, `scores`, `model`, `page`, `export`, `survey`, `grades` or `candidates`.
+        `cutouts`, `tensors`, `scores`, `embeddings`, `model`, `page`, `export`, `survey`, `grades` or
+        `candidates`.
     verb
         The command.
     config

@@ -182,6 +182,18 @@ class _Scores(_Part):
         return self
 
 
+class _ModelName(_Part):
+    digest: Sha256
+    origin: str
+
+
+class _Embeddings(_Part):
+    bands: Bands
+    rows: Count
+    features: Annotated[int, Field(ge=1, le=1 << 20)]
+    model: _ModelName
+
+
 class _ScoreConfig(_Part):
     tensors: list[str] = []  # those of a search were never written
 
@@ -200,6 +212,7 @@ KINDS: dict[str, dict[str, type[BaseModel]]] = {
     "cutouts": {"attributes": _Images},
     "tensors": {"attributes": _Images, "inputs": _TensorInputs},
     "scores": {"attributes": _Scores, "inputs": _ScoreInputs, "config": _ScoreConfig},
+    "embeddings": {"attributes": _Embeddings, "inputs": _ScoreInputs},
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ripple.errors import IntegrityError
+from ripple.errors import InputError, IntegrityError
 from ripple.imaging.batch import CutoutBatch, TensorBatch
 from ripple.storage.artefact import Artefact
 from ripple.storage.shard_reader import unpack_cutouts, unpack_tensors
@@ -20,9 +20,11 @@ def cutouts_of(artefact: Artefact, k: int) -> CutoutBatch:
 
 
 def images_of(artefact: Artefact, k: int) -> CutoutBatch | TensorBatch:
-    """Shard `k` of cutouts or tensors, as `cutouts_of`."""
-    if artefact.manifest["kind"] == "cutouts":
+    """Shard `k` of cutouts or tensors, as `cutouts_of`; `InputError` where there are no images."""
+    if artefact.kind == "cutouts":
         return cutouts_of(artefact, k)
+    if artefact.kind != "tensors":
+        raise InputError(f"{artefact.directory} contains {artefact.kind}, which have no images")
     return agreeing(artefact, k, unpack_tensors(artefact.read(k)))
 
 

@@ -112,6 +112,12 @@ class Unit:
     shard: int
 
 
+def units_of(artefacts: Sequence[Artefact]) -> list[Unit]:
+    """Every shard of every artefact, in order."""
+    shards = ((artefact, k) for artefact in artefacts for k in range(len(artefact.shards)))
+    return [Unit(number, *shard) for number, shard in enumerate(shards)]
+
+
 def score(config: ScoreConfig) -> Summary:
     """Score the tensors, resume an interrupted run, or report a finished one.
 
@@ -137,15 +143,13 @@ def score(config: ScoreConfig) -> Summary:
             hint="ripple train --dropout 0.1",
         )
     artefacts = [open_artefact(path, "tensors") for path in config.tensors]
-    units = [
-        Unit(n, a, k) for n, (a, k) in enumerate((a, k) for a in artefacts for k in range(len(a.shards)))
-    ]
+    units = units_of(artefacts)
     prevalence = stated_prevalence(model.contract, config)  # refused before anything is read
     notes = [fallback(model.contract, prevalence), *(unsaid(model.contract, a) for a in artefacts)]
     if not config.tta and max(orientations(model.nets)) > 1:
         notes.append("without --tta: threshold and calibration of the model are those of eight orientations")
     # Before the output directory is created: tensors that do not fit must leave nothing behind.
-    judged = _check_every_shard(model.contract, units, config)
+    judged = check_every_shard(model.contract, units, config)
     engine = chosen(config.engine, sum(a.manifest["counts"]["asked"] for a in artefacts), device)
     # Digests, not paths: a model that was moved is the same model, one that was retrained is not.
     inputs = {"model": digest, "tensors": [a.digest for a in artefacts], "engine": engine}
@@ -160,8 +164,8 @@ def score(config: ScoreConfig) -> Summary:
         fast = model if engine == "torch" else with_onnx(model, writer.directory)
         todo = [unit for unit in units if writer.done(unit.number) is None]
         rows = sum(u.artefact.shards[u.shard].rows for u in units)
-        read = _read_shards(todo, model.contract, config, device)
-        with progress(rows, "scoring") as advance, closing(_read_ahead(read)) as shards:
+        read = read_shards(todo, model.contract, config, device)
+        with progress(rows, "scoring") as advance, closing(read_ahead(read)) as shards:
             for unit, batch, images in shards:
                 stop.check()  # between shards, where everything so far is committed
                 how = (config, device, advance)
@@ -288,8 +292,8 @@ def _conversion(config: ScoreConfig) -> Conversion:
     return Conversion(crop=config.crop, reorder_bands=config.reorder_bands, resample=config.resample)
 
 
-def _check_every_shard(contract: Contract, units: list[Unit], config: ScoreConfig) -> Judgeable:
-    """Check every shard against the contract before the first score is written.
+def check_every_shard(contract: Contract, units: list[Unit], config: ScoreConfig) -> Judgeable:
+    """Check every shard against the contract before the first score is written; `ContractError` if not.
 
     Returns
     -------
@@ -331,7 +335,7 @@ def _is_lens(contract: Contract, batch: TensorBatch) -> NDArray[np.int8]:
 # --- one shard -------------------------------------------------------------------------------------
 
 
-def _read_shards(
+def read_shards(
     units: list[Unit], contract: Contract, config: ScoreConfig, device: torch.device
 ) -> Iterator[tuple[Unit, TensorBatch, list[Tensor]]]:
     """Read shards one by one: their images in batches, in host memory, converted for the network."""
@@ -368,7 +372,7 @@ def relabelled(batch: TensorBatch, contract: Contract) -> TensorBatch:
     return replace(batch, catalog={**batch.catalog, "label": label})
 
 
-def _read_ahead[T](items: Iterator[T]) -> Generator[T]:
+def read_ahead[T](items: Iterator[T]) -> Generator[T]:
     """The items, each made by another thread while the one before it is worked on.
 
     The thread ends with the iterator: if Python exits while HDF5 reads, the process crashes.

@@ -1,0 +1,1 @@
+"""`ripple embed`: what the network sees in each row."""

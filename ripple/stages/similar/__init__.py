@@ -1,0 +1,1 @@
+"""`ripple similar`: rows that look alike to the network."""

@@ -1,0 +1,195 @@
+"""Exact search: the rows whose directions have the largest product with a query.
+
+Every row is looked at. float32 first, with a bound on its error; what may be among the best is computed again
+in float64, so that the order does not depend on how the sums were taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from ripple.stages.similar.query import starts, unit
+from ripple.storage.artefact import Artefact
+from ripple.storage.embeddings import mapped
+
+#: Which rows of a table to search: `(N,)` bool.
+Keep = Callable[[pa.Table], NDArray[np.bool_]]
+#: Digits after the point that count for the order: beyond them the order of the sums speaks.
+_DIGITS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Hits:
+    """The best rows, best first: similarity `(n,)`, number over all shards, and their columns."""
+
+    similarity: NDArray[np.float64]
+    number: NDArray[np.int64]
+    table: pa.Table
+
+    def best(self, top: int) -> Hits:
+        """The first `top` of them; equal similarities in the order of the rows."""
+        order = np.lexsort((self.number, -self.similarity))[:top]
+        return Hits(self.similarity[order], self.number[order], self.table.take(order))
+
+
+def nearest(
+    artefact: Artefact,
+    query: NDArray[np.float64],
+    top: int,
+    columns: tuple[str, ...],
+    keep: Keep,
+    *,
+    without: NDArray[np.int64],
+    read: tuple[str, ...] = (),
+    above: float = -np.inf,
+) -> Hits:
+    """The rows with the largest product.
+
+    Parameters
+    ----------
+    artefact
+        Embeddings.
+    query
+        `(F,)` from `query.direction`.
+    top
+        How many.
+    columns
+        To give of the best rows.
+    keep
+        Which rows are searched.
+    without
+        Numbers of rows that are not searched.
+    read
+        Columns that `keep` needs besides.
+    above
+        Least similarity.
+
+    Raises
+    ------
+    IntegrityError
+        A shard is damaged.
+    """
+    from ripple.stages.similar import loops  # loads numba
+
+    single = query.astype(np.float32)
+    slack = 2 * float32_error(len(query), float(np.linalg.norm(query)))
+    first, best = starts(artefact), None
+    for k, shard in enumerate(artefact.shards):
+        with mapped(artefact, k, (*columns, *read)) as rows:
+            near = np.empty(shard.rows, np.float32)
+            loops.cosines(rows.vector, single, near)
+            near[~keep(rows.table)] = -np.inf
+            mine = without[(without >= first[k]) & (without < first[k + 1])] - first[k]
+            near[mine] = -np.inf
+            known = best is not None and len(best.number) >= top
+            least = max(above, best.similarity[-1]) if best is not None and known else above
+            at = np.flatnonzero(near >= max(least, _nth(near, top)) - slack)
+            at = at[np.isfinite(near[at])]
+            similarity = np.round(unit(rows.vector[at]) @ query, _DIGITS)
+            at, similarity = at[similarity >= least], similarity[similarity >= least]
+            names = [name for name in columns if name in rows.table.column_names]
+            # Copied by `take`: the shard is mapped only for now.
+            hits = Hits(similarity, at + first[k], rows.table.select(names).take(at)).best(top)
+        best = hits if best is None else _joined(best, hits).best(top)
+    if best is None:
+        return Hits(np.zeros(0), np.zeros(0, np.int64), pa.table({}))
+    return best
+
+
+def float32_error(features: int, length: float = 1.0) -> float:
+    """How far a float32 product of a query of some length with a direction can be off.
+
+    F products and sums, each rounded to a part 2**-24, in any order (Higham 2002, Accuracy and Stability of
+    Numerical Algorithms, eq. 3.5), as many for the square, and the roundings of query, root and quotient.
+    """
+    return (2 * features + 8) * 2.0**-24 * length
+
+
+def _nth(value: NDArray[np.float32], top: int) -> float:
+    """The `top`-th largest; the smallest float where there are fewer."""
+    if len(value) <= top:
+        return -np.inf
+    return float(np.partition(value, len(value) - top)[len(value) - top])
+
+
+def _joined(one: Hits, other: Hits) -> Hits:
+    if not len(other.number):
+        return one
+    return Hits(
+        np.concatenate([one.similarity, other.similarity]),
+        np.concatenate([one.number, other.number]),
+        pa.concat_tables([one.table, other.table], promote_options="default"),
+    )
+
+
+# Pairs --------------------------------------------------------------
+
+#: Rows compared at a time: 2 x 4 MB of float32 for 64 features, and 32 MB of products.
+_BLOCK = 4096, 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Rows to compare: vectors `(N, F)` int8, their columns, and their numbers `(N,)` over all shards."""
+
+    vector: NDArray[np.int8]
+    table: pa.Table
+    number: NDArray[np.int64]
+
+
+def loaded(artefact: Artefact, columns: tuple[str, ...], keep: Keep, read: tuple[str, ...] = ()) -> Part:
+    """The rows to compare, in memory.
+
+    Raises
+    ------
+    IntegrityError
+        A shard is damaged.
+    """
+    first = starts(artefact)
+    vectors, tables, numbers = [], [], []
+    for k in range(len(artefact.shards)):
+        with mapped(artefact, k, (*columns, *read)) as rows:
+            at = np.flatnonzero(keep(rows.table))
+            names = [name for name in columns if name in rows.table.column_names]
+            vectors.append(rows.vector[at])
+            tables.append(rows.table.select(names).take(at))
+            numbers.append(at + first[k])
+    if not vectors:
+        return Part(np.zeros((0, 1), np.int8), pa.table({}), np.zeros(0, np.int64))
+    table = pa.concat_tables(tables, promote_options="default").combine_chunks()
+    return Part(np.concatenate(vectors), table, np.concatenate(numbers))
+
+
+def pairs(
+    one: NDArray[np.int8], other: NDArray[np.int8], above: float, *, same: bool
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]]:
+    """Pairs of rows of at least a similarity, block by block: rows of each, and their cosines.
+
+    Parameters
+    ----------
+    one, other
+        `(N, F)` and `(M, F)`.
+    above
+        Least cosine.
+    same
+        `other` is `one`: each pair once, and no row with itself.
+    """
+    slack = 2 * float32_error(one.shape[1])
+    high, wide = _BLOCK
+    for i in range(0, len(one), high):
+        left = unit(one[i : i + high]).astype(np.float32)
+        for j in range(i // wide * wide if same else 0, len(other), wide):
+            product = left @ unit(other[j : j + wide]).astype(np.float32).T
+            a, b = np.nonzero(product >= above - slack)
+            a, b = a + i, b + j
+            if same:
+                a, b = a[a < b], b[a < b]
+            if len(a):
+                cosine = np.round(np.einsum("nf,nf->n", unit(one[a]), unit(other[b])), _DIGITS)
+                yes = cosine >= above
+                yield a[yes], b[yes], cosine[yes]
