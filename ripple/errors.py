@@ -4,6 +4,7 @@
     ├── ConfigError                 2   usage, option or YAML
     ├── InputError                  3   bad input
     │   ├── CatalogueError              a table of targets
+    │   │   └── NoTargetsError          one of which no row is selected
     │   ├── RegionError                 a region of the sky
     │   ├── SkyMapError                 a sky map, tract or patch
     │   ├── DataError                   arrays or files that someone else wrote
@@ -68,6 +69,10 @@ class InputError(RippleError):
 
 class CatalogueError(InputError):
     """A table of targets that cannot be used; the message names the rows."""
+
+
+class NoTargetsError(CatalogueError):
+    """A selection that leaves no row of a table of targets."""
 
 
 class RegionError(InputError):

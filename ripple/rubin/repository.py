@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from ripple.config import suggest
@@ -26,7 +26,7 @@ from ripple.rubin.source_errors import check_token, of_the_network, of_the_sourc
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from lsst.daf.butler import Butler, DatasetRef
+    from lsst.daf.butler import Butler, DatasetRef, LimitedButler
     from lsst.sphgeom import Region
 
 #: Coadd dataset types by release, newest first: DP2 and DP1, then DP0.2 and HSC.
@@ -96,6 +96,79 @@ class PatchRecord:
     column: int
     row: int
     corners: tuple[tuple[float, float], ...]
+
+
+class Inventory(Protocol):
+    """What a planner asks of the sky that is there: an open `Repository`, or the inputs of one quantum.
+
+    All methods are as those of `Repository`.
+    """
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        ...
+
+    @property
+    def collections(self) -> tuple[str, ...]:
+        """Collections in search order."""
+        ...
+
+    def coadd_type(self, name: str | None) -> str:
+        """The coadd dataset type."""
+        ...
+
+    def object_type(self, name: str | None) -> str:
+        """The dataset type of the object table."""
+        ...
+
+    def skymaps(self) -> dict[str, tuple[bytes, int]]:
+        """Registered sky maps: SHA-1 of their configuration, and number of tracts."""
+        ...
+
+    def skymap_name(self, dataset_type: str, name: str | None) -> str:
+        """The sky map of the coadds."""
+        ...
+
+    def tracts(self, dataset_type: str, skymap: str) -> tuple[int, ...]:
+        """Tracts that have datasets of a type, ascending."""
+        ...
+
+    def bands(self, dataset_type: str, skymap: str) -> tuple[str, ...]:
+        """Bands of the coadds, in order."""
+        ...
+
+    def datasets(
+        self, dataset_type: str, skymap: str, tracts: Iterable[int], bands: Iterable[str], where: str | None
+    ) -> list[Dataset]:
+        """Coadds of tracts, sorted by tract, patch, band."""
+        ...
+
+    def head(self, dataset: Dataset, size: int) -> bytes:
+        """The first `size` bytes of a dataset's file, all of them when `size` is negative."""
+        ...
+
+    def registered_patches(self, skymap: str, tracts: Iterable[int]) -> set[tuple[int, int]]:
+        """(tract, patch) of all registered patches of tracts."""
+        ...
+
+    def registered_tracts(self, skymap: str) -> set[int]:
+        """All registered tracts."""
+        ...
+
+    def tract_regions(self, skymap: str) -> dict[int, Region]:
+        """Outer region (lsst.sphgeom) of each registered tract."""
+        ...
+
+    def patch_records(self, skymap: str, tract: int) -> list[PatchRecord]:
+        """Registered patches of a tract, by id."""
+        ...
+
+    def object_tables(
+        self, dataset_type: str, skymap: str, tracts: Iterable[int], wanted: Callable[[list[str]], list[str]]
+    ) -> Iterator[tuple[str, pa.Table]]:
+        """(dataset id, Arrow table) of the object tables of tracts, in order."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -205,8 +278,7 @@ class Repository:
             joined = query.join_dataset_search(dataset_type, self.collections)
             found = joined.where("skymap = wanted", bind={"wanted": skymap}).data_ids(["band"])
             names = {str(d["band"]) for d in found}
-        # `find` gives -1 for other names; modulo 99 that is 98, behind all of ugrizy.
-        return tuple(sorted(names, key=lambda b: ("ugrizy".find(b) % 99, b)))
+        return in_order(names)
 
     def datasets(
         self, dataset_type: str, skymap: str, tracts: Iterable[int], bands: Iterable[str], where: str | None
@@ -262,22 +334,10 @@ class Repository:
                     if uris.primaryURI is not None:
                         addresses[ref.id] = without_query(str(uris.primaryURI))
                 for data in store.export_records(chunk).values():
-                    facts.update(_file_facts(data.records))
+                    facts.update(file_facts(data.records))
         for ref in refs:
             # A remote Butler tells neither address nor size before the file is read.
-            size, checksum = facts.get(ref.id, (-1, ""))
-            yield Dataset(
-                str(ref.id),
-                ref.run,
-                ref.datasetType.name,
-                ref.datasetType.storageClass_name,
-                int(ref.dataId["tract"]),
-                int(ref.dataId["patch"]),
-                str(ref.dataId["band"]),
-                addresses.get(ref.id, ""),
-                size,
-                checksum,
-            )
+            yield dataset_of(ref, addresses.get(ref.id, ""), *facts.get(ref.id, (-1, "")))
 
     def head(self, dataset: Dataset, size: int) -> bytes:
         """The first `size` bytes of a dataset's file, all of them when `size` is negative.
@@ -364,20 +424,30 @@ class Repository:
         # Older object tables are per patch, newer ones per tract.
         refs.sort(key=lambda r: tuple(int(r.dataId[k]) for k in ("tract", "patch") if k in r.dataId))
         for ref in refs:
-            yield str(ref.id), self._object_table(ref, wanted)
+            yield str(ref.id), read_object_table(self.butler, ref, wanted, self.name)
 
-    def _object_table(self, ref: DatasetRef, wanted: Callable[[list[str]], list[str]]) -> pa.Table:
-        import pyarrow as pa
 
-        try:
-            with _quiet_converters():
-                # The names first, from the footer of the Parquet file; then only the columns that are used.
-                names = list(self.butler.get(ref.makeComponentRef("columns")))
-                parameters = {"columns": wanted([str(n) for n in names])}
-                return self.butler.get(ref, storageClass="ArrowTable", parameters=parameters)
-        except (OSError, ValueError, RuntimeError, LookupError, pa.ArrowException) as err:
-            where = f"{ref.datasetType.name} {ref.dataId}"
-            raise SourceError(f"{self.name}: {where}: {' '.join(str(err).split())[:300]}") from None
+def read_object_table(
+    butler: LimitedButler, ref: DatasetRef, wanted: Callable[[list[str]], list[str]], name: str
+) -> pa.Table:
+    """Columns of an object table: those that `wanted` chooses from the names of all.
+
+    Raises
+    ------
+    SourceError
+        It cannot be read; `name` is that of the repository.
+    """
+    import pyarrow as pa
+
+    try:
+        with _quiet_converters():
+            # The names first, from the footer of the Parquet file; then only the columns that are used.
+            names = list(butler.get(ref.makeComponentRef("columns")))
+            parameters = {"columns": wanted([str(n) for n in names])}
+            return butler.get(ref, storageClass="ArrowTable", parameters=parameters)
+    except (OSError, ValueError, RuntimeError, LookupError, pa.ArrowException) as err:
+        where = f"{ref.datasetType.name} {ref.dataId}"
+        raise SourceError(f"{name}: {where}: {' '.join(str(err).split())[:300]}") from None
 
 
 @contextmanager
@@ -569,6 +639,22 @@ def corners(region: Region) -> tuple[tuple[float, float], ...]:
     return tuple((p.getLon().asDegrees() % 360.0, p.getLat().asDegrees()) for p in points)
 
 
+def dataset_of(ref: DatasetRef, uri: str, size: int, checksum: str) -> Dataset:
+    """The coadd behind a reference, with what is known about its file."""
+    return Dataset(
+        str(ref.id),
+        ref.run,
+        ref.datasetType.name,
+        ref.datasetType.storageClass_name,
+        int(ref.dataId["tract"]),
+        int(ref.dataId["patch"]),
+        str(ref.dataId["band"]),
+        uri,
+        size,
+        checksum,
+    )
+
+
 def without_query(uri: str) -> str:
     """An address without user, query string and fragment, where secrets stand."""
     parts = urlsplit(uri)
@@ -582,7 +668,13 @@ def local_path(uri: str) -> Path | None:
     return Path(unquote(parts.path)) if parts.scheme in ("", "file") and parts.path else None
 
 
-def _file_facts(records: Any) -> dict[Any, tuple[int, str]]:
+def in_order(bands: Iterable[str]) -> tuple[str, ...]:
+    """Bands by wavelength where their names are those of LSST, the others behind them by name."""
+    # `find` gives -1 for other names; modulo 99 that is 98, behind all of ugrizy.
+    return tuple(sorted(set(bands), key=lambda b: ("ugrizy".find(b) % 99, b)))
+
+
+def file_facts(records: Any) -> dict[Any, tuple[int, str]]:
     """Dataset id -> (bytes, checksum) of datasets stored in one file."""
     facts: dict[Any, tuple[int, str]] = {}
     for dataset, tables in records.items():

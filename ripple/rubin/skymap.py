@@ -17,7 +17,7 @@ from ripple.errors import SkyMapError, UnreadableError
 from ripple.rubin.formats.containers import container_of
 from ripple.rubin.formats.fits import Hdu, Memory, read_hdu
 from ripple.rubin.open import open_coadd
-from ripple.rubin.repository import Dataset, Repository, corners, label
+from ripple.rubin.repository import Dataset, Inventory, corners, label
 from ripple.sky.geometry import Box, Tan
 from ripple.sky.skymap import (
     KNOWN,
@@ -35,7 +35,7 @@ HEAD_BYTES = 256 * 1024
 
 
 def resolve_skymap(
-    repository: Repository, name: str, dataset_type: str, tracts: Iterable[int] | None = None
+    repository: Inventory, name: str, dataset_type: str, tracts: Iterable[int] | None = None
 ) -> tuple[SkyMap, str]:
     """The geometry of a registered sky map.
 
@@ -79,7 +79,7 @@ def resolve_skymap(
     return (first if len(wanted) == 1 else _observe(repository, name, dataset_type, wanted)), "repository"
 
 
-def read_projection(repository: Repository, dataset: Dataset) -> Tan:
+def read_projection(repository: Inventory, dataset: Dataset) -> Tan:
     """The projection of a coadd's tract, PARENT frame, from the header cards of its file.
 
     Containers other than FITS have no such cards; they are read whole.
@@ -121,7 +121,7 @@ def _tan(hdu: Hdu) -> Tan:
     return Tan(hdu.number("CRVAL1"), hdu.number("CRVAL2"), x0, y0, (cd[0], cd[1], cd[2], cd[3]))
 
 
-def _observe(repository: Repository, name: str, dataset_type: str, tracts: list[int]) -> ObservedSkyMap:
+def _observe(repository: Inventory, name: str, dataset_type: str, tracts: list[int]) -> ObservedSkyMap:
     """The sky map as far as these tracts show it."""
     regions = repository.tract_regions(name)
     tans, boxes, patches = {}, {}, None
@@ -144,7 +144,7 @@ def _observe(repository: Repository, name: str, dataset_type: str, tracts: list[
     return ObservedSkyMap(name, patches, _tract_table(tans, boxes, patches))
 
 
-def _projection(repository: Repository, name: str, dataset_type: str, tract: int) -> Tan:
+def _projection(repository: Inventory, name: str, dataset_type: str, tract: int) -> Tan:
     bands = repository.bands(dataset_type, name)
     found = repository.datasets(dataset_type, name, [tract], bands, None)
     if not found:
@@ -171,7 +171,7 @@ def pixel_box(tan: Tan, vertices: tuple[tuple[float, float], ...]) -> Box:
     return Box(*(int(v) for v in whole))
 
 
-def _patches(repository: Repository, name: str, tract: int, tan: Tan, area: Box) -> PlainPatches | None:
+def _patches(repository: Inventory, name: str, tract: int, tan: Tan, area: Box) -> PlainPatches | None:
     """The patch grid, from the boxes of registered patches.
 
     The inner box of column c is `[c w, (c + 1) w)`, so that an outer box that is not clipped has

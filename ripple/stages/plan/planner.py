@@ -17,7 +17,7 @@ from ripple.config import Json, suggest
 from ripple.errors import InputError, Reason, RegionError
 from ripple.imaging.stitch import is_sparse
 from ripple.rubin.regions import Region, grid, parse_region, tracts_near
-from ripple.rubin.repository import Dataset, Repository, open_repository
+from ripple.rubin.repository import Dataset, Inventory, open_repository
 from ripple.rubin.skymap import resolve_skymap
 from ripple.sky.coverage import Coverage, boxes_around, cover, touched
 from ripple.sky.geometry import Box
@@ -70,10 +70,10 @@ class Planner:
     selection
         The options of the user.
     repository
-        Open repository.
+        Open repository, or another inventory of the sky.
     """
 
-    def __init__(self, selection: Selection, repository: Repository) -> None:
+    def __init__(self, selection: Selection, repository: Inventory) -> None:
         self.selection, self.repository = selection, repository
         self.notes: list[str] = []
         # Tract -> its datasets: several steps and several plans ask for the same tracts.

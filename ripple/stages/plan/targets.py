@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ripple.config import Json, suggest
-from ripple.errors import CatalogueError, DataError, Reason
+from ripple.errors import CatalogueError, DataError, NoTargetsError, Reason
 from ripple.sky.geometry import off_sky
 from ripple.sky.neighbours import earlier_neighbours
 from ripple.stages.plan.select import matching
@@ -168,7 +168,7 @@ def from_table(
         rows, ra, dec, data = rows[inside], ra[inside], dec[inside], data.take(pa.array(inside))
     if not len(rows):
         left = " are left after --select, --region, --tract and --patch" if select or keep else ""
-        raise CatalogueError(f"{name}: no rows{left}", hint="check that the targets lie where you select")
+        raise NoTargetsError(f"{name}: no rows{left}", hint="check that the targets lie where you select")
     ids = _ids(data, id_name, rows, name, notes)
     size = _sizes(data[size_name], rows, f"{name}: {size_name}") if size_name else None
     # The label travels with the user's other columns; the rest has columns of its own.
