@@ -98,16 +98,18 @@ def plan_parts(
     )
     # The error of one step is of second order in the difference of the PSFs.
     twice = gap[one] ** 2 > tolerance
-    cell, central = batch.psf[pairs[:, 0]], batch.psf[pairs[:, 1]]
-    kernel, residual = cell_kernels(cell, central)
+    # A PSF is in many pairs: transformed once.
+    used, place = np.unique(pairs, return_inverse=True)
+    stamps, place = batch.psf[used], place.reshape(pairs.shape)
+    kernel, residual = cell_kernels(stamps, place)
     backward = np.zeros_like(kernel)
     # PSFs swapped: from the centre's back to the cell's.
-    backward[twice], _ = cell_kernels(central[twice], cell[twice])
+    backward[twice] = cell_kernels(stamps, place[twice, ::-1])[0]
     numbered = np.column_stack([part[:, :6], number.reshape(-1)]).astype(np.int32)
     return Parts(numbered, kernel, backward, twice, residual)
 
 
-def cell_kernels(cell: Float, centre: Float) -> tuple[Float, Float]:
+def cell_kernels(psf: Float, pairs: NDArray[np.integer]) -> tuple[Float, Float]:
     """Kernels between similar PSFs.
 
     Only the difference of the PSFs is deconvolved, `D = delta + conj(P) (Q - P) / (|P|^2 + mu)` in Fourier
@@ -115,8 +117,10 @@ def cell_kernels(cell: Float, centre: Float) -> tuple[Float, Float]:
 
     Parameters
     ----------
-    cell, centre
-        `(M, K, K)` PSFs P and Q; recentred on their first moments, normalised to sum 1.
+    psf
+        `(U, K, K)` PSFs; recentred on their first moments, normalised to sum 1.
+    pairs
+        `(M, 2)` which of them are P, of a cell, and Q, of the centre.
 
     Returns
     -------
@@ -125,21 +129,26 @@ def cell_kernels(cell: Float, centre: Float) -> tuple[Float, Float]:
     residual
         `(M,)` float32 sum |P * D - Q|.
     """
-    reach = cell.shape[-1] // 2
+    reach = psf.shape[-1] // 2
     size = scipy.fft.next_fast_len(2 * max(reach, HALF) + 2, real=True)
     side, line = 2 * HALF + 1, np.arange(-HALF, HALF + 1, dtype=np.float32)
     square = np.ones((side, side), np.float32)
-    moments = np.stack([square, square * line[:, None], square * line])
-    steps = moments / (moments**2).sum(axis=(1, 2))[:, None, None]
-    kernel = np.empty((len(cell), side, side), np.float32)
-    residual = np.empty(len(cell), np.float32)
-    for start in range(0, len(cell), convolve.CHUNK):
+    moments = np.stack([square, square * line[:, None], square * line]).reshape(3, -1)
+    steps = moments / (moments**2).sum(axis=1)[:, None]
+    kernel = np.empty((len(pairs), side, side), np.float32)
+    residual = np.empty(len(pairs), np.float32)
+    spectrum = np.empty((len(psf), size, size // 2 + 1), np.complex64)
+    for start in range(0, len(psf), convolve.CHUNK):
         rows = slice(start, start + convolve.CHUNK)
-        p, q = (psf_kernels.spectra(stamps[rows], size) for stamps in (cell, centre))
+        spectrum[rows] = psf_kernels.spectra(psf[rows], size)
+    for start in range(0, len(pairs), convolve.CHUNK):
+        rows = slice(start, start + convolve.CHUNK)
+        p, q = (spectrum[pairs[rows, k]] for k in (0, 1))
         change = np.conj(p) * (q - p) / (p.real**2 + p.imag**2 + np.float32(REGULARISATION))
         x = psf_kernels.centred(scipy.fft.irfft2(change, s=(size, size)), HALF)
         # The change of a kernel of sum 1 must have sum and first moments 0.
-        x -= np.einsum("mab,km->kab", steps, np.einsum("mij,kij->km", moments, x))
+        flat = x.reshape(len(x), -1)
+        flat -= (flat @ moments.T) @ steps
         x[:, HALF, HALF] += 1  # the delta function
         kernel[rows] = x
         missed = p * convolve.kernel_spectra(x, (size, size)) - q

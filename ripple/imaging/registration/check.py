@@ -97,7 +97,7 @@ def check_registration(
     variance
         `(N, B, H, W)`, the square of that unit.
     valid
-        `(N, B, H, W)` pixels to use; by default those with finite image and finite, positive variance.
+        `(N, B, H, W)` pixels to use, all of finite image and finite, positive variance; by default all those.
 
     Returns
     -------
@@ -127,10 +127,11 @@ def check_registration(
     )
     for start in range(0, n, CHUNK):
         rows = slice(start, start + CHUNK)
-        with np.errstate(invalid="ignore"):
-            good = np.isfinite(image[rows]) & np.isfinite(variance[rows]) & (variance[rows] > 0)
         if valid is not None:
-            good &= valid[rows]
+            good = valid[rows]
+        else:
+            with np.errstate(invalid="ignore"):
+                good = np.isfinite(image[rows]) & np.isfinite(variance[rows]) & (variance[rows] > 0)
         _compare(_signal(image[rows], variance[rows], good), good, rows, out)
     return out
 
@@ -153,8 +154,9 @@ def _masked_median(values: NDArray[np.floating], good: NDArray[np.bool_]) -> Flo
     n, b, h, w = values[:, :, ::2, ::2].shape
     some = good[:, :, ::2, ::2]
     flat = np.where(some, values[:, :, ::2, ::2], np.inf).astype(np.float32).reshape(n, b, h * w)
-    flat.sort(axis=-1)
     middle = np.maximum(np.count_nonzero(some, axis=(2, 3)) - 1, 0) // 2
+    # Few different counts: planes without bad pixels all have the same.
+    flat.partition(np.unique(middle), axis=-1)
     median = np.take_along_axis(flat, middle[..., None], axis=-1)[..., 0]
     return np.where(np.isinf(median), np.float32(np.nan), median)
 
@@ -182,16 +184,14 @@ def _compare(planes: Float, good: NDArray[np.bool_], rows: slice, out: Registrat
     )
     first_good, holed = good[index, reference], ~good.all(axis=(2, 3))
     first = np.asarray(planes[index, reference] * (first_good * taper), np.float32)
-    spectrum = scipy.fft.rfft2(first)
     for band in range(b):
         mine = np.flatnonzero(usable & enough[:, band] & (reference != band))
         if len(mine):
-            f1, a = first[mine], spectrum[mine]
+            f1 = first[mine]
             more = holed[mine, band]  # pixels that the reference must do without too
             f1[more] *= good[mine[more], band]
-            a[more] = scipy.fft.rfft2(f1[more])
             f2 = np.asarray(planes[mine, band] * (first_good[mine] * taper), np.float32)
-            _measure_band(f1, a, f2, taper, mine, band, found, rows.start, out)
+            _measure_band(f1, f2, taper, mine, band, found, rows.start, out)
     at = index[usable] + rows.start
     for measure, value in ((out.shift, 0.0), (out.shift_error, 0.0), (out.correlation, 1.0), (out.peak, 1.0)):
         measure[at, reference[usable]] = value
@@ -219,9 +219,47 @@ class _Findings:
     sure: NDArray[np.bool_]  # there is signal to compare
 
 
+@dataclass(frozen=True, slots=True)
+class _Match:
+    """How m bands fit their references: `(m,)` each, `vector` `(m, 2)` y and x in px."""
+
+    zero: Any  # correlation without a shift
+    upright: Any  # and at its peak
+    vector: Any  # the shift there
+    error: Any  # px, one sigma
+    noise: Any  # one sigma of the correlations
+
+    def update(self, other: _Match, rows: NDArray[np.intp]) -> None:
+        """Take the values of `other` for some rows."""
+        for name in ("zero", "upright", "vector", "error", "noise"):
+            getattr(self, name)[rows] = getattr(other, name)
+
+
+def _match(f1: Float, f2: Float, taper: Float, block: int) -> _Match:
+    """Cross-correlate planes `(m, H, W)` of sums of `block` x `block` pixels."""
+    h, w = f1.shape[1:]
+    beam = correlate.beam(h, w, block)
+    pair = correlate.pair(scipy.fft.rfft2(f1), scipy.fft.rfft2(f2), beam, taper, (h, w))
+    cross = scipy.fft.irfft2(pair.cross, s=(h, w))
+    top, dy, dx = correlate.peak(cross, max(2, min(h, w) // 4))
+    scale = pair.scale
+    vector = block * np.stack([dy, dx], axis=1)
+    return _Match(cross[:, 0, 0] / scale, top / scale, vector, block * pair.shift_error, pair.noise / scale)
+
+
+def _unsettled(coarse: _Match) -> NDArray[np.bool_]:
+    """Rows that a look at half the resolution does not settle: half of every limit counts as reached."""
+    shift, left = np.hypot(*coarse.vector.T), 1 - coarse.upright
+    away = shift >= 0.5 * np.maximum(MIN_SHIFT, SIGMAS * coarse.error)
+    better = coarse.upright - coarse.zero > 0.5 * ALIKE_EXPLAINED * left
+    moved = away & better & (2 > SIGMAS * coarse.noise)
+    # Its errors are 2 to 7 % larger: some rows are decided only at the full one.
+    border = np.abs(SIGMAS * coarse.error / NOTICEABLE - 1.05) < 0.05
+    return np.asarray(moved | border)
+
+
 def _measure_band(
     f1: Float,
-    a: NDArray[np.complex64],
     f2: Float,
     taper: Float,
     mine: NDArray[np.intp],
@@ -230,18 +268,16 @@ def _measure_band(
     start: int,
     out: Registration,
 ) -> None:
-    """Compare `f2` (m, H, W) with the reference `f1`, of spectrum `a`: rows `mine` of `band`."""
-    h, w = f1.shape[1:]
+    """Compare `f2` (m, H, W) with the reference `f1`: rows `mine` of `band`."""
     at = mine + start
-    pair = correlate.pair(a, scipy.fft.rfft2(f2), correlate.beam(h, w), taper)
-    cross = scipy.fft.irfft2(pair.cross, s=(h, w))
-    first, dy, dx = correlate.peak(cross, max(2, min(h, w) // 4))
-    vector = np.stack([dy, dx], axis=1)
-    out.shift[at, band], found.vectors[mine, band] = np.hypot(dy, dx), vector
-    out.correlation[at, band] = cross[:, 0, 0] / pair.scale
-    upright = first / pair.scale
-    sure = pair.scale > SIGMAS * pair.noise
-    error = pair.shift_error
+    # Sums of 2 x 2 pixels cost a quarter, and settle most rows: the seeing is wider than they are.
+    match = _match(*(correlate.halved(f) for f in (f1, f2)), taper, 2)
+    if len(doubtful := np.flatnonzero(_unsettled(match))):
+        match.update(_match(f1[doubtful], f2[doubtful], taper, 1), doubtful)
+    vector, upright, error = match.vector, match.upright, match.error
+    out.shift[at, band], found.vectors[mine, band] = np.hypot(*vector.T), vector
+    out.correlation[at, band] = match.zero
+    sure = 1 > SIGMAS * match.noise
     better = upright - out.correlation[at, band]
     moved = (out.shift[at, band] >= np.maximum(MIN_SHIFT, SIGMAS * error)) & (upright >= MIN_CORRELATION)
     moved &= sure & (better > MIN_EXPLAINED * (1 - upright))
@@ -253,16 +289,17 @@ def _measure_band(
     out.shift_error[at, band] = error
     out.peak[at, band] = upright
     found.moved[mine, band], found.sure[mine, band] = moved, sure
-    best, match, turned = np.zeros(len(f1), np.int8), upright.copy(), np.zeros(len(f1), bool)
-    odd = np.flatnonzero(sure & _may_be_turned(f1, f2))
+    best, fit, turned = np.zeros(len(f1), np.int8), upright.copy(), np.zeros(len(f1), bool)
+    odd = np.flatnonzero(sure & _could_fit_better(upright, match.noise))
+    odd = odd[_may_be_turned(f1[odd], f2[odd], taper)] if len(odd) else odd
     if len(odd):
-        table = _correlations_by_orientation(f1[odd], f2[odd], taper)
-        best[odd], match[odd] = table.argmax(axis=0), table.max(axis=0)
-        turned[odd] = _fits_better_turned(table[0], match[odd], pair.noise[odd] / pair.scale[odd])
-        found.alone[mine[odd], band] = match[odd] - table[0] > MIN_GAIN + (1 - match[odd]) / 2
-    turned &= (match >= MIN_CORRELATION) & (best > 0)
-    found.turned[mine, band], found.match[mine, band] = np.where(turned, best, 0), match
-    out.decided[at, band] = sure & (SIGMAS * error <= NOTICEABLE) & (match >= MIN_CORRELATION)
+        table = _correlations_by_orientation(*(correlate.halved(f[odd]) for f in (f1, f2)), taper, 2)
+        best[odd], fit[odd] = table.argmax(axis=0), table.max(axis=0)
+        turned[odd] = _fits_better_turned(table[0], fit[odd], match.noise[odd])
+        found.alone[mine[odd], band] = fit[odd] - table[0] > MIN_GAIN + (1 - fit[odd]) / 2
+    turned &= (fit >= MIN_CORRELATION) & (best > 0)
+    found.turned[mine, band], found.match[mine, band] = np.where(turned, best, 0), fit
+    out.decided[at, band] = sure & (SIGMAS * error <= NOTICEABLE) & (fit >= MIN_CORRELATION)
 
 
 def _fits_better_turned(upright: Any, match: Any, noise: Any) -> Any:
@@ -276,23 +313,33 @@ def _fits_better_turned(upright: Any, match: Any, noise: Any) -> Any:
     return (gain > SIGMAS * sigma) & (1 - match < MAX_LEFT * (1 - upright))
 
 
-def _may_be_turned(f1: Float, f2: Float) -> NDArray[np.bool_]:
-    """Rows whose blocks agree in some other orientation nearly as well: a quick look that spares most."""
-    one, two = correlate.blocks(f1[:, None])[:, 0], correlate.blocks(f2[:, None])[:, 0]
+def _could_fit_better(upright: Any, noise: Any) -> NDArray[np.bool_]:
+    """Rows in which a perfect fit in another orientation would be found better by `_fits_better_turned`."""
+    perfect = 1 + CORRELATION_ERROR
+    return np.asarray(_fits_better_turned(np.minimum(upright, perfect - 1e-6), perfect, noise))
+
+
+def _may_be_turned(f1: Float, f2: Float, taper: Float) -> NDArray[np.bool_]:
+    """Rows whose blocks agree better in some other orientation: two quick looks that spare most."""
+    one, two = (correlate.halved(correlate.halved(f)) for f in (f1, f2))
     names = correlate.orientations(one.shape[1:])[1:]
     upright = np.einsum("kij,kij->k", one, two)
     best = np.max([np.einsum("kij,kij->k", one, correlate.undo(two, name)) for name in names], axis=0)
-    return np.asarray(best > NEARLY_AS_GOOD * upright)
+    may = np.asarray(best > NEARLY_AS_GOOD * upright)
+    if may.any():
+        table = _correlations_by_orientation(one[may], two[may], taper, 4)
+        # Half of the gain that is asked for in the end.
+        may[may] = table.max(axis=0) - table[0] > 0.5 * (1 - MAX_LEFT) * (1 - table[0])
+    return may
 
 
-def _correlations_by_orientation(f1: Float, f2: Float, taper: Float) -> NDArray[np.float64]:
-    """Correlation `(8, m)` of two planes in each of `TRANSFORMS` at its best shift, at half the resolution.
+def _correlations_by_orientation(one: Float, two: Float, taper: Float, block: int) -> NDArray[np.float64]:
+    """Correlation `(8, m)` of two planes in each of `TRANSFORMS` at its best shift, from sums of pixels.
 
-    Minus infinity for orientations that change the shape.
+    `one` and `two` are sums of `block` x `block` pixels. Minus infinity for orientations that change the shape.
     """
-    one, two = (correlate.halved(f) for f in (f1, f2))
     h, w = one.shape[1:]
-    beam = correlate.beam(h, w, correlate.SMOOTH / 2)
+    beam = correlate.beam(h, w, block)
     a = scipy.fft.rfft2(one)
     pair = correlate.pair(a, scipy.fft.rfft2(two), beam, taper, (h, w))
     conjugate = np.conj(a) * beam
@@ -315,7 +362,8 @@ def _confirmed(planes: Float, taper: Float, reference: int, row: int, band: int,
     for other in np.flatnonzero(found.sure[row]):
         if other in (band, reference):
             continue
-        fits = _correlations_by_orientation(planes[other][None], planes[band][None], taper)[:, 0]
+        pair = (correlate.halved(planes[k][None]) for k in (other, band))
+        fits = _correlations_by_orientation(*pair, taper, 2)[:, 0]
         # Turned alike, the two agree as they are: then it is the reference that is turned.
         alike = found.turned[row, other] == turn
         votes.append(bool(alike or 1 - fits[turn] < MAX_LEFT * (1 - fits[0])))

@@ -79,10 +79,14 @@ class Pair:
     shift_error: NDArray[np.float64]  # (m,) px
 
 
-def beam(h: int, w: int, sigma: float = SMOOTH) -> Float:
-    """What smoothing both images multiplies their correlation by: the transform of the Gaussian squared."""
+def beam(h: int, w: int, block: int = 1) -> Float:
+    """What smoothing both images multiplies their correlation by: the transform of the Gaussian squared.
+
+    Of planes of sums of `block` x `block` pixels: these smooth too, with a variance of (block² - 1) / 12 px².
+    """
+    sigma2 = (SMOOTH**2 - (block**2 - 1) / 12) / block**2
     ky, kx = 2 * np.pi * scipy.fft.fftfreq(h)[:, None], 2 * np.pi * scipy.fft.rfftfreq(w)
-    return np.asarray(np.exp(-(sigma**2) * (kx**2 + ky**2)), np.float32)
+    return np.asarray(np.exp(-sigma2 * (kx**2 + ky**2)), np.float32)
 
 
 def pair(
