@@ -43,9 +43,10 @@ def directions(features: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDAr
     Each member counts alike: the cosine of two rows is the mean over the members. Lengths are means, too. A
     row of zeros stays zero.
     """
+    members, rows, count = features.shape
     length = np.linalg.norm(features.astype(np.float64), axis=2)  # (E, N)
-    unit = features / np.maximum(length, 1e-30)[:, :, None] / np.sqrt(len(features))
-    whole = np.moveaxis(unit, 0, 1).reshape(features.shape[1], -1)
+    unit = features / np.maximum(length, 1e-30)[:, :, None] / np.sqrt(members)
+    whole = np.moveaxis(unit, 0, 1).reshape(rows, members * count)
     return whole.astype(np.float32), length.mean(axis=0).astype(np.float32)
 
 
@@ -67,16 +68,20 @@ def quantise(direction: NDArray[np.float32]) -> Quantised:
 def pack(table: pa.Table, quantised: Quantised) -> tuple[bytes, Json]:
     """The bytes of a shard: the columns of `table` and the vectors; and the facts for its record."""
     vector = np.ascontiguousarray(quantised.vector)
-    rows, features = vector.shape
-    column = pa.FixedSizeListArray.from_arrays(pa.array(vector.reshape(-1)), features)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(vector.reshape(-1)), vector.shape[1])
     field = pa.field(VECTOR, column.type, metadata={"scale": repr(quantised.scale)})
-    whole = table.append_column(field, column).combine_chunks()
+    whole = table.append_column(field, column)
     sink = pa.BufferOutputStream()
-    # One batch, so that the vectors of a shard are one array.
+    # One batch, also of no rows, so that the vectors of a shard are one array.
     with pa.ipc.new_file(sink, whole.schema) as out:
-        out.write_table(whole, max_chunksize=max(rows, 1))
+        out.write_batch(pa.RecordBatch.from_arrays([_whole(c) for c in whole.columns], schema=whole.schema))
     data = sink.getvalue().to_pybytes()
     return data, {"scale": quantised.scale, "crc32": zlib_ng.crc32(data)}
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    """The values of a column as one array."""
+    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,12 +119,28 @@ def mapped(artefact: Artefact, k: int, columns: Sequence[str] = (), *, check: bo
     yield rows
 
 
+def taken(table: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
+    """A copy of rows of a table, which outlives `mapped`.
+
+    Raises
+    ------
+    IntegrityError
+        A text is not UTF-8.
+    """
+    copy = table.take(rows)
+    try:
+        copy.validate(full=True)
+    except pa.ArrowInvalid as err:
+        raise IntegrityError(f"embeddings: {' '.join(str(err).split())[:200]}", hint=REDO) from None
+    return copy
+
+
 def column_names(artefact: Artefact) -> list[str]:
     """Columns of the rows of embeddings, those of the first shard; errors as for `mapped`."""
     if not artefact.shards:
         return []
     with _errors(artefact.shard_path(0)):
-        names = pa.ipc.open_file(pa.BufferReader(_buffer(artefact, 0, check=True))).schema.names
+        names = pa.ipc.RecordBatchFileReader(pa.BufferReader(_buffer(artefact, 0, check=True))).schema.names
     return [name for name in names if name != VECTOR]
 
 
@@ -147,17 +168,34 @@ def _errors(path: Path) -> Iterator[None]:
 
 def _rows(buffer: pa.Buffer, columns: Sequence[str], rows: int, features: int) -> Rows:
     """The rows of a shard; raises `pa.ArrowInvalid` for other layouts."""
-    source = pa.BufferReader(buffer)
-    schema = pa.ipc.open_file(source).schema
-    wanted = [name for name in dict.fromkeys((*columns, VECTOR)) if schema.get_field_index(name) >= 0]
-    options = pa.ipc.IpcReadOptions(included_fields=[schema.get_field_index(name) for name in wanted])
-    table = pa.ipc.open_file(source, options=options).read_all()
-    kind = pa.list_(pa.int8(), features)
-    if VECTOR not in wanted or table.num_rows != rows or table.schema.field(VECTOR).type != kind:
-        raise pa.ArrowInvalid(f"not {rows} vectors of {features} int8")
-    # An offset that leads out of the file would crash the process later.
-    table.validate(full=True)
-    found = table[VECTOR].combine_chunks() if rows else pa.array([], kind)
-    if found.null_count or table[VECTOR].num_chunks > 1:
-        raise pa.ArrowInvalid("the vectors are not one array")
-    return Rows(table.drop_columns([VECTOR]), found.flatten().to_numpy().reshape(rows, features))
+    # Not `read_all`, which copies the columns when only some of them are asked for.
+    reader = pa.ipc.RecordBatchFileReader(pa.BufferReader(buffer))
+    kind, there = pa.list_(pa.int8(), features), reader.schema.names
+    if VECTOR not in there or reader.schema.field(VECTOR).type != kind or reader.num_record_batches != 1:
+        raise pa.ArrowInvalid(f"not one batch of vectors of {features} int8")
+    batch = reader.get_batch(0)
+    wanted = batch.select([name for name in dict.fromkeys((*columns, VECTOR)) if name in there])
+    for array in wanted.columns:
+        _validate(array)
+    vector = wanted[VECTOR]
+    if len(vector) != rows or vector.null_count:
+        raise pa.ArrowInvalid(f"not {rows} vectors")
+    names = [name for name in wanted.schema.names if name != VECTOR]
+    return Rows(
+        pa.Table.from_batches([wanted.select(names)]), vector.flatten().to_numpy().reshape(rows, features)
+    )
+
+
+def _validate(array: pa.Array) -> None:
+    """Raise `pa.ArrowInvalid` where reading a value would lead out of the file, and crash the process."""
+    if not pa.types.is_string(array.type):
+        array.validate(full=True)
+        return
+    # Ids are searched byte by byte, so that whether they are UTF-8, which takes ten times as long to know,
+    # matters only for those that are found.
+    array.validate()
+    offsets = (
+        np.frombuffer(array.buffers()[1], np.int32, len(array) + 1, 4 * array.offset) if len(array) else ()
+    )
+    if np.any(np.diff(offsets) < 0):
+        raise pa.ArrowInvalid("texts that begin after their end")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ripple.stages.similar.query import starts, unit
 from ripple.storage.artefact import Artefact
-from ripple.storage.embeddings import mapped
+from ripple.storage.embeddings import mapped, taken
 
 #: Which rows of a table to search: `(N,)` bool.
 Keep = Callable[[pa.Table], NDArray[np.bool_]]
@@ -78,26 +78,24 @@ def nearest(
 
     single = query.astype(np.float32)
     slack = 2 * float32_error(len(query), float(np.linalg.norm(query)))
-    first, best = starts(artefact), None
+    first, best = starts(artefact), Hits(np.zeros(0), np.zeros(0, np.int64), pa.table({}))
     for k, shard in enumerate(artefact.shards):
         with mapped(artefact, k, (*columns, *read)) as rows:
             near = np.empty(shard.rows, np.float32)
             loops.cosines(rows.vector, single, near)
-            near[~keep(rows.table)] = -np.inf
             mine = without[(without >= first[k]) & (without < first[k + 1])] - first[k]
             near[mine] = -np.inf
-            known = best is not None and len(best.number) >= top
-            least = max(above, best.similarity[-1]) if best is not None and known else above
-            at = np.flatnonzero(near >= max(least, _nth(near, top)) - slack)
-            at = at[np.isfinite(near[at])]
+            least = above if len(best.number) < top else max(above, float(best.similarity[-1]))
+            # The conditions are looked at for rows that are similar enough only.
+            at = np.flatnonzero(near >= max(least - slack, -3.0))  # all but those without
+            at = at[keep(rows.table if len(at) == shard.rows else rows.table.take(at))]
+            if len(at) > top:
+                at = at[near[at] >= np.partition(near[at], len(at) - top)[len(at) - top] - slack]
             similarity = np.round(unit(rows.vector[at]) @ query, _DIGITS)
             at, similarity = at[similarity >= least], similarity[similarity >= least]
             names = [name for name in columns if name in rows.table.column_names]
-            # Copied by `take`: the shard is mapped only for now.
-            hits = Hits(similarity, at + first[k], rows.table.select(names).take(at)).best(top)
-        best = hits if best is None else _joined(best, hits).best(top)
-    if best is None:
-        return Hits(np.zeros(0), np.zeros(0, np.int64), pa.table({}))
+            hits = Hits(similarity, at + first[k], taken(rows.table.select(names), at)).best(top)
+        best = _joined(best, hits).best(top)
     return best
 
 
@@ -110,16 +108,9 @@ def float32_error(features: int, length: float = 1.0) -> float:
     return (2 * features + 8) * 2.0**-24 * length
 
 
-def _nth(value: NDArray[np.float32], top: int) -> float:
-    """The `top`-th largest; the smallest float where there are fewer."""
-    if len(value) <= top:
-        return -np.inf
-    return float(np.partition(value, len(value) - top)[len(value) - top])
-
-
 def _joined(one: Hits, other: Hits) -> Hits:
-    if not len(other.number):
-        return one
+    if not one.table.num_columns or not len(other.number):
+        return other if not one.table.num_columns else one
     return Hits(
         np.concatenate([one.similarity, other.similarity]),
         np.concatenate([one.number, other.number]),
@@ -157,7 +148,7 @@ def loaded(artefact: Artefact, columns: tuple[str, ...], keep: Keep, read: tuple
             at = np.flatnonzero(keep(rows.table))
             names = [name for name in columns if name in rows.table.column_names]
             vectors.append(rows.vector[at])
-            tables.append(rows.table.select(names).take(at))
+            tables.append(taken(rows.table.select(names), at))
             numbers.append(at + first[k])
     if not vectors:
         return Part(np.zeros((0, 1), np.int8), pa.table({}), np.zeros(0, np.int64))
