@@ -50,6 +50,22 @@ def usable(image: Any, variance: Any, mask: Any, bits: Any, most: float, good: A
 
 
 @_compile
+def to_half(words: Any, small: Any, out: Any) -> None:
+    """Bits of float16 from those of float32, `(n,)` each: uint32, those of |value| + 1/2, and uint16.
+
+    A normal number loses 13 bits of its mantissa, rounded to even by adding half of the last bit that stays,
+    and its exponent is counted from 15 instead of 127.
+    """
+    for k in range(len(words)):
+        sign = (words[k] >> np.uint32(16)) & np.uint32(0x8000)
+        size = words[k] & np.uint32(0x7FFFFFFF)
+        odd = (size >> np.uint32(13)) & np.uint32(1)
+        normal = (size - np.uint32((127 - 15) << 23) + np.uint32(0xFFF) + odd) >> np.uint32(13)
+        tiny = small[k] - np.uint32(0x3F000000)
+        out[k] = (tiny if size < np.uint32(0x38800000) else normal) | sign
+
+
+@_compile
 def count_pixels(
     variance: Any, mask: Any, good: Any, seen: Any, missing: Any, bad: Any, centre_bad: Any
 ) -> None:

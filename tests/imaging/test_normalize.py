@@ -15,6 +15,7 @@ import ripple
 from ripple.errors import DataError
 from ripple.imaging import normalize
 from ripple.imaging.batch import TensorBatch
+from ripple.imaging.half import to_half
 from ripple.imaging.quality.flags import Flag
 from ripple.stages.preprocess.batch import DataConstants, preprocess_batch
 from ripple.stages.preprocess.config import PreprocessConfig
@@ -176,3 +177,21 @@ def test_values_beyond_float16_are_clipped_and_flagged() -> None:
     assert np.isfinite(half.image).all()
     whole = preprocess_batch(batch, config(normalize="none", dtype="float32"), DataConstants())
     assert not (whole.catalog["qc"] >> np.uint64(Flag.CLIPPED) & np.uint64(1)).any()
+
+
+@given(st.lists(st.floats(-65504, 65504, width=32), min_size=1, max_size=50))
+def test_halves_are_those_of_numpy(values: list[float]) -> None:
+    given_ = np.array(values, np.float32)
+    out = np.empty(given_.shape, np.float16)
+    to_half(given_, out)
+    np.testing.assert_array_equal(out.view(np.uint16), given_.astype(np.float16).view(np.uint16))
+
+
+def test_every_half_and_what_lies_between() -> None:
+    every = np.arange(0, 0x7BFF, dtype=np.uint16).view(np.float16).astype(np.float32)
+    middle = (every[1:] + every[:-1]) / 2  # ties
+    near = np.nextafter(middle, np.float32(np.inf)), np.nextafter(middle, np.float32(-np.inf))
+    values = np.concatenate([every, middle, *near, -every, -middle])
+    out = np.empty(values.shape, np.float16)
+    to_half(values, out)
+    np.testing.assert_array_equal(out.view(np.uint16), values.astype(np.float16).view(np.uint16))

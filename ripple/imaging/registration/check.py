@@ -41,6 +41,7 @@ MIN_GAIN = 0.08  # and beat it by this plus half of what it leaves, where no thi
 NEARLY_AS_GOOD = 0.985
 CORRELATION_ERROR = 0.03  # correlations corrected for noise may come out above 1
 KNEE = 10.0  # S/N above which pixels are compressed, so that one bright source does not decide alone
+SMALLEST = 8  # px, planes of sums that are still compared
 CHUNK = 64  # rows at a time
 
 
@@ -252,7 +253,7 @@ def _unsettled(coarse: _Match) -> NDArray[np.bool_]:
     shift, left = np.hypot(*coarse.vector.T), 1 - coarse.upright
     away = shift >= 0.5 * np.maximum(MIN_SHIFT, SIGMAS * coarse.error)
     better = coarse.upright - coarse.zero > 0.5 * ALIKE_EXPLAINED * left
-    moved = away & better & (2 > SIGMAS * coarse.noise)
+    moved = away & better & (SIGMAS * coarse.noise < 2)
     # Its errors are 2 to 7 % larger: some rows are decided only at the full one.
     border = np.abs(SIGMAS * coarse.error / NOTICEABLE - 1.05) < 0.05
     return np.asarray(moved | border)
@@ -271,13 +272,16 @@ def _measure_band(
     """Compare `f2` (m, H, W) with the reference `f1`: rows `mine` of `band`."""
     at = mine + start
     # Sums of 2 x 2 pixels cost a quarter, and settle most rows: the seeing is wider than they are.
-    match = _match(*(correlate.halved(f) for f in (f1, f2)), taper, 2)
-    if len(doubtful := np.flatnonzero(_unsettled(match))):
+    coarse = min(f1.shape[1:]) >= 2 * SMALLEST
+    match = _match(correlate.halved(f1), correlate.halved(f2), taper, 2) if coarse else None
+    if match is None:
+        match = _match(f1, f2, taper, 1)
+    elif len(doubtful := np.flatnonzero(_unsettled(match))):
         match.update(_match(f1[doubtful], f2[doubtful], taper, 1), doubtful)
     vector, upright, error = match.vector, match.upright, match.error
     out.shift[at, band], found.vectors[mine, band] = np.hypot(*vector.T), vector
     out.correlation[at, band] = match.zero
-    sure = 1 > SIGMAS * match.noise
+    sure = SIGMAS * match.noise < 1
     better = upright - out.correlation[at, band]
     moved = (out.shift[at, band] >= np.maximum(MIN_SHIFT, SIGMAS * error)) & (upright >= MIN_CORRELATION)
     moved &= sure & (better > MIN_EXPLAINED * (1 - upright))
@@ -293,7 +297,7 @@ def _measure_band(
     odd = np.flatnonzero(sure & _could_fit_better(upright, match.noise))
     odd = odd[_may_be_turned(f1[odd], f2[odd], taper)] if len(odd) else odd
     if len(odd):
-        table = _correlations_by_orientation(*(correlate.halved(f[odd]) for f in (f1, f2)), taper, 2)
+        table = _correlations_by_orientation(correlate.halved(f1[odd]), correlate.halved(f2[odd]), taper, 2)
         best[odd], fit[odd] = table.argmax(axis=0), table.max(axis=0)
         turned[odd] = _fits_better_turned(table[0], fit[odd], match.noise[odd])
         found.alone[mine[odd], band] = fit[odd] - table[0] > MIN_GAIN + (1 - fit[odd]) / 2
@@ -326,7 +330,7 @@ def _may_be_turned(f1: Float, f2: Float, taper: Float) -> NDArray[np.bool_]:
     upright = np.einsum("kij,kij->k", one, two)
     best = np.max([np.einsum("kij,kij->k", one, correlate.undo(two, name)) for name in names], axis=0)
     may = np.asarray(best > NEARLY_AS_GOOD * upright)
-    if may.any():
+    if may.any() and min(one.shape[1:]) >= SMALLEST:
         table = _correlations_by_orientation(one[may], two[may], taper, 4)
         # Half of the gain that is asked for in the end.
         may[may] = table.max(axis=0) - table[0] > 0.5 * (1 - MAX_LEFT) * (1 - table[0])
@@ -336,7 +340,7 @@ def _may_be_turned(f1: Float, f2: Float, taper: Float) -> NDArray[np.bool_]:
 def _correlations_by_orientation(one: Float, two: Float, taper: Float, block: int) -> NDArray[np.float64]:
     """Correlation `(8, m)` of two planes in each of `TRANSFORMS` at its best shift, from sums of pixels.
 
-    `one` and `two` are sums of `block` x `block` pixels. Minus infinity for orientations that change the shape.
+    `one` and `two` are sums of `block` x `block` pixels. Minus infinity where it would change the shape.
     """
     h, w = one.shape[1:]
     beam = correlate.beam(h, w, block)
@@ -362,8 +366,8 @@ def _confirmed(planes: Float, taper: Float, reference: int, row: int, band: int,
     for other in np.flatnonzero(found.sure[row]):
         if other in (band, reference):
             continue
-        pair = (correlate.halved(planes[k][None]) for k in (other, band))
-        fits = _correlations_by_orientation(*pair, taper, 2)[:, 0]
+        one, two = (correlate.halved(planes[k][None]) for k in (other, band))
+        fits = _correlations_by_orientation(one, two, taper, 2)[:, 0]
         # Turned alike, the two agree as they are: then it is the reference that is turned.
         alike = found.turned[row, other] == turn
         votes.append(bool(alike or 1 - fits[turn] < MAX_LEFT * (1 - fits[0])))

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ripple.errors import DataError
 from ripple.imaging import convolve, noise, normalize
 from ripple.imaging.batch import CutoutBatch, TensorBatch
+from ripple.imaging.half import to_half
 from ripple.imaging.psf import kernels as psf_kernels
 from ripple.imaging.psf import match
 from ripple.imaging.psf import shape as psf
@@ -389,9 +390,12 @@ def _normalised(
             x, o, s = (device.put(a[rows]) for a in (image, offset, scale))
             y = convolve.to_numpy(normalize.transform(x, o, s, config.normalize))
         if half:
-            clipped[rows] = (np.abs(y) > HALF_MAX).any(axis=(2, 3))
-            y = np.clip(y, -HALF_MAX, HALF_MAX)
-        out[rows] = y
+            clipped[rows] = np.maximum(y.max(axis=(2, 3)), -y.min(axis=(2, 3))) > HALF_MAX
+            if clipped[rows].any():
+                y = np.clip(y, -HALF_MAX, HALF_MAX)
+            to_half(y, out[rows])
+        else:
+            out[rows] = y
     clipped &= prepared.quality.present
     out[~prepared.quality.present] = 0
     return out, clipped
