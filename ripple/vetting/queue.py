@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Order = Literal["shuffle", "rank", "uncertain"]
+Order = Literal["shuffle", "rank", "uncertain", "similar", "disagree"]
 Rows = NDArray[np.int64]
 
 #: Objects of a block, and the tests among them in the first, second and third block, and in all later ones:
@@ -71,7 +71,7 @@ def needed(candidates: int) -> int:
 
 
 def queue(
-    probability: NDArray[np.float64],
+    value: NDArray[np.float64],
     is_test: NDArray[np.bool_],
     *,
     order: Order,
@@ -83,12 +83,14 @@ def queue(
 
     Parameters
     ----------
-    probability
-        `(N,)` of the objects, which are in order of rank; NaN where the model gives none.
+    value
+        `(N,)` of the objects, which are in order of rank; NaN where it is not known. For `uncertain` the
+        probability, for `similar` the similarity, for `disagree` the spread of the grades of others.
     is_test
         `(N,)`.
     order
-        Of the candidates: a shuffle, by rank, or those nearest to a probability of one half first.
+        Of the candidates: a shuffle, by rank, those nearest to a probability of one half first, the most
+        similar ones first, or those first on which others disagree and then the rest in a shuffle.
     repeat
         Share of the objects shown a second time.
     seed, grader
@@ -96,18 +98,26 @@ def queue(
     """
     name = int.from_bytes(hashlib.sha256(grader.encode()).digest()[:8], "big")
     rng = np.random.default_rng([seed, 2, name])
-    candidates = _ordered(np.flatnonzero(~is_test), probability, order, rng)
+    candidates = _ordered(np.flatnonzero(~is_test), value, order, rng)
     mixed = _mixed(candidates, rng.permutation(np.flatnonzero(is_test)), rng)
     return _with_second_looks(mixed, round(repeat * len(mixed)), rng)
 
 
-def _ordered(rows: Rows, probability: NDArray[np.float64], order: Order, rng: np.random.Generator) -> Rows:
-    if order == "shuffle":
-        return rng.permutation(rows)
-    if order == "uncertain":
-        # NaN is sorted last: nothing is known about how uncertain these are.
-        return rows[np.argsort(np.abs(probability[rows] - 0.5), kind="stable")]
-    return rows
+def _ordered(rows: Rows, value: NDArray[np.float64], order: Order, rng: np.random.Generator) -> Rows:
+    # NaN is sorted last: about these nothing is known.
+    match order:
+        case "shuffle":
+            return rng.permutation(rows)
+        case "rank":
+            return rows
+        case "uncertain":
+            return rows[np.argsort(np.abs(value[rows] - 0.5), kind="stable")]
+        case "similar":
+            return rows[np.argsort(-value[rows], kind="stable")]
+        case "disagree":
+            shuffled = rng.permutation(rows)
+            differing = np.where(value[shuffled] > 0, value[shuffled], 0.0)  # also NaN, who nobody graded
+            return shuffled[np.argsort(-differing, kind="stable")]
 
 
 def _mixed(candidates: Rows, tests: Rows, rng: np.random.Generator) -> Rows:

@@ -135,14 +135,20 @@ class GradeStore:
             (value,) = base.execute("SELECT value FROM facts WHERE name = 'secret'").fetchone()
         return bytes(value)
 
-    def join(self, grader: str, objects: NDArray[np.int64]) -> str:
-        """The token of a grader; who is new gets one, and the queue."""
+    def order(self, grader: str) -> str | None:
+        """The order of the queue of a grader; None for who is new."""
+        rows = self._rows("SELECT value FROM facts WHERE name = ?", _order_of(grader))
+        return bytes(rows[0][0]).decode() if rows else None  # type: ignore[call-overload]
+
+    def join(self, grader: str, objects: NDArray[np.int64], order: str = "shuffle") -> str:
+        """The token of a grader; who is new gets one, and the queue, which is in an order of that name."""
         with self._writing() as base:
             found = base.execute("SELECT token FROM graders WHERE name = ?", (grader,)).fetchone()
             if found is not None:
                 return str(found[0])
             token = secrets.token_urlsafe(24)
             base.execute("INSERT INTO graders VALUES (?, ?)", (grader, token))
+            base.execute("INSERT INTO facts VALUES (?, ?)", (_order_of(grader), order.encode()))
             places = ((grader, place, int(k)) for place, k in enumerate(objects))
             base.executemany("INSERT INTO queue VALUES (?, ?, ?)", places)
         return token
@@ -178,6 +184,27 @@ class GradeStore:
         """Place -> the grade that counts there."""
         with self._lock:
             return {r.place: r for r in _records(self._base, grader)}
+
+
+def _order_of(grader: str) -> str:
+    return f"order of {grader}"
+
+
+def spread(records: Iterable[Record], objects: int) -> NDArray[np.float64]:
+    """Scatter of the grades of each object `(N,)`, X to A as 0 to 3, over graders; NaN for fewer than two.
+
+    The first look of each grader counts.
+    """
+    levels = {"X": 0, "C": 1, "B": 2, "A": 3}
+    first = {(r.object, r.grader): levels[r.grade] for r in records if r.first and r.grade in levels}
+    found: dict[int, list[int]] = {}
+    for (row, _), level in first.items():
+        found.setdefault(row, []).append(level)
+    out = np.full(objects, np.nan)
+    for row, mine in found.items():
+        if len(mine) > 1:
+            out[row] = np.std(mine)
+    return out
 
 
 def _records(base: sqlite3.Connection, grader: str) -> Iterable[Record]:

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from browser import Browser, started
+from made_embeddings import write_embeddings
 from sklearn.metrics import average_precision_score, roc_auc_score
 from tensorsets import make_scores
 from toys import toy_batch, write_batches
@@ -30,11 +31,12 @@ from ripple.stages.consensus.config import ConsensusConfig
 from ripple.stages.consensus.consensus import consensus
 from ripple.stages.consensus.panel import gather
 from ripple.stages.vet.config import VetConfig
-from ripple.stages.vet.vet import vet
-from ripple.storage.artefact import verify
+from ripple.stages.vet.vet import _say_orders, grader_queue, vet, write_session
+from ripple.storage.artefact import open_artefact, verify
+from ripple.storage.directory import write_directory
 from ripple.vetting.consensus import fuse
 from ripple.vetting.session import open_session
-from ripple.vetting.store import Record, read_grades
+from ripple.vetting.store import Given, GradeStore, Record, read_grades
 
 HOSTILE = [
     "<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "</body><iframe src=//x>", "{{ 7*7 }}",
@@ -120,6 +122,67 @@ def last(directory: Path, who: str = "ann") -> dict[int, Record]:
 
 
 # Links and requests of others ---------------------------------------
+
+
+def opened(scores: Path, output: Path, **options: Any) -> tuple[Any, VetConfig]:
+    """A session that nobody serves."""
+    config = VetConfig.make({"scores": str(scores), "output": str(output), **options})
+    fresh = write_directory(
+        output, "grades", config, {"scores": "0"}, lambda d: write_session(d, open_artefact(scores), config)
+    )
+    assert fresh or output.exists()
+    return open_session(output), config
+
+
+def test_the_order_by_likeness(scores: Path, tmp_path: Path) -> None:
+    session, _ = opened(scores, tmp_path / "g", top=40, tests=False, repeat=0.0)
+    ids = session.objects["id"].to_pylist()
+    features = np.random.default_rng(0).normal(size=(len(ids), 8)).astype(np.float32)
+    there = [k for k in range(len(ids)) if k % 5]  # the others were not embedded
+    known = write_embeddings(tmp_path / "e", features[there], (len(there),), id=[ids[k] for k in there])
+    how = {"top": 40, "tests": False, "repeat": 0.0, "order": f"similar:{ids[7]}", "embeddings": str(known)}
+    _, config = opened(scores, tmp_path / "g", **how)  # another order, the same session
+    places = grader_queue(session, config, "ann").tolist()
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    wanted = sorted(there, key=lambda k: -float(unit[k] @ unit[7]))
+    assert places[0] == 7
+    assert places[len(there) :] == [k for k in range(len(ids)) if k % 5 == 0]
+    assert np.mean(np.array(places[:10]) == np.array(wanted[:10])) > 0.7  # int8 may swap neighbours
+    _, config = opened(scores, tmp_path / "g", **how | {"order": "similar:nobody"})
+    with pytest.raises(ConfigError, match="has no row 'nobody'"):
+        grader_queue(session, config, "ann")
+
+
+def test_what_others_disagree_on_comes_first(
+    scores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session, config = opened(scores, tmp_path / "g", top=40, tests=False, repeat=0.0)
+    with closing(GradeStore(session.directory)) as store:
+        for name, grades in (("ann", "AXB"), ("bob", "XXC")):
+            objects = grader_queue(session, config, name)
+            store.join(name, objects)
+            place = {int(k): at for at, k in enumerate(objects)}
+            store.add(
+                name, [Given(place[k], grade) for k, grade in zip((9, 4, 22), grades, strict=True)], "one"
+            )
+    _, config = opened(scores, tmp_path / "g", top=40, tests=False, repeat=0.0, order="disagree")
+    assert grader_queue(session, config, "cleo").tolist()[:2] == [9, 22]
+    _say_orders({"ann": "shuffle", "cleo": None}, "disagree")
+    assert capsys.readouterr().err == "ann goes on in the order of the first session: shuffle\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"order": "best"}, "none of shuffle, rank"),
+        ({"order": "similar:", "embeddings": "e"}, "needs an id"),
+        ({"order": "similar:3"}, "belong together"),
+        ({"embeddings": "e"}, "belong together"),
+    ],
+)
+def test_orders_that_cannot_be_meant(scores: Path, options: dict[str, str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        VetConfig.make({"scores": str(scores), "output": "g", **options})
 
 
 def test_only_the_link_opens_the_page(served: Server) -> None:

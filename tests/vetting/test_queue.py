@@ -52,6 +52,25 @@ def test_candidates_keep_their_order(order: str) -> None:
     assert (np.diff(wanted) >= -1e-12).all()
 
 
+def test_similar_first_and_what_is_not_embedded_last() -> None:
+    value = np.array([0.2, np.nan, 0.9, 0.5, np.nan, 0.9])
+    places = queue(value, np.zeros(6, bool), order="similar", repeat=0, seed=1, grader="ann")
+    assert places.tolist() == [2, 5, 3, 0, 1, 4]
+
+
+def test_disagreement_first_then_a_shuffle_of_the_rest() -> None:
+    value = np.full(400, np.nan)
+    value[:100] = 0.0  # others agree
+    value[[30, 40, 200]] = 0.5, 1.5, 1.0
+    orders = [
+        queue(value, np.zeros(400, bool), order="disagree", repeat=0, seed=1, grader=name).tolist()
+        for name in ("ann", "bob", "ann")
+    ]
+    assert all(order[:3] == [40, 200, 30] and sorted(order) == list(range(400)) for order in orders)
+    assert orders[0] == orders[2] != orders[1]
+    assert np.mean(np.array(orders[0][3:103]) < 100) < 0.5
+
+
 def test_graders_have_different_orders_and_every_start_gives_the_same() -> None:
     assert (drawn("ann")[0] == drawn("ann")[0]).all()
     assert (drawn("ann")[0] != drawn("bob")[0]).any()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ripple.stages.similar.query import starts, unit
@@ -97,6 +98,29 @@ def nearest(
             hits = Hits(similarity, at + first[k], taken(rows.table.select(names), at)).best(top)
         best = _joined(best, hits).best(top)
     return best
+
+
+def products(
+    artefact: Artefact, query: NDArray[np.float64], ids: pa.Array | pa.ChunkedArray
+) -> NDArray[np.float64]:
+    """Product of a query `(F,)` with the direction of each of some rows `(n,)`, given by their ids as text.
+
+    NaN for an id that the embeddings do not have, the largest one where several rows have it.
+
+    Raises
+    ------
+    IntegrityError
+        A shard is damaged.
+    """
+    names = pc.unique(ids)
+    out = np.full(len(names), np.nan)
+    for k in range(len(artefact.shards)):
+        with mapped(artefact, k, ("id",)) as rows:
+            place = pc.index_in(pc.cast(rows.table["id"], pa.string()), value_set=names)
+            at = np.flatnonzero(place.is_valid().to_numpy())
+            which = place.take(at).to_numpy()
+            np.fmax.at(out, which, np.round(unit(rows.vector[at]) @ query, _DIGITS))
+    return np.asarray(out[pc.index_in(ids, value_set=names).to_numpy()])
 
 
 def float32_error(features: int, length: float = 1.0) -> float:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from pydantic import Field, model_validator
 
 from ripple.config import Config, neutral, setting
+
+ORDERS = ("shuffle", "rank", "uncertain", "disagree")
+#: How an order begins that an id follows.
+SIMILAR = "similar:"
 
 
 class VetConfig(Config):
@@ -20,8 +24,15 @@ class VetConfig(Config):
     output: Path = neutral(description="Directory of the grades; the same command resumes.")
     graders: tuple[str, ...] = neutral(("me",), description="Names of the people who grade, a link for each.")
     top: int = Field(300, ge=1, le=20_000, description="Best-ranked rows to grade.")
-    order: Literal["shuffle", "rank", "uncertain"] = Field(
-        "shuffle", description="Order of the candidates; every grader has another shuffle."
+    # Neutral, because it is that of a grader: the objects are the same, and others may have another order.
+    order: str = neutral(
+        "shuffle",
+        description="Order of the candidates of who is new: shuffle (each grader another), rank, uncertain "
+        "(probability near one half), similar:ID (needs --embeddings), or disagree (what others graded "
+        "differently).",
+    )
+    embeddings: Path | None = neutral(
+        None, description="Embeddings with the row of --order similar:ID and the candidates."
     )
     tests: bool = Field(
         True, description="Hide known lenses and non-lenses among the candidates, taken from labelled rows."
@@ -50,6 +61,12 @@ class VetConfig(Config):
                 f"graders: {which} not usable; give different names of letters, digits, - and _ "
                 "(at most 32), as in --graders ann,bob"
             )
+        if self.order not in ORDERS and not self.order.removeprefix(SIMILAR).strip():
+            raise ValueError("order similar: needs an id, as in --order similar:2738")
+        if self.order not in ORDERS and not self.order.startswith(SIMILAR):
+            raise ValueError(f"order {self.order!r} is none of {', '.join(ORDERS)} and {SIMILAR}ID")
+        if self.order.startswith(SIMILAR) != (self.embeddings is not None):
+            raise ValueError("order similar:ID and embeddings belong together")
         if self.root_path and not re.fullmatch(r"(/[A-Za-z0-9._~@%-]+)+/?", self.root_path):
             raise ValueError("root_path must be a path such as /user/ann/proxy/8050")
         if self.import_ and len(self.graders) != 1:

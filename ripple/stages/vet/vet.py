@@ -7,7 +7,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,18 +21,21 @@ from ripple.config import Json, canonical_json
 from ripple.errors import ConfigError, DataError
 from ripple.report.cutout_pictures import RowFluxes, fluxes_of_rows
 from ripple.runtime.log import quiet
-from ripple.runtime.summary import Summary
+from ripple.runtime.summary import Summary, plain
 from ripple.stages.plan.tables import read_table
 from ripple.stages.report.figures import numbers
 from ripple.stages.report.report import ranked_table, tensor_artefacts, with_truth
-from ripple.stages.vet.config import VetConfig
+from ripple.stages.similar.query import direction, examples_of
+from ripple.stages.similar.search import products
+from ripple.stages.vet.config import SIMILAR, VetConfig
 from ripple.storage.artefact import Artefact, open_artefact
 from ripple.storage.directory import write_directory
+from ripple.storage.embeddings import KIND as EMBEDDINGS
 from ripple.storage.files import write_new
 from ripple.storage.parquet import parquet_bytes
-from ripple.vetting.queue import Chosen, choose, queue
+from ripple.vetting.queue import Chosen, Order, choose, queue
 from ripple.vetting.session import KIND, OBJECTS, PIXELS, SESSION, Session, open_session
-from ripple.vetting.store import GRADES, Given, GradeStore, Record, read_grades
+from ripple.vetting.store import GRADES, Given, GradeStore, Record, read_grades, spread
 
 
 def vet(config: VetConfig) -> Summary:
@@ -52,10 +55,12 @@ def vet(config: VetConfig) -> Summary:
     )
     session = open_session(config.output)
     with closing(GradeStore(config.output)) as store:
-        tokens = {name: store.join(name, grader_queue(session, config, name)) for name in config.graders}
+        known = {name: store.order(name) for name in config.graders}
+        tokens = {name: _joined(store, session, config, name) for name in config.graders}
         if config.import_:
             facts = add_page_grades(session, store, config.graders[0], config.import_)
         else:
+            _say_orders(known, config.order)
             serve(session, store, tokens, config)
             facts = {}
     facts = {**_counts(session), **facts}
@@ -117,16 +122,45 @@ def _of_one_size(found: RowFluxes) -> NDArray[np.float32]:
     return out
 
 
+def _joined(store: GradeStore, session: Session, config: VetConfig, grader: str) -> str:
+    """The token of a grader, who keeps the queue of the first session."""
+    objects = grader_queue(session, config, grader) if store.order(grader) is None else np.zeros(0, np.int64)
+    return store.join(grader, objects, config.order)
+
+
+def _say_orders(known: Mapping[str, str | None], order: str) -> None:
+    """Tell who goes on in another order than the one that was asked for."""
+    for name, before in known.items():
+        if before not in (None, order) and not quiet():
+            print(f"{name} goes on in the order of the first session: {plain(str(before))}", file=sys.stderr)
+
+
 def grader_queue(session: Session, config: VetConfig, grader: str) -> NDArray[np.int64]:
-    """Objects by place for one grader."""
+    """Objects by place for one grader.
+
+    Raises
+    ------
+    ConfigError
+        `--order similar:ID` with an id that the embeddings do not have.
+    """
+    order, value = _ordering(session, config)
     return queue(
-        session.numbers("probability"),
-        session.truth >= 0,
-        order=config.order,
-        repeat=config.repeat,
-        seed=config.seed,
-        grader=grader,
+        value, session.truth >= 0, order=order, repeat=config.repeat, seed=config.seed, grader=grader
     )
+
+
+def _ordering(session: Session, config: VetConfig) -> tuple[Order, NDArray[np.float64]]:
+    """The kind of order, and what it goes by."""
+    match config.order:
+        case "disagree":
+            return "disagree", spread(read_grades(session.directory), session.objects.num_rows)
+        case "shuffle" | "rank" | "uncertain":
+            return config.order, session.numbers("probability")
+    assert config.embeddings is not None
+    embeddings = open_artefact(config.embeddings, EMBEDDINGS)
+    name = config.order.removeprefix(SIMILAR)
+    query = direction([examples_of(embeddings, [name])[name]], [])
+    return "similar", products(embeddings, query, session.objects["id"])
 
 
 def add_page_grades(session: Session, store: GradeStore, grader: str, path: Path) -> Json:
