@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import re
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+import psutil
 
 from ripple.errors import ConfigError
 
@@ -93,15 +97,21 @@ class MemoryWatch:
             self._sample()
 
     def _sample(self) -> None:
-        import psutil
-
         me = psutil.Process()
         self.own = me.memory_info().rss
         # RSS counts shared pages in every process, so the sum is an upper bound.
         total = self.own
-        for child in me.children(recursive=True):
-            try:
-                total += child.memory_info().rss
-            except psutil.Error:
-                continue  # it has just ended
+        for child in _children(me):
+            with suppress(psutil.Error):  # it may just have ended
+                total += psutil.Process(child).memory_info().rss
         self.peak = max(self.peak, total)
+
+
+def _children(me: psutil.Process) -> list[int]:
+    """Process ids of the children of this process."""
+    try:
+        # Linux lists them by thread; psutil reads the parent of every process of the machine instead.
+        lists = [path.read_text() for path in Path("/proc/self/task").glob("*/children")]
+    except OSError:  # a thread has just ended
+        lists = []
+    return [int(pid) for text in lists for pid in text.split()] or [c.pid for c in me.children()]

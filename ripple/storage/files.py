@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -346,6 +347,19 @@ def read_whole(path: Path) -> bytes:
     """
     with opened(path) as file:
         return file.read()
+
+
+def read_large(path: Path) -> memoryview:
+    """The bytes of a regular file, read-only; raises as `read_whole`.
+
+    Into an array: numpy asks the system for large pages, which halves the cost of fresh memory.
+    """
+    with opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        data, count = np.empty(size + 1, np.uint8), 0  # a byte more shows that the file has grown
+        while got := file.readinto(memoryview(data)[count:]):
+            count += got
+    return memoryview(data)[:count].toreadonly()
 
 
 @dataclass(frozen=True, slots=True)

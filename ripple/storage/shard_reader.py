@@ -43,30 +43,7 @@ def unpack_cutouts(data: bytes | memoryview) -> CutoutBatch:
         Not a cutout shard of this layout; the message names what differs.
     """
     with _Reader.open(data, "cutouts") as file:
-        images = {name: file.array(name, np.float32, ndim=4) for name in ("image", "variance")}
-        mask = file.array("mask", np.uint32, ndim=4)
-        psf, psf_index = file.array("psf", np.float32, ndim=3), file.array("psf_index", np.int32, ndim=2)
-        bands, planes = file.names("bands"), file.names("mask_planes")
-        shape = images["image"].shape
-        if images["variance"].shape != shape or mask.shape != shape or psf_index.shape != shape[:2]:
-            raise DataError("image, variance, mask and psf_index differ in shape")
-        if fault := _no_squares(psf):
-            raise DataError(fault)
-        if psf_index.size and (psf_index.max() >= len(psf) or psf_index.min() < -1):
-            raise DataError("psf_index: points outside /psf")
-        return CutoutBatch(
-            bands=file.bands(bands, shape),
-            image=images["image"],
-            variance=images["variance"],
-            mask=mask,
-            mask_planes=planes,
-            psf=psf,
-            psf_index=psf_index,
-            catalog=file.catalog(shape[0]),
-            wcs=file.wcs(),
-            pixel_scale=file.number("pixel_scale"),
-            psf_cells=file.psf_cells(shape, len(psf)),
-        )
+        return _cutouts(file)
 
 
 def unpack_tensors(data: bytes | memoryview) -> TensorBatch:
@@ -106,6 +83,12 @@ def map_tensors(path: Path) -> TensorBatch:
         return _tensors(file)
 
 
+def map_cutouts(path: Path) -> CutoutBatch:
+    """A cutout shard with the big arrays as read-only `np.memmap`, bytes not verified; as `map_tensors`."""
+    with _mapped(path, "cutouts") as file:
+        return _cutouts(file)
+
+
 def has_psf(path: Path) -> bool:
     """Whether any row of a cutout shard has a PSF, without reading its pixels; errors as in `map_tensors`."""
     with _mapped(path, "cutouts") as file:
@@ -139,6 +122,33 @@ def _mapped(path: Path, kind: str = "tensors") -> Iterator[_Reader]:
         raise DataError(f"{path}: cannot be mapped: {err}") from None
     with _Reader.open(mapped, kind) as file:
         yield file
+
+
+def _cutouts(file: _Reader) -> CutoutBatch:
+    images = {name: file.array(name, np.float32, ndim=4) for name in ("image", "variance")}
+    mask = file.array("mask", np.uint32, ndim=4)
+    psf, psf_index = file.array("psf", np.float32, ndim=3), file.array("psf_index", np.int32, ndim=2)
+    bands, planes = file.names("bands"), file.names("mask_planes")
+    shape = images["image"].shape
+    if images["variance"].shape != shape or mask.shape != shape or psf_index.shape != shape[:2]:
+        raise DataError("image, variance, mask and psf_index differ in shape")
+    if fault := _no_squares(psf):
+        raise DataError(fault)
+    if psf_index.size and (psf_index.max() >= len(psf) or psf_index.min() < -1):
+        raise DataError("psf_index: points outside /psf")
+    return CutoutBatch(
+        bands=file.bands(bands, shape),
+        image=images["image"],
+        variance=images["variance"],
+        mask=mask,
+        mask_planes=planes,
+        psf=psf,
+        psf_index=psf_index,
+        catalog=file.catalog(shape[0]),
+        wcs=file.wcs(),
+        pixel_scale=file.number("pixel_scale"),
+        psf_cells=file.psf_cells(shape, len(psf)),
+    )
 
 
 def _planes(file: _Reader) -> TensorPlanes:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from ripple.errors import InputError, IntegrityError
+import numpy as np
+from numpy.typing import NDArray
+
+from ripple.errors import DataError, InputError, IntegrityError
 from ripple.imaging.batch import CutoutBatch, TensorBatch
 from ripple.storage.artefact import Artefact
-from ripple.storage.shard_reader import unpack_cutouts, unpack_tensors
+from ripple.storage.shard_reader import map_cutouts, unpack_cutouts, unpack_tensors
 
 
 def cutouts_of(artefact: Artefact, k: int) -> CutoutBatch:
@@ -17,6 +20,22 @@ def cutouts_of(artefact: Artefact, k: int) -> CutoutBatch:
         The bytes differ from those that were written, or the content from the manifest; see `agreeing`.
     """
     return agreeing(artefact, k, unpack_cutouts(artefact.read(k)))
+
+
+def some_cutouts(artefact: Artefact, k: int, rows: NDArray[np.int64]) -> CutoutBatch:
+    """Some rows of shard `k` of cutouts, for a look at data that are read and verified as a whole later.
+
+    Only their pages are read, and their checksum is not known.
+
+    Raises
+    ------
+    IntegrityError
+        The shard cannot be read, or does not fit the manifest.
+    """
+    try:
+        return agreeing(artefact, k, map_cutouts(artefact.shard_path(k))).take(rows)
+    except DataError:
+        return cutouts_of(artefact, k).take(rows)  # which says what is wrong with its bytes
 
 
 def images_of(artefact: Artefact, k: int) -> CutoutBatch | TensorBatch:
