@@ -281,11 +281,12 @@ def test_what_cannot_be_meant_is_refused(made: Path, options: dict[str, Any], sa
 # Pairs --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("blocks", [(4096, 2048), (64, 32), (37, 101)])
+@pytest.mark.parametrize("blocks", [(8192, 1024, 512), (64, 32, 17), (101, 37, 50)])
 def test_near_duplicates_and_their_separation(
-    made: Path, blocks: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    made: Path, blocks: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(search, "_BLOCK", blocks)
+    monkeypatch.setattr(search, "_PANEL", blocks[0])
+    monkeypatch.setattr(search, "_TILE", blocks[1:])
     table = found(made, to=str(made), above=0.95, rejected=True)
     unit = vectors_of(made).astype(np.float64)
     unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-9)
