@@ -19,7 +19,7 @@ from ripple.stages.plan.config import PlanConfig
 @config_options(PlanConfig, of=FetchConfig)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON on stdout.")
 def command(config: PlanConfig, as_json: bool) -> None:
-    """Dry run of fetch: which coadds exist, what is missing, how many bytes, how long it takes.
+    """Dry run of fetch or search: which coadds exist, what is missing, how many bytes, how long it takes.
 
     The repository is opened read-only and nothing is written.
     """
@@ -27,10 +27,15 @@ def command(config: PlanConfig, as_json: bool) -> None:
     from ripple.stages.plan.estimate import SHOWN, facts, show
     from ripple.stages.plan.planner import make_plan
 
+    shown = None if as_json else SHOWN
     with progress(None, "plan"):
-        plan = make_plan(config)
-    # 0 workers work in this process: one in all.
-    found = facts(plan, max(1, config.workers), None if as_json else SHOWN)
+        if config.search is not None:
+            from ripple.stages.search.estimate import search_facts  # loads PyTorch
+
+            found = search_facts(config, shown)
+        else:
+            # 0 workers work in this process: one in all.
+            found = facts(make_plan(config), max(1, config.workers), shown)
     if as_json:
         sys.stdout.write(json.dumps(found) + "\n")
         return

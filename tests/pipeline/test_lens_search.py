@@ -189,7 +189,8 @@ def shell(directory: Path, command: str, *arguments: str, **env: str) -> None:
     done = subprocess.run(
         [command, *arguments],
         cwd=directory,
-        env={**os.environ, "PATH": path, **env},
+        # bps writes its files below $PWD.
+        env={**os.environ, "PATH": path, "PWD": str(directory), **env},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -210,6 +211,7 @@ def test_pipetask_with_two_processes(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_bps_with_parsl(repo: Path, model: Path, searched: dict[int, Path], tmp_path: Path) -> None:
     where = ["-b", str(repo), "-i", "mini", "-o", "u/someone/lenses", "-p", str(PIPELINE), "-d", TRACT]
     config = ROOT / "configs" / "bps" / "parsl_local.yaml"

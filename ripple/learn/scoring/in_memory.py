@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import time
 from functools import lru_cache
 from pathlib import Path
 
 import pyarrow as pa
+import torch
 
 from ripple.errors import IntegrityError
 from ripple.imaging.batch import TensorBatch
 from ripple.learn.config import ScoreConfig
-from ripple.learn.model.contract import Conversion, Facts, check
+from ripple.learn.model.contract import Conversion, Facts, check, load_contract
 from ripple.learn.model.device import choose_device
 from ripple.learn.model.weights import Model, load_model
 from ripple.learn.scoring.engine import chosen, graph_paths, with_graphs, with_onnx
+from ripple.learn.scoring.forward import member_outputs
 from ripple.learn.scoring.score import network_input, ranked_by, relabelled, score_shard
+
+#: Images on which the speed of a network is measured.
+PROBES = 16
 
 
 def score_tensors(
@@ -68,6 +74,22 @@ def prepare_engine(config: ScoreConfig, directory: Path) -> tuple[Path, ...]:
     model = load_model(config.model)
     with_onnx(model, directory)
     return graph_paths(model, directory)
+
+
+def network_seconds(config: ScoreConfig) -> float:
+    """CPU-seconds that PyTorch takes on one thread for the networks on one row: measured on a few images."""
+    model, arch = load_model(config.model), load_contract(config.model).architecture
+    image = torch.randn(PROBES, arch.bands, arch.size, arch.size, generator=torch.Generator().manual_seed(0))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            member_outputs(model.nets, image[:1], tta=config.tta)  # the first call also loads libraries
+            start = time.process_time()
+            member_outputs(model.nets, image, tta=config.tta)
+            return (time.process_time() - start) / PROBES
+    finally:
+        torch.set_num_threads(threads)
 
 
 def engine_of(config: ScoreConfig, rows: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -95,6 +96,11 @@ class PlanConfig(Selection):
     """Options of `ripple plan`: the selection of fetch, and with how many workers it would run."""
 
     workers: int = neutral(1, ge=0, description="Worker processes that fetch would have.")
+    search: Path | None = neutral(
+        None,
+        description="Plan a search with this model instead, which decides bands, size and margin: bytes, "
+        "CPU time, memory, and the same for all of DP2.",
+    )
 
 
 def check_selection(selection: Selection) -> None:

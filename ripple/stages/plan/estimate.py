@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 
@@ -94,10 +94,42 @@ class Gap(TypedDict):
     bands: list[str]
 
 
+class Survey(TypedDict):
+    """The same search over all objects of a survey: `share` of them that is planned, cutouts that are not
+    written (`stamp_bytes`, float32), bytes read and written, CPU time, and days with as many workers.
+    """
+
+    objects: int
+    share: float
+    stamp_bytes: int
+    read_bytes: int
+    write_bytes: int
+    cpu_hours: float
+    days: float
+
+
+class SearchCost(TypedDict):
+    """What a search costs beside what it reads and writes.
+
+    `model` is a digest; `row_seconds` of CPU time for a row include the `network_seconds`, measured here on
+    one thread of PyTorch. `cpu_seconds` are those of all processes, `seconds` the wall time.
+    """
+
+    model: str
+    engine: str
+    rows: int
+    row_seconds: float
+    network_seconds: float
+    cpu_seconds: float
+    seconds: float
+    dp2: Survey
+
+
 class DryRun(TypedDict):
     """The dry run of a fetch: counts, `size` and `margin` in pixels, bytes, and seconds with `workers`.
 
-    `runs` and `datasets` count coadds by run and band, `reasons` rows by status and reason.
+    `runs` and `datasets` count coadds by run and band, `reasons` rows by status and reason. With `search` the
+    bytes and seconds are those of the search.
     """
 
     verb: str
@@ -128,6 +160,7 @@ class DryRun(TypedDict):
     workers: int
     seconds: float
     notes: list[str]
+    search: NotRequired[SearchCost]
 
 
 def facts(plan: Plan, workers: int = 1, rows: int | None = None) -> DryRun:
@@ -238,11 +271,30 @@ def _lines(found: DryRun) -> list[tuple[str, str]]:
         lines.append(("  missing", f"{len(found['missing']) - SHOWN:,} more patches; --json lists all"))
     lines += [
         ("read", _read(found["read_bytes"], found["unknown_sizes"])),
-        ("write", f"{size(found['write_bytes'])} at most"),
+        ("write", f"{size(found['write_bytes'])}{'' if 'search' in found else ' at most'}"),
         ("memory", f"{size(found['memory_bytes'])} per worker, {found['workers']} workers"),
         ("time", f"about {found['seconds']:,.0f} s"),
     ]
+    if "search" in found:
+        lines += _search_lines(found["search"], found["workers"])
     return lines + [("note", note) for note in found["notes"]]
+
+
+def _search_lines(cost: SearchCost, workers: int) -> list[tuple[str, str]]:
+    """What a search costs, and the arithmetic for DP2."""
+    dp2, row, network = cost["dp2"], 1e3 * cost["row_seconds"], 1e3 * cost["network_seconds"]
+    seconds = cost["cpu_seconds"]
+    time = f"{seconds / 3600:,.1f} h" if seconds > 3600 else f"{seconds:,.0f} s"
+    part = f" (1 in {1 / dp2['share']:,.0f} is planned here)" if dp2["share"] else ""
+    return [
+        ("CPU", f"about {time}: {row:.1f} ms a row, {network:.1f} of them for the network with PyTorch"),
+        ("engine", cost["engine"]),
+        ("DP2", f"all {dp2['objects'] / 1e6:,.0f} million objects with this model{part}"),
+        ("  cutouts", f"{size(dp2['stamp_bytes'])}, which are not written"),
+        ("  read", f"{size(dp2['read_bytes'])}, if its coadds are compressed as these are"),
+        ("  write", str(size(dp2["write_bytes"]))),
+        ("  CPU", f"{dp2['cpu_hours']:,.0f} h, or {dp2['days']:,.1f} days with {workers} workers"),
+    ]
 
 
 def _read(known: int, unknown: int) -> str:

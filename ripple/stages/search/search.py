@@ -234,7 +234,7 @@ def _search_units(
     for _ in range(2):  # no more: which rows have pixels does not depend on which are duplicates
         twins = _twins(plan, placed, stages.preprocess)
         tasks = _tasks(stages, plan, writer, todo, twins, graphs)
-        workers = Workers.of(config, NETWORK + _need([task.unit for task in tasks.values()]))
+        workers = Workers.of(config, NETWORK + memory_of([task.unit for task in tasks.values()]))
         peak = max(
             peak, map_shards(make_shard, tasks, writer, rows, workers, profile, "search", timeline=timeline)
         )
@@ -246,8 +246,8 @@ def _search_units(
     return peak, found
 
 
-def _need(units: Sequence[UnitTask]) -> int:
-    """Bytes of a worker: the cutouts of a unit, their tensors, and what preprocess takes."""
+def memory_of(units: Sequence[UnitTask]) -> int:
+    """Bytes of a worker without its network: cutouts of a unit, their tensors, what preprocess takes."""
     whole = worker_bytes(units, whole=True)
     # Tensors are an image and a flag, in memory twice while they are packed; cutouts have 12 bytes a pixel.
     tensors = max((u.rows * len(u.bands) * u.size**2 * 10 for u in units), default=0)
