@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -145,6 +145,13 @@ class ScoreConfig(Config):
     threads: Annotated[int, Field(ge=0)] = neutral(0, description="CPU threads; 0 for all cores.")
 
 
+    dask: str | None = neutral(
+        None, description="Score the shards on a Dask cluster: tcp://HOST:PORT of a scheduler, or slurm."
+    )
+    dask_settings: dict[str, Any] = neutral({}, description="Settings of the batch system for `dask: slurm`.")
+    deadline: float = setting(
+        3600.0, neutral=True, gt=0, description="Seconds a shard may take on the cluster before it is lost."
+    )
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import time
-from functools import lru_cache
 from pathlib import Path
 
 import pyarrow as pa
 import torch
 
-from ripple.errors import IntegrityError
 from ripple.imaging.batch import TensorBatch
 from ripple.learn.config import ScoreConfig
 from ripple.learn.model.contract import Conversion, Facts, check, load_contract
 from ripple.learn.model.device import choose_device
-from ripple.learn.model.weights import Model, load_model
-from ripple.learn.scoring.engine import chosen, graph_paths, with_graphs, with_onnx
+from ripple.learn.model.weights import load_model
+from ripple.learn.scoring.engine import chosen, graph_paths, with_onnx
 from ripple.learn.scoring.forward import member_outputs
-from ripple.learn.scoring.score import network_input, ranked_by, relabelled, score_shard
+from ripple.learn.scoring.score import model_of_worker, network_input, relabelled, score_shard
 
 #: Images on which the speed of a network is measured.
 PROBES = 16
@@ -49,24 +47,12 @@ def score_tensors(
         The model is damaged, or another one took its place.
     """
     device = choose_device(config.device)
-    model = _model(config.model, digest, config.rank_by, config.device, graphs)
+    model = model_of_worker(config.model, digest, config.rank_by, config.device, graphs)
     contract, facts = model.contract, Facts.of(tensors)
     check(contract, facts, Conversion(), f"unit {number}")
     images = network_input(tensors, contract, facts, config.batch_size, device)
     batch = relabelled(tensors, contract)
     return score_shard(model, batch, images, config, device, lambda rows: None, number=number, digest="")
-
-
-@lru_cache(maxsize=1)
-def _model(directory: Path, digest: str, rank_by: str, device: str, graphs: tuple[Path, ...]) -> Model:
-    """The model of a search, read once by each worker, with the class in place by which it ranks."""
-    model = load_model(directory)
-    if model.contract.digest() != digest:
-        raise IntegrityError(f"{directory} was changed while it was used", hint="run again")
-    if graphs:
-        model = with_graphs(model, graphs)
-    how = {"model": directory, "tensors": ["-"], "output": "-", "rank_by": rank_by}
-    return ranked_by(model.to(choose_device(device)), ScoreConfig.make(how))
 
 
 def prepare_engine(config: ScoreConfig, directory: Path) -> tuple[Path, ...]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
@@ -34,18 +35,19 @@ from ripple.learn.model.device import choose_device
 from ripple.learn.model.provenance import VERDICTS
 from ripple.learn.model.uncertainty import doubts, neighbour_distance
 from ripple.learn.model.weights import Model, convert, load_model
-from ripple.learn.scoring.engine import chosen, with_onnx
+from ripple.learn.scoring.engine import chosen, graph_paths, with_graphs, with_onnx
 from ripple.learn.scoring.evaluation import Visible, evaluation_report
 from ripple.learn.scoring.forward import average, member_outputs, orientations, probabilities, varies
 from ripple.learn.scoring.ranking import SCORE_COLUMNS, joined_index, top_csv, write_sorted
-from ripple.runtime.profile import peak_rss
+from ripple.runtime.profile import Profile, peak_rss
 from ripple.runtime.signals import stoppable
 from ripple.runtime.summary import Summary, progress, rate
 from ripple.storage import shard_reader
 from ripple.storage.artefact import Artefact, open_artefact
 from ripple.storage.checksums import listed
-from ripple.storage.files import write_atomic
+from ripple.storage.files import stage, write_atomic
 from ripple.storage.labels import lens_label, renumbered
+from ripple.storage.map_shards import ShardResult, Workers, map_shards
 from ripple.storage.parquet import parquet_bytes
 from ripple.storage.writer import ArtefactWriter, create
 
@@ -163,18 +165,135 @@ def score(config: ScoreConfig) -> Summary:
     with writer, stoppable() as stop:
         fast = model if engine == "torch" else with_onnx(model, writer.directory)
         todo = [unit for unit in units if writer.done(unit.number) is None]
-        rows = sum(u.artefact.shards[u.shard].rows for u in units)
-        read = read_shards(todo, model.contract, config, device)
-        with progress(rows, "scoring") as advance, closing(read_ahead(read)) as shards:
-            for unit, batch, images in shards:
-                stop.check()  # between shards, where everything so far is committed
-                how = (config, device, advance)
-                table = score_shard(
-                    fast, batch, images, *how, number=unit.number, digest=unit.artefact.digest
-                )
-                writer.commit(unit.number, parquet_bytes(table), len(batch), {})
+        if config.dask is not None:
+            graphs = () if engine == "torch" else graph_paths(model, writer.directory)
+            _map_shards(writer, units, todo, config, digest, graphs)
+        else:
+            rows = sum(u.artefact.shards[u.shard].rows for u in units)
+            read = read_shards(todo, model.contract, config, device)
+            with progress(rows, "scoring") as advance, closing(read_ahead(read)) as shards:
+                for unit, batch, images in shards:
+                    stop.check()  # between shards, where everything so far is committed
+                    how = (config, device, advance)
+                    table = score_shard(
+                        fast, batch, images, *how, number=unit.number, digest=unit.artefact.digest
+                    )
+                    writer.commit(unit.number, parquet_bytes(table), len(batch), {})
         attributes = _finish(writer, model, digest, units, config, device, judged)
     return _summary(config, attributes, notes, time.perf_counter() - began)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardTask:
+    """A shard that a worker of a cluster scores, and where the table goes.
+
+    Parameters
+    ----------
+    number, shard
+        Of the shard of scores, and of the shard of the tensors behind it.
+    tensors, tensor_digest
+        Directory and digest of the tensors.
+    config
+        How to score.
+    model
+        Digest of the model in `config.model`, which must not change while it is used.
+    directory, name
+        Where the table goes.
+    graphs
+        Backbones for ONNX Runtime; none for PyTorch.
+    """
+
+    number: int
+    shard: int
+    tensors: str
+    tensor_digest: str
+    config: ScoreConfig
+    model: str
+    directory: str
+    name: str
+    graphs: tuple[Path, ...] = ()
+
+
+def make_shard(task: ShardTask) -> ShardResult:
+    """Score a shard and write its table under a temporary name.
+
+    Raises
+    ------
+    IntegrityError
+        Tensors or model are damaged, or others took their place.
+    """
+    profile, config = Profile(), task.config
+    model = model_of_worker(config.model, task.model, config.rank_by, config.device, task.graphs)
+    artefact = open_artefact(Path(task.tensors), "tensors")
+    if artefact.digest != task.tensor_digest:
+        raise IntegrityError(f"{task.tensors} was changed while it was used", hint="run again")
+    device = choose_device(config.device)
+    with profile.time("score"):
+        unit = Unit(task.number, artefact, task.shard)
+        [(_, batch, images)] = read_shards([unit], model.contract, config, device)
+        table = score_shard(
+            model,
+            batch,
+            images,
+            config,
+            device,
+            lambda rows: None,
+            number=task.number,
+            digest=artefact.digest,
+        )
+        data = parquet_bytes(table)
+    with profile.time("write", bytes=len(data)):
+        staged = stage(Path(task.directory), task.name, data)
+    return ShardResult(staged, len(batch), profile.operations, peak_rss())
+
+
+@lru_cache(maxsize=1)
+def model_of_worker(
+    directory: Path, digest: str, rank_by: str, device: str, graphs: tuple[Path, ...]
+) -> Model:
+    """The model, read once by each worker, with the class in place by which it ranks.
+
+    Raises
+    ------
+    IntegrityError
+        It is damaged, or another one took its place.
+    """
+    model = load_model(directory)
+    if model.contract.digest() != digest:
+        raise IntegrityError(f"{directory} was changed while it was used", hint="run again")
+    if graphs:
+        model = with_graphs(model, graphs)
+    how = {"model": directory, "tensors": ["-"], "output": "-", "rank_by": rank_by}
+    return ranked_by(model.to(choose_device(device)), ScoreConfig.make(how))
+
+
+def _map_shards(
+    writer: ArtefactWriter,
+    units: list[Unit],
+    todo: list[Unit],
+    config: ScoreConfig,
+    digest: str,
+    graphs: tuple[Path, ...],
+) -> None:
+    """Score the missing shards on a Dask cluster; errors as for `map_shards`."""
+    tasks = {
+        unit.number: ShardTask(
+            unit.number,
+            unit.shard,
+            str(unit.artefact.directory),
+            unit.artefact.digest,
+            config,
+            digest,
+            str(writer.directory),
+            writer.name(unit.number),
+            graphs,
+        )
+        for unit in todo
+    }
+    rows = [unit.artefact.shards[unit.shard].rows for unit in units]
+    # Memory is that of the workers of the cluster: there are none here.
+    workers = Workers(0, config.deadline, "1GiB", 1, config.dask, config.dask_settings)
+    map_shards(make_shard, tasks, writer, rows, workers, Profile(), "scoring")
 
 
 def ranked_by(model: Model, config: ScoreConfig) -> Model:
