@@ -12,7 +12,10 @@ EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
         "train, score, explain, completeness, import-model, export-model",
         ("torch", "timm", "sklearn", "safetensors"),
     ),
-    "dask": ("fetch, preprocess and score on a cluster (--dask)", ("distributed", "dask_jobqueue")),
+    "dask": (
+        "fetch, preprocess, inject, search and score on a cluster (--dask)",
+        ("distributed", "dask_jobqueue"),
+    ),
     "explain": ("explain with more methods, and maps of the latent space", ("captum", "umap")),
     "onnx": ("import-model and export-model of ONNX files", ("onnx", "onnxruntime", "onnxscript")),
     "hats": ("catalogues in HATS format", ("lsdb",)),
@@ -20,6 +23,8 @@ EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "s3": ("repositories in object stores (s3://)", ("boto3", "botocore")),
     "tensorboard": ("train --tensorboard", ("tensorboard",)),
     "vet": ("vet and consensus", ("starlette", "uvicorn", "sklearn")),
+    # Parsl stands for the packages of Rubin, which share the name `lsst` with those that are always there.
+    "pipeline": ("LensSearchTask, for pipetask and bps", ("parsl",)),
     "export": ("export and import of Zarr and WebDataset", ("zarr", "webdataset")),
 }
 

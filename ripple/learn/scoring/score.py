@@ -223,6 +223,8 @@ def make_shard(task: ShardTask) -> ShardResult:
         Tensors or model are damaged, or others took their place.
     """
     profile, config = Profile(), task.config
+    if config.threads:
+        torch.set_num_threads(config.threads)
     model = model_of_worker(config.model, task.model, config.rank_by, config.device, task.graphs)
     artefact = open_artefact(Path(task.tensors), "tensors")
     if artefact.digest != task.tensor_digest:
