@@ -7,6 +7,7 @@ in float64, so that the order does not depend on how the sums were taken.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -179,6 +180,19 @@ def loaded(artefact: Artefact, columns: tuple[str, ...], keep: Keep, read: tuple
         return Part(np.zeros((0, 1), np.int8), pa.table({}), np.zeros(0, np.int64))
     table = pa.concat_tables(tables, promote_options="default").combine_chunks()
     return Part(np.concatenate(vectors), table, np.concatenate(numbers))
+
+
+def one_thread() -> AbstractContextManager[object]:
+    """Products on one thread, where the package that can say so is installed (it comes with scikit-learn).
+
+    Tiles are too small to share: on busy cores the waiting of two threads took four times the CPU time.
+    """
+    try:
+        from threadpoolctl import threadpool_limits
+    except ModuleNotFoundError:
+        return nullcontext()
+    limits: AbstractContextManager[object] = threadpool_limits(1, "blas")
+    return limits
 
 
 def pairs(

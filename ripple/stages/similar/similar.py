@@ -19,7 +19,7 @@ from ripple.sky.neighbours import arcsec, unit_vectors
 from ripple.stages.plan.select import columns_of, matching
 from ripple.stages.similar.config import SimilarConfig
 from ripple.stages.similar.query import direction, examples_of
-from ripple.stages.similar.search import Hits, Keep, Part, loaded, nearest, pairs
+from ripple.stages.similar.search import Hits, Keep, Part, loaded, nearest, one_thread, pairs
 from ripple.storage.artefact import Artefact, open_artefact
 from ripple.storage.embeddings import KIND, column_names
 from ripple.storage.files import write_single
@@ -158,13 +158,14 @@ def _pairs(artefact: Artefact, config: SimilarConfig) -> tuple[pa.Table, Json]:
     one = loaded(artefact, SHOWN, *_asked(artefact, config))
     two = one if same else loaded(other, SHOWN, *rows_to_search(other, rejected=config.rejected))
     found: list[tuple[NDArray[Any], ...]] = []
-    for part in pairs(one.vector, two.vector, config.above, same=same):
-        found.append(part)
-        if sum(len(p[0]) for p in found) > MOST_PAIRS:
-            raise DataError(
-                f"more than {MOST_PAIRS:,} pairs have a similarity of {config.above:g} or more",
-                hint="give a larger --above",
-            )
+    with one_thread():
+        for part in pairs(one.vector, two.vector, config.above, same=same):
+            found.append(part)
+            if sum(len(p[0]) for p in found) > MOST_PAIRS:
+                raise DataError(
+                    f"more than {MOST_PAIRS:,} pairs have a similarity of {config.above:g} or more",
+                    hint="give a larger --above",
+                )
     empty = np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0)
     a, b, cosine = (np.concatenate(part) for part in zip(*found, strict=True)) if found else empty
     order = np.lexsort((b, a, -cosine))
