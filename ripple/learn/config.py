@@ -28,7 +28,9 @@ class ExportModelConfig(Config):
 
     model: Path = Field(description="Model directory.")
     output: Path = Field(description="File to write; the contract is written beside it.")
-    format: Literal["onnx", "torchscript"] = Field("onnx", description="onnx or torchscript.")
+    format: Literal["onnx", "pt2"] = Field(
+        "onnx", description="onnx, or pt2: a program of torch.export, for torch.export.load."
+    )
     with_preprocess: bool = Field(
         False, description="Also write the normalisation and the sigmoid: from fluxes in nJy to scores."
     )
@@ -143,8 +145,6 @@ class ScoreConfig(Config):
     device: str = neutral("auto", description="cpu, cuda or cuda:1; auto uses a GPU if there is one.")
     engine: Literal["auto", "torch", "onnx"] = neutral("auto", description=ENGINE)
     threads: Annotated[int, Field(ge=0)] = neutral(0, description="CPU threads; 0 for all cores.")
-
-
     dask: str | None = neutral(
         None, description="Score the shards on a Dask cluster: tcp://HOST:PORT of a scheduler, or slurm."
     )
@@ -152,6 +152,8 @@ class ScoreConfig(Config):
     deadline: float = setting(
         3600.0, neutral=True, gt=0, description="Seconds a shard may take on the cluster before it is lost."
     )
+
+
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]

@@ -51,9 +51,10 @@ def make_model(directory: Path, tensors: Path) -> None:
     from ripple.storage.artefact import open_artefact
 
     made = open_artefact(tensors, "tensors")
-    record = ArchitectureRecord(name="d4cnn", bands=len(BANDS), size=SIZE, outputs=1, width=4)
+    bands = tuple(made.attributes["bands"])
+    record = ArchitectureRecord(name="d4cnn", bands=len(bands), size=SIZE, outputs=1, width=4)
     contract = Contract(
-        architecture=record, bands=BANDS, size=SIZE, pixel_scale=0.2, unit="nJy", psf_fwhm=None, output="lens",
+        architecture=record, bands=bands, size=SIZE, pixel_scale=0.2, unit="nJy", psf_fwhm=None, output="lens",
         normalization=made.attributes["normalization"], pixels=pixels_of(made),
         noise_correlation=made.attributes["noise_correlation"], class_map={"0": "nonlens", "1": "lens"},
         members=(Member(file="model.safetensors", bytes=0, sha256=""),),
@@ -70,7 +71,8 @@ def engines(rounds: int, rows: int = 256) -> None:
 
     from ripple.learn.model.architecture import Architecture
     from ripple.learn.model.network import build
-    from ripple.learn.scoring.engine import OnnxBackbone, graph_of
+    from ripple.learn.model.program import OnnxProgram
+    from ripple.learn.scoring.engine import graph_of
 
     torch.set_num_threads(1)
     image = torch.randn(rows, 3, 64, 64)
@@ -79,7 +81,7 @@ def engines(rounds: int, rows: int = 256) -> None:
     )
     for name, width in (("d4cnn", 4), ("d4cnn", 8), ("resnet18", 8)):
         net = build(Architecture(name, 3, 64, 1, "small", width, 0.0)).eval()
-        pair = (net.backbone, OnnxBackbone(graph_of(net.backbone, (3, 64))))
+        pair = (net.backbone, OnnxProgram(graph_of(net.backbone, (3, 64))))
         rates: list[list[float]] = [[], []]
         with torch.inference_mode():
             for round_ in range(rounds + 1):

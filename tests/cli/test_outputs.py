@@ -44,7 +44,7 @@ def writers(one_of_each: dict[str, Path], out: Path) -> dict[str, list[str]]:
         "export": ["export", toys, "--format", "webdataset", "-o", str(out)],
         "import-model": ["import-model", f"{model}/model.safetensors", "--sidecar", f"{model}/side.yaml",
                          "-o", str(out)],
-        "export-model": ["export-model", model, "--format", "torchscript", "-o", f"{out}/net.pt"],
+        "export-model": ["export-model", model, "--format", "pt2", "-o", f"{out}/net.pt2"],
     }  # fmt: skip
 
 

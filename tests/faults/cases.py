@@ -153,7 +153,7 @@ def _import_model(given: Path, work: Path) -> list[list[str]]:
 
 def _export_model(given: Path, work: Path) -> list[list[str]]:
     weights(given)
-    model = ["export-model", str(given / "model"), "--format", "torchscript"]
+    model = ["export-model", str(given / "model"), "--format", "pt2"]
     return [[*model, "-o", str(work / "finder.pt")]]
 
 

@@ -186,16 +186,12 @@ def test_a_binary_head_without_a_map_is_refused(tmp_path: Path, capsys: pytest.C
     assert load_model(tmp_path / "m").contract.class_map == {"0": "galaxy", "1": "arc"}
 
 
-@pytest.mark.parametrize("form", ["onnx", "torchscript"])
 @pytest.mark.parametrize("network", [pytest.param("resnet18", marks=pytest.mark.slow), "d4cnn"])
-def test_round_trip_of_a_trained_model(
-    both: tuple[Path, Path], tmp_path: Path, form: str, network: str
-) -> None:
-    if form == "onnx":
-        pytest.importorskip("onnxscript")
+def test_round_trip_of_a_trained_model(both: tuple[Path, Path], tmp_path: Path, network: str) -> None:
+    pytest.importorskip("onnxscript")
     model = trained(both[1], tmp_path / "m", network=network, epochs=1)
-    out = tmp_path / "out" / ("net.onnx" if form == "onnx" else "net.pt")
-    export_model(ExportModelConfig(model=model, output=out, format=form))
+    out = tmp_path / "out" / "net.onnx"
+    export_model(ExportModelConfig(model=model, output=out))
     import_model(ImportModelConfig(source=out, sidecar=out.with_suffix(".json"), output=tmp_path / "again"))
     first = table(model, both[1], tmp_path / "s0")
     again = table(tmp_path / "again", both[1], tmp_path / "s1")

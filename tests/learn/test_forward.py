@@ -61,9 +61,9 @@ def test_one_row_has_one_number(model: Path, toys: Path, tmp_path: Path) -> None
     image = torch.from_numpy(np.concatenate(images).astype(np.float32))
     np.testing.assert_allclose(sigmoid(answer(found, image, np.zeros(120, np.int64)).score), want, atol=1e-6)
     np.testing.assert_allclose(rows_of(found, data, CPU).found["score"], want, atol=1e-6)
-    export_model(ExportModelConfig(model=model, output=tmp_path / "net.pt", format="torchscript"))
+    export_model(ExportModelConfig(model=model, output=tmp_path / "net.pt2", format="pt2"))
     with torch.inference_mode():
-        exported = torch.jit.load(str(tmp_path / "net.pt"))(image)[:, 0].numpy()
+        exported = torch.export.load(tmp_path / "net.pt2").module()(image)[:, 0].numpy()
     np.testing.assert_allclose(sigmoid(exported), want, atol=1e-6)
 
 

@@ -57,8 +57,10 @@ def test_networks_take_any_number_of_bands(name: str) -> None:
 
 def test_names_are_refused_by_name() -> None:
     assert len(NAMES) == 12
-    with pytest.raises(ContractError, match=r"architecture.name: 'alexnet'"):
-        ArchitectureRecord(name="alexnet", bands=3, size=64, outputs=1).architecture()
+    with pytest.raises(ContractError, match=r"architecture.name: '../alexnet' cannot be a name"):
+        ArchitectureRecord(name="../alexnet", bands=3, size=64, outputs=1).architecture()
+    with pytest.raises(ConfigError, match="unknown network 'alexnet'"):
+        build(Architecture("alexnet", 3, 64, 1))
     with pytest.raises(ConfigError, match="60 px, which is not a multiple of 8"):
         build(Architecture("vit_small", 3, 60, 1))
 

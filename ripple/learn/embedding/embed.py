@@ -21,7 +21,7 @@ from ripple.errors import IntegrityError
 from ripple.imaging.batch import TensorBatch
 from ripple.learn.config import ScoreConfig
 from ripple.learn.embedding.config import EmbedConfig
-from ripple.learn.model.contract import unsaid
+from ripple.learn.model.contract import require_weights, unsaid
 from ripple.learn.model.device import choose_device
 from ripple.learn.model.weights import Model, load_model
 from ripple.learn.scoring.engine import chosen, with_onnx
@@ -89,6 +89,7 @@ def embed(config: EmbedConfig) -> Summary:
         torch.set_num_threads(config.threads)
     scoring, device = config.scoring(), choose_device(config.device)
     model = load_model(config.model).to(device)
+    require_weights(model.contract, str(config.model), "which gives no features")
     artefacts = [open_artefact(path, "tensors") for path in config.tensors]
     units = units_of(artefacts)
     # Before the output directory is created: tensors that do not fit must leave nothing behind.

@@ -23,7 +23,7 @@ from ripple.learn.config import ExplainConfig
 from ripple.learn.data.dataset import TensorDataset
 from ripple.learn.explain import attribution
 from ripple.learn.model import uncertainty
-from ripple.learn.model.contract import Contract, Conversion, Facts, check
+from ripple.learn.model.contract import Contract, Conversion, Facts, check, require_weights
 from ripple.learn.model.device import choose_device
 from ripple.learn.model.weights import Model, load_model
 from ripple.learn.scoring.forward import answered
@@ -95,6 +95,7 @@ def explain(config: ExplainConfig) -> Summary:
     began = time.perf_counter()
     device = choose_device(config.device)
     model = load_model(config.model).to(device)
+    require_weights(model.contract, str(config.model), "which has no gradients to explain a score by")
     artefacts = [open_artefact(path, "tensors") for path in config.tensors]
     for artefact in artefacts:
         for k in range(len(artefact.shards)):

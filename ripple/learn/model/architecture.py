@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
-Name = Literal[
+#: Networks that were tried on cutouts; every other name is that of a network of timm.
+NAMES = (
     "d4cnn",
     "resnet18",
     "resnet34",
@@ -18,9 +20,12 @@ Name = Literal[
     "convnextv2_pico",
     "convnextv2_nano",
     "convnextv2_tiny",
-]
+)
+#: Name of networks that are an ONNX file.
+ONNX = "onnx"
 Stem = Literal["small", "standard"]
-NAMES: tuple[str, ...] = get_args(Name)
+#: What a name of timm looks like: `resnet50`, `convnext_nano.in12k`.
+TIMM_NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +35,7 @@ class Architecture:
     Parameters
     ----------
     name
-        One of `NAMES`.
+        One of `NAMES`, that of a network of timm, or `onnx`.
     bands
         Number of input channels B.
     size
@@ -39,17 +44,28 @@ class Architecture:
         Width of the head: 1 for lens finding, K classes, or Q regressed quantities.
     stem
         "standard" is the network as published, made for 224 px; "small" keeps more resolution for cutouts
-        of about 64 px (patches of 2 for ConvNeXt, 8 for ViT, no max-pool after the first layer of a ResNet).
+        of about 64 px (patches of 2 for ConvNeXt, 8 for `vit_small`, no max-pool after the first layer of a
+        ResNet; nothing else has a small one).
     width
         Fields of the first layer of `d4cnn`, unused otherwise.
     dropout
         Fraction of features dropped before the head in training; no weight depends on it.
+    gives, lens
+        Of `ONNX` programs: what their outputs are, and which of two means a lens; of a single one 0 says that
+        it is larger for what is none.
     """
 
-    name: Name = "d4cnn"
+    name: str = "d4cnn"
     bands: int = 3
     size: int = 64
     outputs: int = 1
     stem: Stem = "small"
     width: int = 8
     dropout: float = 0.0
+    gives: Literal["logits", "probabilities"] = "logits"
+    lens: int = 1
+
+    @property
+    def is_program(self) -> bool:
+        """Whether the network is an ONNX program of others, which is run as it is."""
+        return self.name == ONNX

@@ -9,7 +9,7 @@ import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from ripple.config import canonical_json
 from ripple.errors import ConfigError, ContractError, InputError, IntegrityError
 from ripple.imaging.batch import TensorBatch
 from ripple.imaging.convolve import FILL
-from ripple.learn.model.architecture import NAMES, Architecture, Stem
+from ripple.learn.model.architecture import NAMES, TIMM_NAME, Architecture, Stem
 from ripple.learn.model.calibrate import Calibration, ClassCalibration
 from ripple.learn.model.provenance import Columns, Split, verdicts
 from ripple.learn.model.uncertainty import Uncertainty
@@ -41,6 +41,9 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+_Positive = Annotated[float, Field(gt=0)]
+
+
 class ArchitectureRecord(Strict):
     """`architecture.Architecture` in JSON."""
 
@@ -51,12 +54,20 @@ class ArchitectureRecord(Strict):
     stem: Stem = "small"
     width: int = Field(8, ge=1, le=256)
     dropout: float = Field(0.0, ge=0, lt=1)
+    gives: Literal["logits", "probabilities"] = "logits"
+    lens: Literal[0, 1] = 1
+
+    @property
+    def is_program(self) -> bool:
+        """Whether the network is an ONNX program, see `Architecture`."""
+        return self.architecture().is_program
 
     def architecture(self) -> Architecture:
-        """The value that `network.build` takes; unknown names are refused."""
-        if self.name not in NAMES:
+        """The value that `network.build` takes; what cannot be a name is refused."""
+        if not TIMM_NAME.fullmatch(self.name):
             raise ContractError(
-                f"architecture.name: {self.name!r} is unknown", hint="known are " + ", ".join(NAMES)
+                f"architecture.name: {self.name[:100]!r} cannot be a name",
+                hint="a name of timm, or one of " + ", ".join(NAMES),
             )
         return Architecture(**self.model_dump())
 
@@ -64,7 +75,7 @@ class ArchitectureRecord(Strict):
 class Member(Strict):
     """One set of weights: file, size, SHA-256, the seed it was trained with and its best epoch."""
 
-    file: str = Field(pattern=r"^(model|member-\d+)\.safetensors$")
+    file: str = Field(pattern=r"^(model|member-\d+)\.(safetensors|onnx)$")
     bytes: int
     sha256: str
     seed: int = 0
@@ -125,6 +136,8 @@ class Contract(Strict):
     homogenised. `pixels` is what they went through before they were normalised, see `pixels_of`; empty when
     nobody says. `noise_correlation` is that of the sky of the first tensors, by band, `(L, L)` coefficients
     at lags of up to L // 2 px: what readers elsewhere need to measure a noise; None for white noise.
+    `input_mean` and `input_std`, by band, are subtracted and divided by after the normalisation, as networks
+    of others want it (those of ImageNet after min-max); empty for none.
     `split` says which rows were held out and what sky the others are on, None for a model from elsewhere;
     `calibration` is that of a lens finder, `class_calibration` that of several classes;
     `ancestors` the same of the models it was fine-tuned from. `judged` are the rows behind `metrics`.
@@ -141,6 +154,8 @@ class Contract(Strict):
     normalization: dict[str, Any]
     pixels: dict[str, Any] = {}
     noise_correlation: dict[str, list[list[float]]] | None = None
+    input_mean: tuple[float, ...] = ()
+    input_std: tuple[_Positive, ...] = ()
     class_map: ClassMap
     lens_class: str = ""
     output: Output
@@ -205,6 +220,11 @@ class Contract(Strict):
         ):
             if want != have:
                 raise ContractError(f"{CONTRACT}: {name} is {have}, the other fields need {want}")
+        for name in ("input_mean", "input_std"):
+            if self.input_mean or self.input_std:
+                have = len(getattr(self, name))
+                if have != len(self.bands):
+                    raise ContractError(f"{CONTRACT}: {name} has {have} numbers for {len(self.bands)} bands")
         if len(set(self.bands)) != len(self.bands):
             raise ContractError(f"{CONTRACT}: bands {list(self.bands)} repeat")
         try:
@@ -437,6 +457,18 @@ def _first_difference(mine: Any, theirs: Any, path: str) -> tuple[str, Any, Any]
 def digest_of(record: Mapping[str, Any]) -> str:
     """SHA-256 of JSON values."""
     return hashlib.sha256(canonical_json(record)).hexdigest()
+
+
+def require_weights(contract: Contract, name: str, what: str) -> None:
+    """Refuse an ONNX program where the weights of a network are needed.
+
+    Raises
+    ------
+    ConfigError
+        Names the model and what cannot be done with it.
+    """
+    if contract.architecture.is_program:
+        raise ConfigError(f"{name} is an ONNX program, {what}", hint="import the weights of its network")
 
 
 def load_contract(directory: Path) -> Contract:

@@ -2,11 +2,13 @@
 
 Weights of a network we know can come from a `state_dict` (safetensors, or what `torch.save` wrote, read with
 `weights_only`), from TorchScript or from ONNX. A sidecar says what data the model takes: it is the contract
-without digests, and nothing is guessed. A foreign program is never run: its weights go into our network.
+without digests, and nothing is guessed. Weights go into our network, and TorchScript is never run; an ONNX
+file is run as it is, by ONNX Runtime, if the sidecar says that the network is `onnx`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import pickle
@@ -28,8 +30,9 @@ from ripple.errors import ConfigError, ContractError, IntegrityError, WriteError
 from ripple.imaging.normalize import SOFTENED, transform
 from ripple.learn.config import ExportModelConfig, ImportModelConfig
 from ripple.learn.model.architecture import Architecture
-from ripple.learn.model.contract import CONTRACT, Contract, Member, read_limited
+from ripple.learn.model.contract import CONTRACT, Contract, Member, read_limited, require_weights
 from ripple.learn.model.network import Net, build, timm_state
+from ripple.learn.model.program import program_net
 from ripple.learn.model.weights import (
     MAX_WEIGHT_BYTES,
     Model,
@@ -47,7 +50,7 @@ from ripple.storage.lock import LOCK, lock, unlock
 from ripple.storage.manifest import MANIFEST
 
 #: Largest difference of outputs between a model and its export.
-PARITY = 1e-4
+PARITY = 1e-5
 #: Keys under which checkpoints of training scripts keep the weights, beside optimiser and epoch.
 NESTED_KEYS = ("state_dict", "model_state_dict", "model", "net", "ema", "weights")
 #: Prefixes left behind by wrappers: DataParallel, torch.compile, and modules that hold a network.
@@ -79,6 +82,8 @@ def import_model(config: ImportModelConfig) -> Summary:
         contract = contract.model_copy(update={"uncertainty": None})
         notes.append("the model says nothing about unusual rows: no checkpoint carries its training rows")
     arch = contract.architecture.architecture()
+    if arch.is_program:
+        return _import_program(config, contract, lens, notes)
     net = build(arch)
     state = rename_weights(read_state(config.source), arch, net, lens)
     if config.source.suffix == ".onnx":
@@ -92,7 +97,32 @@ def import_model(config: ImportModelConfig) -> Summary:
         "parameters": sum(p.numel() for p in net.parameters()),
         "from": contract.origin,
     }
-    done_before = not _save_once(config.output, contract, net)
+    done_before = not _save_once(config.output, contract, net.state_dict())
+    return Summary("import-model", str(config.output), facts, done_before=done_before, notes=tuple(notes))
+
+
+def _import_program(config: ImportModelConfig, contract: Contract, lens: int, notes: list[str]) -> Summary:
+    """Make a model directory whose network is the ONNX file itself."""
+    if config.source.suffix != ".onnx":
+        raise ConfigError(
+            f"{config.source} is no .onnx file, which a sidecar with architecture.name: onnx is about",
+            hint="torch.onnx.export writes one, of TorchScript programs too",
+        )
+    # The label of a lens in the sidecar says which output means one; in the contract it is always 1.
+    record = contract.architecture.model_copy(update={"lens": lens} if contract.output == "lens" else {})
+    contract = contract.model_copy(update={"architecture": record})
+    try:
+        data = read_limited(config.source, MAX_WEIGHT_BYTES)
+    except FileNotFoundError:
+        raise ConfigError(f"the checkpoint {config.source} does not exist") from None
+    program_net(data, record.architecture(), str(config.source))  # refused before anything is written
+    facts: dict[str, int | str] = {
+        "network": "ONNX program",
+        "lens": _lens_line(contract),
+        "bytes": len(data),
+        "from": contract.origin,
+    }
+    done_before = not _save_once(config.output, contract, data)
     return Summary("import-model", str(config.output), facts, done_before=done_before, notes=tuple(notes))
 
 
@@ -110,14 +140,14 @@ def _refuse_other_files(output: Path) -> None:
     if not output.is_dir() or (output / MANIFEST).exists():
         return
     names = sorted(path.name for path in output.iterdir())
-    ours = {member_file(0), CONTRACT} if LOCK in names else set()
+    ours = {member_file(0), member_file(0, "onnx"), CONTRACT} if LOCK in names else set()
     if others := [name for name in names if name not in ours and not name.startswith((LOCK, TEMPORARY))]:
         raise ConfigError(
             f"{output} already holds {others[0]}, which is not part of a model", hint="give a new directory"
         )
 
 
-def _save_once(output: Path, contract: Contract, net: Net) -> bool:
+def _save_once(output: Path, contract: Contract, state: dict[str, Tensor] | bytes) -> bool:
     """Write the model; False when the output holds the same model already.
 
     Raises
@@ -131,15 +161,19 @@ def _save_once(output: Path, contract: Contract, net: Net) -> bool:
         # Under the lock: two imports at once must not both find the directory empty.
         remove_temporaries(output)
         if not (output / MANIFEST).exists():
-            save_model(output, contract, [net.state_dict()])
+            save_model(output, contract, [state])
             return True
         model = load_model(output)
     finally:
         unlock(handle)
-    own, old = net.state_dict(), model.nets[0].state_dict()
     # `members` has checksums that the new contract does not have yet; the weights are compared instead.
     same = model.contract.model_copy(update={"members": contract.members}) == contract.consistent()
-    if len(model.nets) != 1 or not same or not all(torch.equal(own[key], old[key]) for key in own):
+    if same and isinstance(state, bytes):
+        same = hashlib.sha256(state).hexdigest() == model.contract.members[0].sha256
+    elif same and not isinstance(state, bytes):
+        old = model.nets[0].state_dict()
+        same = all(torch.equal(state[key], old[key]) for key in state)
+    if len(model.nets) != 1 or not same:
         raise ConfigError(f"{output} already holds another model", hint="give a new directory")
     return False
 
@@ -217,6 +251,12 @@ def read_state(path: Path) -> dict[str, Tensor]:
         return parse_weights(data, str(path))
     if path.suffix == ".onnx":
         return _onnx_state(data, str(path))
+    if path.suffix == ".pt2":
+        # torch.export.load falls back to unpickling, which runs what the file says.
+        raise IntegrityError(
+            f"{path}: reading a program of torch.export could run code",
+            hint="give the model directory, its ONNX export, or the state_dict as safetensors",
+        )
     # TorchScript and torch.save share the suffix .pt and the zip container: the content decides.
     if _is_torchscript(data):
         return _script_state(data, str(path))
@@ -301,7 +341,8 @@ def _onnx_state(data: bytes, name: str) -> dict[str, Tensor]:
     if any(key.startswith("onnx::") for key in arrays):
         raise IntegrityError(
             f"the weights in {name} have lost their names",
-            hint="torch.onnx.export with dynamo=True keeps them",
+            hint="torch.onnx.export with dynamo=True keeps them; or run the file as it is, with "
+            "architecture.name: onnx in the sidecar",
         )
     for node in graph.node:
         # The bias that a folded batch norm leaves behind is named by the exporter, not by torch.
@@ -529,7 +570,7 @@ def example_inputs(model: Model, network: nn.Module) -> dict[str, Tensor]:
 
 
 def export_model(config: ExportModelConfig) -> Summary:
-    """Write a model as ONNX or TorchScript with its contract beside it, and compare the outputs.
+    """Write a model as ONNX or as a program of torch.export, its contract beside it, and compare the outputs.
 
     Raises
     ------
@@ -540,11 +581,12 @@ def export_model(config: ExportModelConfig) -> Summary:
     """
     model = load_model(config.model)
     contract = model.contract
+    require_weights(contract, str(config.model), "which is exported already")
     network = (FluxToScore(model) if config.with_preprocess else MemberMean(model)).eval()
     inputs = example_inputs(model, network)
     with torch.inference_mode():
         expected = network(*inputs.values()).numpy()
-    data, got = (_to_onnx if config.format == "onnx" else _to_torchscript)(network, inputs)
+    data, got = (_to_onnx if config.format == "onnx" else _to_program)(network, inputs)
     gap = float(np.abs(got - expected).max())
     if not gap <= PARITY:  # written so that NaN fails too
         raise WriteError(
@@ -593,14 +635,15 @@ def _already_written(path: Path, data: bytes) -> bool:
     return True
 
 
-def _to_torchscript(network: nn.Module, inputs: dict[str, Tensor]) -> tuple[bytes, NDArray[np.float32]]:
-    with warnings.catch_warnings(), torch.inference_mode():
-        warnings.simplefilter("ignore")
-        script = torch.jit.trace(network, tuple(value[:2] for value in inputs.values()))
-        out = io.BytesIO()
-        torch.jit.save(script, out)
+def _to_program(network: nn.Module, inputs: dict[str, Tensor]) -> tuple[bytes, NDArray[np.float32]]:
+    rows, out = torch.export.Dim("n"), io.BytesIO()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # about PyTorch's own code, which nobody here can change
+        two = tuple(value[:2] for value in inputs.values())
+        program = torch.export.export(network, two, dynamic_shapes=tuple({0: rows} for _ in inputs))
+        torch.export.save(program, out)
         # What was saved is compared, not what is in memory.
-        again = torch.jit.load(io.BytesIO(out.getvalue()))
+        again: Any = torch.export.load(io.BytesIO(out.getvalue())).module()
         return out.getvalue(), again(*inputs.values()).numpy()
 
 

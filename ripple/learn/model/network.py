@@ -7,11 +7,13 @@ the head means (one logit, K classes, standardised quantities) is in the contrac
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 
+from ripple.config import suggest
 from ripple.errors import ConfigError
 from ripple.learn.model.architecture import NAMES, Architecture
 
@@ -37,18 +39,33 @@ class Net(nn.Module):
         self.dropout = nn.Dropout(0.0)  # `build` sets the rate
         self.head = nn.Linear(features, outputs)
         self.invariant = invariant
+        # What is subtracted from images and divides them, `(1, B, 1, 1)`: of networks from elsewhere.
+        self.register_buffer("input_mean", None, persistent=False)
+        self.register_buffer("input_std", None, persistent=False)
         # Small, so that a new network starts undecided.
         nn.init.normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
 
+    input_mean: Tensor | None
+    input_std: Tensor | None
+
+    def standardise(self, mean: Sequence[float], std: Sequence[float]) -> Net:
+        """Standardise images by band before the backbone; nothing without numbers."""
+        if mean:
+            self.input_mean, self.input_std = (torch.tensor(v)[None, :, None, None] for v in (mean, std))
+        return self
+
     def features(self, image: Tensor) -> Tensor:
         """Features `(n, F)` of images `(n, B, H, W)`."""
+        if self.input_mean is not None:
+            assert self.input_std is not None
+            image = (image - self.input_mean) / self.input_std
         out: Tensor = self.backbone(image)
         return out
 
     def forward(self, image: Tensor) -> Tensor:
         """Outputs `(n, outputs)` of images `(n, B, H, W)`: logits, or standardised quantities."""
-        out: Tensor = self.head(self.dropout(self.backbone(image)))
+        out: Tensor = self.head(self.dropout(self.features(image)))
         return out
 
 
@@ -65,7 +82,7 @@ def build(arch: Architecture, *, pretrained: bool = False) -> Net:
     Raises
     ------
     ConfigError
-        The name is unknown, or the network cannot take images of this size.
+        Neither we nor timm know the name, or the network cannot take images of this size.
     """
     net = _build_named(arch, pretrained)
     net.dropout.p = arch.dropout
@@ -75,18 +92,13 @@ def build(arch: Architecture, *, pretrained: bool = False) -> Net:
 def _build_named(arch: Architecture, pretrained: bool) -> Net:
     small = arch.stem == "small"
     match arch.name:
+        case "onnx":
+            raise ConfigError("an ONNX program cannot be built, only imported", hint="ripple import-model")
         case "d4cnn":
             if arch.size < 16:
                 raise ConfigError(f"d4cnn cannot take images of {arch.size} px", hint="use at least 16 px")
             body = D4Cnn(arch.bands, arch.width)
             return Net(body, body.features, arch.outputs, invariant=True)
-        case "resnet18" | "resnet34":
-            net = _timm(arch, arch.name, pretrained)
-            if small:  # with the pool, 64 px would be 2 px in the last stage
-                net.backbone.maxpool = nn.Identity()
-            return net
-        case "efficientnet_b0" | "efficientnet_b2" | "densenet121":
-            return _timm(arch, arch.name, pretrained)
         case "vit_small":
             patch = 8 if small else 16
             if arch.size % patch:
@@ -94,22 +106,40 @@ def _build_named(arch: Architecture, pretrained: bool) -> Net:
                     f"vit_small cannot take images of {arch.size} px, which is not a multiple of {patch}",
                     hint="crop the cutouts",
                 )
-            return _timm(arch, f"vit_small_patch{patch}_224", pretrained, img_size=arch.size)
-        case (
-            "convnextv2_atto" | "convnextv2_femto" | "convnextv2_pico" | "convnextv2_nano" | "convnextv2_tiny"
-        ):
-            # Published weights are for patches of 4 and cannot be put into others.
-            options = {"patch_size": 2} if small and not pretrained else {}
-            return _timm(arch, arch.name, pretrained, **options)
-    raise ConfigError(f"unknown network {arch.name!r}", hint="known are " + ", ".join(NAMES))
+            return _timm(arch, f"vit_small_patch{patch}_224", pretrained)
+    # Published weights are for patches of 4 and cannot be put into others.
+    patches = {"patch_size": 2} if small and not pretrained and arch.name.startswith("convnext") else {}
+    net = _timm(arch, arch.name, pretrained, **patches)
+    if small and isinstance(getattr(net.backbone, "maxpool", None), nn.MaxPool2d):
+        net.backbone.maxpool = nn.Identity()  # with the pool, 64 px would be 2 px in the last stage
+    return net
 
 
 def _timm(arch: Architecture, name: str, pretrained: bool, **options: Any) -> Net:
     import timm  # not above: scoring with d4cnn needs none of it
 
-    body: Any = timm.create_model(name, pretrained=pretrained, in_chans=arch.bands, num_classes=0, **options)
-    # ConvNeXt tells the width of its head, which for ResNets is also the width of the pooled features.
-    return Net(body, int(body.num_features), arch.outputs)
+    if not timm.is_model(name):
+        near = suggest(name, [*NAMES, *timm.list_models()])
+        raise ConfigError(
+            f"unknown network {arch.name!r}{near}",
+            hint="known are d4cnn, vit_small and the names of timm.list_models()",
+        )
+    known = timm.get_pretrained_cfg(name)
+    if known is not None and known.fixed_input_size:
+        options["img_size"] = arch.size
+    try:
+        body: Any = timm.create_model(
+            name, pretrained=pretrained, in_chans=arch.bands, num_classes=0, **options
+        )
+        if arch.name not in NAMES:  # nobody has tried whether it takes small cutouts
+            with torch.inference_mode():
+                body.eval()(torch.zeros(1, arch.bands, arch.size, arch.size))
+    except (RuntimeError, AssertionError, TypeError, ValueError) as err:
+        said = " ".join(str(err).split())[:160]
+        raise ConfigError(f"{arch.name} cannot take images of {arch.size} px: {said}") from None
+    # What comes out where there is no classifier: of some networks wider than the last feature map.
+    width = getattr(body, "head_hidden_size", None) or body.num_features
+    return Net(body.train(), int(width), arch.outputs)
 
 
 def timm_state(arch: Architecture, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
     MODEL/model.safetensors        weights of the first member
     MODEL/member-1.safetensors     further members of an ensemble
+    MODEL/model.onnx               in the place of weights: a program of others
     MODEL/latent.safetensors       features of training rows, for distances
     MODEL/history.csv, evaluation.json, curves.png    of models that were trained here
     MODEL/model.json               the contract
@@ -17,7 +18,7 @@ import hashlib
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
@@ -37,6 +38,7 @@ from ripple.learn.model.contract import (
     scaled_side,
 )
 from ripple.learn.model.network import Net, build
+from ripple.learn.model.program import program_net
 from ripple.storage.checksums import listed
 from ripple.storage.files import make_directory, write_atomic
 from ripple.storage.manifest import identity_of, write_manifest
@@ -75,9 +77,9 @@ def convert(image: Tensor, contract: Contract, facts: Facts) -> Tensor:
     return image[:, :, y : y + contract.size, x : x + contract.size]
 
 
-def member_file(k: int) -> str:
+def member_file(k: int, suffix: str = "safetensors") -> str:
     """Name of the weights of member k."""
-    return "model.safetensors" if k == 0 else f"member-{k}.safetensors"
+    return f"model.{suffix}" if k == 0 else f"member-{k}.{suffix}"
 
 
 def weight_bytes(state: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
@@ -95,7 +97,9 @@ def save_weights(path: Path, state: Mapping[str, Tensor]) -> bytes:
     return data
 
 
-def save_model(directory: Path, contract: Contract, states: list[Mapping[str, Tensor]]) -> Contract:
+def save_model(
+    directory: Path, contract: Contract, states: Sequence[Mapping[str, Tensor] | bytes]
+) -> Contract:
     """Write a model directory; the manifest comes last and lists the files, those of `BESIDE` too.
 
     Parameters
@@ -105,7 +109,7 @@ def save_model(directory: Path, contract: Contract, states: list[Mapping[str, Te
     contract
         Its `members` give seed and epoch of each state; file, size and digest are filled in here.
     states
-        Weights of the members.
+        Weights of the members, or programs.
 
     Returns
     -------
@@ -114,8 +118,13 @@ def save_model(directory: Path, contract: Contract, states: list[Mapping[str, Te
     make_directory(directory)
     members = []
     for k, (state, member) in enumerate(zip(states, contract.members, strict=True)):
-        data = save_weights(directory / member_file(k), state)
-        facts = {"file": member_file(k), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        if isinstance(state, bytes):
+            name, data = member_file(k, "onnx"), state
+            write_atomic(directory / name, data)
+        else:
+            name = member_file(k)
+            data = save_weights(directory / name, state)
+        facts = {"file": name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         members.append(member.model_copy(update=facts))
     final = contract.model_copy(update={"members": tuple(members)}).consistent()
     stored = final.model_dump(mode="json")
@@ -133,7 +142,7 @@ def save_model(directory: Path, contract: Contract, states: list[Mapping[str, Te
 
 
 def load_weights(path: Path, arch: Architecture, *, sha256: str | None = None) -> Net:
-    """A network with weights from a safetensors file, every one of them checked.
+    """A network with weights from a safetensors file, every one of them checked, or an ONNX program.
 
     Parameters
     ----------
@@ -155,6 +164,8 @@ def load_weights(path: Path, arch: Architecture, *, sha256: str | None = None) -
         raise IntegrityError(f"{path}: not there, the contract names it") from None
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
         raise IntegrityError(f"{path}: {len(data)} bytes with another digest than the contract states")
+    if arch.is_program:
+        return program_net(data, arch, str(path))
     state = parse_weights(data, str(path))
     net = build(arch)
     fit_state(net, state, str(path))
@@ -305,5 +316,10 @@ def load_model(directory: Path) -> Model:
     """
     contract = load_contract(directory)
     arch = contract.architecture.architecture()
-    nets = tuple(load_weights(directory / m.file, arch, sha256=m.sha256) for m in contract.members)
+    nets = tuple(
+        load_weights(directory / m.file, arch, sha256=m.sha256).standardise(
+            contract.input_mean, contract.input_std
+        )
+        for m in contract.members
+    )
     return Model(directory, contract, nets, load_bank(directory, contract))

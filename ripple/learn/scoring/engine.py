@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ripple.errors import ConfigError, ContractError
+from ripple.learn.model.program import OnnxProgram
 from ripple.learn.model.weights import Model
 from ripple.learn.scoring.forward import member_outputs
 from ripple.runtime.extras import missing, not_installed
@@ -25,32 +26,9 @@ from ripple.storage.files import TEMPORARY, write_atomic
 Engine = Literal["auto", "torch", "onnx"]
 #: Rows from which on `auto` takes ONNX Runtime: writing the graph takes some 10 s, a row saves about 1 ms.
 ENOUGH = 20_000
-#: Images at a time: more fall out of the processor's cache (docs/howto/search-a-survey.md).
-SLICE = 32
 #: Largest difference of scores on the images of the check.
 TOLERANCE = 1e-5
 PROBES = 64
-
-
-class OnnxBackbone(nn.Module):
-    """A backbone that ONNX Runtime computes: `(n, B, S, S)` float32 on the CPU to features `(n, F)`."""
-
-    def __init__(self, graph: bytes) -> None:
-        import onnxruntime  # an extra, and slow to import
-
-        super().__init__()
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        self._input = self._session.get_inputs()[0].name
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Features of images."""
-        parts = [
-            torch.from_numpy(self._session.run(None, {self._input: part.numpy()})[0])
-            for part in image.contiguous().split(SLICE)
-        ]
-        return torch.cat(parts)
 
 
 def chosen(engine: Engine, rows: int, device: torch.device) -> Literal["torch", "onnx"]:
@@ -91,11 +69,13 @@ def graph_of(backbone: nn.Module, shape: tuple[int, int]) -> bytes:
 
 
 def with_graphs(model: Model, paths: Sequence[Path]) -> Model:
-    """The model with its backbones computed by ONNX Runtime."""
+    """The model with its backbones computed by ONNX Runtime; a program of others is that already."""
+    if model.contract.architecture.is_program:
+        return model
     nets = []
     for net, path in zip(model.nets, paths, strict=True):
         other = copy(net)
-        other._modules = {**net._modules, "backbone": OnnxBackbone(path.read_bytes())}
+        other._modules = {**net._modules, "backbone": OnnxProgram(path.read_bytes())}
         nets.append(other)
     return replace(model, nets=tuple(nets))
 
@@ -122,6 +102,8 @@ def with_onnx(model: Model, directory: Path) -> Model:
         ONNX Runtime gives other scores than PyTorch.
     """
     paths, arch = graph_paths(model, directory), model.contract.architecture
+    if arch.is_program:
+        return model
     for net, path in zip(model.nets, paths, strict=True):
         write_atomic(path, graph_of(net.backbone, (arch.bands, arch.size)))
     other = with_graphs(model, paths)

@@ -46,6 +46,7 @@ from ripple.learn.model.contract import (
     Judged,
     Member,
     load_contract,
+    require_weights,
 )
 from ripple.learn.model.device import choose_device
 from ripple.learn.model.network import Net, build
@@ -140,7 +141,9 @@ def with_network_of_init(config: TrainConfig) -> TrainConfig:
     """
     if config.init is None:
         return config
-    theirs = load_contract(config.init).architecture
+    base = load_contract(config.init)
+    require_weights(base, f"--init {config.init}", "which cannot be trained further")
+    theirs = base.architecture
     have = {"network": theirs.name, "stem": theirs.stem, "width": theirs.width}
     for name, value in have.items():
         used = name != "width" or theirs.name == "d4cnn"  # no other network has a width
