@@ -23,7 +23,7 @@ from ripple.storage.shard_reader import map_cutouts
 
 pytest.importorskip("lsst.pipe.base")
 
-from lsst.daf.butler import Butler
+from lsst.daf.butler import Butler, DatasetRef, DatasetType, FileDataset
 from lsst.pipe.base import InvalidQuantumError, Pipeline
 from lsst.pipe.base.simple_pipeline_executor import SimplePipelineExecutor
 
@@ -31,6 +31,7 @@ from ripple.pipeline import LensSearchConfig
 
 ROOT = Path(__file__).parents[2]
 PIPELINE = ROOT / "configs" / "pipelines" / "lens_search.yaml"
+DIMENSIONS = ("band", "skymap", "tract", "patch")
 TRACT = "skymap='ripple_mini_v1' AND tract=5063"
 
 
@@ -69,12 +70,14 @@ def repo(sky: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(sky / "repo", tmp_path / "repo"))
 
 
-def execute(repo: Path, model: Path, where: str = TRACT, **options: Any) -> Butler:
+def execute(
+    repo: Path, model: Path, where: str = TRACT, inputs: tuple[str, ...] = ("mini",), **options: Any
+) -> Butler:
     """Run the pipeline in this process; the Butler of what it wrote."""
     pipeline = Pipeline.from_uri(str(PIPELINE))
     for name, value in {"model": str(model), **options}.items():
         pipeline.addConfigOverride("lensSearch", name, value)
-    butler = SimplePipelineExecutor.prep_butler(str(repo), inputs=["mini"], output="u/someone/lenses")
+    butler = SimplePipelineExecutor.prep_butler(str(repo), inputs=list(inputs), output="u/someone/lenses")
     executor = SimplePipelineExecutor.from_pipeline(pipeline, where=where, butler=butler)
     executor.run(register_dataset_types=True)
     return Butler.from_config(str(repo), collections="u/someone/lenses")
@@ -170,6 +173,32 @@ def test_a_model_that_does_not_fit_is_refused_by_name(
 def test_a_patch_without_targets_has_no_work(repo: Path, model: Path, patches: list[int]) -> None:
     butler = execute(repo, model, f"{TRACT} AND patch={patches[0]}", select="i_cModelFlux > 1e12")
     assert not butler.query_datasets("lens_scores", explain=False)
+
+
+def test_other_dataset_types_and_storage_classes(
+    repo: Path, model: Path, searched: dict[int, Path], patches: list[int]
+) -> None:
+    """As in releases whose coadds are ExposureF: the class is never asked for, RIPPLe reads the files."""
+    with Butler.from_config(str(repo), writeable=True, run="afw") as butler:
+        kind = DatasetType("afw_coadd", DIMENSIONS, "ExposureF", universe=butler.dimensions)
+        butler.registry.registerDatasetType(kind)
+        formatter = "lsst.images.formatters.GenericFormatter"  # that of afw is not installed
+        butler.ingest(
+            *(
+                FileDataset(butler.getURI(ref), DatasetRef(kind, ref.dataId, run="afw"), formatter=formatter)
+                for ref in butler.query_datasets("deep_coadd", "mini")
+            ),
+            transfer="copy",
+        )
+    options = {
+        "coadd_storage_class": "ExposureF",
+        "connections.coadd": "afw_coadd",
+        "connections.lens": "afw",
+    }
+    found = execute(repo, model, f"{TRACT} AND patch={patches[0]}", inputs=("afw", "mini"), **options)
+    assert_same(
+        table(found, "afw_scores", patches[0]), pq.read_table(searched[patches[0]] / "scores.parquet")
+    )
 
 
 def test_options_that_contradict_each_other() -> None:
