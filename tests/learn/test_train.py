@@ -87,12 +87,12 @@ def test_same_seed_same_bytes_and_kill_changes_nothing(
     train(config(toys, tmp_path / "whole", seeds=2))
     calls, original = 0, loop.lens_loss
 
-    def interrupted(*args: Any) -> torch.Tensor:
+    def interrupted(*args: Any, **kwargs: Any) -> torch.Tensor:
         nonlocal calls
         calls += 1
         if calls in (12, 31):  # in the second epoch, and after the first member
             raise Interrupted(signal.SIGTERM)
-        return original(*args)
+        return original(*args, **kwargs)
 
     monkeypatch.setattr(loop, "lens_loss", interrupted)
     for _ in range(2):

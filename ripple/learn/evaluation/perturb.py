@@ -287,13 +287,15 @@ def one_pixel(
         y = (genes[..., 0] * h).long().clamp_max(h - 1)
         x = (genes[..., 1] * w).long().clamp_max(w - 1)
         value = low[:, None] + genes[..., 2:] * (high - low)[:, None]
-        i, j = torch.meshgrid(torch.arange(n), torch.arange(p), indexing="ij")
+        lines = (torch.arange(k, device=s.flux.device) for k in (n, p))
+        i, j = torch.meshgrid(*lines, indexing="ij")
         out[i, j, :, y, x] = value
         return out.flatten(0, 1)
 
     def cost(genes: Tensor) -> Tensor:
         wide = s.take(torch.arange(n, device=s.flux.device).repeat_interleave(genes.shape[1]))
-        return probability(wide.tensor(paint(genes))).reshape(n, -1)
+        # What judges the answers may be on the CPU.
+        return probability(wide.tensor(paint(genes))).reshape(n, -1).to(genes.device)
 
     genes = _uniform((n, population, 2 + bands), s.flux, g)
     best = cost(genes)  # (n, P)
@@ -309,5 +311,5 @@ def one_pixel(
         better = found < best
         genes, best = torch.where(better[..., None], trial, genes), torch.where(better, found, best)
     winner = best.argmin(1)
-    chosen = genes[torch.arange(n), winner][:, None]
+    chosen = genes[torch.arange(n, device=winner.device), winner][:, None]
     return paint(chosen)

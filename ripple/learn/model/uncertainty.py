@@ -128,14 +128,14 @@ def neighbour_distance(bank: ArrayLike, features: ArrayLike, neighbour: int = NE
     out = np.zeros(there.shape[1])
     for ours, theirs in zip(known, there, strict=True):
         x, y = _placed(theirs), _placed(ours)
-        # |x - y|² but for |x|², which does not change the order, as one product.
-        left = np.concatenate([-2 * x, np.ones((len(x), 1))], 1)
-        right = np.concatenate([y, (y**2).sum(1, keepdims=True)], 1).T
+        # |x - y|² but for |x|², which does not change the order, as one product: in float32, half the time.
+        left = np.concatenate([-2 * x, np.ones((len(x), 1))], 1).astype(np.float32)
+        right = np.concatenate([y, (y**2).sum(1, keepdims=True)], 1).astype(np.float32).T
         for at in range(0, len(x), 256):
             apart = left[at : at + 256] @ right
-            nearest = np.partition(apart, k, axis=1)[:, k] if k else apart.min(axis=1)
-            square = nearest + (x[at : at + 256] ** 2).sum(1)
-            out[at : at + 256] += np.sqrt(np.maximum(square, 0)) / len(known)
+            place = np.argpartition(apart, k, axis=1)[:, k] if k else apart.argmin(axis=1)
+            # That row's distance in double precision: differences of squares lose it where it is small.
+            out[at : at + 256] += np.linalg.norm(x[at : at + 256] - y[place], axis=1) / len(known)
     return out
 
 
