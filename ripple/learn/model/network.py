@@ -118,12 +118,7 @@ def _build_named(arch: Architecture, pretrained: bool) -> Net:
 def _timm(arch: Architecture, name: str, pretrained: bool, **options: Any) -> Net:
     import timm  # not above: scoring with d4cnn needs none of it
 
-    if not timm.is_model(name):
-        near = suggest(name, [*NAMES, *timm.list_models()])
-        raise ConfigError(
-            f"unknown network {arch.name!r}{near}",
-            hint="known are d4cnn, vit_small and the names of timm.list_models()",
-        )
+    require_known(arch.name)
     known = timm.get_pretrained_cfg(name)
     if known is not None and known.fixed_input_size:
         options["img_size"] = arch.size
@@ -140,6 +135,26 @@ def _timm(arch: Architecture, name: str, pretrained: bool, **options: Any) -> Ne
     # What comes out where there is no classifier: of some networks wider than the last feature map.
     width = getattr(body, "head_hidden_size", None) or body.num_features
     return Net(body.train(), int(width), arch.outputs)
+
+
+def require_known(name: str) -> None:
+    """Refuse a network that neither we nor timm know, without building one.
+
+    Raises
+    ------
+    ConfigError
+        Names the nearest ones.
+    """
+    if name in NAMES:
+        return
+    import timm
+
+    if not timm.is_model(name):
+        near = suggest(name, [*NAMES, *timm.list_models()])
+        raise ConfigError(
+            f"unknown network {name!r}{near}",
+            hint="known are d4cnn, vit_small and the names of timm.list_models()",
+        )
 
 
 def timm_state(arch: Architecture, state: dict[str, Tensor]) -> dict[str, Tensor]:

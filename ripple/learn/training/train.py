@@ -49,7 +49,7 @@ from ripple.learn.model.contract import (
     require_weights,
 )
 from ripple.learn.model.device import choose_device
-from ripple.learn.model.network import Net, build
+from ripple.learn.model.network import Net, build, require_known
 from ripple.learn.model.weights import BESIDE, member_file, save_model
 from ripple.learn.scoring.forward import mean_outputs
 from ripple.learn.training import judge as judging
@@ -186,6 +186,7 @@ def _train(
     stop: Stop,
 ) -> Contract:
     work, arch = config.output / WORK, architecture(config, data)
+    require_known(arch.name)  # before the gates, which take minutes
     report = _gates(config, data, work) if config.task == "lens" and ranks.first else None
     members = [
         fit(data, config, arch, work, seed=config.seed + k, device=device, ranks=ranks, stop=stop)
