@@ -10,8 +10,8 @@ an even ring around the galaxy less than half, as in each annulus it looks like 
 from __future__ import annotations
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.optimize import least_squares
 
 Float = NDArray[np.float64]
 
@@ -150,5 +150,7 @@ def _fitted(at: Float, value: Float, error: Float) -> Float:
     top = np.log(value[0])
     low, high = [top - 3, -3.0, 0.5, -3.0], [top + 12, 4.0, 6.0, 1.8]
     start = np.array([top + 0.5, 0.5, 1.5, 0.3])
-    found = least_squares(misfit, start, bounds=(low, high), loss="cauchy", max_nfev=30, ftol=2e-3)
+    found = scipy.optimize.least_squares(
+        misfit, start, bounds=(low, high), loss="cauchy", max_nfev=30, ftol=2e-3
+    )
     return np.asarray(found.x)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy.spatial import cKDTree
 
 from ripple.errors import CatalogueError
 
@@ -40,17 +40,21 @@ def close_pairs(points: Float, radius: float) -> NDArray[np.intp]:
     """`(P, 2)` rows of unit vectors `(N, 3)` closer than `radius` arcsec; none for a radius of 0."""
     if radius <= 0 or len(points) < 2:
         return np.zeros((0, 2), np.intp)
-    return np.asarray(cKDTree(points).query_pairs(chord(radius), output_type="ndarray"))
+    return np.asarray(scipy.spatial.cKDTree(points).query_pairs(chord(radius), output_type="ndarray"))
 
 
 def repeated(ra: ArrayLike, dec: ArrayLike, radius: float) -> NDArray[np.bool_]:
     """`(N,)` rows closer than `radius` arcsec to an earlier row; rows without a position never are."""
-    points = unit_vectors(ra, dec)
-    known = np.flatnonzero(np.isfinite(points).all(axis=1))
-    out = np.zeros(len(points), bool)
-    pairs = close_pairs(points[known], radius)
+    ra, dec = np.asarray(ra, np.float64), np.asarray(dec, np.float64)
+    known = np.flatnonzero(np.isfinite(ra) & np.isfinite(dec))
+    out = np.zeros(len(ra), bool)
+    if radius <= 0:
+        return out
+    # A tree of the few that may have a neighbour; without one, its module need not be loaded.
+    few = known[_crowded(ra[known], dec[known], chord(radius))]
+    pairs = close_pairs(unit_vectors(ra[few], dec[few]), radius)
     # The later row of each pair: the first of a group stays.
-    out[known[pairs.max(axis=1)]] = True
+    out[few[pairs.max(axis=1)]] = True
     return out
 
 
@@ -65,10 +69,12 @@ def earlier_neighbours(ra: Float, dec: Float, radius: float) -> list[tuple[int, 
     reach = chord(radius)
     # Almost no target has a neighbour, so the tree is built of the few that may have one.
     rows = _crowded(ra, dec, reach)
+    if not len(rows):
+        return []
     points = unit_vectors(ra[rows], dec[rows])
     places, first, place = np.unique(points, axis=0, return_index=True, return_inverse=True)
     # Identical positions as one: a column of zeros would otherwise make N² pairs.
-    tree = cKDTree(places)
+    tree = scipy.spatial.cKDTree(places)
     # count_neighbors counts each pair twice and each point with itself.
     if tree.count_neighbors(tree, reach) - len(places) > 2 * MAX_PAIRS:
         raise CatalogueError(

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy.spatial import cKDTree
 
 from ripple.errors import ConfigError, DataError
 from ripple.sky.neighbours import chord, unit_vectors
@@ -240,7 +240,7 @@ def _near_pairs(
     points = unit_vectors(ra, dec)
     known = np.isfinite(points).all(axis=1)
     members = [np.flatnonzero(known & (split == s)) for s in range(3)]
-    return _pairs_between([cKDTree(points[m]) for m in members], members, chord(radius))
+    return _pairs_between([scipy.spatial.cKDTree(points[m]) for m in members], members, chord(radius))
 
 
 def twin_images(
@@ -301,7 +301,7 @@ def twin_thumbnails(
     """`twin_images` of `thumbnails` `(N, F)`, which take much less memory than the images."""
     good = flat.any(axis=1) & (split >= 0)
     members = [np.flatnonzero(good & (split == s)) for s in range(3)]
-    trees = [cKDTree(flat[m]) for m in members]
+    trees = [scipy.spatial.cKDTree(flat[m]) for m in members]
     return _pairs_between(trees, members, tolerance)
 
 

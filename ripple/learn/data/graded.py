@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 from ripple.errors import InputError
 from ripple.sky.neighbours import chord, unit_vectors
@@ -152,7 +152,7 @@ def _hidden(
     placed = np.isfinite(ra) & np.isfinite(dec)
     rows = np.flatnonzero(np.isfinite(columns["ra"]) & np.isfinite(columns["dec"]))
     if placed.any() and len(rows):
-        tree = cKDTree(unit_vectors(ra[placed], dec[placed]))
+        tree = scipy.spatial.cKDTree(unit_vectors(ra[placed], dec[placed]))
         gap = tree.query(unit_vectors(columns["ra"][rows], columns["dec"][rows]))[0]
         hidden[rows[gap <= chord(guard)]] = True
     return hidden

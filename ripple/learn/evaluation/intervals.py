@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from typing import NotRequired, TypedDict
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import brentq
-from scipy.special import betaincinv
 
 from ripple.learn.evaluation.metrics import Curve, Float, Metric, auroc, curve, ece, ranked
 
@@ -99,8 +98,8 @@ def clopper_pearson(successes: float, trials: float) -> Estimate:
     if trials == 0:
         return Estimate(0.0, 0.0, 1.0)
     k, n = float(successes), float(trials)
-    low = float(betaincinv(k, n - k + 1, TAIL)) if k > 0 else 0.0
-    high = float(betaincinv(k + 1, n - k, 1 - TAIL)) if k < n else 1.0
+    low = float(scipy.special.betaincinv(k, n - k + 1, TAIL)) if k > 0 else 0.0
+    high = float(scipy.special.betaincinv(k + 1, n - k, 1 - TAIL)) if k < n else 1.0
     return Estimate(k / n, low, high)
 
 
@@ -180,8 +179,8 @@ def f_beta_limits(c: Curve, beta2: float, points: int = 400) -> tuple[float, flo
 def _binomial_limit(k: Float, n: float, quantile: float) -> Float:
     """Clopper-Pearson limit of counts `(K,)` of n: the lower one for a quantile below a half."""
     if quantile < 0.5:
-        return np.where(k > 0, betaincinv(np.maximum(k, 1), n - k + 1, quantile), 0.0)
-    return np.where(k < n, betaincinv(k + 1, np.maximum(n - k, 1), quantile), 1.0)
+        return np.where(k > 0, scipy.special.betaincinv(np.maximum(k, 1), n - k + 1, quantile), 0.0)
+    return np.where(k < n, scipy.special.betaincinv(k + 1, np.maximum(n - k, 1), quantile), 1.0)
 
 
 # --- areas ------------------------------------------------------------------------------------------
@@ -205,8 +204,14 @@ def auroc_limits(area: float, positives: float, negatives: float) -> tuple[float
         return float(np.sqrt(a * (1 - a) * spread / (positives * negatives)))
 
     # At 1 and 0 the area itself would be a second root: the search stays just inside.
-    low = brentq(lambda a: area - a - Z * sigma(a), 0.0, min(area, 1 - 1e-12)) if area > 0 else 0.0
-    high = brentq(lambda a: a - area - Z * sigma(a), max(area, 1e-12), 1.0) if area < 1 else 1.0
+    low = (
+        scipy.optimize.brentq(lambda a: area - a - Z * sigma(a), 0.0, min(area, 1 - 1e-12))
+        if area > 0
+        else 0.0
+    )
+    high = (
+        scipy.optimize.brentq(lambda a: a - area - Z * sigma(a), max(area, 1e-12), 1.0) if area < 1 else 1.0
+    )
     return float(low), float(high)
 
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict
-from scipy.optimize import minimize
 
 Float = NDArray[np.float64]
 Method = Literal["none", "temperature", "isotonic"]
@@ -200,7 +200,7 @@ def fit_classes(value: ArrayLike, label: ArrayLike) -> ClassCalibration:
         slope = np.append((gap * z).sum(1).mean(), gap.mean(0) + 1e-6 * w[1:])
         return float(value + 0.5e-6 * (w[1:] ** 2).sum()), slope
 
-    found = minimize(loss, np.append(1.0, np.zeros(k)), jac=True, method="L-BFGS-B",
+    found = scipy.optimize.minimize(loss, np.append(1.0, np.zeros(k)), jac=True, method="L-BFGS-B",
                      bounds=[(1e-3, None), *[(None, None)] * k]).x  # fmt: skip
     return ClassCalibration(
         scale=float(found[0]),
