@@ -25,8 +25,9 @@ _FORMATS = {"similarity": ".6f", "separation": ",.2f", "score": ".4f", "ra": ".6
 def command(config: SimilarConfig, as_json: bool) -> None:
     """Rows of EMBEDDINGS that look like others to the network: an exact search by cosine similarity.
 
-    With several examples, the similarity is the mean of the cosines with --like minus the mean of those with
-    --unlike. With --to, pairs of rows that look the same: near-duplicates, or leaks from training to test.
+    With several examples, the similarity is the cosine with the nearest of --like; rows that are nearer to
+    one of --unlike are left out. With --to, pairs of rows that look the same: near-duplicates, or leaks from
+    training to test.
     """
     from ripple.runtime.summary import Summary
     from ripple.stages.similar.similar import as_records, similar, write

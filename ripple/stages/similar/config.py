@@ -17,7 +17,9 @@ class SimilarConfig(Config):
 
     embeddings: Path = neutral(description="Embeddings to search.")
     like: tuple[str, ...] = Field((), description="Ids of rows to look for the like of.")
-    unlike: tuple[str, ...] = Field((), description="Ids of rows that the others should not be like.")
+    unlike: tuple[str, ...] = Field(
+        (), description="Ids of counter-examples: rows nearer to one of them are left out."
+    )
     examples: Path | None = Field(
         None, description="Embeddings by the same model that have the rows of --like and --unlike."
     )

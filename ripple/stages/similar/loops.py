@@ -15,16 +15,32 @@ _compile: Callable[[Callable[..., Any]], Callable[..., Any]] = numba.njit(
 
 
 @_compile
-def cosines(vector: Any, query: Any, out: Any) -> None:
-    """Product of a query `(F,)` float32 with the direction of each vector `(N, F)` int8, into `(N,)` float32.
+def nearest(vector: Any, query: Any, likes: int, slack: float, out: Any) -> None:
+    """Largest cosine of each vector `(N, F)` int8 with the first `likes` of unit vectors `(K, F)` float32.
+
+    Into `(N,)` float32; minus infinity where one of the others is nearer, by more than `slack`.
 
     A vector of zeros has no direction: 0.
     """
+    value, first = np.empty(vector.shape[1], np.float32), query[0]
     for n in range(vector.shape[0]):
         row = vector[n]
-        product, square = np.float32(0), np.float32(0)
+        best, square = np.float32(0), np.float32(0)
+        # The first product along with the length: often there is no other.
         for k in range(len(row)):
-            value = np.float32(row[k])
-            product += value * query[k]
-            square += value * value
-        out[n] = product / np.sqrt(square) if square > 0 else np.float32(0)
+            number = np.float32(row[k])
+            value[k] = number
+            best += number * first[k]
+            square += number * number
+        other = np.float32(-np.inf)
+        for q in range(1, query.shape[0]):
+            mine = query[q]
+            product = np.float32(0)
+            for k in range(len(row)):
+                product += value[k] * mine[k]
+            if q < likes:
+                best = max(best, product)
+            else:
+                other = max(other, product)
+        length = np.sqrt(square) if square > 0 else np.float32(1)
+        out[n] = best / length if other <= best + np.float32(slack) * length else -np.inf

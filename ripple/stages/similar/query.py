@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,8 @@ from ripple.storage.embeddings import mapped
 
 #: Ids among which the nearest to an unknown one are looked for.
 _KNOWN = 5000
+#: Digits of a similarity after the point: beyond them the order of the sums speaks.
+DIGITS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +64,34 @@ def examples_of(artefact: Artefact, ids: Sequence[str]) -> dict[str, Example]:
     return {name: mine[0] for name, mine in found.items()}
 
 
-def direction(like: Sequence[Example], unlike: Sequence[Example]) -> NDArray[np.float64]:
-    """What is multiplied with a direction: the mean direction of `like` minus that of `unlike`, `(F,)`.
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What is looked for: directions `(K, F)` and `(M, F)` float64 of examples and of counter-examples."""
 
-    The product is the mean of the cosines with `like` minus the mean of those with `unlike`.
-    """
-    query = np.mean([unit(e.vector) for e in like], axis=0)
-    if unlike:
-        query = query - np.mean([unit(e.vector) for e in unlike], axis=0)
-    return np.asarray(query, np.float64)
+    like: NDArray[np.float64]
+    unlike: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, like: Sequence[Example], unlike: Sequence[Example] = ()) -> Self:
+        """The query of some rows."""
+        features = like[0].vector.shape
+        sides = (
+            np.array([e.vector for e in side], np.int8).reshape(-1, *features) for side in (like, unlike)
+        )
+        return cls(*map(unit, sides))
+
+    def similarity(self, vector: NDArray[np.int8]) -> NDArray[np.float64]:
+        """Largest cosine of each vector `(N, F)` with an example; minus infinity where a counter-example is
+        nearer.
+
+        The nearest example, not the mean of all: lenses differ from each other, and the mean of five is like
+        none of them (docs/howto/find-similar.md).
+        """
+        there = unit(vector)
+        # Rounded, so that how the sums were taken does not speak.
+        best = np.round(there @ self.like.T, DIGITS).max(axis=1, initial=-np.inf)
+        other = np.round(there @ self.unlike.T, DIGITS).max(axis=1, initial=-np.inf)
+        return np.where(other > best, -np.inf, best)
 
 
 def unit(vector: NDArray[np.int8]) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""Exact search: the rows whose directions have the largest product with a query.
+"""Exact search: the rows whose directions have the largest cosine with one of some examples.
 
 Every row is looked at. float32 first, with a bound on its error; what may be among the best is computed again
 in float64, so that the order does not depend on how the sums were taken.
@@ -15,14 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ripple.stages.similar.query import starts, unit
+from ripple.stages.similar.query import DIGITS, Query, starts, unit
 from ripple.storage.artefact import Artefact
 from ripple.storage.embeddings import mapped, taken
 
 #: Which rows of a table to search: `(N,)` bool.
 Keep = Callable[[pa.Table], NDArray[np.bool_]]
-#: Digits after the point that count for the order: beyond them the order of the sums speaks.
-_DIGITS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +39,7 @@ class Hits:
 
 def nearest(
     artefact: Artefact,
-    query: NDArray[np.float64],
+    query: Query,
     top: int,
     columns: tuple[str, ...],
     keep: Keep,
@@ -50,14 +48,14 @@ def nearest(
     read: tuple[str, ...] = (),
     above: float = -np.inf,
 ) -> Hits:
-    """The rows with the largest product.
+    """The rows that are nearest to an example, and not nearer to a counter-example.
 
     Parameters
     ----------
     artefact
         Embeddings.
     query
-        `(F,)` from `query.direction`.
+        What is looked for.
     top
         How many.
     columns
@@ -78,33 +76,32 @@ def nearest(
     """
     from ripple.stages.similar import loops  # loads numba
 
-    single = query.astype(np.float32)
-    slack = 2 * float32_error(len(query), float(np.linalg.norm(query)))
+    single = np.concatenate([query.like, query.unlike]).astype(np.float32)
+    slack = 2 * float32_error(single.shape[1])
     first, best = starts(artefact), Hits(np.zeros(0), np.zeros(0, np.int64), pa.table({}))
     for k, shard in enumerate(artefact.shards):
         with mapped(artefact, k, (*columns, *read)) as rows:
             near = np.empty(shard.rows, np.float32)
-            loops.cosines(rows.vector, single, near)
+            loops.nearest(rows.vector, single, len(query.like), slack, near)
             mine = without[(without >= first[k]) & (without < first[k + 1])] - first[k]
             near[mine] = -np.inf
             least = above if len(best.number) < top else max(above, float(best.similarity[-1]))
             # The conditions are looked at for rows that are similar enough only.
-            at = np.flatnonzero(near >= max(least - slack, -3.0))  # all but those without
+            at = np.flatnonzero(near >= max(least - slack, -2.0))  # none that are left out
             at = at[keep(rows.table if len(at) == shard.rows else rows.table.take(at))]
             if len(at) > top:
                 at = at[near[at] >= np.partition(near[at], len(at) - top)[len(at) - top] - slack]
-            similarity = np.round(unit(rows.vector[at]) @ query, _DIGITS)
-            at, similarity = at[similarity >= least], similarity[similarity >= least]
+            similarity = query.similarity(rows.vector[at])
+            good = (similarity >= least) & np.isfinite(similarity)
+            at, similarity = at[good], similarity[good]
             names = [name for name in columns if name in rows.table.column_names]
             hits = Hits(similarity, at + first[k], taken(rows.table.select(names), at)).best(top)
         best = _joined(best, hits).best(top)
     return best
 
 
-def products(
-    artefact: Artefact, query: NDArray[np.float64], ids: pa.Array | pa.ChunkedArray
-) -> NDArray[np.float64]:
-    """Product of a query `(F,)` with the direction of each of some rows `(n,)`, given by their ids as text.
+def similarities(artefact: Artefact, query: Query, ids: pa.Array | pa.ChunkedArray) -> NDArray[np.float64]:
+    """Similarity of some rows `(n,)`, given by their ids as text.
 
     NaN for an id that the embeddings do not have, the largest one where several rows have it.
 
@@ -120,17 +117,17 @@ def products(
             place = pc.index_in(pc.cast(rows.table["id"], pa.string()), value_set=names)
             at = np.flatnonzero(place.is_valid().to_numpy())
             which = place.take(at).to_numpy()
-            np.fmax.at(out, which, np.round(unit(rows.vector[at]) @ query, _DIGITS))
+            np.fmax.at(out, which, query.similarity(rows.vector[at]))
     return np.asarray(out[pc.index_in(ids, value_set=names).to_numpy()])
 
 
-def float32_error(features: int, length: float = 1.0) -> float:
-    """How far a float32 product of a query of some length with a direction can be off.
+def float32_error(features: int) -> float:
+    """How far a cosine in float32 can be off.
 
     F products and sums, each rounded to a part 2**-24, in any order (Higham 2002, Accuracy and Stability of
     Numerical Algorithms, eq. 3.5), as many for the square, and the roundings of query, root and quotient.
     """
-    return (2 * features + 8) * 2.0**-24 * length
+    return (2 * features + 8) * 2.0**-24
 
 
 def _joined(one: Hits, other: Hits) -> Hits:
@@ -218,7 +215,7 @@ def pairs(
             a, b = a + i, b + j
             if same:
                 a, b = a[a < b], b[a < b]
-            cosine = np.round(np.einsum("nf,nf->n", unit(one[a]), unit(other[b])), _DIGITS)
+            cosine = np.round(np.einsum("nf,nf->n", unit(one[a]), unit(other[b])), DIGITS)
             yes = cosine >= above
             yield a[yes], b[yes], cosine[yes]
 

@@ -18,7 +18,7 @@ from ripple.rubin.regions import Region, parse_region
 from ripple.sky.neighbours import arcsec, unit_vectors
 from ripple.stages.plan.select import columns_of, matching
 from ripple.stages.similar.config import SimilarConfig
-from ripple.stages.similar.query import direction, examples_of
+from ripple.stages.similar.query import Query, examples_of
 from ripple.stages.similar.search import Hits, Keep, Part, loaded, nearest, one_thread, pairs
 from ripple.storage.artefact import Artefact, open_artefact
 from ripple.storage.embeddings import KIND, column_names
@@ -70,7 +70,7 @@ def similar(config: SimilarConfig) -> Found:
 def _like(artefact: Artefact, config: SimilarConfig) -> tuple[pa.Table, Json]:
     source = artefact if config.examples is None else of_same_model(config.examples, artefact)
     known = examples_of(source, (*config.like, *config.unlike))
-    query = direction([known[i] for i in config.like], [known[i] for i in config.unlike])
+    query = Query.of([known[i] for i in config.like], [known[i] for i in config.unlike])
     # The examples themselves are no news.
     own = [e.number for e in known.values()] if source.digest == artefact.digest else []
     keep, read = _asked(artefact, config)

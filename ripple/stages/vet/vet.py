@@ -25,8 +25,8 @@ from ripple.runtime.summary import Summary, plain
 from ripple.stages.plan.tables import read_table
 from ripple.stages.report.figures import numbers
 from ripple.stages.report.report import ranked_table, tensor_artefacts, with_truth
-from ripple.stages.similar.query import direction, examples_of
-from ripple.stages.similar.search import products
+from ripple.stages.similar.query import Query, examples_of
+from ripple.stages.similar.search import similarities
 from ripple.stages.vet.config import SIMILAR, VetConfig
 from ripple.storage.artefact import Artefact, open_artefact
 from ripple.storage.directory import write_directory
@@ -159,8 +159,8 @@ def _ordering(session: Session, config: VetConfig) -> tuple[Order, NDArray[np.fl
     assert config.embeddings is not None
     embeddings = open_artefact(config.embeddings, EMBEDDINGS)
     name = config.order.removeprefix(SIMILAR)
-    query = direction([examples_of(embeddings, [name])[name]], [])
-    return "similar", products(embeddings, query, session.objects["id"])
+    query = Query.of([examples_of(embeddings, [name])[name]])
+    return "similar", similarities(embeddings, query, session.objects["id"])
 
 
 def add_page_grades(session: Session, store: GradeStore, grader: str, path: Path) -> Json:
