@@ -59,6 +59,9 @@ def command(
         if picture is not None:
             show.cost_picture(directory, picture)
         _table(costs, as_json)
+        large = [f"{row['operation']} {row['share']:.0%}" for row in costs if row["share"] > show.LARGE]
+        if large and not as_json:
+            click.echo(f"over a fifth of the time: {', '.join(large)}")
         return
     if picture is not None:
         how = show.PictureOptions(tuple(ids), tuple(_bands(rgb)), mask, seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -28,6 +28,17 @@ class Profile:
             yield
         finally:  # failures cost time too
             self.count(name, calls=1, seconds=time.perf_counter() - start, bytes=bytes)
+
+    def each[T](self, name: str, items: Iterable[T]) -> Iterator[T]:
+        """The items, each one's coming timed under `name`."""
+        found = iter(items)
+        while True:
+            with self.time(name):
+                try:
+                    item = next(found)
+                except StopIteration:
+                    return
+            yield item
 
     def count(self, name: str, **amounts: float) -> None:
         """Add counters to an operation."""

@@ -27,6 +27,7 @@ from ripple.storage.shards import images_of
 
 _SHOWN_ATTRIBUTES = 12  # lines of the summary
 _GRID = 6  # rows and columns of cutouts in a picture
+LARGE = 0.2  # share of the time from which on an operation is named
 
 
 def describe(directory: Path) -> Summary:
@@ -71,7 +72,7 @@ def _plain(value: Any) -> str:
 
 
 def operations(directory: Path) -> list[Json]:
-    """Costs by operation, most expensive first: `operation`, `calls`, `seconds`, `bytes`, other counters.
+    """Costs by operation, most expensive first: `operation`, `calls`, `seconds`, `share`, `bytes`, others.
 
     Raises
     ------
@@ -83,6 +84,9 @@ def operations(directory: Path) -> list[Json]:
     if not isinstance(found, dict):
         raise InputError(f"{directory} has no metrics by operation")
     rows = [{"operation": name, **row} for name, row in found.items() if isinstance(row, dict)]
+    total = sum(float(row.get("seconds", 0)) for row in rows)
+    for row in rows:
+        row["share"] = float(row.get("seconds", 0)) / total if total else 0.0
     return sorted(rows, key=lambda row: -float(row.get("seconds", 0)))
 
 
@@ -109,7 +113,15 @@ def cost_picture(directory: Path, output: Path) -> None:
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     bars, rate = figure.subplots(1, 2)
     # matplotlib draws from the bottom; the most expensive operation belongs at the top.
-    bars.barh([str(row["operation"]) for row in rows][::-1], [row["seconds"] for row in rows][::-1])
+    total = sum(row["seconds"] for row in rows)
+    large = [row["seconds"] > LARGE * total for row in rows][::-1]
+    names = [str(row["operation"]) for row in rows][::-1]
+    drawn = bars.barh(
+        names, [row["seconds"] for row in rows][::-1], color=["C3" if k else "C0" for k in large]
+    )
+    shares = [f"{row['seconds'] / total:.0%}" for row in rows][::-1]
+    bars.bar_label(drawn, [share if k else "" for share, k in zip(shares, large, strict=True)], padding=3)
+    bars.margins(x=0.15)
     bars.set_xlabel("seconds, all workers")
     if timeline and timeline["seconds"]:
         time = np.array([0.0, *timeline["seconds"]])

@@ -81,11 +81,11 @@ def test_resume_goes_on_after_the_last_shard(
     score(config(model, toys, tmp_path / "whole"))
     original, calls = scoring.score_shard, []
 
-    def broken(*given: Any, number: int, digest: str) -> Any:
-        calls.append(number)
+    def broken(*given: Any, **named: Any) -> Any:
+        calls.append(named["number"])
         if len(calls) == 3:
             raise Interrupted(15)
-        return original(*given, number=number, digest=digest)
+        return original(*given, **named)
 
     monkeypatch.setattr(scoring, "score_shard", broken)
     with pytest.raises(Interrupted):

@@ -7,10 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from models import make_model
 from PIL import Image
+from stampmaker import make_batch
+from toys import write_toys
 
 import ripple
 from ripple.cli import run
+from ripple.learn.config import ScoreConfig
+from ripple.learn.scoring.score import score
+from ripple.runtime.profile import Profile
+from ripple.stages.preprocess.batch import DataConstants, preprocess_batch
+from ripple.stages.preprocess.config import PreprocessConfig
+from ripple.stages.show import operations
 
 
 @pytest.fixture
@@ -80,3 +89,15 @@ def test_verify(cutouts: Path, capsys: pytest.CaptureFixture[str]) -> None:
     message = capsys.readouterr().err
     assert message.count("\n") == 1
     assert "shard-00002.h5: damaged" in message
+
+
+def test_costs_name_every_step_of_preprocess_and_score(tmp_path: Path) -> None:
+    tensors = write_toys(tmp_path / "tensors", shards=2, rows=20)
+    score(ScoreConfig(model=make_model(tmp_path / "model"), tensors=(tensors,), output=tmp_path / "scores"))
+    costs = {row["operation"]: row for row in operations(tmp_path / "scores")}
+    assert set(costs) == {"engine", "read", "network", "distances", "table", "pack", "write", "rank"}
+    assert sum(row["share"] for row in costs.values()) == pytest.approx(1)
+    profile = Profile()
+    preprocess_batch(make_batch(n=4, margin=8), PreprocessConfig.make({}), DataConstants(margin=8), profile)
+    steps = {"kernels", "quality", "fill", "match", "registration", "normalise"}
+    assert set(profile.operations) == steps

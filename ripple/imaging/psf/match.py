@@ -16,6 +16,7 @@ from ripple.imaging.psf import shape as psf
 from ripple.imaging.psf.cells import Parts
 from ripple.imaging.psf.kernels import Kernels
 from ripple.imaging.psf.shape import Fault, Profile
+from ripple.runtime.profile import Profile as Costs
 
 Float = NDArray[np.float32]
 
@@ -202,7 +203,13 @@ def make_frame(kernels: Kernels, shape: tuple[int, int], margin: int, *, varianc
 
 
 def apply(
-    image: Any, good: Any, number: NDArray[np.int32], parts: Parts, frame: Frame, variance: Any = None
+    image: Any,
+    good: Any,
+    number: NDArray[np.int32],
+    parts: Parts,
+    frame: Frame,
+    variance: Any = None,
+    costs: Costs | None = None,
 ) -> tuple[Any, Any, Any]:
     """Fill bad pixels, bring all cells to the centre's PSF, convolve and trim some rows.
 
@@ -220,6 +227,8 @@ def apply(
         From `make_frame`.
     variance
         `(n, B, H, W)` nJy² or None.
+    costs
+        Gets the seconds of filling, of the cells and of the matching.
 
     Returns
     -------
@@ -227,19 +236,30 @@ def apply(
         `(n, B, H - 2 trim, W - 2 trim)`: matched image, finite; pixels still a measurement; K² * variance,
         or None. Planes without a good pixel are 0.
     """
-    m = frame.trim
-    h, w = image.shape[-2:]
-    inner = (..., slice(m, h - m), slice(m, w - m))
-    whole = bool(good.all())
-    filled = image if whole else _filled(image, good)
+    costs = Costs() if costs is None else costs
+    with costs.time("fill"):
+        whole = bool(good.all())
+        filled = image if whole else _filled(image, good)
+        spread: Any = None if variance is None else _filled(variance, good)
     if len(parts.part):
-        filled = cells.apply_parts(filled, parts)
+        with costs.time("cells"):
+            filled = cells.apply_parts(filled, parts)
+    with costs.time("match"):
+        return _matched(filled, good, number, frame, spread, whole=whole)
+
+
+def _matched(
+    filled: Any, good: Any, number: NDArray[np.int32], frame: Frame, spread: Any, *, whole: bool
+) -> tuple[Any, Any, Any]:
+    """Convolve and trim planes without holes; `whole`: there were none."""
+    m = frame.trim
+    h, w = filled.shape[-2:]
+    inner = (..., slice(m, h - m), slice(m, w - m))
     valid = convolve.contiguous(good[inner])
-    spread: Any = None if variance is None else _filled(variance, good)
     after: Any = None if spread is None else convolve.contiguous(spread[inner])
     where = np.nonzero(number >= 0)
     k = number[where]
-    if len(k) == number.size and variance is None and whole:
+    if len(k) == number.size and spread is None and whole:
         # The usual case without the copies that picking planes costs.
         return convolve.convolve(filled, frame.image, number, frame.shape, m), valid, None
     out = convolve.contiguous(filled[inner])
@@ -253,15 +273,15 @@ def apply(
     out[where] = convolve.convolve(filled[where], frame.image, k, frame.shape, m)
     if holes.any():
         at = (where[0][holes], where[1][holes])
-        bad = convolve.as_float(~good[at], image)
+        bad = convolve.as_float(~good[at], filled)
         used, place = np.unique(k[holes], return_inverse=True)
         # How much of the result comes from filled pixels: the bad ones seen through |K|.
         weight = np.abs(frame.kernel[used])
         weight /= weight.sum(axis=(1, 2), keepdims=True)
-        spectra = convolve.to_library_of(convolve.kernel_spectra(weight, frame.shape), image)
+        spectra = convolve.to_library_of(convolve.kernel_spectra(weight, frame.shape), filled)
         share = convolve.convolve(bad, spectra, place.reshape(-1), frame.shape, m)
         valid[at] = valid[at] & (share <= MAX_FILLED)
-    if variance is not None:
+    if spread is not None:
         after[where] = convolve.convolve(spread[where], frame.variance, k, frame.shape, m)
     return out, valid, after
 

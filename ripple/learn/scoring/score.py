@@ -162,24 +162,36 @@ def score(config: ScoreConfig) -> Summary:
     if not isinstance(writer, ArtefactWriter):
         # Their layout was checked when the artefact was opened.
         return _summary(config, cast(ScoreAttributes, writer.artefact.attributes), notes, 0.0, done=True)
+    profile = Profile()
     with writer, stoppable() as stop:
-        fast = model if engine == "torch" else with_onnx(model, writer.directory)
+        with profile.time("engine"):
+            fast = model if engine == "torch" else with_onnx(model, writer.directory)
         todo = [unit for unit in units if writer.done(unit.number) is None]
         if config.dask is not None:
             graphs = () if engine == "torch" else graph_paths(model, writer.directory)
-            _map_shards(writer, units, todo, config, digest, graphs)
+            _map_shards(writer, units, todo, config, digest, graphs, profile)
         else:
             rows = sum(u.artefact.shards[u.shard].rows for u in units)
             read = read_shards(todo, model.contract, config, device)
             with progress(rows, "scoring") as advance, closing(read_ahead(read)) as shards:
-                for unit, batch, images in shards:
+                # Another thread reads ahead: what is timed is how long it is waited for.
+                for unit, batch, images in profile.each("read", shards):
                     stop.check()  # between shards, where everything so far is committed
                     how = (config, device, advance)
                     table = score_shard(
-                        fast, batch, images, *how, number=unit.number, digest=unit.artefact.digest
+                        fast,
+                        batch,
+                        images,
+                        *how,
+                        number=unit.number,
+                        digest=unit.artefact.digest,
+                        profile=profile,
                     )
-                    writer.commit(unit.number, parquet_bytes(table), len(batch), {})
-        attributes = _finish(writer, model, digest, units, config, device, judged)
+                    with profile.time("pack"):
+                        data = parquet_bytes(table)
+                    with profile.time("write", bytes=len(data)):
+                        writer.commit(unit.number, data, len(batch), {})
+        attributes = _finish(writer, model, digest, units, config, device, judged, profile)
     return _summary(config, attributes, notes, time.perf_counter() - began)
 
 
@@ -230,19 +242,20 @@ def make_shard(task: ShardTask) -> ShardResult:
     if artefact.digest != task.tensor_digest:
         raise IntegrityError(f"{task.tensors} was changed while it was used", hint="run again")
     device = choose_device(config.device)
-    with profile.time("score"):
-        unit = Unit(task.number, artefact, task.shard)
-        [(_, batch, images)] = read_shards([unit], model.contract, config, device)
-        table = score_shard(
-            model,
-            batch,
-            images,
-            config,
-            device,
-            lambda rows: None,
-            number=task.number,
-            digest=artefact.digest,
-        )
+    unit = Unit(task.number, artefact, task.shard)
+    [(_, batch, images)] = profile.each("read", read_shards([unit], model.contract, config, device))
+    table = score_shard(
+        model,
+        batch,
+        images,
+        config,
+        device,
+        lambda rows: None,
+        number=task.number,
+        digest=artefact.digest,
+        profile=profile,
+    )
+    with profile.time("pack"):
         data = parquet_bytes(table)
     with profile.time("write", bytes=len(data)):
         staged = stage(Path(task.directory), task.name, data)
@@ -276,6 +289,7 @@ def _map_shards(
     config: ScoreConfig,
     digest: str,
     graphs: tuple[Path, ...],
+    profile: Profile,
 ) -> None:
     """Score the missing shards on a Dask cluster; errors as for `map_shards`."""
     tasks = {
@@ -295,7 +309,7 @@ def _map_shards(
     rows = [unit.artefact.shards[unit.shard].rows for unit in units]
     # Memory is that of the workers of the cluster: there are none here.
     workers = Workers(0, config.deadline, "1GiB", 1, config.dask, config.dask_settings)
-    map_shards(make_shard, tasks, writer, rows, workers, Profile(), "scoring")
+    map_shards(make_shard, tasks, writer, rows, workers, profile, "scoring")
 
 
 def ranked_by(model: Model, config: ScoreConfig) -> Model:
@@ -326,12 +340,14 @@ def _finish(
     config: ScoreConfig,
     device: torch.device,
     judged: Judgeable,
+    profile: Profile,
 ) -> ScoreAttributes:
     """Write the sorted table, the best rows, evaluation and robustness, and last the manifest."""
     paths = [writer.directory / writer.name(unit.number) for unit in units]
     # Each artefact once, in the order given: the units of one artefact share the object.
     artefacts = list({id(unit.artefact): unit.artefact for unit in units}.values())
-    attributes = write_ranked(writer, paths, model.contract, identity, config)
+    with profile.time("rank"):
+        attributes = write_ranked(writer, paths, model.contract, identity, config)
     if config.evaluate:
         stated = attributes["prevalence"]
         found = evaluation_report(paths, artefacts, model.contract, config, writer.directory, judged, stated)
@@ -354,7 +370,8 @@ def _finish(
         attributes["stress"] = {"worst": worst["disturbance"], "flip_rate": worst["flip_rate"]["value"]}
     files = listed(writer.directory, (SORTED, *EXTRA_FILES))
     named = named_prevalence(attributes["prevalence"], attributes["training_prevalence"])
-    writer.finish(joined_index(artefacts, named), {"peak_rss": peak_rss()}, attributes, files=files)
+    metrics = {"operations": profile.operations, "peak_rss": peak_rss()}
+    writer.finish(joined_index(artefacts, named), metrics, attributes, files=files)
     return attributes
 
 
@@ -516,6 +533,7 @@ def score_shard(
     *,
     number: int,
     digest: str,
+    profile: Profile | None = None,
 ) -> pa.Table:
     """The table of one shard, in the order of its rows.
 
@@ -537,16 +555,20 @@ def score_shard(
         Of the shard, for the column `shard`.
     digest
         Of the tensors; empty when they are no artefact.
+    profile
+        Gets the seconds of the network, of the distances and of the table.
 
     Returns
     -------
     Columns: id, ra, dec, score, probability, spread, qc, split, shard, row, then the answers of other tasks
     (`p_<class>`, `predicted`, or `<target>_predicted`), then the other catalogue columns.
     """
-    pairs = [
-        (found, distances(model, latent)) for found, latent in passes(model, images, config, device, advance)
-    ]
-    return score_table(model, batch, pairs, config, number=number, digest=digest)
+    costs, pairs = Profile() if profile is None else profile, []
+    for found, latent in costs.each("network", passes(model, images, config, device, advance)):
+        with costs.time("distances"):
+            pairs.append((found, distances(model, latent)))
+    with costs.time("table"):
+        return score_table(model, batch, pairs, config, number=number, digest=digest)
 
 
 def passes(

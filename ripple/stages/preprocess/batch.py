@@ -24,6 +24,7 @@ from ripple.imaging.quality.flags import Flag
 from ripple.imaging.quality.sky import sky_pixels, white_noise
 from ripple.imaging.registration.check import check_registration
 from ripple.imaging.rescale import covered, rescaled
+from ripple.runtime.profile import Profile
 from ripple.sky.neighbours import repeated
 from ripple.stages.preprocess.config import PreprocessConfig
 
@@ -96,7 +97,9 @@ class Prepared:
     variance: Float | None = None
 
 
-def preprocess_batch(batch: CutoutBatch, config: PreprocessConfig, constants: DataConstants) -> TensorBatch:
+def preprocess_batch(
+    batch: CutoutBatch, config: PreprocessConfig, constants: DataConstants, profile: Profile | None = None
+) -> TensorBatch:
     """Cutouts to tensors, in memory.
 
     Parameters
@@ -107,6 +110,8 @@ def preprocess_batch(batch: CutoutBatch, config: PreprocessConfig, constants: Da
         What to do.
     constants
         Facts beyond the batch.
+    profile
+        Gets the seconds of each step.
 
     Returns
     -------
@@ -118,9 +123,11 @@ def preprocess_batch(batch: CutoutBatch, config: PreprocessConfig, constants: Da
     DataError
         The margin leaves no pixels, or constants of the data set are missing.
     """
-    prepared = prepare(batch, config, constants)
-    offset, scale = _constants_of_rows(prepared, config, constants)
-    image, clipped = _normalised(prepared, config, offset, scale)
+    profile = Profile() if profile is None else profile
+    prepared = prepare(batch, config, constants, profile)
+    with profile.time("normalise"):
+        offset, scale = _constants_of_rows(prepared, config, constants)
+        image, clipped = _normalised(prepared, config, offset, scale)
     qc_bands = judge.judge(prepared.quality, prepared.extra, config.quality)
     qc_bands[clipped] |= np.uint64(1 << Flag.CLIPPED)
     if config.missing_band == "ignore":
@@ -148,19 +155,22 @@ def preprocess_batch(batch: CutoutBatch, config: PreprocessConfig, constants: Da
     )
 
 
-def prepare(batch: CutoutBatch, config: PreprocessConfig, constants: DataConstants) -> Prepared:
+def prepare(
+    batch: CutoutBatch, config: PreprocessConfig, constants: DataConstants, profile: Profile
+) -> Prepared:
     """Judge, fill, match and trim; parameters and errors as in `preprocess_batch`."""
     _, _, h, w = batch.image.shape
     if min(h, w) <= 2 * constants.margin:
         raise DataError(f"stamps of {w} x {h} px have a margin of {constants.margin} px: nothing is left")
     batch, margin = on_grid(calibrated(batch, config.zero_point), config, constants.margin)
     n, b, h, w = batch.image.shape
-    plan = match.plan_matching(
-        batch, config.target, config.psf_profile, config.psf_beta, config.psf_tolerance
-    )
+    with profile.time("kernels"):
+        plan = match.plan_matching(
+            batch, config.target, config.psf_profile, config.psf_beta, config.psf_tolerance
+        )
+        frame = match.make_frame(plan.kernels, (h, w), margin, variance=config.variance)
     rho = _rho(batch, config, constants)
     damping = None if rho is None else noise.damping(rho)
-    frame = match.make_frame(plan.kernels, (h, w), margin, variance=config.variance)
     spread = match.variance_of_parts(batch, plan, rho) if config.variance else None
     parts, device = plan.parts, _device(config.device)
     if device is not None:
@@ -176,16 +186,17 @@ def prepare(batch: CutoutBatch, config: PreprocessConfig, constants: DataConstan
     for start in range(0, max(n, 1), step):  # once for an empty batch: it has columns too
         rows = slice(start, start + step)
         piece = _rows(batch, rows, 0)
-        good = measure.usable(piece)
-        inner = (..., slice(margin, h - margin), slice(margin, w - margin))
-        trimmed = _rows(batch, rows, margin)
-        judged.append(measure.measure(trimmed, good[inner], sky_pixels(trimmed, good[inner]), damping))
+        with profile.time("quality"):
+            good = measure.usable(piece)
+            inner = (..., slice(margin, h - margin), slice(margin, w - margin))
+            trimmed = _rows(batch, rows, margin)
+            judged.append(measure.measure(trimmed, good[inner], sky_pixels(trimmed, good[inner]), damping))
         planes = piece.image if good.all() else np.where(good, piece.image, np.float32(0))
         how = (plan.number[rows], parts.of(rows), frame)
         given = [planes, good, None if spread is None else spread[rows]]
         if device is not None:
             given = [None if array is None else device.put(array) for array in given]
-        done = match.apply(given[0], given[1], *how, given[2])
+        done = match.apply(given[0], given[1], *how, given[2], profile)
         image[rows], valid[rows] = convolve.to_numpy(done[0]), convolve.to_numpy(done[1])
         if variance is not None:
             variance[rows] = convolve.to_numpy(done[2])
@@ -199,7 +210,8 @@ def prepare(batch: CutoutBatch, config: PreprocessConfig, constants: DataConstan
     after = (measured.noise * gain).astype(np.float32)
     extra = _psf_measures(batch, config, plan, gain, margin, rho)
     if config.registration and b > 1 and n:
-        extra["registration"] = _registration(batch, margin, measured)
+        with profile.time("registration"):
+            extra["registration"] = _registration(batch, margin, measured)
     prepared = Prepared(batch, image, valid, after, measured, extra, variance)
     return prepared if config.size is None else _padded(prepared, config.size)
 

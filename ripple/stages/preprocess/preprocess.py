@@ -116,8 +116,7 @@ def make_shard(task: ShardTask) -> ShardResult:
     """Preprocess one shard and write it beside its place: what a worker does."""
     profile = Profile()
     batch = _batch(task, profile)
-    with profile.time("preprocess"):
-        tensors = preprocess_batch(batch, task.config, task.constants)
+    tensors = preprocess_batch(batch, task.config, task.constants, profile)
     with profile.time("pack"):
         digest = _artefact(task.cutouts).shards[task.shard].sha256
         data = pack_tensors(tensors, {"cutouts_sha256": digest})
@@ -135,7 +134,7 @@ def sum_correlation(task: ShardTask) -> noise.Correlation:
 def row_statistics(task: ShardTask) -> normalize.Statistics:
     """Statistics of the training rows of a shard: what a worker does in the second pass."""
     config = task.config.model_copy(update={"registration": False})
-    prepared = prepare(_batch(task, Profile()), config, task.constants)
+    prepared = prepare(_batch(task, Profile()), config, task.constants, Profile())
     return normalize.statistics(prepared.image, prepared.valid, prepared.noise)
 
 

@@ -59,9 +59,9 @@ def make_shard(task: SearchTask) -> ShardResult:
     """Read, preprocess and score one unit, and write its table under a temporary name."""
     profile = Profile()
     read, digests = _read(task.unit, profile)
-    with profile.time("preprocess"):
+    made = preprocess_batch(read.batch, task.preprocess, task.constants, profile)
+    with profile.time("pack"):
         # As `score` would read them: shards decide the types and the order of columns.
-        made = preprocess_batch(read.batch, task.preprocess, task.constants)
         tensors = unpack_tensors(pack_tensors(made, {}))
     # What quality control rejects is in the index of the scores, as it would be in that of the tensors.
     quality = rejections(tensors.catalog, task.preprocess)
