@@ -182,6 +182,9 @@ class TrainConfig(Config):
         "hard",
         description="hard: lens or not, without objects that graders left open; soft: the fused probability.",
     )
+    min_arc_snr: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="Leave out lenses with a smaller `arc_snr`: the label says what no picture shows."
+    )
     targets: tuple[str, ...] = Field((), description="Catalogue columns to regress, for example theta_E.")
     network: str = Field("d4cnn", description="Network by name: d4cnn, resnet18, convnextv2_atto, ...")
     stem: Literal["small", "standard"] = Field(
@@ -305,6 +308,8 @@ class TrainConfig(Config):
             raise ValueError(f"fractions {self.fractions} do not sum to 1")
         if (self.task == "regression") != bool(self.targets):
             raise ValueError("--targets and --task regression belong together")
+        if self.min_arc_snr and self.task == "regression":
+            raise ValueError("--min-arc-snr is about lenses, but the task is regression")
         if self.labels_as == "soft" and not self.labels:
             raise ValueError("--labels-as belongs to --labels")
         if self.labels and self.task == "regression":

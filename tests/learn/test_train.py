@@ -435,3 +435,16 @@ def test_a_process_of_several_that_dies(toys: Path, tmp_path: Path, dead: int) -
     again.terminate()
     again.communicate()
     assert int(re.search(r"epoch (\d+)/", first)[1]) > 2  # type: ignore[index]
+
+
+def test_lenses_that_no_picture_shows_are_left_out(toys: Path, tmp_path: Path) -> None:
+    extra = {"arc_snr": np.linspace(0, 20, 120).astype(np.float32)}
+    batches = [toy_batch(120, k, first=120 * k, catalog_extra=extra) for k in range(3)]
+    tensors = write_batches(tmp_path / "t", batches)
+    data = training_set(config(tensors, tmp_path / "m", min_arc_snr=5.0, guard=0.0))
+    snr, used = np.asarray(data.dataset.column("arc_snr")), data.split >= 0
+    assert (snr[used & (data.labels == 1)] >= 5).all()
+    assert used[(data.labels == 0) & (snr < 5)].all()
+    assert any("lenses with arc_snr below 5 are left out" in note for note in data.notes)
+    with pytest.raises(DataError, match="no column 'arc_snr'"):
+        training_set(config(toys, tmp_path / "m", min_arc_snr=5.0))

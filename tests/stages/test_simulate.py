@@ -474,3 +474,20 @@ def test_command_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None
     assert run(["simulate", where, "--bands", "gq"]) == 2
     assert "ugrizy" in capfd.readouterr().err
     assert run(["simulate"]) == 2
+
+
+def test_arcs_too_faint_for_anybody_have_no_label(
+    survey: tuple[Path, SimulateConfig], tmp_path: Path
+) -> None:
+    directory, config = survey
+    before = pq.read_table(directory / "truth.parquet")
+    snr = np.nan_to_num(before["arc_snr"].to_numpy(), nan=0.0)
+    least = float(np.median(snr[before["label"].to_numpy() == 1]))
+    other = config.model_copy(update={"output": str(tmp_path / "sky"), "min_arc_snr": least})
+    simulate(other)
+    after = pq.read_table(tmp_path / "sky" / "truth.parquet")
+    lens = before["label"].to_numpy() == 1
+    expected = np.where(lens & (snr < least), -1, before["label"].to_numpy())
+    np.testing.assert_array_equal(after["label"].to_numpy(), expected)
+    for name in ("objectId", "theta_E", "arc_snr"):  # the sky is the same
+        np.testing.assert_array_equal(before[name].to_numpy(), after[name].to_numpy())

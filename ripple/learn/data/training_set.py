@@ -171,10 +171,14 @@ def training_set(config: TrainConfig) -> TrainingSet:
     if graded:
         usable &= ~graded.hidden
     usable &= _has_truth(dataset, config)
+    faint = _too_faint(dataset, class_map, config) & usable
+    usable &= ~faint
     if not usable.any():
         raise DataError("no row has a label", hint="fetch with a label column: 1 lens, 0 not")
     split, held, notes = _split_rows(dataset, facts, usable, config)
     notes += graded.notes if graded else ()
+    if faint.any():
+        notes += (f"{faint.sum():,} lenses with arc_snr below {config.min_arc_snr:g} are left out",)
     if config.task == "lens" and not facts.class_map:
         notes += ("the labels have no names: 1 was taken for a lens, 0 for none",)
     if config.labelled_rows:
@@ -310,6 +314,21 @@ def _has_truth(dataset: TensorDataset, config: TrainConfig) -> NDArray[np.bool_]
             hint="use --task classes, or labels 0 and 1",
         )
     return label >= 0
+
+
+def _too_faint(dataset: TensorDataset, class_map: dict[str, str], config: TrainConfig) -> NDArray[np.bool_]:
+    """`(total,)` lenses whose arc is fainter than `min_arc_snr`; arcs of unknown S/N stay.
+
+    Raises
+    ------
+    DataError
+        The tensors have no column `arc_snr`.
+    """
+    if not config.min_arc_snr:
+        return np.zeros(dataset.total, bool)
+    lens = 1 if config.task == "lens" else ranked_class(class_map, config.lens_class, name="--min-arc-snr")[0]
+    snr = np.asarray(dataset.column("arc_snr"), np.float64)
+    return np.asarray((np.asarray(dataset.column("label")) == lens) & (snr < config.min_arc_snr))
 
 
 def _split_rows(

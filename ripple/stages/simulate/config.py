@@ -29,6 +29,11 @@ class SimulateConfig(Config):
         le=1.0,
         description="Share of targets that are lenses: far above nature, where it is a few in 10^5 galaxies.",
     )
+    min_arc_snr: float = setting(
+        0.0,
+        ge=0.0,
+        description="Lenses whose arc has a smaller S/N in every band are labelled -1: nobody could tell.",
+    )
     tract: int = setting(5063, ge=0, description="Tract of the sky map ripple_mini_v1; 5063 holds ECDFS.")
     defects: bool = Field(
         True, description="Missing cell, hole, cosmic ray, trail, and a patch without one band."

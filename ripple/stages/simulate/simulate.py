@@ -191,6 +191,10 @@ def _make(config: SimulateConfig, block: Block) -> dict[str, NDArray[Any]]:
     with progress(len(keys), "writing", "coadds") as advance:
         repo.put_coadds(keys, planes, workers=config.workers, advance=advance)
     truth = truth_table(scene, ids[:count], tan, patch[:count], arcs, config.bands)
+    # Of lenses whose source left no light here the S/N is NaN: they count as invisible.
+    unseen = (truth["label"] == 1) & ~(truth["arc_snr"] >= config.min_arc_snr)
+    if config.min_arc_snr:
+        truth["label"] = np.where(unseen, -1, truth["label"]).astype(np.int8)
     return {"tract": np.full(count, block.tract, np.int32), **truth}
 
 
@@ -328,7 +332,7 @@ def _summary(
     coadds = config.patches * len(config.bands) - (missing_band(config, choose_block(config)) is not None)
     facts = {
         "targets": len(label),
-        "lenses": int(label.sum()),
+        "lenses": int((label == 1).sum()),
         "look-alikes": int((label == 0).sum()),  # targets that look like lenses, but are none
         "coadds": coadds,
         "tract": config.tract,
