@@ -29,9 +29,9 @@ _PLACES: dict[str, tuple[str, str]] = {
 }
 #: Verbs as functions. `import` is a keyword, and `ripple.report` is a package.
 _VERBS = (
-    "simulate", "fetch", "import_cutouts", "preprocess", "inject", "train", "score", "search", "compare",
-    "explain", "completeness", "write_report", "vet", "consensus", "match", "embed", "export",
-    "import_model", "export_model",
+    "simulate", "fetch", "import_cutouts", "preprocess", "inject", "train", "score", "search",
+    "committee", "compare", "explain", "completeness", "write_report", "vet", "consensus", "match", "embed",
+    "export", "import_model", "export_model",
 )  # fmt: skip
 
 if TYPE_CHECKING:

@@ -36,6 +36,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "train": "Tensors to a lens finder.",
         "score": "A lens finder and tensors to ranked candidates.",
         "search": "A lens finder and coadds to ranked candidates, in one pass.",
+        "committee": "Scores of the same objects by several models, as one ranking.",
         "compare": "Scores of the same rows by several models, side by side.",
         "explain": "Why a model gives its scores: saliency, neighbours, latent space.",
         "import-model": "Weights trained elsewhere to a model.",

@@ -90,6 +90,15 @@ STAGES: dict[str, Verb] = {
         "--workers 8 --keep 200 -o found",
         ("model",),
     ),
+    "committee": Verb(
+        "ripple.stages.committee.config:CommitteeConfig",
+        "ripple.stages.committee.committee:committee",
+        "Combine SCORES of the same objects by several models, each with its own tensors, to one ranking.\n\n"
+        "Rows are found by their ids and lie in the tensors of the first member; the result is read like any "
+        "scores.",
+        "ripple committee scores-a scores-b -o scores-both",
+        ("scores",),
+    ),
     "explain": Verb(
         "ripple.learn.config:ExplainConfig",
         "ripple.learn.explain.explain:explain",

@@ -22,7 +22,8 @@ from ripple.runtime.summary import plain
 _NAMES = {"import_cutouts": "import", "write_report": "report"}
 #: Verbs whose output is an artefact or a model, which is returned opened; others return the path.
 _OPENED = (
-    "fetch", "preprocess", "inject", "train", "score", "search", "embed", "import", "import-model",
+    "fetch", "preprocess", "inject", "train", "score", "search", "committee", "embed", "import",
+    "import-model",
 )  # fmt: skip
 _INDENT = "    "
 

@@ -30,7 +30,7 @@ from lsst.pipe.base import (
 
 from ripple.errors import ConfigError, ContractError, InputError, NoTargetsError
 from ripple.imaging.quality.judge import Thresholds
-from ripple.learn.scoring.score import SORTED
+from ripple.learn.scoring.ranking import SORTED
 from ripple.pipeline.cutouts import cutout_table
 from ripple.pipeline.inputs import QuantumInputs
 from ripple.runtime.profile import Profile

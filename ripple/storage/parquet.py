@@ -46,12 +46,14 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "probability": ("", "probability of a lens at the stated prevalence"),
     "probability_at_training_prevalence": ("", "probability of a lens among rows like those of training"),
     "spread": ("", "scatter of the scores of an ensemble"),
+    "scored_by": ("", "members of a committee that have a score of the row"),
     "rank": ("", "1 is the best"),
     "split": ("", "what the model used this sky for: train, validation, test or unknown"),
     "ood": ("", "distance to the training data; above 1 the row is unlike them"),
     "abstain": ("", "1 where the model gives no verdict"),
     "label": ("", "class of the row: 1 lens, 0 not, -1 unknown, where the classes have no other names"),
 }
+COLUMNS |= {f"score_{k}": ("", f"score of member {k} of a committee") for k in range(1, 10)}
 #: The same for columns of each band, `noise_g` and so on.
 _OF_BANDS: dict[str, tuple[str, str]] = {
     "noise": ("nJy", "noise of a sky pixel"),

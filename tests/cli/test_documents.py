@@ -90,7 +90,8 @@ def more(things: Path) -> Path:
     assert run(["preprocess", injected[0], "--model", model, "-q", "-o", injected[1]]) == 0
     assert run(["score", model, injected[1], "-q", "-o", injected[2]]) == 0
     assert run(["export", cutouts, "--format", "fits", "-q", "-o", str(things / "stamps")]) == 0
-    for name, target in (("hsc", "stamps"), ("des", "stamps"), ("hsc-cutouts", "cutouts")):
+    same = {"hsc": "stamps", "des": "stamps", "hsc-cutouts": "cutouts", "model-a": "model"}
+    for name, target in same.items():
         (things / name).symlink_to(things / target)
     deeplense_tree(things / "lenses", np.random.default_rng(0))
     chain = {

@@ -19,6 +19,8 @@ from ripple.storage.files import TEMPORARY, hash_file, sync_directory, write_err
 from ripple.storage.manifest import INDEX
 from ripple.storage.parquet import TableWriter
 
+#: The table of all rows, best first.
+SORTED = "scores.parquet"
 #: Rows of the sorted table held at a time.
 PIECE = 100_000
 #: Columns that scoring itself writes, in this order; those of the catalogue follow.

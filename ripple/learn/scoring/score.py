@@ -38,7 +38,7 @@ from ripple.learn.model.weights import Model, convert, load_model
 from ripple.learn.scoring.engine import chosen, graph_paths, with_graphs, with_onnx
 from ripple.learn.scoring.evaluation import Visible, evaluation_report
 from ripple.learn.scoring.forward import average, member_outputs, orientations, probabilities, varies
-from ripple.learn.scoring.ranking import SCORE_COLUMNS, joined_index, top_csv, write_sorted
+from ripple.learn.scoring.ranking import SCORE_COLUMNS, SORTED, joined_index, top_csv, write_sorted
 from ripple.runtime.profile import Profile, peak_rss
 from ripple.runtime.signals import stoppable
 from ripple.runtime.summary import Summary, progress, rate
@@ -51,7 +51,6 @@ from ripple.storage.map_shards import ShardResult, Workers, map_shards
 from ripple.storage.parquet import parquet_bytes
 from ripple.storage.writer import ArtefactWriter, create
 
-SORTED = "scores.parquet"
 #: The probability at the prevalence of the rows that the model was calibrated on.
 TRAINING_PROBABILITY = "probability_at_training_prevalence"
 #: Columns that have no value where it would mean nothing.

@@ -299,10 +299,11 @@ def tensor_artefacts(artefact: Artefact) -> list[Artefact]:
     DataError
         They are missing or have changed.
     """
-    if artefact.manifest["verb"] == "search":
+    if "tensors" not in artefact.inputs:  # a search, or a committee of searches
+        kept = artefact.directory if artefact.manifest["verb"] == "search" else Path("SEARCH")
         raise DataError(
             f"{artefact.directory}: a search keeps no pictures of its rows",
-            hint=f"search with --keep 100, then use {artefact.directory / 'kept' / 'scores'}",
+            hint=f"search with --keep 100, then use {kept / 'kept' / 'scores'}",
         )
     paths, digests = artefact.manifest["config"]["tensors"], artefact.inputs["tensors"]
     found = []

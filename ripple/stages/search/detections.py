@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from ripple.learn.scoring.score import SORTED
+from ripple.learn.scoring.ranking import SORTED
 from ripple.sky.neighbours import chord, unit_vectors
 from ripple.storage.files import write_atomic
 from ripple.storage.parquet import parquet_bytes

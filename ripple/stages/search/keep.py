@@ -10,7 +10,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ripple.learn.config import ScoreConfig
-from ripple.learn.scoring.score import SORTED, score
+from ripple.learn.scoring.ranking import SORTED
+from ripple.learn.scoring.score import score
 from ripple.runtime.log import say
 from ripple.stages.fetch.config import FetchConfig
 from ripple.stages.fetch.fetch import fetch

@@ -21,10 +21,9 @@ from ripple.errors import ConfigError, ContractError
 from ripple.learn.config import ScoreConfig
 from ripple.learn.model.contract import Contract, load_contract
 from ripple.learn.scoring.in_memory import engine_of, prepare_engine
-from ripple.learn.scoring.ranking import INDEX_COLUMNS
+from ripple.learn.scoring.ranking import INDEX_COLUMNS, SORTED
 from ripple.learn.scoring.score import (
     EXTRA_FILES,
-    SORTED,
     ScoreAttributes,
     named_prevalence,
     stated_prevalence,

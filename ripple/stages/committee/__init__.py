@@ -1,0 +1,1 @@
+"""`ripple committee`: scores of the same objects by several models, combined to one ranking."""
