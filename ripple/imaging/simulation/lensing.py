@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.floating[Any]]
-Complex = NDArray[np.complex128]
 
 #: (c / 1 km/s), and arcsec in a radian.
 LIGHT_SPEED = 299792.458
@@ -44,6 +43,11 @@ class Deflector:
     gamma1: float = 0.0
     gamma2: float = 0.0
     slope: float = 2.0
+
+    def numbers(self) -> tuple[float, ...]:
+        """What the compiled loops take: the angle as cosine and sine."""
+        turn = float(np.cos(self.angle)), float(np.sin(self.angle))
+        return self.theta_e, self.q, *turn, self.gamma1, self.gamma2, self.slope
 
 
 #: Terms of the series of a power law: they fall like ((1 - q) / (1 + q))^n, to 1e-9 at q = 0.2.
@@ -108,7 +112,7 @@ def _power_law(lens: Deflector, u: Array, v: Array) -> tuple[Array, Array]:
 
 
 #: Points along the side of the grid on which images are sought; even, so that none is at the centre.
-IMAGE_GRID = 100
+IMAGE_GRID = 64
 
 
 def image_count(lens: Deflector, x: float, y: float) -> int:
@@ -128,51 +132,9 @@ def image_count(lens: Deflector, x: float, y: float) -> int:
     image. Two images closer than 1/20 of the Einstein radius, on both sides of a critical curve, may
     be missed.
     """
-    half = 2.5 * lens.theta_e + 1.5 * float(np.hypot(x, y))
-    axis = np.linspace(-half, half, IMAGE_GRID)
-    at = axis[None, :] + 1j * axis[:, None]
-    p = _miss(lens, at, complex(x, y))
-    a, b, c, d = p[:-1, :-1], p[:-1, 1:], p[1:, 1:], p[1:, :-1]
-    hit = _holds_origin(a, b, c) | _holds_origin(a, c, d)
-    start = at[:-1, :-1][hit] + (axis[1] - axis[0]) * (0.5 + 0.5j)
-    # Faint images close to the centre lie between the points of the grid.
-    ring = np.outer([0.03, 0.08, 0.15], np.exp(2j * np.pi * np.arange(8) / 8)).ravel() * lens.theta_e
-    start = np.concatenate([start, ring])
-    found: list[complex] = []
-    for image in _solved(lens, start, complex(x, y)).tolist():
-        if all(abs(image - other) > 1e-3 * lens.theta_e for other in found):
-            found.append(image)
-    return len(found)
+    from ripple.imaging.simulation import rays  # loads numba
 
-
-def _miss(lens: Deflector, at: Complex, source: complex) -> Complex:
-    """By how much rays from image positions miss a source; complex numbers are x + iy."""
-    ax, ay = deflect(lens, at.real, at.imag)
-    return np.asarray(at - ax - 1j * ay - source)
-
-
-def _solved(lens: Deflector, at: Complex, source: complex) -> Complex:
-    """Images that Newton's method finds from these positions: those that converge, away from the centre."""
-    step = 1e-6 * lens.theta_e
-    for _ in range(12):
-        miss = _miss(lens, at, source)
-        by_x, by_y = ((_miss(lens, at + s, source) - miss) / step for s in (step, 1j * step))
-        det = by_x.real * by_y.imag - by_x.imag * by_y.real
-        det = np.where(np.abs(det) < 1e-9, 1e-9, det)
-        move_x = (by_y.imag * miss.real - by_y.real * miss.imag) / det
-        move_y = (by_x.real * miss.imag - by_x.imag * miss.real) / det
-        move = move_x + 1j * move_y
-        # Near critical curves a full step would leave the image far behind.
-        at = at - move * np.minimum(1.0, 0.2 * lens.theta_e / np.maximum(np.abs(move), 1e-300))
-    good = (np.abs(_miss(lens, at, source)) < 1e-6 * lens.theta_e) & (np.abs(at) > 1e-4 * lens.theta_e)
-    return at[good]
-
-
-def _holds_origin(a: Complex, b: Complex, c: Complex) -> NDArray[np.bool_]:
-    """Whether triangles of complex corners hold 0."""
-    turns = [(np.conj(p) * q).imag > 0 for p, q in ((a, b), (b, c), (c, a))]
-    same: NDArray[np.bool_] = (turns[0] == turns[1]) & (turns[1] == turns[2])
-    return same
+    return int(rays.images(lens.numbers(), x, y, IMAGE_GRID))
 
 
 def einstein_radius(sigma_v: Array, z_lens: Array, z_source: Array) -> Array:

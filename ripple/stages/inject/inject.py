@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 from ripple.errors import CatalogueError, ConfigError, DataError
 from ripple.imaging.batch import CutoutBatch
 from ripple.imaging.psf.shape import fwhm
+from ripple.imaging.simulation.lensed import light
 from ripple.imaging.simulation.lensing import Deflector, image_count
 from ripple.imaging.simulation.observing import BANDS, flux, magnitude, noise_sigma
 from ripple.imaging.simulation.population import UGRIZY, blue_magnitudes
-from ripple.imaging.simulation.profiles import Lensed, Sersic, transform
+from ripple.imaging.simulation.profiles import Complex, Lensed, Sersic, shift
 from ripple.runtime.profile import Profile, peak_rss
 from ripple.runtime.summary import Summary
 from ripple.stages.inject.config import InjectConfig
@@ -48,6 +49,8 @@ MEASURES = (
 OF_BANDS = ("arc_mag", "arc_snr", "arc_sb")
 #: Share of hosts that get a source unless said otherwise, and the label that it brings.
 FRACTION, LENS = 0.5, 1
+#: Planes convolved at a time.
+CHUNK = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +233,10 @@ def inject_batch(
     measured = {name: np.full(n, np.nan) for name in names}
     # Real cutouts are hardly ever lenses: without labels, those that were not painted count as no lens.
     label = np.asarray(batch.catalog.get("label", np.zeros(n, np.int64))).copy()
-    widths = fwhm(batch.psf) * batch.pixel_scale if len(batch.psf) else np.zeros(0)
+    # Of the PSFs of the centres only: cells bring as many again.
+    used = np.unique(batch.psf_index[batch.psf_index >= 0])
+    widths = np.full(len(batch.psf), np.nan)
+    widths[used] = fwhm(batch.psf[used]) * batch.pixel_scale
     lens_row, why = np.full(n, -1, np.int64), [""] * n
     for k in range(n):
         # A generator per row, so that shards and workers do not matter; 21 keeps it apart from other uses of
@@ -290,7 +296,7 @@ def _has_psf(batch: CutoutBatch, k: int) -> bool:
 
 def _paint(
     batch: CutoutBatch, k: int, config: InjectConfig, rng: np.random.Generator
-) -> tuple[NDArray[np.float64], dict[str, float]]:
+) -> tuple[NDArray[np.float32], dict[str, float]]:
     """Arcs `(B, H, W)` in nJy, convolved with the PSFs of row k, and the parameters that were drawn."""
     theta = float(rng.uniform(config.theta_min, config.theta_max))
     i_mag = float(rng.uniform(config.source_bright, config.source_faint))
@@ -303,7 +309,7 @@ def _paint(
 
 def paint_given(
     batch: CutoutBatch, k: int, lenses: Lenses, row: int
-) -> tuple[NDArray[np.float64], dict[str, float]]:
+) -> tuple[NDArray[np.float32], dict[str, float]]:
     """As `_paint`, with a lens of the user."""
     lensed, dx, dy = lenses.lensed(row, batch.pixel_scale)
     mags = lenses.mags[row]
@@ -320,11 +326,12 @@ def _seen(
     known: dict[str, float],
     dx: float = 0.0,
     dy: float = 0.0,
-) -> tuple[NDArray[np.float64], dict[str, float]]:
+) -> tuple[NDArray[np.float32], dict[str, float]]:
     """Arcs in nJy of a source with these fluxes by band, and what is `known` of it with what was found."""
     seen, magnification = render(lensed, batch, k, dx, dy)
     images = float(image_count(lensed.lens, lensed.source.dx, lensed.source.dy))
-    return seen * fluxes[:, None, None], {**known, "magnification": magnification, "images": images}
+    arcs = seen * fluxes[:, None, None].astype(np.float32)
+    return arcs, {**known, "magnification": magnification, "images": images}
 
 
 def _over_seeing(theta: float, batch: CutoutBatch, k: int, widths: NDArray[np.float64]) -> dict[str, float]:
@@ -404,7 +411,7 @@ def light_shape(image: NDArray[np.float32], catalog: dict[str, NDArray[Any]], k:
 
 def render(
     lensed: Lensed, batch: CutoutBatch, k: int, dx: float = 0.0, dy: float = 0.0
-) -> tuple[NDArray[np.float64], float]:
+) -> tuple[NDArray[np.float32], float]:
     """Arcs of a source of unit flux, convolved with the PSFs of a row, in each cell with that of the cell.
 
     Parameters
@@ -419,7 +426,7 @@ def render(
     Returns
     -------
     seen
-        `(B, H, W)` float64; zero in bands without a PSF. Its sum is the magnification if all arcs lie inside
+        `(B, H, W)` float32; zero in bands without a PSF. Its sum is the magnification if all arcs lie inside
         the cutout.
     magnification
         Lensed over unlensed flux.
@@ -430,24 +437,36 @@ def render(
     off = max(float(np.hypot(lensed.source.dx, lensed.source.dy)) - lensed.lens.theta_e, 0.0) + np.hypot(
         dx, dy
     )
-    reach = 2.0 * (2.2 * lensed.lens.theta_e + 4.0 * lensed.source.re + off)
-    # The FFT is periodic: the grid holds arcs and PSF, so that nothing wraps around into the cutout.
-    size = 2 * scipy.fft.next_fast_len(int(np.ceil(max(height, width, reach + kernel) / 2)), real=True)
+    reach = 2.2 * lensed.lens.theta_e + 4.0 * lensed.source.re + off
+    side = max(height, width)
+    # The FFT is periodic: the grid holds cutout and arcs, and what wraps around is out of reach of the PSF.
+    least = max(side, 2.0 * reach, reach + (side + kernel) / 2 + 1)
+    size = 2 * scipy.fft.next_fast_len(int(np.ceil(least / 2)), real=True)
     at = float(batch.catalog["dx"][k]) + dx, float(batch.catalog["dy"][k]) + dy
-    light = transform(lensed, size, *at)
+    return through_psf(light(lensed, size, *at), batch, k)
+
+
+def through_psf(spectrum: Complex, batch: CutoutBatch, k: int) -> tuple[NDArray[np.float32], float]:
+    """What a row sees of light with a transform `([B,] S, S // 2 + 1)`, and its flux, at frequency 0."""
+    height, width = batch.image.shape[2:]
+    size, kernel = spectrum.shape[-2], batch.psf.shape[-1] if len(batch.psf) else 1
     y0, x0 = size // 2 - height // 2, size // 2 - width // 2
-    seen = np.zeros((len(batch.bands), height, width))
+    seen = np.zeros((len(batch.bands), height, width), np.float32)
     # First all of each band with the PSF of the centre, then the parts that lie in other cells of the coadd.
     parts = [(b, 0, height, 0, width, index) for b, index in enumerate(batch.psf_index[k]) if index >= 0]
-    parts += batch.psf_cells[batch.psf_cells[:, 0] == k, 1:].tolist()
-    for b, top, bottom, left, right, index in parts:
-        padded = np.zeros((size, size))
-        padded[:kernel, :kernel] = batch.psf[index]
-        # Its centre at pixel (0, 0), so that convolving does not shift.
-        psf = scipy.fft.rfft2(np.roll(padded, (-(kernel // 2), -(kernel // 2)), (0, 1)))
-        whole = scipy.fft.irfft2(light * psf, s=(size, size))[y0 : y0 + height, x0 : x0 + width]
-        seen[b, top:bottom, left:right] = whole[top:bottom, left:right]
-    return seen, float(light[0, 0].real)  # the transform at frequency 0 is the total flux
+    first, last = np.searchsorted(batch.psf_cells[:, 0], (k, k + 1))
+    parts += batch.psf_cells[first:last, 1:].tolist()
+    # The centre of each PSF at pixel (0, 0), so that convolving does not shift.
+    centred = spectrum * shift(size, -(size // 2) - kernel // 2, -(size // 2) - kernel // 2)
+    # Some at a time: all parts in all bands would be megabytes.
+    for start in range(0, len(parts), CHUNK):
+        some = parts[start : start + CHUNK]
+        psf = scipy.fft.rfft2(batch.psf[[part[5] for part in some]], s=(size, size))
+        psf *= centred
+        whole = scipy.fft.irfft2(psf, s=(size, size))[:, y0 : y0 + height, x0 : x0 + width]
+        for (b, top, bottom, left, right, _), plane in zip(some, whole, strict=True):
+            seen[b, top:bottom, left:right] = plane[top:bottom, left:right]
+    return seen, float(spectrum[0, 0].real)
 
 
 def _gain(batch: CutoutBatch, k: int) -> NDArray[np.float64]:
@@ -464,32 +483,32 @@ def _gain(batch: CutoutBatch, k: int) -> NDArray[np.float64]:
 def _add(
     image: NDArray[np.float32],
     variance: NDArray[np.float32],
-    arcs: NDArray[np.float64],
+    arcs: NDArray[np.float32],
     gain: NDArray[np.float64],
     rng: np.random.Generator,
 ) -> None:
     """Add arcs and their photon noise in place, to pixels that have data."""
     # Variance in nJy² of n electrons of g nJy each: n g² = flux * g. The FFT leaves tiny negative fluxes.
-    photons = np.clip(arcs, 0.0, None) * gain[:, None, None]
-    noise = rng.standard_normal(arcs.shape) * np.sqrt(photons)
+    photons = np.maximum(arcs, np.float32(0)) * gain[:, None, None].astype(np.float32)
+    noise = rng.standard_normal(arcs.shape, np.float32) * np.sqrt(photons)
     good = np.isfinite(image) & np.isfinite(variance)
-    image += np.where(good, arcs + noise, 0.0).astype(np.float32)
-    variance += np.where(good, photons, 0.0).astype(np.float32)
+    np.add(image, arcs + noise, out=image, where=good)
+    np.add(variance, photons, out=variance, where=good)
 
 
 def arc_facts(
-    arcs: NDArray[np.float64], variance: NDArray[np.float32], batch: CutoutBatch
+    arcs: NDArray[np.float32], variance: NDArray[np.float32], batch: CutoutBatch
 ) -> dict[str, float]:
     """Magnitude, matched-filter S/N and surface brightness of arcs as they were painted, in each band."""
     usable = np.isfinite(variance) & (variance > 0)
     ratio = np.divide(arcs**2, variance, out=np.zeros_like(arcs), where=usable)
     facts: dict[str, float] = {}
     for b, band in enumerate(batch.bands):
-        total = float(arcs[b].sum())
-        mean = float((arcs[b] ** 2).sum()) / total if total > 0 else np.nan
+        total = float(arcs[b].sum(dtype=np.float64))
+        mean = float((arcs[b] ** 2).sum(dtype=np.float64)) / total if total > 0 else np.nan
         facts[f"arc_mag_{band}"] = float(magnitude(total))
         # The S/N of a perfect template: sqrt(sum f² / var).
-        facts[f"arc_snr_{band}"] = float(np.sqrt(ratio[b].sum()))
+        facts[f"arc_snr_{band}"] = float(np.sqrt(ratio[b].sum(dtype=np.float64)))
         facts[f"arc_sb_{band}"] = float(magnitude(mean / batch.pixel_scale**2))
     blue = min(batch.bands, key="ugrizy".index)
     best = max(facts[f"arc_snr_{band}"] for band in batch.bands)

@@ -1,0 +1,97 @@
+"""Transforms of lensed sources, fast: rays only where there is light, as many as the source is compact.
+
+`profiles.transform` samples the whole stamp evenly. The simulated survey keeps it, so that a seed gives the
+same bytes as ever; what is here agrees with it to 0.3 % of the flux of a disk, is nearer the truth for cusps,
+and takes a tenth of the time.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import scipy
+from numpy.typing import NDArray
+
+from ripple.imaging.simulation.profiles import (
+    KNOT_SIZE,
+    Complex,
+    Lensed,
+    Sersic,
+    frequencies,
+    sersic_b,
+    sersic_flux,
+)
+
+#: Entries of the table of a profile, and the root of the radius at its end: 400 half-light radii.
+ENTRIES, REACH = 4096, 20.0
+#: Beyond the radius where a profile has fallen to this share of its centre it is smooth over two pixels,
+#: unless within so many pixels of the centre.
+SMOOTH, CLOSE = 1e-6, 4.0
+#: Fine pixels per native one, for sources whose smallest length is above or below so many native pixels.
+COARSE, FINE, COMPACT = 2, 4, 0.25
+
+
+def light(shape: Lensed, size: int, dx: float, dy: float) -> Complex:
+    """Transform of a lensed source whose lens is at `(S // 2 + dx, S // 2 + dy)`.
+
+    Parameters
+    ----------
+    shape
+        The lens and its source, unit flux before lensing.
+    size
+        Stamp size S in pixels, even.
+    dx, dy
+        Pixels.
+
+    Returns
+    -------
+    half_plane
+        `(S, S // 2 + 1)` complex64; element [0, 0] is the magnification.
+    """
+    from ripple.imaging.simulation import rays  # loads numba
+
+    s = shape.source
+    parts = [_part(s, 1.0 - shape.knot)]
+    if shape.knot > 0:
+        small = Sersic(s.n, KNOT_SIZE * s.re, dx=s.dx + shape.knot_dx, dy=s.dy + shape.knot_dy)
+        parts.append(_part(small, shape.knot))
+    smallest = min(part[3] * part[4] for part in parts)
+    over = COARSE if smallest > COMPACT else FINE
+    tables = np.array([_table(s.n) / (part[3] ** 2 * part[4]) for part in parts])
+    image = np.zeros((size * over, size * over), np.float32)
+    lens = tuple(float(value) for value in shape.lens.numbers())
+    rays.shine(lens, np.array(parts), tables, (ENTRIES - 1) / REACH, float(dx), float(dy), over, image)
+    return native(image, size, over)
+
+
+def _part(s: Sersic, share: float) -> list[float]:
+    """A component of the source as `rays` takes it."""
+    edge = (-np.log(SMOOTH) / sersic_b(s.n)) ** s.n
+    turn = float(np.cos(s.angle)), float(np.sin(s.angle))
+    return [share, s.dx, s.dy, s.re, s.q, *turn, s.n, max(float(edge), CLOSE / s.re)]
+
+
+@functools.lru_cache(maxsize=64)
+def _table(n: float) -> NDArray[np.float64]:
+    """Brightness of a round profile of unit flux and half-light radius, over the root of the radius."""
+    root = np.linspace(0.0, REACH, ENTRIES)
+    return np.asarray(np.exp(-sersic_b(n) * (root ** (2.0 / n) - 1.0)) / sersic_flux(n, 1.0, 1.0))
+
+
+def native(image: NDArray[np.float32], size: int, over: int) -> Complex:
+    """Transform of the mean brightness in fine pixels, `over` to a native one; the blur is taken out."""
+    full = scipy.fft.rfft2(image)
+    half = size // 2
+    # Frequencies above the native ones are dropped: the PSF leaves hardly any light there.
+    out: Any = np.concatenate([full[:half, : half + 1], full[-half:, : half + 1]])
+    out *= _sharpen(size, over)
+    return np.asarray(out)
+
+
+@functools.lru_cache(maxsize=64)
+def _sharpen(size: int, over: int) -> NDArray[np.float32]:
+    """One over the transform of a fine pixel, and over their number in a native one."""
+    u, v = frequencies(size)
+    return (1.0 / (np.sinc(u / over) * np.sinc(v / over) * over**2)).astype(np.float32)
