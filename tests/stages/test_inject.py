@@ -287,6 +287,24 @@ def test_what_is_said_of_an_arc() -> None:
     assert (out["not_injected"] == "").all()
 
 
+def test_depth_seam_and_bad_pixels_of_every_row() -> None:
+    """Known before anything was painted, so the same where nothing was."""
+    batch = make_batch(4)
+    batch.psf_index[1, 0] = -1
+    batch.image[1, 0] = batch.variance[1, 0] = np.nan
+    batch.mask[2, 1, :32] = batch.bits("NO_DATA")
+    batch = replace(batch, psf_cells=np.array([[3, 0, 0, 64, 40, 64, 1]], np.int32))
+    none, all_rows = (inject_batch(batch, InjectConfig(fraction=f)).catalog for f in (1e-9, 1.0))
+    for name in ("depth_g", "depth_r", "seam", "host_bad"):
+        np.testing.assert_array_equal(none[name], all_rows[name])
+    np.testing.assert_array_equal(none["seam"], [0, 0, 0, 1])
+    np.testing.assert_allclose(none["host_bad"], [0, 0, 0.5, 0])
+    # A matched filter measures a point source of flux f with S/N f sqrt(sum psf²) / sigma.
+    error = noise_sigma("r") / np.sqrt((batch.psf[1].astype(float) ** 2).sum())
+    np.testing.assert_allclose(none["depth_r"], 31.4 - 2.5 * np.log10(5 * error), atol=1e-4)
+    assert np.isnan(none["depth_g"]).tolist() == [False, True, False, False]
+
+
 def test_bad_options(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(["inject", "-o", str(tmp_path / "x")]) == 2
     assert run(["inject", "x", "-o", "y", "--theta-min", "3", "--theta-max", "1"]) == 2

@@ -14,7 +14,9 @@ Float = NDArray[np.float64]
 Function = Callable[[Float], Float]
 #: Columns in which completeness can only rise (1) or fall (-1): name, or its beginning before a band. The
 #: Einstein radius is not among them: wide arcs may leave the field of a network, which must stay visible.
-MONOTONE = {"arc_snr": 1, "source_mag": -1, "arc_mag": -1, "arc_sb": -1, "noise": -1, "psf_fwhm": -1}
+MONOTONE = {
+    "arc_snr": 1, "depth": 1, "source_mag": -1, "arc_mag": -1, "arc_sb": -1, "noise": -1, "psf_fwhm": -1
+}  # fmt: skip
 #: Points of the grid along each axis, by the number of columns.
 POINTS = {1: 101, 2: 41, 3: 17}
 #: Rows that a fit needs, and of either outcome.

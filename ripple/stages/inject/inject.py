@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from ripple.errors import CatalogueError, ConfigError, DataError
 from ripple.imaging.batch import CutoutBatch
 from ripple.imaging.psf.shape import fwhm
+from ripple.imaging.quality.measure import usable
 from ripple.imaging.simulation.lensed import light
 from ripple.imaging.simulation.lensing import Deflector, image_count
 from ripple.imaging.simulation.observing import BANDS, flux, magnitude, noise_sigma
@@ -43,10 +44,10 @@ from ripple.storage.writer import ArtefactWriter, Finished, create
 
 #: Columns of floats that injection adds to the catalogue, besides `label`, `injected` and `arc_mag_<band>`.
 MEASURES = (
-    "theta_E", "theta_E_over_seeing", "source_mag", "magnification", "images", "arc_snr", "arc_sb"
+    "theta_E", "theta_E_over_seeing", "source_mag", "magnification", "images", "arc_snr", "arc_sb", "host_bad"
 )  # fmt: skip
 #: The same for each band.
-OF_BANDS = ("arc_mag", "arc_snr", "arc_sb")
+OF_BANDS = ("arc_mag", "arc_snr", "arc_sb", "depth")
 #: Share of hosts that get a source unless said otherwise, and the label that it brings.
 FRACTION, LENS = 0.5, 1
 #: Planes convolved at a time.
@@ -223,14 +224,16 @@ def inject_batch(
         `injected` (uint8), `theta_E` (arcsec), `theta_E_over_seeing` (mean FWHM of the bands), `source_mag`
         (i), `magnification`, `images` (of the centre of the source), `arc_mag_<band>` (lensed total),
         `arc_snr_<band>` and `arc_snr` (matched filter, best band), `arc_sb_<band>` and `arc_sb` (mag/arcsec²,
-        flux-weighted mean, bluest band), NaN where nothing was injected; `lens_row` (row of the lenses, -1
+        flux-weighted mean, bluest band), NaN where nothing was injected; of every row `depth_<band>` (5
+        sigma, point source), `seam` (1: it lies in several cells) and `host_bad` (largest share of pixels in
+        a band that are no measurement), all before anything was painted; `lens_row` (row of the lenses, -1
         for none), and `not_injected` (why nothing was painted, empty where it was). Rows without a PSF in a
         band that has data are left out.
     """
     n, image, variance = len(batch), batch.image.copy(), batch.variance.copy()
     injected = np.zeros(n, np.uint8)
     names = (*MEASURES, *(f"{name}_{band}" for name in OF_BANDS for band in batch.bands))
-    measured = {name: np.full(n, np.nan) for name in names}
+    measured = {name: np.full(n, np.nan) for name in names} | host_facts(batch)
     # Real cutouts are hardly ever lenses: without labels, those that were not painted count as no lens.
     label = np.asarray(batch.catalog.get("label", np.zeros(n, np.int64))).copy()
     # Of the PSFs of the centres only: cells bring as many again.
@@ -265,9 +268,38 @@ def inject_batch(
         for name, value in facts.items():
             measured[name][k] = value
     label[injected == 1] = LENS
-    made = {"label": label, "injected": injected, "lens_row": lens_row, "not_injected": np.array(why)}
+    seam = np.isin(np.arange(n), batch.psf_cells[:, 0]).astype(np.uint8)
+    made = {
+        "label": label,
+        "injected": injected,
+        "seam": seam,
+        "lens_row": lens_row,
+        "not_injected": np.array(why),
+    }
     catalog = {**batch.catalog, **made, **measured}
     return replace(batch, image=image, variance=variance, catalog=catalog)
+
+
+def host_facts(batch: CutoutBatch) -> dict[str, NDArray[np.float64]]:
+    """Depth of each band, 5 sigma for a point source, and the largest share of unusable pixels, `(N,)` each.
+
+    The noise is that of the median pixel and is taken to be white; the area is that of a matched filter, `1 /
+    sum PSF²`. NaN without a PSF, a variance, or any data.
+    """
+    area = 1.0 / np.maximum((batch.psf.astype(np.float64) ** 2).sum(axis=(1, 2)), 1e-12)
+    good = usable(batch)
+    present = np.isfinite(batch.image).any(axis=(2, 3))
+    share = np.where(present, 1.0 - good.mean(axis=(2, 3)), np.nan)
+    facts = {"host_bad": np.where(present.any(axis=1), np.where(present, share, 0.0).max(axis=1), np.nan)}
+    for b, band in enumerate(batch.bands):
+        index = batch.psf_index[:, b]
+        depth = np.full(len(batch), np.nan)
+        for k in np.flatnonzero(index >= 0):
+            noise = batch.variance[k, b][good[k, b] & np.isfinite(batch.variance[k, b])]
+            if len(noise):
+                depth[k] = float(magnitude(5.0 * np.sqrt(float(np.median(noise)) * area[index[k]])))
+        facts[f"depth_{band}"] = depth
+    return facts
 
 
 def _chosen(
@@ -537,7 +569,7 @@ def _index(cutouts: Artefact, writer: ArtefactWriter) -> pa.Table:
 
 def _new_columns(catalog: dict[str, NDArray[Any]]) -> list[str]:
     """Names of the columns that injection adds or changes."""
-    return ["label", "injected", "lens_row", "not_injected", *MEASURES, *_of_bands(catalog)]
+    return ["label", "injected", "seam", "lens_row", "not_injected", *MEASURES, *_of_bands(catalog)]
 
 
 def _of_bands(catalog: dict[str, NDArray[Any]]) -> list[str]:
