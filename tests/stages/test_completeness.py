@@ -10,12 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from made_candidates import grade, write_candidates
 from scipy.stats import binomtest, poisson
 from tensorsets import ScoresConfig, parquet
 
 from ripple.cli import run
-from ripple.errors import ConfigError
-from ripple.stages.completeness import function
+from ripple.errors import ConfigError, ContractError
+from ripple.learn.evaluation.intervals import Estimate
+from ripple.stages.completeness import function, yields
 from ripple.stages.completeness.bins import bin_edges, binned, fraction, parse_bins, place, poisson_rate
 from ripple.stages.completeness.rows import judged
 from ripple.storage import files
@@ -245,6 +247,61 @@ def test_three_columns_and_the_same_bytes(scored: Path, tmp_path: Path) -> None:
         b["completeness"] == {"value": None, "reason": f"{b['rows']} rows, fewer than 10"} for b in empty
     )
     assert (outs[0] / "index.html").read_text().count("<img") == 2
+
+
+def test_lenses_that_were_never_rows(scored: Path, tmp_path: Path) -> None:
+    """A fifth of the lenses is in no catalogue: lost, in the effective area and in the expected number."""
+    listed = np.concatenate([np.arange(1500), 5000 + np.arange(375)])
+    pq.write_table(pa.table({"id": listed}), tmp_path / "all.parquet")
+    given = ("--catalogue", str(tmp_path / "all.parquet"), "--area-deg2", "2", "--density", "10")
+    found = complete(scored, tmp_path / "s", *given, "--by", "theta_E", "--fit", "logistic")
+    lost, there = found["losses"], found["footprint"]
+    assert (lost["not_in_catalogue"]["rows"], lost["not_in_catalogue"]["value"]) == (375, 0.2)
+    share = 0.8 * lost["found"]["value"]
+    assert lost["overall"]["value"] == pytest.approx(share, abs=1e-5)
+    assert there["effective_area_deg2"]["value"] == pytest.approx(2 * share, abs=1e-5)
+    lenses = there["lenses"]
+    assert lenses["value"] == pytest.approx(20 * share, abs=1e-4)
+    assert lenses["counts"][0] < lenses["low"] < lenses["value"] < lenses["high"] < lenses["counts"][1]
+    assert there["effective_volume"]["value"] is None
+    page = (tmp_path / "s" / "index.html").read_text()
+    assert "Not in the catalogue: 375 of all 1,875 lenses" in page
+    assert "at 10 per deg²" in page
+
+
+def test_rows_that_were_graded_down(scored: Path, tmp_path: Path) -> None:
+    t = read(scored / "scores.parquet")
+    mine = (t["injected"] == 1) & (t["accept"] == 1) & (t["split"] == "test") & (t["score"] > 0.5)
+    ranks = t["rank"][mine]
+    rows = [grade("x", 0.9, rank=int(r)) for r in ranks[:100]]
+    rows += [grade("x", 0.2, rank=int(r)) for r in ranks[100:130]]
+    tests = [grade("x", 0.1, rank=int(r)) for r in ranks[130:140]]  # painted rows, shown as hidden tests
+    digest = json.loads((scored / "manifest.json").read_text())["digest"]
+    write_candidates(tmp_path / "c", rows, tests, digest)
+    few = ("--by", "theta_E", "--fit", "logistic")
+    lost = complete(scored, tmp_path / "s", "--candidates", str(tmp_path / "c"), *few)["losses"]
+    counts = {name: lost[name]["rows"] for name in ("found", "graded_down", "not_graded")}
+    assert counts == {"found": 100, "graded_down": 40, "not_graded": mine.sum() - 140}
+    assert "graded down" in (tmp_path / "s" / "index.html").read_text()
+    write_candidates(tmp_path / "d", rows, [])
+    argv = ["completeness", str(scored), "-o", str(tmp_path / "d2"), "--candidates", str(tmp_path / "d")]
+    assert run(argv) == ContractError.exit_code
+
+
+def test_effective_volume_is_that_of_astropy() -> None:
+    from astropy.cosmology import FlatLambdaCDM
+
+    z = np.random.default_rng(0).uniform(0.2, 1.0, 400)
+    found = yields.effective_volume(z, z < 0.6, 100.0, Estimate(1.0, 1.0, 1.0))
+    shells = found["shells"]
+    assert sum(s["rows"] for s in shells) == 400
+    cosmology = FlatLambdaCDM(70, 0.3)
+    whole = np.diff([cosmology.comoving_volume(z).value for z in (shells[0]["low"], shells[-1]["high"])])[0]
+    expected = whole / 1e9 * 100 / yields.SKY
+    assert sum(s["volume_gpc3"] for s in shells) == pytest.approx(expected, rel=1e-4)
+    parts = sum(s["volume_gpc3"] * s["completeness"]["value"] for s in shells)
+    assert found["value"] == pytest.approx(parts, rel=1e-4)
+    assert found["low"] < found["value"] < found["high"] < expected
 
 
 def test_sky_of_which_nobody_can_say() -> None:

@@ -208,7 +208,11 @@ def test_one_lens_for_each_cutout(cutouts: Path, tmp_path: Path, capsys: pytest.
         for v, shard in zip(before["id"].to_pylist(), before["shard"].to_pylist(), strict=True)
         if shard >= 0
     ]
-    rows = [LENS | {"id": ids[2], "theta_E": 1.7}, LENS | {"id": ids[0]}, LENS | {"id": ids[1], "q": 0.0}]
+    rows = [
+        LENS | {"id": ids[2], "theta_E": 1.7, "z_lens": 0.4, "z_source": 2.0},
+        LENS | {"id": ids[0]},
+        LENS | {"id": ids[1], "q": 0.0},
+    ]
     written(tmp_path / "lenses.csv", [*rows, LENS | {"id": 5}])
     argv = ["inject", str(cutouts), "--lenses", str(tmp_path / "lenses.csv"), "--workers", "0"]
     assert run([*argv, "-o", str(tmp_path / "out")]) == 0
@@ -218,6 +222,7 @@ def test_one_lens_for_each_cutout(cutouts: Path, tmp_path: Path, capsys: pytest.
     index = {row["id"]: row for row in pq.read_table(tmp_path / "out" / "index.parquet").to_pylist()}
     assert [k for k, row in index.items() if row["injected"]] == sorted(ids[k] for k in (0, 2))
     assert (index[ids[2]]["theta_E"], index[ids[2]]["lens_row"]) == (1.7, 0)
+    assert (index[ids[2]]["z_lens"], index[ids[2]]["z_source"]) == (0.4, 2.0)
     assert index[ids[1]]["not_injected"] == "lens: q is 0, not from 0.2 to 1"
     assert index[ids[3]]["not_injected"] == "no lens has its id"
     # The arc holds the source's flux times its magnification, but what falls outside the cutout.

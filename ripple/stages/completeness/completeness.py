@@ -4,7 +4,8 @@
     OUT/completeness.json      the same numbers, null with a reason where there are too few rows
     OUT/completeness.parquet   the smooth function on a grid
 
-Rows that quality control rejects count as lost: a list of candidates does not have them either.
+Rows that quality control rejects count as lost: a list of candidates does not have them either. So do lenses
+that never became a row, where a catalogue of all of them is given, and rows that people graded down.
 """
 
 from __future__ import annotations
@@ -21,13 +22,16 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ripple.config import Json
+from ripple.errors import CatalogueError
 from ripple.learn.evaluation.intervals import Estimate
 from ripple.runtime.summary import Summary
-from ripple.stages.completeness import function
+from ripple.stages.completeness import function, yields
 from ripple.stages.completeness.bins import Bin, bin_edges, binned, fraction, parse_bins, poisson_rate
 from ripple.stages.completeness.config import CompletenessConfig
 from ripple.stages.completeness.page import Result, page
 from ripple.stages.completeness.rows import OVER_SEEING, STATED, Rows, open_scores, read_rows
+from ripple.stages.plan.tables import read_table
+from ripple.storage.candidates import read_candidates
 from ripple.storage.directory import write_directory
 from ripple.storage.files import write_new
 from ripple.storage.parquet import parquet_bytes
@@ -64,12 +68,15 @@ def completeness(config: CompletenessConfig) -> Summary:
     cells = binned(known.values, known.found, edges, least=config.least, interval=config.interval)
     fitted, why = _fitted(known, config)
     said = statement(rows, config)
+    listed, catalogue = _catalogue(config, rows)
+    lost = losses(rows, config.interval, listed)
     found: Json = {
         "of": config.of, "cut": rows.cut, "by": list(config.by), "interval": config.interval,
         "notes": list(rows.notes), "left_out": rows.left_out,
         "without_values": int((rows.lens & rows.used).sum()) - len(known.found),
         "outside_bins": len(known.found) - sum(cell.rows for cell in cells),
-        "losses": losses(rows, config.interval), "false_positives": false_positives(rows, config.area_deg2),
+        "losses": lost, "false_positives": false_positives(rows, config.area_deg2),
+        "footprint": footprint(rows, lost, config),
         "edges": {name: edge.tolist() for name, edge in zip(config.by, edges, strict=True)},
         "bins": [bin_record(cell, config.least) for cell in cells],
         "function": function_record(fitted, known.found, why), "statement": said,
@@ -85,6 +92,10 @@ def completeness(config: CompletenessConfig) -> Summary:
             write_new(directory / "completeness.parquet", parquet_bytes(table))
 
     inputs = {f"scores {k}": artefact.digest for k, artefact in enumerate(artefacts)}
+    if catalogue:
+        inputs["catalogue"] = catalogue
+    if config.candidates:
+        inputs["candidates"] = read_candidates(Path(config.candidates)).digest
     fresh = write_directory(config.output, "page", config, inputs, build)
     return _summary(config, found, rows.notes, time.perf_counter() - start, fresh=fresh)
 
@@ -104,17 +115,83 @@ def _fitted(known: Known, config: CompletenessConfig) -> tuple[function.Fit | No
     return fit, ""
 
 
-def losses(rows: Rows, interval: str) -> Json:
-    """What became of the lens rows: rejected by quality and why, scored low, found."""
+def losses(rows: Rows, interval: str, listed: frozenset[str] | None = None) -> Json:
+    """What became of the lens rows: rejected by quality and why, scored low, graded down, found.
+
+    Parameters
+    ----------
+    rows
+        All rows.
+    interval
+        Of the shares.
+    listed
+        Ids of all lenses there were, rows or not; None: nobody said.
+    """
     mine = rows.lens & rows.used
-    total, rejected, found = (int(m.sum()) for m in (mine, mine & ~rows.passed, mine & rows.found))
+    total = int(mine.sum())
     why = Counter(name for k in np.flatnonzero(mine & ~rows.passed) for name in rows.why[k])
-    counts = {"rejected": rejected, "scored_low": total - rejected - found, "found": found}
-    return {
+    masks = {"rejected": ~rows.passed, "scored_low": rows.passed & ~rows.above}
+    if rows.graded is not None:
+        masks["not_graded"] = rows.above & np.isnan(rows.graded)
+        masks["graded_down"] = rows.above & ~np.isnan(rows.graded) & ~rows.found
+    counts = {name: int((mine & mask).sum()) for name, mask in {**masks, "found": rows.found}.items()}
+    out: Json = {
         "rows": total,
         "rejected_by": dict(sorted(why.items(), key=lambda item: (-item[1], item[0]))),
         **{name: {"rows": n, **fraction(n, total, interval).as_dict()} for name, n in counts.items()},
     }
+    if listed is None:
+        return out
+    absent = listed - rows.ids
+    # Of all ids: whether a lens is in a catalogue has nothing to do with the sky the model was trained on.
+    there = fraction(len(listed) - len(absent), len(listed), "clopper-pearson")
+    found = fraction(counts["found"], total, "clopper-pearson")
+    out["not_in_catalogue"] = {
+        "of": len(listed), "rows": len(absent), "without_pixels": len(absent & rows.pixelless),
+        **fraction(len(absent), len(listed), interval).as_dict(),
+    }  # fmt: skip
+    return out | {"in_catalogue": there.as_dict(), "overall": yields.chain([there, found]).as_dict()}
+
+
+def footprint(rows: Rows, lost: Json, config: CompletenessConfig) -> Json:
+    """What `losses` are worth in the area that was given: nobody else knows from which sky the rows are."""
+    share, overall = _shares(lost)
+    mine, area = rows.lens & rows.used, config.area_deg2
+    return {
+        "area_deg2": area,
+        "source": None if area is None else "given (--area-deg2)",
+        "effective_area_deg2": yields.effective_area(overall, area),
+        "effective_volume": yields.effective_volume(rows.z_lens[mine], rows.found[mine], area, share),
+        "lenses": yields.expected(overall, area, config.density),
+    }
+
+
+def _catalogue(config: CompletenessConfig, rows: Rows) -> tuple[frozenset[str] | None, str]:
+    """Ids of `--catalogue`, and the SHA-256 of its file; None and nothing without."""
+    if not config.catalogue:
+        return None, ""
+    table = read_table(Path(config.catalogue))
+    if "id" not in table.columns.column_names:
+        raise CatalogueError(
+            f"{config.catalogue}: no column 'id'", hint="give the ids of all lenses there were"
+        )
+    listed = frozenset(str(v) for v in table.columns["id"].to_pylist() if v is not None)
+    if not listed & (rows.ids | rows.pixelless):
+        raise CatalogueError(
+            f"{config.catalogue}: none of its ids is a lens of the scores", hint="give the ids of the targets"
+        )
+    return listed, table.sha256
+
+
+def _shares(lost: Json) -> tuple[Estimate, Estimate]:
+    """Share of the lenses that became rows, 1 where nobody said, and of those that were found in the end."""
+    if "overall" not in lost:
+        return Estimate(1.0, 1.0, 1.0), _estimate(lost["found"])
+    return _estimate(lost["in_catalogue"]), _estimate(lost["overall"])
+
+
+def _estimate(said: Json) -> Estimate:
+    return Estimate(said["value"], said["low"], said["high"])
 
 
 def false_positives(rows: Rows, area: float | None) -> Json:
@@ -130,7 +207,7 @@ def false_positives(rows: Rows, area: float | None) -> Json:
         return out | {"per_deg2": {"value": None, "reason": "every row was painted or is a lens"}}
     out["rate"] = fraction(found, total, "clopper-pearson").as_dict()
     if area is None:
-        return out | {"per_deg2": {"value": None, "reason": "no area was given (--area-deg2)"}}
+        return out | {"per_deg2": {"value": None, "reason": yields.NO_AREA}}
     share = area * total / rows.asked
     return out | {"area_deg2": round(share, 9), "per_deg2": poisson_rate(found, share).as_dict()}
 
@@ -215,7 +292,7 @@ def _summary(
     config: CompletenessConfig, found: Json, notes: tuple[str, ...], seconds: float, *, fresh: bool
 ) -> Summary:
     lost, false = found["losses"], found["false_positives"]
-    whole = lost["found"]
+    whole, lenses = lost["found"], found["footprint"]["lenses"]
     facts: Json = {
         "rows": lost["rows"], "rejected": lost["rejected"]["rows"], "scored low": lost["scored_low"]["rows"],
         "found": whole["rows"], "cut": found["cut"],
@@ -223,6 +300,13 @@ def _summary(
         "false positives": f"{false['found']:,} of {false['rows']:,}",
         "statement": found["statement"]["text"],
     }  # fmt: skip
+    if "not_in_catalogue" in lost:
+        facts["not in catalogue"] = lost["not_in_catalogue"]["rows"]
+    if "graded_down" in lost:
+        facts["graded down"] = lost["graded_down"]["rows"]
+    if lenses["value"] is not None:
+        low, high = lenses["counts"]
+        facts["lenses in the footprint"] = f"{lenses['value']:.3g}, {low:,} to {high:,}"
     return Summary(
         "completeness", str(config.output), facts, notes=notes, seconds=seconds, done_before=not fresh
     )

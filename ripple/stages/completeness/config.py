@@ -47,9 +47,31 @@ class CompletenessConfig(Config):
         "better of both in cross-validation.",
     )
     area_deg2: float | None = Field(
-        None, gt=0.0, description="Sky from which the rows come, for false positives per deg²."
+        None,
+        gt=0.0,
+        description="Footprint: sky from which all rows come, for false positives per deg², effective area "
+        "and volume, and the number of lenses.",
+    )
+    density: float | None = Field(
+        None,
+        gt=0.0,
+        description="Lenses per deg² of a population like that of the rows, for the number that would be "
+        "found in the footprint.",
+    )
+    catalogue: str = neutral(
+        "",
+        description="Table with a column id of all lenses there were: those that are no row were not in the "
+        "catalogue that was searched, and are lost.",
+    )
+    candidates: str = neutral(
+        "",
+        description="Candidates of ripple consensus, of these scores: found is then what people graded as a "
+        "lens, too.",
     )
     all_rows: bool = Field(False, description="Also rows on sky that the model was trained on.")
+    grade: float = setting(
+        0.5, gt=0.0, lt=1.0, description="Probability from which a candidate counts as graded a lens."
+    )
     level: float = setting(0.5, gt=0.0, lt=1.0, description="Completeness that the statement is about.")
     least: int = setting(10, ge=1, description="Rows that a bin needs for a number.")
     folds: int = setting(5, ge=2, description="Parts of the cross-validation.")
@@ -62,4 +84,6 @@ class CompletenessConfig(Config):
             raise ValueError("give one of threshold, probability and top")
         if len(set(self.by)) < len(self.by):
             raise ValueError("by names a column twice")
+        if self.density is not None and self.area_deg2 is None:
+            raise ValueError("density needs area_deg2, the footprint")
         return self

@@ -58,11 +58,17 @@ class Picture:
 def page(result: Result, digest: str) -> bytes:
     """The HTML file."""
     found = result.found
-    lost, false = found["losses"], found["false_positives"]
+    lost, false, there = found["losses"], found["false_positives"], found["footprint"]
     tiles = [
         Tile("completeness", _said(lost["found"]), f"{lost['found']['rows']:,} of {lost['rows']:,} rows"),
         Tile("false positives", f"{false['found']:,}", f"of {false['rows']:,} rows"),
         Tile("false positives per deg²", _said(false["per_deg2"]), false["per_deg2"].get("reason", "")),
+        Tile(
+            "effective area, deg²",
+            _said(there["effective_area_deg2"]),
+            there["effective_area_deg2"].get("reason", ""),
+        ),
+        Tile("lenses in the footprint", _said(there["lenses"]), _counts(there["lenses"])),
     ]
     curves = _curve(result) if len(result.edges) == 1 else []
     return render(
@@ -76,7 +82,13 @@ def page(result: Result, digest: str) -> bytes:
         pictures=_maps(result) if len(result.edges) > 1 else [],
         plots=[*curves, *_calibration(found["function"])],
         function=_about(found["function"]),
-        tables=[_losses(lost), *_reasons(lost), *_classes(false), _bins(result)],
+        tables=[
+            _losses(lost),
+            *_reasons(lost),
+            *_volume(there["effective_volume"]),
+            *_classes(false),
+            _bins(result),
+        ],
         provenance=[f"scores {digest[:16]}"],
     )
 
@@ -102,9 +114,47 @@ def _about(known: Json) -> str:
 
 
 def _losses(lost: Json) -> Table:
-    names = {"rejected": "rejected by quality", "scored_low": "scored low", "found": "found"}
-    rows = tuple((said, f"{lost[name]['rows']:,}", _said(lost[name])) for name, said in names.items())
-    return Table("Stage by stage", ("", "rows", "share, 95 %"), rows)
+    names = {
+        "rejected": "rejected by quality", "scored_low": "scored low", "not_graded": "not graded",
+        "graded_down": "graded down", "found": "found",
+    }  # fmt: skip
+    rows = [
+        (said, f"{lost[name]['rows']:,}", _said(lost[name])) for name, said in names.items() if name in lost
+    ]
+    if "overall" not in lost:
+        return Table("Stage by stage", ("", "rows", "share, 95 %"), tuple(rows))
+    absent = lost["not_in_catalogue"]
+    note = (
+        f"Not in the catalogue: {absent['rows']:,} of all {absent['of']:,} lenses, {_said(absent)}, of which "
+        f"{absent['without_pixels']:,} have no pixels. Found of all: {_said(lost['overall'])}. Bins and "
+        "function are of the rows."
+    )
+    return Table("Stage by stage", ("", "rows", "share, 95 %"), tuple(rows), note=note)
+
+
+def _counts(lenses: Json) -> str:
+    if lenses["value"] is None:
+        return str(lenses["reason"])
+    low, high = lenses["counts"]
+    return f"of {lenses['present']:,.4g} at {lenses['per_deg2']:g} per deg²; a count of {low:,} to {high:,}"
+
+
+def _volume(found: Json) -> list[Table]:
+    if found["value"] is None:
+        return []
+    rows = tuple(
+        (
+            f"{s['low']:.3g} to {s['high']:.3g}",
+            f"{s['rows']:,}",
+            f"{s['volume_gpc3']:.4g}",
+            _said(s["completeness"]),
+        )
+        for s in found["shells"]
+    )
+    note = f"Effective comoving volume: {_said(found)} Gpc³; {found['cosmology']}."
+    return [
+        Table("Redshifts of the lenses", ("z_lens", "rows", "Gpc³", "completeness, 95 %"), rows, note=note)
+    ]
 
 
 def _reasons(lost: Json) -> list[Table]:

@@ -17,6 +17,7 @@ from ripple.stages.completeness.config import CompletenessConfig
 from ripple.stages.report.figures import numbers
 from ripple.stages.report.report import ranked_table, with_truth
 from ripple.storage.artefact import Artefact, open_artefact
+from ripple.storage.candidates import read_candidates
 
 Float = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -38,8 +39,12 @@ class Rows:
         `(N,)` row was not painted, and is not labelled as a lens.
     passed
         `(N,)` quality control accepts the row.
-    found
+    above
         `(N,)` row passed and is above the cut.
+    graded
+        `(N,)` probability that people gave it, NaN where they did not; None without candidates.
+    found
+        `(N,)` row is above, and graded as a lens where there are candidates.
     used
         `(N,)` row lies on sky that the model was not trained on, or all with `--all-rows`.
     why
@@ -48,6 +53,10 @@ class Rows:
         N names of classes; empty where there is none.
     columns
         Name -> `(N,)` values, NaN where unknown.
+    z_lens
+        `(N,)` redshift of the lens, NaN where unknown.
+    ids, pixelless
+        Of all lens rows, whatever their sky; ids of rows that have no pixels.
     asked
         Rows of the indices, those without pixels too.
     left_out, notes, cut
@@ -57,11 +66,16 @@ class Rows:
     lens: Mask
     other: Mask
     passed: Mask
+    above: Mask
+    graded: Float | None
     found: Mask
     used: Mask
     why: list[list[str]]
     kind: list[str]
     columns: dict[str, Float]
+    z_lens: Float
+    ids: frozenset[str]
+    pixelless: frozenset[str]
     asked: int
     left_out: dict[str, int]
     notes: tuple[str, ...]
@@ -118,19 +132,27 @@ def read_rows(artefacts: Sequence[Artefact], config: CompletenessConfig) -> Rows
     cut, above = _cut(artefacts[0], tables, config)
     split = np.array([v for t in tables for v in _texts(t, "split")])
     used, left_out, notes = judged(split, lens, all_rows=config.all_rows)
+    above, graded = passed & above, _grades(artefacts, tables, config)
+    ids = np.array([v for t in tables for v in _texts(t, "id")], object)
     return Rows(
         lens=lens,
         other=~lens & (_joined(tables, "injected") != 1) & (label != 1),
         passed=passed,
-        found=passed & above,
+        above=above,
+        graded=graded,
+        # NaN, not graded at all, is no lens either.
+        found=above if graded is None else above & (graded >= config.grade),
         used=used,
         why=[names for part in reasons for names in part],
         kind=[v for t in tables for v in _texts(t, "class")],
         columns=columns,
+        z_lens=_joined(tables, "z_lens"),
+        ids=frozenset(ids[lens].tolist()),
+        pixelless=frozenset(_pixelless(artefacts)),
         asked=sum(a.manifest["counts"]["asked"] for a in artefacts),
         left_out=left_out,
         notes=notes,
-        cut=cut,
+        cut=cut if graded is None else f"{cut}, graded at least {config.grade:g}",
     )
 
 
@@ -235,6 +257,43 @@ def _cut(artefact: Artefact, tables: Sequence[pa.Table], config: CompletenessCon
     return f"score at least {threshold:.6g}", _joined(tables, "score") >= float(threshold)
 
 
+def _grades(
+    artefacts: Sequence[Artefact], tables: Sequence[pa.Table], config: CompletenessConfig
+) -> Float | None:
+    """Probability by people of each row, candidate or hidden test, by its rank; None without candidates.
+
+    Raises
+    ------
+    ConfigError
+        Several scores: candidates are of one.
+    ContractError
+        The candidates are of other scores.
+    """
+    if not config.candidates:
+        return None
+    if len(artefacts) > 1:
+        raise ConfigError("--candidates: they are of one directory of scores", hint="give only that one")
+    found = read_candidates(Path(config.candidates))
+    if found.scores != artefacts[0].digest:
+        raise ContractError(f"{config.candidates}: candidates of other scores than {artefacts[0].directory}")
+    known: dict[int, float] = {}
+    for table in (found.table, found.tests):
+        ranks, values = numbers(table, "rank"), numbers(table, "probability")
+        known |= {int(r): float(p) for r, p in zip(ranks, values, strict=True) if np.isfinite(r)}
+    return np.array([known.get(int(r), np.nan) for r in numbers(tables[0], "rank")], np.float64)
+
+
+def _pixelless(artefacts: Sequence[Artefact]) -> list[str]:
+    """Ids of targets that never became a row."""
+    out = []
+    for artefact in artefacts:
+        index = artefact.index()
+        out += [
+            v for v, shard in zip(_texts(index, "id"), index["shard"].to_pylist(), strict=True) if shard < 0
+        ]
+    return out
+
+
 def _reasons(artefact: Artefact, table: pa.Table) -> list[list[str]]:
     """Why each row was rejected: the names in the detail of the index, else its reason."""
     index = artefact.index()
@@ -258,4 +317,4 @@ def _joined(tables: Sequence[pa.Table], name: str) -> Float:
 def _texts(table: pa.Table, name: str) -> list[str]:
     if name not in table.column_names:
         return ["unknown" if name == "split" else ""] * table.num_rows
-    return [str(v or "") for v in table[name].to_pylist()]
+    return ["" if v is None else str(v) for v in table[name].to_pylist()]

@@ -31,7 +31,7 @@ from ripple.imaging.simulation.profiles import Complex, Lensed, Sersic, shift
 from ripple.runtime.profile import Profile, peak_rss
 from ripple.runtime.summary import Summary
 from ripple.stages.inject.config import InjectConfig
-from ripple.stages.inject.lenses import Lenses, read_lenses
+from ripple.stages.inject.lenses import REDSHIFTS, Lenses, read_lenses
 from ripple.stages.plan.select import matching
 from ripple.storage.artefact import Artefact, open_artefact
 from ripple.storage.checksums import listed
@@ -224,9 +224,10 @@ def inject_batch(
         `injected` (uint8), `theta_E` (arcsec), `theta_E_over_seeing` (mean FWHM of the bands), `source_mag`
         (i), `magnification`, `images` (of the centre of the source), `arc_mag_<band>` (lensed total),
         `arc_snr_<band>` and `arc_snr` (matched filter, best band), `arc_sb_<band>` and `arc_sb` (mag/arcsec²,
-        flux-weighted mean, bluest band), NaN where nothing was injected; of every row `depth_<band>` (5
-        sigma, point source), `seam` (1: it lies in several cells) and `host_bad` (largest share of pixels in
-        a band that are no measurement), all before anything was painted; `lens_row` (row of the lenses, -1
+        flux-weighted mean, bluest band), NaN where nothing was injected, and with lenses of the user
+        `z_lens` and `z_source`; of every row `depth_<band>` (5 sigma, point source), `seam` (1: it lies in
+        several cells) and `host_bad` (largest share of pixels in a band that are no measurement), all before
+        anything was painted; `lens_row` (row of the lenses, -1
         for none), and `not_injected` (why nothing was painted, empty where it was). Rows without a PSF in a
         band that has data are left out.
     """
@@ -234,6 +235,9 @@ def inject_batch(
     injected = np.zeros(n, np.uint8)
     names = (*MEASURES, *(f"{name}_{band}" for name in OF_BANDS for band in batch.bands))
     measured = {name: np.full(n, np.nan) for name in names} | host_facts(batch)
+    if lenses is not None:
+        # A catalogue may know the redshifts of its galaxies; those of painted lenses are those of the file.
+        measured |= {name: _redshifts(batch, name) for name in REDSHIFTS}
     # Real cutouts are hardly ever lenses: without labels, those that were not painted count as no lens.
     label = np.asarray(batch.catalog.get("label", np.zeros(n, np.int64))).copy()
     # Of the PSFs of the centres only: cells bring as many again.
@@ -278,6 +282,14 @@ def inject_batch(
     }
     catalog = {**batch.catalog, **made, **measured}
     return replace(batch, image=image, variance=variance, catalog=catalog)
+
+
+def _redshifts(batch: CutoutBatch, name: str) -> NDArray[np.float64]:
+    """A column of the catalogue; NaN where it has none, or no numbers."""
+    column = batch.catalog.get(name)
+    if column is None or column.dtype.kind not in "iuf":
+        return np.full(len(batch), np.nan)
+    return np.array(column, np.float64)
 
 
 def host_facts(batch: CutoutBatch) -> dict[str, NDArray[np.float64]]:
@@ -346,7 +358,9 @@ def paint_given(
     lensed, dx, dy = lenses.lensed(row, batch.pixel_scale)
     mags = lenses.mags[row]
     i_mag = float(mags[batch.bands.index("i")]) if "i" in batch.bands else np.nan
-    known = {"theta_E": float(lenses.values["theta_E"][row]), "source_mag": i_mag}
+    known = {name: float(lenses.values[name][row]) for name in ("theta_E", *REDSHIFTS)} | {
+        "source_mag": i_mag
+    }
     return _seen(batch, k, lensed, flux(mags), known, dx, dy)
 
 
@@ -569,7 +583,9 @@ def _index(cutouts: Artefact, writer: ArtefactWriter) -> pa.Table:
 
 def _new_columns(catalog: dict[str, NDArray[Any]]) -> list[str]:
     """Names of the columns that injection adds or changes."""
-    return ["label", "injected", "seam", "lens_row", "not_injected", *MEASURES, *_of_bands(catalog)]
+    redshifts = [name for name in REDSHIFTS if name in catalog and catalog[name].dtype.kind == "f"]
+    names = ("label", "injected", "seam", "lens_row", "not_injected", *MEASURES, *_of_bands(catalog))
+    return [*names, *redshifts]
 
 
 def _of_bands(catalog: dict[str, NDArray[Any]]) -> list[str]:
@@ -580,7 +596,7 @@ def _of_bands(catalog: dict[str, NDArray[Any]]) -> list[str]:
 
 def _blank(old: pa.Table, name: str, dtype: np.dtype[Any]) -> NDArray[Any]:
     """The column for rows without pixels: the old label, NaN, 0, -1, or why nothing was painted."""
-    if name == "label" and name in old.column_names:
+    if name in ("label", *REDSHIFTS) and name in old.column_names:
         return np.array(old[name].to_numpy(), dtype)
     if name == "not_injected":
         return np.full(old.num_rows, "no pixels", dtype)
