@@ -36,6 +36,12 @@ def arcsec(chords: Float) -> Float:
     return np.asarray(np.degrees(2 * np.arcsin(np.minimum(chords / 2, 1.0))) * 3600.0)
 
 
+def separation(ra: Float, dec: Float, other_ra: Float, other_dec: Float) -> Float:
+    """`(N,)` arcsec between two lists of N positions in deg, row by row; NaN where one is unknown."""
+    apart = unit_vectors(ra, dec) - unit_vectors(other_ra, other_dec)
+    return arcsec(np.linalg.norm(apart, axis=1))
+
+
 def close_pairs(points: Float, radius: float) -> NDArray[np.intp]:
     """`(P, 2)` rows of unit vectors `(N, 3)` closer than `radius` arcsec; none for a radius of 0."""
     if radius <= 0 or len(points) < 2:

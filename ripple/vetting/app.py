@@ -208,6 +208,7 @@ def _page(site: Site, desk: Desk, _: Request) -> Response:
         "views": site.pictures.views,
         "kinds": KINDS,
         "scale": site.pictures.pixel_scale,
+        "wide_scale": site.pictures.wide.pixel_scale if site.pictures.wide else None,
         "legend": site.pictures.colours.text(site.pictures.bands),
         "training": site.training,
     }
@@ -245,7 +246,7 @@ def _item(site: Site, desk: Desk, place: int, record: Record | None) -> dict[str
     if not site.hide_ids:
         ra, dec = (float(objects[c][k].as_py()) for c in ("ra", "dec"))
         name, where = str(objects["id"][k].as_py()), f"{ra:.5f} {dec:+.5f}"
-    return shown | {"id": name, "position": where}
+    return shown | {"id": name, "position": where, "wide": bool(site.session.has_wide[k])}
 
 
 def _number(request: Request, name: str, default: int) -> int:

@@ -14,11 +14,33 @@ from ripple.report.band_colours import Channels, Noise, channels, measured_noise
 
 #: Views of every object; after them one per band.
 VIEWS = ("default", "brighter", "bluer", "inverted", "residual")
+#: The view of the surroundings, before those of the bands, if the session has them.
+WIDE = "wide"
 # As the composites of Space Warps: "brighter" has about twice the gain and is clipped to white on purpose;
 # "bluer" has 1.5 times the blue and a little more gain.
 _BRIGHTER, _BLUER, _MORE_BLUE = 2.2, 1.3, 1.5
 #: Rows that give the noise of all.
 _MEASURED = 400
+
+
+@dataclass(frozen=True)
+class Wide:
+    """The surroundings of the objects.
+
+    Parameters
+    ----------
+    pixels
+        `(N, B, H, W)` float32 nJy, maybe mapped from a file, in the bands of the objects; NaN where there are
+        none.
+    there
+        `(N,)` objects that have any.
+    pixel_scale
+        Arcsec per pixel.
+    """
+
+    pixels: NDArray[np.float32]
+    there: NDArray[np.bool_]
+    pixel_scale: float
 
 
 @dataclass(frozen=True)
@@ -37,6 +59,8 @@ class Pictures:
         Arcsec per pixel.
     stretch, softening
         Linear range in units of the sky noise of all objects, and Q of the asinh.
+    wide
+        The surroundings; None without that view.
     """
 
     pixels: NDArray[np.float32]
@@ -45,11 +69,13 @@ class Pictures:
     pixel_scale: float
     stretch: float = 8.0
     softening: float = 8.0
+    wide: Wide | None = None
 
     @property
     def views(self) -> tuple[str, ...]:
         """Names of the views."""
-        return (*VIEWS, *self.bands) if len(self.bands) > 1 else VIEWS
+        own = VIEWS if self.wide is None else (*VIEWS, WIDE)
+        return (*own, *self.bands) if len(self.bands) > 1 else own
 
     @cached_property
     def colours(self) -> Channels:
@@ -60,6 +86,19 @@ class Pictures:
     def noise(self) -> Noise:
         """Sky noise of the colour pictures."""
         return measured_noise(np.asarray(self.pixels[:_MEASURED]), self.colours)
+
+    @cached_property
+    def wide_noise(self) -> Noise:
+        """Sky noise of the wide fields, whose pixels may have another size or unit.
+
+        Measured on the sky of the objects' own pictures: where the pixels are the same, so is the stretch.
+        """
+        assert self.wide is not None
+        some = np.flatnonzero(self.wide.there)[:_MEASURED]
+        zoom = self.pixel_scale / self.wide.pixel_scale
+        inner = [_middle(self.wide.pixels.shape[k], round(self.pixels.shape[k] * zoom)) for k in (2, 3)]
+        view = self.wide.pixels[:, :, inner[0], inner[1]]  # of a file: only these pixels are read
+        return measured_noise(np.asarray(view[some]), self.colours)
 
     @cached_property
     def band_noise(self) -> tuple[float, ...]:
@@ -92,13 +131,17 @@ class Pictures:
                 return np.asarray(255 - self._grey(mean, self.mean_noise, _BRIGHTER), np.uint8)
             case "residual":
                 return self._colour(self._without_lens(image), _BRIGHTER)
+            case "wide" if self.wide is not None:
+                return self._colour(np.asarray(self.wide.pixels[k : k + 1]), 1.0, self.wide_noise)
             case _:
                 b = self.bands.index(view)
                 return self._grey(image[:, [b]], self.band_noise[b], 1.0)
 
-    def _colour(self, image: NDArray[np.float32], gain: float) -> NDArray[np.uint8]:
-        stretch = self.stretch / gain
-        drawn = pictures(image, self.colours, self.noise, stretch=stretch, softening=self.softening)
+    def _colour(
+        self, image: NDArray[np.float32], gain: float, noise: Noise | None = None
+    ) -> NDArray[np.uint8]:
+        stretch, noise = self.stretch / gain, noise or self.noise
+        drawn = pictures(image, self.colours, noise, stretch=stretch, softening=self.softening)
         return np.asarray(drawn[0])
 
     def _without_lens(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -118,3 +161,9 @@ class Pictures:
     def _grey(self, plane: NDArray[np.float32], noise: float, gain: float) -> NDArray[np.uint8]:
         drawn = lupton_rgb(plane, ("grey",), stretch=self.stretch / gain * noise, q=self.softening)
         return np.asarray(drawn[0])
+
+
+def _middle(length: int, side: int) -> slice:
+    """The `side` pixels in the middle of a row; all of them if there are fewer."""
+    low = max(length - side, 0) // 2
+    return slice(low, low + max(side, 1))

@@ -15,10 +15,12 @@ from ripple.errors import IntegrityError
 from ripple.storage.checksums import parse_listing, read_verified
 from ripple.storage.files import parse_parquet
 from ripple.storage.manifest import MANIFEST, check_files, read_manifest
-from ripple.vetting.pictures import Pictures
+from ripple.vetting.pictures import Pictures, Wide
 
 KIND = "grades"
 OBJECTS, PIXELS, SESSION = "objects.parquet", "pixels.npy", "session.json"
+#: Pixels of the surroundings, and the column of objects that have any; only in sessions with wide fields.
+WIDE_PIXELS, HAS_WIDE = "wide.npy", "has_wide"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,8 @@ class Session:
         Its manifest.
     objects
         Columns `id` (text), `ra`, `dec` (deg), `rank`, `score`, `probability` (NaN where unknown), `truth`
-        (int8: 1 and 0 for hidden tests, -1 for candidates), in order of rank.
+        (int8: 1 and 0 for hidden tests, -1 for candidates), in order of rank; `has_wide` (bool) in sessions
+        with wide fields.
     facts
         Of `session.json`.
     """
@@ -48,24 +51,37 @@ class Session:
         """`(N,)` 1 lens, 0 no lens, of hidden tests; -1 of candidates."""
         return np.asarray(self.objects["truth"].to_numpy(), np.int8)
 
+    @property
+    def has_wide(self) -> NDArray[np.bool_]:
+        """`(N,)` objects whose surroundings can be shown."""
+        if HAS_WIDE not in self.objects.column_names:
+            return np.zeros(self.objects.num_rows, bool)
+        return np.asarray(self.objects[HAS_WIDE].to_numpy(), bool)
+
     def numbers(self, name: str) -> NDArray[np.float64]:
         """A column as float64."""
         return np.asarray(self.objects[name].to_numpy(), np.float64)
 
     def pictures(self, stretch: float, softening: float) -> Pictures:
         """The pictures, the pixels mapped from the file."""
-        path = self.directory / PIXELS
+        bands, scale = tuple(self.facts["bands"]), float(self.facts["pixel_scale"])
+        width = np.array([np.nan if w is None else w for w in self.facts["psf_fwhm"]], np.float64)
+        wide = None
+        if (wide_scale := self.facts.get("wide_pixel_scale")) is not None:
+            wide = Wide(self._mapped(WIDE_PIXELS, len(bands)), self.has_wide, float(wide_scale))
+        return Pictures(self._mapped(PIXELS, len(bands)), bands, width, scale, stretch, softening, wide)
+
+    def _mapped(self, name: str, bands: int) -> NDArray[np.float32]:
+        path = self.directory / name
         try:
-            pixels = np.load(path, mmap_mode="r", allow_pickle=False)
+            pixels: NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
         except (ValueError, EOFError) as err:
             raise IntegrityError(
                 f"{path}: cannot be read: {err}", hint="remove GRADES, grade again"
             ) from None
-        bands, scale = tuple(self.facts["bands"]), float(self.facts["pixel_scale"])
-        if pixels.ndim != 4 or pixels.shape[:2] != (self.objects.num_rows, len(bands)):
+        if pixels.ndim != 4 or pixels.shape[:2] != (self.objects.num_rows, bands):
             raise IntegrityError(f"{path}: the shape {pixels.shape} is not that of the objects")
-        width = np.array([np.nan if w is None else w for w in self.facts["psf_fwhm"]], np.float64)
-        return Pictures(pixels, bands, width, scale, stretch, softening)
+        return pixels
 
 
 def open_session(directory: Path) -> Session:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import http.client
+import io
 import json
 import re
 import signal
@@ -13,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +23,17 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from browser import Browser, started
+from cutout_artefacts import write as write_artefact
 from made_embeddings import write_embeddings
+from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
 from tensorsets import make_scores
 from toys import toy_batch, write_batches
 
+import ripple
 from ripple.cli import run
 from ripple.errors import ConfigError, DataError
+from ripple.imaging.batch import CutoutBatch
 from ripple.stages.consensus.config import ConsensusConfig
 from ripple.stages.consensus.consensus import consensus
 from ripple.stages.consensus.panel import gather
@@ -34,7 +41,9 @@ from ripple.stages.vet.config import VetConfig
 from ripple.stages.vet.vet import _say_orders, grader_queue, vet, write_session
 from ripple.storage.artefact import open_artefact, verify
 from ripple.storage.directory import write_directory
+from ripple.storage.shards import images_of
 from ripple.vetting.consensus import fuse
+from ripple.vetting.pictures import Wide
 from ripple.vetting.session import open_session
 from ripple.vetting.store import Given, GradeStore, Record, read_grades
 
@@ -245,7 +254,7 @@ def test_nothing_that_is_sent_tells_tests_from_others(served: Server, scores: Pa
     """Same headers, same fields, keys without meaning."""
     items = served.items()
     assert {tuple(sorted(item)) for item in items} == {
-        ("grade", "id", "key", "kind", "note", "place", "position")
+        ("grade", "id", "key", "kind", "note", "place", "position", "wide")
     }
     assert len({item["key"] for item in items}) == len(items)
     assert all(re.fullmatch(r"[A-Za-z0-9_-]{20}", item["key"]) for item in items)
@@ -311,6 +320,127 @@ def proxied(scores: Path, output: Path, root: str, port: int) -> Iterator[tuple[
     finally:
         process.kill()
         process.communicate()
+
+
+# Wide fields --------------------------------------------------------
+
+#: Objects, by rank, of which there is no larger cutout.
+WITHOUT = (1, 4)
+
+
+@pytest.fixture(scope="module")
+def context(scores: Path) -> Path:
+    """Cutouts of 40 px in other bands and another order, of all rows of the scores but two."""
+    return write_context(scores, scores.parent / "context")
+
+
+def write_context(scores: Path, output: Path, **changes: Any) -> Path:
+    table = pq.read_table(scores / "scores.parquet").select(["id", "ra", "dec"])
+    kept = [k for k in range(table.num_rows) if k not in WITHOUT][::-1]
+    columns = {name: np.array(table[name].to_pylist())[kept] for name in table.column_names}
+    image = np.random.default_rng(5).normal(0, 0.3, (len(kept), 4, 40, 40)).astype(np.float32)
+    image[:, :, 20, 20] = 100.0
+    fields = {"image": image, "bands": "zirg", "catalog": columns, "rows_per_shard": 50, "pixel_scale": 0.25}
+    ripple.write_cutouts(output, **(fields | changes))
+    return output
+
+
+def test_wide_fields_are_those_of_the_objects(scores: Path, context: Path, tmp_path: Path) -> None:
+    output, page = tmp_path / "g", tmp_path / "grades.csv"
+    best = pq.read_table(scores / "scores.parquet")["id"].to_pylist()
+    page.write_text("id,grade\n" + "".join(f'"{k}",A\n' for k in best if k.startswith("object")))
+    base = {"scores": scores, "output": output, "graders": ["ann"], "import_": page, "top": 70}
+    done = vet(VetConfig.make(base | {"context": context}))
+    session = open_session(output)
+    count, lacking = session.objects.num_rows, set(np.flatnonzero(~session.has_wide).tolist())
+    assert done.facts["with wide field"] == f"{count - len(lacking)} of {count}"
+    ids = session.objects["id"].to_pylist()
+    assert {ids[k] for k in lacking} == {best[k] for k in WITHOUT} & set(ids)
+    assert lacking
+    drawn = session.pictures(8.0, 8.0)
+    assert drawn.wide is not None
+    found = open_artefact(context)
+    index = [found.index()[name].to_pylist() for name in ("id", "shard", "row")]
+    rows = {name: place for name, *place in zip(*index, strict=True)}
+    shards = [images_of(found, k) for k in range(len(found.shards))]
+    assert len(shards) == 3
+    for k in range(count):
+        if k in lacking:
+            assert np.isnan(drawn.wide.pixels[k]).all()
+            assert (drawn.rgb(k, "wide") == 0).all()
+        else:
+            shard, row = rows[ids[k]]
+            assert np.array_equal(drawn.wide.pixels[k], shards[shard].image[row][[3, 2, 1]])  # g, r, i
+    assert drawn.rgb(0, "wide").shape == (40, 40, 3)
+    assert drawn.views == ("default", "brighter", "bluer", "inverted", "residual", "wide", "g", "r", "i")
+    assert drawn.wide_noise.colour == pytest.approx(0.3, rel=0.5)
+    # Of the same pixels with more around them: the same picture with more around it.
+    image = np.pad(drawn.pixels, ((0, 0), (0, 0), (8, 8), (8, 8)), constant_values=30.0)
+    more = replace(drawn, wide=Wide(image, np.ones(count, bool), drawn.pixel_scale))
+    assert np.array_equal(more.rgb(5, "wide")[8:-8, 8:-8], drawn.rgb(5, "default"))
+    # GRADES has a copy: it goes on without the cutouts, but not with others. The bytes are the same again.
+    assert vet(VetConfig.make(base)).facts["with wide field"] == done.facts["with wide field"]
+    with pytest.raises(ConfigError, match="context"):
+        vet(VetConfig.make(base | {"context": write_context(scores, tmp_path / "c", pixel_scale=0.3)}))
+    vet(VetConfig.make(base | {"context": context, "output": tmp_path / "again"}))
+    for name in ("manifest.json", "wide.npy", "objects.parquet", "session.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (output / name).read_bytes()
+    assert verify(output) == []
+    vet(VetConfig.make(base | {"output": tmp_path / "plain"}))
+    assert open_session(tmp_path / "plain").pictures(8.0, 8.0).wide is None
+    with pytest.raises(ConfigError, match="context"):  # nor does a session get them later
+        vet(VetConfig.make(base | {"output": tmp_path / "plain", "context": context}))
+
+
+def test_cutouts_that_cannot_be_the_surroundings(scores: Path, tmp_path: Path) -> None:
+    def refused(kind: type[Exception], words: str, name: str, **changes: Any) -> None:
+        config = VetConfig.make({"scores": scores, "output": tmp_path / "g"})
+        if changes:
+            write_context(scores, tmp_path / name, **changes)
+        context = open_artefact(tmp_path / name)
+        (tmp_path / f"session-{name}").mkdir()
+        with pytest.raises(kind, match=words):
+            write_session(tmp_path / f"session-{name}", open_artefact(scores), config, context)
+
+    table = pq.read_table(scores / "scores.parquet").select(["id", "ra", "dec"])
+    columns = {name: np.array(table[name].to_pylist())[2:] for name in table.column_names}
+    image = np.zeros((len(columns["id"]), 4, 30, 30), np.float32)
+    given = {"image": image, "catalog": columns}
+    refused(ConfigError, "shows 3 arcsec, no more than .* objects .4.8", "small", **given, pixel_scale=0.1)
+    refused(ConfigError, "has no band 'g'", "band", bands="zirY")
+    moved = columns | {"dec": columns["dec"] + 0.01}
+    refused(DataError, "is another object in .*: 36 arcsec", "moved", image=image, catalog=moved)
+    others = columns | {"id": np.array([f"other {k}" for k in range(len(columns["id"]))])}
+    refused(DataError, "none of its 118 ids is graded here", "others", image=image, catalog=others)
+    batch = images_of(open_artefact(tmp_path / "others"), 0)
+    assert isinstance(batch, CutoutBatch)
+    twice = replace(batch, catalog=batch.catalog | {"id": np.array(["object 5"] * len(batch))})
+    write_artefact(tmp_path / "twice", twice, 0, per_shard=len(batch))
+    refused(DataError, "cutouts have the id 'object 5'", "twice")
+
+
+def test_the_page_shows_wide_fields_and_says_where_there_is_none(
+    scores: Path, context: Path, tmp_path: Path
+) -> None:
+    how = ("--order", "rank", "--context", str(context), "--no-tests", "--repeat", "0")
+    with serving(scores, tmp_path / "g", *how) as server:
+        items = server.items()
+        assert [item["place"] for item in items if not item["wide"]] == list(WITHOUT)
+        page = server.ask(server.paths[0])[2].decode()
+        assert '<option value="wide">' in page
+        settings = json.loads(html.unescape(re.search(r'data-settings="([^"]*)"', page)[1]))  # type: ignore[index]
+        assert (settings["scale"], settings["wide_scale"]) == (0.2, 0.25)
+        heads = set()
+        for item in items[:6]:
+            status, head, body = server.ask(f"{server.paths[0]}picture/{item['key']}?view=wide")
+            with Image.open(io.BytesIO(body)) as picture:
+                assert (status, picture.size) == (200, (40, 40))
+                brightest = picture.convert("L").getextrema()[1]
+            assert (brightest > 0) == item["wide"]
+            heads.add(tuple(sorted((k, v) for k, v in head.items() if k not in ("date", "content-length"))))
+        assert len(heads) == 1
+        assert {item["id"] for item in items} > set(HOSTILE)
+        assert server.grade(items[1]["key"], "B", view="wide")[0] == 200
 
 
 # Grades -------------------------------------------------------------
@@ -473,6 +603,33 @@ def test_a_grader_at_the_keyboard(browser: Browser, scores: Path, tmp_path: Path
         browser.visit(server.links[0])
         at_rest(browser, 8)
     assert len(last(output)) == 8
+
+
+def test_the_wide_field_in_the_browser(browser: Browser, scores: Path, context: Path, tmp_path: Path) -> None:
+    how = ("--order", "rank", "--context", str(context), "--no-tests", "--repeat", "0")
+    with serving(scores, tmp_path / "g", *how) as server:
+        browser.visit(server.links[0])
+        at_rest(browser, 0)
+        bar = "return document.getElementById('bar').style.width"
+        hidden = "return document.getElementById('nowide').hidden"
+        before = browser.run(bar)
+        for _ in range(5):
+            browser.press("v")
+        browser.wait("return document.getElementById('picture').naturalWidth === 40")
+        assert browser.run("return document.getElementById('view').value") == "wide"
+        assert browser.run(bar) != before
+        assert browser.run(hidden)
+        browser.press(RIGHT)
+        at_rest(browser, 1)
+        assert not browser.run(hidden)
+        browser.press("v")
+        browser.wait("return document.getElementById('nowide').hidden")
+        browser.run("document.getElementById('view').value = 'wide'")
+        browser.press("m")
+        browser.wait("return document.querySelectorAll('#grid img').length === 36")
+        said = "return [...document.querySelectorAll('#grid button')].filter(b => b.dataset.nowide).length"
+        assert browser.run(said) == len(WITHOUT)
+        assert server.stop() == 0
 
 
 def test_the_mosaic(browser: Browser, scores: Path, tmp_path: Path) -> None:

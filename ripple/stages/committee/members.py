@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ripple.errors import ConfigError, ContractError, DataError, IntegrityError
 from ripple.learn.model.calibrate import one_in
-from ripple.sky.neighbours import arcsec, unit_vectors
+from ripple.sky.neighbours import separation
 from ripple.stages.report.figures import numbers
 from ripple.storage.artefact import Artefact, open_artefact
 from ripple.storage.labels import plain_class
@@ -200,11 +200,10 @@ def _check_shared(members: Sequence[Member]) -> None:
 def _check_places(first: Member, member: Member, at: NDArray[np.int64]) -> None:
     """Refuse other objects under the same ids."""
     here, there = np.flatnonzero(at >= 0), at[at >= 0]
-    points = [
-        unit_vectors(*(numbers(m.table, name)[rows] for name in ("ra", "dec")))
-        for m, rows in ((first, here), (member, there))
+    places = [
+        numbers(m.table, name)[rows] for m, rows in ((first, here), (member, there)) for name in ("ra", "dec")
     ]
-    apart = arcsec(np.linalg.norm(points[0] - points[1], axis=1))
+    apart = separation(*places)
     far = np.flatnonzero(apart > SAME_PLACE)  # a row without a position is not
     if len(far):
         worst = far[0]

@@ -34,6 +34,11 @@ class VetConfig(Config):
     embeddings: Path | None = neutral(
         None, description="Embeddings with the row of --order similar:ID and the candidates."
     )
+    # Neutral, because its digest is recorded, and a session that has wide fields goes on without them.
+    context: Path | None = neutral(
+        None,
+        description="Larger cutouts of the same objects, found by id: one more view, of their surroundings.",
+    )
     tests: bool = Field(
         True, description="Hide known lenses and non-lenses among the candidates, taken from labelled rows."
     )

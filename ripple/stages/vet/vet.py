@@ -28,13 +28,24 @@ from ripple.stages.report.report import ranked_table, tensor_artefacts, with_tru
 from ripple.stages.similar.query import Query, examples_of
 from ripple.stages.similar.search import similarities
 from ripple.stages.vet.config import SIMILAR, VetConfig
+from ripple.stages.vet.wide import write_wide
 from ripple.storage.artefact import Artefact, open_artefact
 from ripple.storage.directory import write_directory
 from ripple.storage.embeddings import KIND as EMBEDDINGS
 from ripple.storage.files import write_new
+from ripple.storage.manifest import MANIFEST, read_manifest
 from ripple.storage.parquet import parquet_bytes
 from ripple.vetting.queue import Chosen, Order, choose, queue
-from ripple.vetting.session import KIND, OBJECTS, PIXELS, SESSION, Session, open_session
+from ripple.vetting.session import (
+    HAS_WIDE,
+    KIND,
+    OBJECTS,
+    PIXELS,
+    SESSION,
+    WIDE_PIXELS,
+    Session,
+    open_session,
+)
 from ripple.vetting.store import GRADES, Given, GradeStore, Record, read_grades, spread
 
 
@@ -50,9 +61,9 @@ def vet(config: VetConfig) -> Summary:
     """
     start = time.perf_counter()
     scores = open_artefact(config.scores, "scores")
-    write_directory(
-        config.output, KIND, config, {"scores": scores.digest}, lambda d: write_session(d, scores, config)
-    )
+    context = None if config.context is None else open_artefact(config.context, "cutouts")
+    inputs = {"scores": scores.digest, **_context_input(config.output, context)}
+    write_directory(config.output, KIND, config, inputs, lambda d: write_session(d, scores, config, context))
     session = open_session(config.output)
     with closing(GradeStore(config.output)) as store:
         known = {name: store.order(name) for name in config.graders}
@@ -67,13 +78,34 @@ def vet(config: VetConfig) -> Summary:
     return Summary("vet", str(config.output), facts, seconds=time.perf_counter() - start)
 
 
-def write_session(directory: Path, scores: Artefact, config: VetConfig) -> None:
+def _context_input(output: Path, context: Artefact | None) -> dict[str, str]:
+    """Digest of the wide fields: of those given, else of those that the session has a copy of."""
+    if context is not None:
+        return {"context": context.digest}
+    known = read_manifest(output, KIND)["inputs"] if (output / MANIFEST).is_file() else {}
+    return {"context": known["context"]} if "context" in known else {}
+
+
+def write_session(
+    directory: Path, scores: Artefact, config: VetConfig, context: Artefact | None = None
+) -> None:
     """Write what is graded: the objects, their pixels, and what the pixels are.
+
+    Parameters
+    ----------
+    directory
+        Of the session.
+    scores, config
+        Whose rows are graded, and how.
+    context
+        Larger cutouts of the same objects; None for no wide fields.
 
     Raises
     ------
     DataError
-        The scores have no rows.
+        The scores have no rows, or the larger cutouts cannot be those of the same objects.
+    ConfigError
+        They are no larger, or lack a band.
     """
     table = with_truth(ranked_table(scores), scores.attributes.get("lens_labels", [1]))
     if not table.num_rows:
@@ -84,8 +116,12 @@ def write_session(directory: Path, scores: Artefact, config: VetConfig) -> None:
     found = fluxes_of_rows(
         tensor_artefacts(scores), *(numbers(table, c)[rows].astype(np.int64) for c in ("shard", "row"))
     )
-    write_new(directory / OBJECTS, parquet_bytes(objects))
     pixels = _of_one_size(found)
+    wide: Json = {}
+    if context is not None:
+        there, scale = write_wide(directory / WIDE_PIXELS, context, objects, found, pixels.shape[-1])
+        objects, wide = objects.append_column(HAS_WIDE, pa.array(there)), {"wide_pixel_scale": scale}
+    write_new(directory / OBJECTS, parquet_bytes(objects))
     with (directory / PIXELS).open("xb") as file:
         np.save(file, pixels, allow_pickle=False)
     facts = {
@@ -95,6 +131,7 @@ def write_session(directory: Path, scores: Artefact, config: VetConfig) -> None:
         "tests": {"lenses": int((chosen.truth == 1).sum()), "others": int((chosen.truth == 0).sum())},
         "candidates": len(chosen.candidates),
         "prevalence": scores.attributes.get("prevalence"),
+        **wide,
     }
     write_new(directory / SESSION, canonical_json(facts))
 
@@ -286,6 +323,8 @@ def _counts(session: Session) -> Json:
     """How far everybody is."""
     facts: Json = {"candidates": session.facts["candidates"]}
     facts["hidden tests"] = sum(session.facts["tests"].values())
+    if "wide_pixel_scale" in session.facts:
+        facts["with wide field"] = f"{int(session.has_wide.sum()):,} of {session.objects.num_rows:,}"
     by_grader: dict[str, list[Record]] = {}
     for record in read_grades(session.directory):
         by_grader.setdefault(record.grader, []).append(record)

@@ -16,6 +16,7 @@
   let marks = new Map();
 
   const picture = (item) => "picture/" + item.key + "?view=" + encodeURIComponent(byName("view").value);
+  const isWide = () => settings.wide_scale !== null && byName("view").value === "wide";
   const say = (name, text) => { byName(name).textContent = text; byName(name).hidden = !text; };
 
   const fetchItems = async (query) => {
@@ -48,13 +49,15 @@
 
   const scaleBar = () => {
     const image = byName("picture");
-    const across = image.naturalWidth * settings.scale;
+    const across = image.naturalWidth * (isWide() ? settings.wide_scale : settings.scale);
     const length = [1, 2, 5, 10, 20, 60].find((step) => step > 0.12 * across) || 60;
     byName("bar").style.width = (100 * length / across) + "%";
     byName("barname").textContent = length + "\u2033";
   };
   byName("picture").addEventListener("load", scaleBar);
 
+  const sayWide = (item) => { byName("nowide").hidden = !isWide() || item.wide; };
+  const lacksWide = (tile, item) => { tile.dataset.nowide = isWide() && !item.wide ? "no wide field" : ""; };
   const showOne = async () => {
     byName("end").hidden = place < settings.total;
     byName("one").hidden = place >= settings.total;
@@ -63,6 +66,7 @@
     await need(place, AHEAD);
     const item = items.get(place);
     byName("picture").src = picture(item);
+    sayWide(item);
     byName("name").textContent = item.id;
     byName("position").textContent = item.position;
     byName("given").textContent = item.grade ? "graded " + item.grade + (item.kind ? ", " + item.kind : "") : "";
@@ -96,6 +100,7 @@
       const image = document.createElement("img");
       image.src = picture(item);
       image.alt = "";
+      lacksWide(tile, item);
       tile.append(image, document.createElement("span"));
       if (item.grade && item.grade !== "skip") marks.set(item.key, item.grade);
       paint(tile);
@@ -168,8 +173,16 @@
     await redraw();
   };
   const redraw = async () => {
-    if (mosaic) for (const tile of byName("grid").children) tile.querySelector("img").src = picture(items.get(Number(tile.dataset.place)));
-    else if (items.has(place)) byName("picture").src = picture(items.get(place));
+    if (mosaic) {
+      for (const tile of byName("grid").children) {
+        const item = items.get(Number(tile.dataset.place));
+        tile.querySelector("img").src = picture(item);
+        lacksWide(tile, item);
+      }
+    } else if (items.has(place)) {
+      byName("picture").src = picture(items.get(place));
+      sayWide(items.get(place));
+    }
     prepare(place + (mosaic ? PAGE : 1), mosaic ? PAGE : AHEAD).catch(() => {});
   };
   const toggle = async () => {
