@@ -110,7 +110,9 @@ def test_what_one_member_has_seen_the_committee_has() -> None:
 # The artefact -------------------------------------------------------
 
 
-def test_rows_are_found_by_id_and_lie_where_those_of_the_first_do(tmp_path: Path) -> None:
+def test_rows_are_found_by_id_and_lie_where_those_of_the_first_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     at = {"ra": np.array([53.02, 53.01, 53.00, 53.04]), "split": ["train", "test", "test", "test"]}
     one = write_scores(tmp_path / "one", list("abcd"), [0.9, 0.2, 0.5, 0.6], z=np.arange(4.0))
     two = write_scores(tmp_path / "other", list("cbae"), [0.5, 0.2, 0.5, 0.9], model="1", **at)
@@ -130,6 +132,9 @@ def test_rows_are_found_by_id_and_lie_where_those_of_the_first_do(tmp_path: Path
         "1 rows of member 2 are not among those of member 1 and are left out",
         "no probability",
     ]
+    # These have no tensors, as those of a search.
+    assert run(["report", str(tmp_path / "both"), "-o", str(tmp_path / "page")]) == 3
+    assert "a search keeps no pictures of its rows" in capsys.readouterr().err
     again = combined(tmp_path / "rank", one, two, rule="rank")
     ranks = [(7 / 8 + 4 / 6) / 2, (1 / 8 + 1 / 6) / 2, (3 / 8 + 4 / 6) / 2, 5 / 8]
     assert again["score"].to_pylist() == pytest.approx(ranks, rel=1e-12)
