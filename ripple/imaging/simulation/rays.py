@@ -260,3 +260,78 @@ def _holds_origin(a: Any, b: Any, c: Any) -> bool:
     first = a[0] * b[1] - a[1] * b[0] > 0
     same = first == (b[0] * c[1] - b[1] * c[0] > 0) and first == (c[0] * a[1] - c[1] * a[0] > 0)
     return bool(same)
+
+
+@_compile
+def project(lens: Any, picture: Any, place: Any, dx: float, dy: float, over: int, out: Any) -> None:
+    """Mean brightness in fine pixels, `over` to a native one, of a lensed picture; per native pixel.
+
+    Parameters
+    ----------
+    lens
+        7 numbers.
+    picture
+        `(P, h, w)` float32 planes.
+    place
+        Where its centre is (x, y), cosine and sine of its angle, and its pixels per native pixel.
+    dx, dy
+        Where the lens lies from the centre, native pixels.
+    over
+        Fine pixels per native one.
+    out
+        `(P, F, F)` float32 zeros, F a multiple of `2 * over`; the centre is pixel `F // 2`.
+    """
+    sx, sy, cos, sin, scale = place
+    planes, height, width = picture.shape
+    fine = out.shape[1]
+    side, half, step = 2 * over, fine // 2, 1.0 / over
+    # Interpolation reaches two pixels beyond the picture, where it is dark.
+    reach = (0.5 * math.sqrt(height * height + width * width) + 2.0) / scale
+    values, weight_x, weight_y = np.empty(planes), np.empty(4), np.empty(4)
+    for top in range(0, fine, side):
+        y0 = (top + 0.5 * (side - 1) - half) * step - dy
+        for left in range(0, fine, side):
+            x0 = (left + 0.5 * (side - 1) - half) * step - dx
+            ax, ay, axx, axy, ayy = bend(lens, x0, y0)
+            spread = 1.42 * (1.0 + 1.6 * math.sqrt(axx * axx + 2.0 * axy * axy + ayy * ayy))
+            away = math.hypot(x0 - ax - sx, y0 - ay - sy)
+            if away > reach + spread and x0 * x0 + y0 * y0 > 16.0:
+                continue
+            for i in range(top, top + side):
+                y = (i - half) * step - dy
+                for j in range(left, left + side):
+                    x = (j - half) * step - dx
+                    ax, ay, axx, axy, ayy = bend(lens, x, y)
+                    # Samples no further apart than a pixel of the picture.
+                    wide = step * scale * math.hypot(1.0 - axx, axy)
+                    high = step * scale * math.hypot(1.0 - ayy, axy)
+                    columns, rows = min(int(wide) + 1, MOST // over), min(int(high) + 1, MOST // over)
+                    values[:] = 0.0
+                    for k in range(rows):
+                        oy = ((k + 0.5) / rows - 0.5) * step
+                        for m in range(columns):
+                            ox = ((m + 0.5) / columns - 0.5) * step
+                            bx, by, _, _, _ = bend(lens, x + ox, y + oy)
+                            bx, by = x + ox - bx - sx, y + oy - by - sy
+                            u = scale * (cos * bx + sin * by) + 0.5 * (width - 1)
+                            v = scale * (cos * by - sin * bx) + 0.5 * (height - 1)
+                            if u > -2.0 and v > -2.0 and u < width + 1.0 and v < height + 1.0:
+                                _cubic(u - math.floor(u), weight_x)
+                                _cubic(v - math.floor(v), weight_y)
+                                first_x, first_y = math.floor(u) - 1, math.floor(v) - 1
+                                for a in range(max(first_y, 0), min(first_y + 4, height)):
+                                    for b in range(max(first_x, 0), min(first_x + 4, width)):
+                                        w = weight_y[a - first_y] * weight_x[b - first_x]
+                                        for p in range(planes):
+                                            values[p] += w * picture[p, a, b]
+                    for p in range(planes):
+                        out[p, i, j] = values[p] * scale * scale / (rows * columns)
+
+
+@_compile
+def _cubic(t: float, out: Any) -> None:
+    """Weights of four neighbours at a place between the middle two (Keys 1981, IEEE ASSP 29, 1153)."""
+    out[0] = ((-0.5 * t + 1.0) * t - 0.5) * t
+    out[1] = (1.5 * t - 2.5) * t * t + 1.0
+    out[2] = ((-1.5 * t + 2.0) * t + 0.5) * t
+    out[3] = (0.5 * t - 0.5) * t * t

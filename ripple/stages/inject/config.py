@@ -21,6 +21,11 @@ class InjectConfig(Config):
         description="Table of lenses and sources (CSV, Parquet, FITS, VOTable) instead of drawn ones: one "
         "for each cutout by its id, or, without a column id, a set to draw from.",
     )
+    sources: str = neutral(
+        "",
+        description="Pictures of real sources (FITS: a cube and a table) to draw from, lensed instead of "
+        "smooth profiles.",
+    )
     hosts: str = Field(
         "",
         description="Condition that a cutout must meet to get a lens, on columns of its catalogue, such as "
@@ -56,6 +61,10 @@ class InjectConfig(Config):
         if self.theta_min > self.theta_max or self.source_bright > self.source_faint:
             raise ValueError("theta_min and source_bright must not exceed theta_max and source_faint")
         drawn = ("theta_min", "theta_max", "source_bright", "source_faint")
+        if self.lenses and self.sources:
+            raise ValueError("lenses and sources both say what the source is: give one of them")
         if self.lenses and (given := self.model_fields_set.intersection(drawn)):
             raise ValueError(f"{min(given)} is for drawn lenses: the file of lenses says what is painted")
+        if self.sources and (given := self.model_fields_set.intersection(drawn[2:])):
+            raise ValueError(f"{min(given)} is for drawn sources: the file of sources has magnitudes")
         return self

@@ -23,7 +23,7 @@ from ripple.errors import CatalogueError, ConfigError, DataError
 from ripple.imaging.batch import CutoutBatch
 from ripple.imaging.psf.shape import fwhm
 from ripple.imaging.quality.measure import usable
-from ripple.imaging.simulation.lensed import light
+from ripple.imaging.simulation.lensed import light, picture_light
 from ripple.imaging.simulation.lensing import Deflector, image_count
 from ripple.imaging.simulation.observing import BANDS, flux, magnitude, noise_sigma
 from ripple.imaging.simulation.population import UGRIZY, blue_magnitudes
@@ -32,6 +32,7 @@ from ripple.runtime.profile import Profile, peak_rss
 from ripple.runtime.summary import Summary
 from ripple.stages.inject.config import InjectConfig
 from ripple.stages.inject.lenses import REDSHIFTS, Lenses, read_lenses
+from ripple.stages.inject.sources import Sources, read_sources
 from ripple.stages.plan.select import matching
 from ripple.storage.artefact import Artefact, open_artefact
 from ripple.storage.checksums import listed
@@ -64,6 +65,7 @@ class ShardTask:
     name: str
     config: InjectConfig
     lenses: Lenses | None
+    sources: bool
     hosts: NDArray[np.bool_] | None
 
 
@@ -89,8 +91,10 @@ def inject(config: InjectConfig) -> Summary:
     start = time.perf_counter()
     cutouts = open_artefact(Path(config.cutouts), "cutouts")
     lenses = _lenses(config, cutouts)
+    sources = read_sources(Path(config.sources), cutouts.bands) if config.sources else None
     hosts = _hosts(config, cutouts)
     inputs = {"cutouts": cutouts.digest} | ({} if lenses is None else {"lenses": lenses.sha256})
+    inputs |= {} if sources is None else {"sources": sources.sha256}
     opened = create(
         Path(config.output), kind="cutouts", config=config, inputs=inputs, units=len(cutouts.shards)
     )
@@ -108,6 +112,7 @@ def inject(config: InjectConfig) -> Summary:
                 writer.name(k),
                 config,
                 lenses,
+                sources is not None,
                 None if hosts is None else hosts[k],
             )
 
@@ -178,8 +183,10 @@ def make_shard(task: ShardTask) -> ShardResult:
     cutouts = open_artefact(Path(task.cutouts), "cutouts")
     batch = cutouts_of(cutouts, task.shard)
     arcs = np.zeros(batch.image.shape, np.float32) if task.config.keep_arcs else None
+    # Pictures are read by each worker, which is cheaper than to send them with each shard.
+    sources = read_sources(Path(task.config.sources), batch.bands) if task.sources else None
     with profile.time("inject"):
-        painted = inject_batch(batch, task.config, task.lenses, task.hosts, arcs)
+        painted = inject_batch(batch, task.config, task.lenses, task.hosts, arcs, sources)
     if arcs is not None:
         # Before the shard: where that is finished, its arcs are there.
         out = io.BytesIO()
@@ -201,6 +208,7 @@ def inject_batch(
     lenses: Lenses | None = None,
     hosts: NDArray[np.bool_] | None = None,
     keep: NDArray[np.float32] | None = None,
+    sources: Sources | None = None,
 ) -> CutoutBatch:
     """Paint lensed sources into a share of the rows.
 
@@ -216,6 +224,8 @@ def inject_batch(
         `(N,)` rows that may get a lens, besides those that are labelled as lenses; None: all.
     keep
         `(N, B, H, W)` zeros, which are filled with the arcs in nJy, without noise.
+    sources
+        Pictures to lens instead of smooth profiles, by drawn lenses.
 
     Returns
     -------
@@ -227,8 +237,8 @@ def inject_batch(
         flux-weighted mean, bluest band), NaN where nothing was injected, and with lenses of the user
         `z_lens` and `z_source`; of every row `depth_<band>` (5 sigma, point source), `seam` (1: it lies in
         several cells) and `host_bad` (largest share of pixels in a band that are no measurement), all before
-        anything was painted; `lens_row` (row of the lenses, -1
-        for none), and `not_injected` (why nothing was painted, empty where it was). Rows without a PSF in a
+        anything was painted; `lens_row` (row of the lenses, -1 for none), with pictures `source_row`
+        likewise, and `not_injected` (why nothing was painted, empty where it was). Rows without a PSF in a
         band that has data are left out.
     """
     n, image, variance = len(batch), batch.image.copy(), batch.variance.copy()
@@ -245,6 +255,7 @@ def inject_batch(
     widths = np.full(len(batch.psf), np.nan)
     widths[used] = fwhm(batch.psf[used]) * batch.pixel_scale
     lens_row, why = np.full(n, -1, np.int64), [""] * n
+    source_row = np.full(n, -1, np.int64)
     for k in range(n):
         # A generator per row, so that shards and workers do not matter; 21 keeps it apart from other uses of
         # the seed.
@@ -256,11 +267,13 @@ def inject_batch(
             lens_row[k], why[k] = _chosen(batch, k, config, lenses, rng)
         if why[k]:
             continue
-        arcs, facts = (
-            _paint(batch, k, config, rng)
-            if lenses is None
-            else paint_given(batch, k, lenses, int(lens_row[k]))
-        )
+        if lenses is not None:
+            arcs, facts = paint_given(batch, k, lenses, int(lens_row[k]))
+        elif sources is not None:
+            source_row[k] = int(rng.choice(sources.usable()))
+            arcs, facts = paint_picture(batch, k, config, sources, int(source_row[k]), rng)
+        else:
+            arcs, facts = _paint(batch, k, config, rng)
         _add(image[k], variance[k], arcs, _gain(batch, k), rng)
         injected[k] = 1
         if keep is not None:
@@ -280,6 +293,8 @@ def inject_batch(
         "lens_row": lens_row,
         "not_injected": np.array(why),
     }
+    if sources is not None:
+        made["source_row"] = source_row
     catalog = {**batch.catalog, **made, **measured}
     return replace(batch, image=image, variance=variance, catalog=catalog)
 
@@ -349,6 +364,29 @@ def _paint(
     q, angle = light_shape(batch.image[k], batch.catalog, k)
     lensed = draw_lensed(rng, theta / batch.pixel_scale, q, angle, batch.pixel_scale)
     return _seen(batch, k, lensed, fluxes, {"theta_E": theta, "source_mag": i_mag})
+
+
+def paint_picture(
+    batch: CutoutBatch, k: int, config: InjectConfig, sources: Sources, row: int, rng: np.random.Generator
+) -> tuple[NDArray[np.float32], dict[str, float]]:
+    """As `_paint`, with a picture of the user in place of the profile, turned by a drawn angle."""
+    theta = float(rng.uniform(config.theta_min, config.theta_max))
+    q, angle = light_shape(batch.image[k], batch.catalog, k)
+    drawn = draw_lensed(rng, theta / batch.pixel_scale, q, angle, batch.pixel_scale)
+    s, turn = drawn.source, float(rng.uniform(0.0, 2.0 * np.pi))
+    picture = sources.picture(row, batch.pixel_scale, turn, s.dx, s.dy)
+    reach = 2.2 * drawn.lens.theta_e + 2.0 * picture.radius
+    at = float(batch.catalog["dx"][k]), float(batch.catalog["dy"][k])
+    spectrum = picture_light(drawn.lens, picture, grid_size(batch, reach), *at)
+    seen, magnification = through_psf(spectrum, batch, k)
+    mags = sources.mags[row]
+    known = {
+        "theta_E": theta,
+        "source_mag": float(mags[batch.bands.index("i")]) if "i" in batch.bands else np.nan,
+        "magnification": magnification,
+        "images": float(image_count(drawn.lens, s.dx, s.dy)),
+    }
+    return seen * flux(mags)[:, None, None].astype(np.float32), known
 
 
 def paint_given(
@@ -477,23 +515,31 @@ def render(
     magnification
         Lensed over unlensed flux.
     """
-    height, width = batch.image.shape[2:]
-    kernel = batch.psf.shape[-1] if len(batch.psf) else 1
     # A source far outside is seen about where it is, and the lens may lie off the target.
     off = max(float(np.hypot(lensed.source.dx, lensed.source.dy)) - lensed.lens.theta_e, 0.0) + np.hypot(
         dx, dy
     )
     reach = 2.2 * lensed.lens.theta_e + 4.0 * lensed.source.re + off
-    side = max(height, width)
-    # The FFT is periodic: the grid holds cutout and arcs, and what wraps around is out of reach of the PSF.
-    least = max(side, 2.0 * reach, reach + (side + kernel) / 2 + 1)
-    size = 2 * scipy.fft.next_fast_len(int(np.ceil(least / 2)), real=True)
     at = float(batch.catalog["dx"][k]) + dx, float(batch.catalog["dy"][k]) + dy
-    return through_psf(light(lensed, size, *at), batch, k)
+    return through_psf(light(lensed, grid_size(batch, reach), *at)[None], batch, k)
+
+
+def grid_size(batch: CutoutBatch, reach: float) -> int:
+    """Side of the grid, even, on which light that reaches so far, pixels, goes through PSFs.
+
+    The FFT is periodic: the grid holds cutout and arcs, and what wraps around is out of reach of the PSF.
+    """
+    side = max(batch.image.shape[2:])
+    kernel = batch.psf.shape[-1] if len(batch.psf) else 1
+    least = max(side, 2.0 * reach, reach + (side + kernel) / 2 + 1)
+    return 2 * int(scipy.fft.next_fast_len(int(np.ceil(least / 2)), real=True))
 
 
 def through_psf(spectrum: Complex, batch: CutoutBatch, k: int) -> tuple[NDArray[np.float32], float]:
-    """What a row sees of light with a transform `([B,] S, S // 2 + 1)`, and its flux, at frequency 0."""
+    """What a row sees of light with a transform `(P, S, S // 2 + 1)`, and its flux.
+
+    P is 1, for all bands, or their number. The flux is that at frequency 0, of several bands the mean.
+    """
     height, width = batch.image.shape[2:]
     size, kernel = spectrum.shape[-2], batch.psf.shape[-1] if len(batch.psf) else 1
     y0, x0 = size // 2 - height // 2, size // 2 - width // 2
@@ -508,11 +554,11 @@ def through_psf(spectrum: Complex, batch: CutoutBatch, k: int) -> tuple[NDArray[
     for start in range(0, len(parts), CHUNK):
         some = parts[start : start + CHUNK]
         psf = scipy.fft.rfft2(batch.psf[[part[5] for part in some]], s=(size, size))
-        psf *= centred
+        psf *= centred[[part[0] for part in some]] if len(centred) > 1 else centred
         whole = scipy.fft.irfft2(psf, s=(size, size))[:, y0 : y0 + height, x0 : x0 + width]
         for (b, top, bottom, left, right, _), plane in zip(some, whole, strict=True):
             seen[b, top:bottom, left:right] = plane[top:bottom, left:right]
-    return seen, float(spectrum[0, 0].real)
+    return seen, float(spectrum[:, 0, 0].real.mean())
 
 
 def _gain(batch: CutoutBatch, k: int) -> NDArray[np.float64]:
@@ -585,7 +631,7 @@ def _new_columns(catalog: dict[str, NDArray[Any]]) -> list[str]:
     """Names of the columns that injection adds or changes."""
     redshifts = [name for name in REDSHIFTS if name in catalog and catalog[name].dtype.kind == "f"]
     names = ("label", "injected", "seam", "lens_row", "not_injected", *MEASURES, *_of_bands(catalog))
-    return [*names, *redshifts]
+    return [*names, *redshifts, *(["source_row"] if "source_row" in catalog else [])]
 
 
 def _of_bands(catalog: dict[str, NDArray[Any]]) -> list[str]:
@@ -600,7 +646,7 @@ def _blank(old: pa.Table, name: str, dtype: np.dtype[Any]) -> NDArray[Any]:
         return np.array(old[name].to_numpy(), dtype)
     if name == "not_injected":
         return np.full(old.num_rows, "no pixels", dtype)
-    if name == "lens_row":
+    if name in ("lens_row", "source_row"):
         return np.full(old.num_rows, -1, dtype)
     return np.full(old.num_rows, np.nan if dtype.kind == "f" else 0, dtype)
 
