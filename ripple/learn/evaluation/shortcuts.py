@@ -129,6 +129,25 @@ def run_gates(data: TrainingSet, *, limit: float, rows: int, draws: int, seed: i
         "psf_noise": _matrix([v for k, v in columns.items() if PSF_NOISE.search(k)], len(chosen)),
         "catalogue": _matrix([v for k, v in columns.items() if not PSF_NOISE.search(k)], len(chosen)),
     }
+    return {
+        "limit": limit,
+        "rows": len(chosen),
+        "columns": sorted(columns),
+        "shortcuts": gates_of(features, label, train, limit=limit, draws=draws, seed=seed),
+        "near_duplicates": near_duplicates(data, small, chosen),
+    }
+
+
+def gates_of(
+    features: dict[str, Float],
+    label: NDArray[Any],
+    train: NDArray[np.bool_],
+    *,
+    limit: float,
+    draws: int,
+    seed: int,
+) -> dict[str, GateRecord]:
+    """Gates, linear and boosted, on features by name; the options are those of `shortcut`."""
     gates: dict[str, GateRecord] = {}
     for name, x in features.items():
         if not x.shape[1]:  # a catalogue may have no such columns
@@ -138,13 +157,7 @@ def run_gates(data: TrainingSet, *, limit: float, rows: int, draws: int, seed: i
             high = 1.0 if name in SEES_ARCS and (kind or name == "flux_colour") else limit
             gate = shortcut(name + kind, x, label, train, fit, limit=high, draws=draws, seed=seed)
             gates[gate.name] = gate.as_dict()
-    return {
-        "limit": limit,
-        "rows": len(chosen),
-        "columns": sorted(columns),
-        "shortcuts": gates,
-        "near_duplicates": near_duplicates(data, small, chosen),
-    }
+    return gates
 
 
 def pixel_features(

@@ -42,6 +42,11 @@ class InjectConfig(Config):
     source_bright: float = setting(22.2, description="Brightest source before lensing, i magnitude.")
     source_faint: float = setting(27.2, description="Faintest source before lensing, i magnitude.")
     keep_arcs: bool = Field(False, description="Also write the arcs without noise, arcs-00000.npy per shard.")
+    card: bool = Field(
+        False,
+        description="Also write realism.html and .json: what was painted beside the hosts, and whether the "
+        "two kinds of rows can be told apart without looking for arcs.",
+    )
     seed: int = Field(1, ge=0, description="Same seed, same sources.")
     workers: int = neutral(1, ge=0, description="Worker processes; 0 works in this process.")
     dask: str | None = neutral(

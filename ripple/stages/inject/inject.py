@@ -30,6 +30,7 @@ from ripple.imaging.simulation.population import UGRIZY, blue_magnitudes
 from ripple.imaging.simulation.profiles import Complex, Lensed, Sersic, shift
 from ripple.runtime.profile import Profile, peak_rss
 from ripple.runtime.summary import Summary
+from ripple.stages.inject import card
 from ripple.stages.inject.config import InjectConfig
 from ripple.stages.inject.lenses import REDSHIFTS, Lenses, read_lenses
 from ripple.stages.inject.sources import Sources, read_sources
@@ -121,8 +122,12 @@ def inject(config: InjectConfig) -> Summary:
         peak = map_shards(make_shard, tasks, writer, rows, workers, profile, "inject")
         index = _index(cutouts, writer)
         seconds = time.perf_counter() - start
-        names = [arcs_name(writer.name(k)) for k in range(len(cutouts.shards))]
-        beside = listed(writer.directory, names if config.keep_arcs else ())
+        names = [writer.name(k) for k in range(len(cutouts.shards))]
+        extra = [arcs_name(name) for name in names] if config.keep_arcs else []
+        if config.card:
+            card.write_card(config, cutouts, writer.directory, names, index)
+            extra += card.NAMES
+        beside = listed(writer.directory, extra)
         metrics = {"operations": profile.operations, "seconds": seconds, "peak_rss": peak}
         writer.finish(index, metrics, cutouts.attributes, files=beside)
     return _summary(config, index, lenses, seconds)

@@ -1,0 +1,223 @@
+"""`inject --card`: what was painted beside the galaxies it was painted into, and what gives it away.
+
+A network that is trained on painted arcs may learn the painting. The shortcut tests of `ripple train` ask
+that of its tensors; here they are asked of the cutouts, before anything is trained: rows with arcs against
+the other rows, by what must not tell them apart.
+"""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from ripple.config import Json
+from ripple.imaging.batch import CutoutBatch
+from ripple.imaging.simulation.observing import magnitude
+from ripple.report.cards import Table, Tile, render
+from ripple.report.plots import Line, line_plot
+from ripple.stages.inject.config import InjectConfig
+from ripple.stages.report.figures import numbers
+from ripple.storage.artefact import Artefact
+from ripple.storage.files import write_atomic
+from ripple.storage.shard_reader import unpack_cutouts
+from ripple.storage.shards import cutouts_of
+
+Float = NDArray[np.float64]
+NAMES = ("realism.json", "realism.html")
+#: AUROC that a shortcut must stay below, as in training; replicates of its interval; rows after which no more
+#: shards are read, and rows of each kind at least.
+LIMIT, DRAWS, ROWS, LEAST = 0.65, 200, 3000, 40
+#: Radius of the aperture of the magnitudes of hosts, pixels.
+APERTURE = 8
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+#: Features that know nothing of arcs.
+BLIND = ("central_pixels", "pixel_noise")
+BINS = 24
+
+
+def write_card(
+    config: InjectConfig, cutouts: Artefact, directory: Path, names: list[str], index: pa.Table
+) -> None:
+    """Write `NAMES` into the directory.
+
+    Parameters
+    ----------
+    config
+        Of this run; its seed chooses the rows.
+    cutouts
+        As they were before: the light of the hosts.
+    directory, names
+        Of the shards that were written.
+    index
+        What was written.
+    """
+    chosen = _chosen(index, config.seed)
+    shard, row = index["shard"].to_numpy()[chosen], index["row"].to_numpy()[chosen]
+    painted = index["injected"].to_numpy()[chosen] == 1
+    hosts = np.full((len(chosen), len(cutouts.bands)), np.nan)
+    features: dict[str, list[Float]] = {}
+    order = []
+    for k in np.unique(shard).tolist():
+        here = np.flatnonzero(shard == k)
+        order.append(here)
+        rows = row[here].astype(np.int64)
+        hosts[here] = host_magnitudes(cutouts_of(cutouts, k).take(rows))
+        mapped: Any = np.memmap(directory / names[k], np.uint8, mode="r")
+        batch = unpack_cutouts(mapped).take(rows)
+        for name, values in blind_features(batch).items():
+            features.setdefault(name, []).append(values)
+    back = np.argsort(np.concatenate(order)) if order else np.zeros(0, np.int64)
+    made = {name: np.concatenate(parts)[back] for name, parts in features.items()}
+    made["host_light"] = np.nan_to_num(hosts, nan=99.0)
+    found: Json = {
+        "rows": {"injected": int(painted.sum()), "not injected": int((~painted).sum())},
+        "distributions": distributions(index, chosen, painted, hosts, cutouts.bands),
+        "shortcuts": shortcuts(made, painted, config.seed),
+    }
+    write_atomic(directory / NAMES[0], json.dumps(found, indent=1, sort_keys=True).encode())
+    write_atomic(directory / NAMES[1], page(found, cutouts.digest))
+
+
+def _chosen(index: pa.Table, seed: int) -> NDArray[np.int64]:
+    """Rows of some shards, about `ROWS`, ascending: not those of labelled lenses that were not painted."""
+    shard, painted = index["shard"].to_numpy(), index["injected"].to_numpy() == 1
+    usable = (shard >= 0) & (painted | (numbers(index, "label") != 1))
+    shards, counts = np.unique(shard[usable], return_counts=True)
+    order = np.random.default_rng([seed, 22]).permutation(len(shards))
+    # Shards until there are enough: each is read whole.
+    some = order[: int(np.searchsorted(np.cumsum(counts[order]), ROWS)) + 1]
+    return np.flatnonzero(usable & np.isin(shard, shards[some]))
+
+
+def host_magnitudes(batch: CutoutBatch) -> Float:
+    """`(N, B)` AB magnitudes within `APERTURE` pixels of the target; NaN without light."""
+    height, width = batch.image.shape[2:]
+    y, x = np.mgrid[:height, :width]
+    inside = np.hypot(y - height // 2, x - width // 2) < APERTURE
+    light = np.nan_to_num(batch.image[:, :, inside]).sum(axis=2, dtype=np.float64)
+    return np.where(light > 0, magnitude(np.maximum(light, 1e-9)), np.nan)
+
+
+def blind_features(batch: CutoutBatch) -> dict[str, Float]:
+    """Features `(N, F)` by name that must not tell painted rows from others, in units of the noise."""
+    from ripple.learn.evaluation.shortcuts import PIXEL_FEATURES  # loads torch
+
+    variance = np.where(np.isfinite(batch.variance) & (batch.variance > 0), batch.variance, np.nan)
+    with np.errstate(all="ignore"):
+        noise = np.sqrt(np.nanmedian(np.nan_to_num(variance, nan=1.0), axis=(2, 3), keepdims=True))
+    image = np.arcsinh(np.nan_to_num(batch.image / noise, posinf=0.0, neginf=0.0)).astype(np.float32)
+    return {name: np.asarray(PIXEL_FEATURES[name](image), np.float64) for name in BLIND}
+
+
+def shortcuts(features: dict[str, Float], painted: NDArray[np.bool_], seed: int) -> Json:
+    """How well painted rows are told from others by each kind of features, or why nobody knows."""
+    few = int(min(painted.sum(), (~painted).sum()))
+    if few < LEAST:
+        return {"gates": None, "reason": f"{few} rows of one kind, fewer than {LEAST}"}
+    from ripple.learn.evaluation.shortcuts import gates_of  # loads torch
+
+    # Half of each kind is fitted to, the other half judged.
+    train = np.zeros(len(painted), bool)
+    for kind in (painted, ~painted):
+        rows = np.random.default_rng([seed, 23]).permutation(np.flatnonzero(kind))
+        train[rows[: len(rows) // 2]] = True
+    gates = gates_of(features, painted.astype(np.int64), train, limit=LIMIT, draws=DRAWS, seed=seed)
+    return {"limit": LIMIT, "gates": {name: dict(gate) for name, gate in gates.items()}}
+
+
+def distributions(
+    index: pa.Table,
+    chosen: NDArray[np.int64],
+    painted: NDArray[np.bool_],
+    hosts: Float,
+    bands: tuple[str, ...],
+) -> Json:
+    """Quantiles and histograms of the arcs, of the hosts that got one, and of the other rows."""
+    out: Json = {}
+
+    def add(name: str, **kinds: Float) -> None:
+        values = {kind: v[np.isfinite(v)] for kind, v in kinds.items()}
+        whole = np.concatenate(list(values.values()))
+        if not len(whole):
+            return
+        low, high = (float(v) for v in np.quantile(whole, (0.01, 0.99)))
+        edges = np.linspace(low, high if high > low else low + 1.0, BINS + 1)
+        out[name] = {"edges": edges.round(6).tolist(), "of": {
+            kind: {
+                "rows": len(v), "quantiles": np.quantile(v, QUANTILES).round(6).tolist(),
+                "counts": np.histogram(v, edges)[0].tolist(),
+            }
+            for kind, v in values.items() if len(v)
+        }}  # fmt: skip
+
+    for name in ("theta_E", "theta_E_over_seeing", "source_mag", "arc_snr", "arc_sb", "magnification"):
+        add(name, arcs=numbers(index, name)[chosen][painted])
+    arcs = np.stack([numbers(index, f"arc_mag_{band}")[chosen] for band in bands], axis=1)
+    every = [(f"mag {b}", arcs[:, k], hosts[:, k]) for k, b in enumerate(bands)]
+    every += [
+        (f"{a} - {b}", arcs[:, k] - arcs[:, k + 1], hosts[:, k] - hosts[:, k + 1])
+        for k, (a, b) in enumerate(pairwise(bands))
+    ]
+    for name, arc, host in every:
+        add(name, **{"arcs": arc[painted], "their hosts": host[painted], "other rows": host[~painted]})
+    return out
+
+
+def page(found: Json, digest: str) -> bytes:
+    """The HTML file."""
+    rows, gates = found["rows"], found["shortcuts"]["gates"]
+    bad = [name for name, gate in (gates or {}).items() if gate["verdict"] == "shortcut"]
+    notes = [f"{name}: painted rows are told from others without looking for arcs." for name in bad]
+    if gates is None:
+        notes.append(f"No shortcut tests: {found['shortcuts']['reason']}.")
+    return render(
+        "realism.html.j2",
+        title="Realism of painted arcs",
+        digest=digest[:16],
+        lead=f"{rows['injected']:,} rows with arcs, {rows['not injected']:,} without.",
+        notes=notes,
+        facts=[Tile("shortcuts", "unknown" if gates is None else f"{len(bad)}", "of blind tests")],
+        plots=[_plot(name, known) for name, known in found["distributions"].items()],
+        tables=[*_gates(gates, bad), _quantiles(found["distributions"])],
+        provenance=[f"cutouts {digest[:16]}"],
+    )
+
+
+def _plot(name: str, known: Json) -> str:
+    edges = np.array(known["edges"])
+    middle, lines, top = (edges[1:] + edges[:-1]) / 2, [], 0.0
+    for style, (kind, one) in zip(("c1", "c2", "faint"), known["of"].items(), strict=False):
+        share = np.array(one["counts"]) / max(one["rows"], 1)
+        top = max(top, float(share.max()))
+        lines.append(Line(middle, share, kind, style, steps=True))
+    x_range = float(edges[0]), float(edges[-1])
+    return line_plot(name, name, "share", lines, x_range=x_range, y_range=(0.0, top * 1.1 or 1.0))
+
+
+def _gates(gates: Json | None, bad: list[str]) -> list[Table]:
+    if not gates:
+        return []
+    rows = tuple(
+        (name, "{value:.3f} [{low:.3f}, {high:.3f}]".format(**gate["auroc"]), gate["verdict"])
+        for name, gate in gates.items()
+    )
+    failed = frozenset(k for k, name in enumerate(gates) if name in bad)
+    note = f"A shortcut has all of its interval above {LIMIT:g}."
+    return [
+        Table("Painted or not, without looking for arcs", ("", "AUROC, 95 %", "verdict"), rows, failed, note)
+    ]
+
+
+def _quantiles(known: Json) -> Table:
+    rows = tuple(
+        (name, kind, f"{one['rows']:,}", *(f"{v:.3g}" for v in one["quantiles"]))
+        for name, each in known.items()
+        for kind, one in each["of"].items()
+    )
+    return Table("Distributions", ("", "of", "rows", *(f"{100 * q:g} %" for q in QUANTILES)), rows)
