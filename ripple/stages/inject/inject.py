@@ -30,7 +30,6 @@ from ripple.imaging.simulation.population import UGRIZY, blue_magnitudes
 from ripple.imaging.simulation.profiles import Complex, Lensed, Sersic, shift
 from ripple.runtime.profile import Profile, peak_rss
 from ripple.runtime.summary import Summary
-from ripple.stages.inject import card
 from ripple.stages.inject.config import InjectConfig
 from ripple.stages.inject.lenses import REDSHIFTS, Lenses, read_lenses
 from ripple.stages.inject.sources import Sources, read_sources
@@ -125,6 +124,8 @@ def inject(config: InjectConfig) -> Summary:
         names = [writer.name(k) for k in range(len(cutouts.shards))]
         extra = [arcs_name(name) for name in names] if config.keep_arcs else []
         if config.card:
+            from ripple.stages.inject import card  # loads plots and pages
+
             card.write_card(config, cutouts, writer.directory, names, index)
             extra += card.NAMES
         beside = listed(writer.directory, extra)
