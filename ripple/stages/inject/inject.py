@@ -19,7 +19,7 @@ import pyarrow as pa
 import scipy
 from numpy.typing import NDArray
 
-from ripple.errors import CatalogueError, ConfigError, DataError
+from ripple.errors import CatalogueError, ConfigError, DataError, IntegrityError
 from ripple.imaging.batch import CutoutBatch
 from ripple.imaging.psf.shape import fwhm
 from ripple.imaging.quality.measure import usable
@@ -65,7 +65,7 @@ class ShardTask:
     name: str
     config: InjectConfig
     lenses: Lenses | None
-    sources: bool
+    sources: str  # SHA-256 of the pictures
     hosts: NDArray[np.bool_] | None
 
 
@@ -91,6 +91,8 @@ def inject(config: InjectConfig) -> Summary:
     start = time.perf_counter()
     cutouts = open_artefact(Path(config.cutouts), "cutouts")
     lenses = _lenses(config, cutouts)
+    # The file may have changed since this process last read it.
+    read_sources.cache_clear()
     sources = read_sources(Path(config.sources), cutouts.bands) if config.sources else None
     hosts = _hosts(config, cutouts)
     inputs = {"cutouts": cutouts.digest} | ({} if lenses is None else {"lenses": lenses.sha256})
@@ -112,7 +114,7 @@ def inject(config: InjectConfig) -> Summary:
                 writer.name(k),
                 config,
                 lenses,
-                sources is not None,
+                "" if sources is None else sources.sha256,
                 None if hosts is None else hosts[k],
             )
 
@@ -191,6 +193,8 @@ def make_shard(task: ShardTask) -> ShardResult:
     arcs = np.zeros(batch.image.shape, np.float32) if task.config.keep_arcs else None
     # Pictures are read by each worker, which is cheaper than to send them with each shard.
     sources = read_sources(Path(task.config.sources), batch.bands) if task.sources else None
+    if sources is not None and sources.sha256 != task.sources:
+        raise IntegrityError(f"{task.config.sources} changed during the run", hint="start again")
     with profile.time("inject"):
         painted = inject_batch(batch, task.config, task.lenses, task.hosts, arcs, sources)
     if arcs is not None:
