@@ -129,7 +129,7 @@ def image_count(lens: Deflector, x: float, y: float) -> int:
     -----
     Triangles of the image plane whose image in the source plane holds the point, as in every solver of the
     lens equation; Newton's method from each of them, as near the singular centre several triangles find one
-    image. Two images closer than 1/20 of the Einstein radius, on both sides of a critical curve, may
+    image. Two images closer than 1/10 of the Einstein radius, on both sides of a critical curve, may
     be missed.
     """
     from ripple.imaging.simulation import rays  # loads numba
