@@ -98,13 +98,18 @@ def rot(tally: Tally, rng: random.Random, trials: int, directory: Path) -> None:
         calls = 0
 
         def flipping(
-            *args: Any, path: Path = path, place: int = place, bit: int = bit, after: int = after
+            *args: Any,
+            path: Path = path,
+            place: int = place,
+            bit: int = bit,
+            after: int = after,
+            **named: Any,
         ) -> Any:
             nonlocal calls
             calls += 1
             if calls == after:
                 flip(path, place, bit)
-            return original(*args)
+            return original(*args, **named)
 
         loop.lens_loss = flipping
         try:

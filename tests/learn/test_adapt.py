@@ -207,12 +207,12 @@ def test_a_killed_adaptation_ends_with_the_same_bytes(
     train(config(pair, tmp_path / "whole", adapt=method, epochs=4, adapt_start=0.25))
     calls, original = 0, loop.lens_loss
 
-    def interrupted(*args: Any) -> torch.Tensor:
+    def interrupted(*args: Any, **named: Any) -> torch.Tensor:
         nonlocal calls
         calls += 1
         if calls == 3 * 4:  # three batches and a validation per epoch: in the third
             raise Interrupted(signal.SIGTERM)
-        return original(*args)
+        return original(*args, **named)
 
     monkeypatch.setattr(loop, "lens_loss", interrupted)
     with pytest.raises(Interrupted):

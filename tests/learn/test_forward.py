@@ -34,7 +34,7 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_toys(tmp_path_factory.mktemp("toys") / "tensors", shards=2, rows=60)
 
 
-@pytest.fixture(scope="module", params=["resnet18", "d4cnn"])
+@pytest.fixture(scope="module", params=[pytest.param("resnet18", marks=pytest.mark.slow), "d4cnn"])
 def model(request: Any, toys: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two members, one of the kinds that are not invariant by construction."""
     output = tmp_path_factory.mktemp(request.param) / "model"

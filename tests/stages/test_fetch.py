@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ripple.cli import run as command_line
 from ripple.errors import ConfigError, Reason, SourceError
 from ripple.imaging.batch import CutoutBatch
 from ripple.rubin.open import open_coadd
@@ -337,15 +338,23 @@ BAD: list[tuple[list[str], int, str]] = [
 
 @pytest.mark.parametrize(("arguments", "code", "text"), BAD, ids=[" ".join(a[-2:]) for a, _, _ in BAD])
 def test_bad_input_is_one_clear_line(
-    sky: Path, tmp_path: Path, arguments: list[str], code: int, text: str
+    sky: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    code: int,
+    text: str,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.yaml").write_text("fetch: {bnads: gri}\n")
     names = {"REPO": str(sky / "repo"), "TRUTH": str(sky / "truth.parquet")}
-    result = cli("fetch", *(names.get(a, a) for a in arguments), "-o", "out", cwd=tmp_path)
-    assert result.returncode == code, result.stderr
-    assert "Traceback" not in result.stderr
-    assert text in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+    found = command_line(["fetch", *(names.get(a, a) for a in arguments), "-o", "out"])
+    said = capsys.readouterr().err
+    assert found == code, said
+    assert "Traceback" not in said
+    assert text in said
+    assert len(said.strip().splitlines()) == 1, said
 
 
 def test_json_summary_is_on_stdout(sky: Path, fetched: Path) -> None:

@@ -124,7 +124,7 @@ def test_attributes_that_nobody_calculates_with_may_be_anything(
     kind: str, one_of_each: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, whole = copied(one_of_each, kind, tmp_path)
-    for value in (None, "\x1b[31mred", [[1]], {"a": {"b": []}}, -1):
+    for value in ("\x1b[31mred", {"a": {"b": [[None, -1]]}}):
         manifest = copy.deepcopy(whole)
         for key in {*manifest["attributes"]} - {*TRUSTED[kind]} | {"of a later version"}:
             manifest["attributes"][key] = value
