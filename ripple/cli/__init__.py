@@ -39,8 +39,8 @@ GROUPS: dict[str, dict[str, str]] = {
         "committee": "Scores of the same objects by several models, as one ranking.",
         "compare": "Scores of the same rows by several models, side by side.",
         "explain": "Why a model gives its scores: saliency, neighbours, latent space.",
-        "import-model": "Weights trained elsewhere to a model.",
-        "export-model": "A model to ONNX or TorchScript.",
+        "import-model": "A network trained elsewhere to a model.",
+        "export-model": "A model to ONNX or a program of torch.export.",
     },
     "Candidates": {
         "report": "A page to grade candidates on.",

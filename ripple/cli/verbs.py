@@ -187,7 +187,7 @@ STAGES: dict[str, Verb] = {
     "export-model": Verb(
         "ripple.learn.config:ExportModelConfig",
         "ripple.learn.model.exchange:export_model",
-        "Write MODEL as ONNX or TorchScript, with its contract beside it.",
+        "Write MODEL as ONNX or as a program of torch.export (pt2), with its contract beside it.",
         "ripple export-model model -o finder.onnx",
         ("model",),
     ),
