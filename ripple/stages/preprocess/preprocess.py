@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PreprocessConfig", "ShardTask", "make_shard", "preprocess", "preprocess_batch"]
 
+FEW = 64  # rows that take less time than a worker takes to start
 CORRELATION_SHARDS = 8  # evenly spread; the noise correlation is measured there
 
 
@@ -284,7 +285,10 @@ def _with_statistics(
 
 
 def _workers(cutouts: Artefact, config: PreprocessConfig) -> Workers:
-    return Workers.of(config, need_of(cutouts))
+    """The workers that were asked for; a few rows, for which none were, are done in this process."""
+    found = Workers.of(config, need_of(cutouts))
+    few = sum(shard.rows for shard in cutouts.shards) <= FEW
+    return replace(found, count=0) if few and "workers" not in config.model_fields_set else found
 
 
 def _index(cutouts: Artefact, config: PreprocessConfig, writer: ArtefactWriter) -> pa.Table:
