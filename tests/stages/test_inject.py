@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from cutout_artefacts import write
 
 from ripple.cli import run
-from ripple.errors import ConfigError
+from ripple.errors import CatalogueError, ConfigError
 from ripple.imaging.batch import MASK_PLANES, CutoutBatch
-from ripple.imaging.simulation.lensing import Deflector, image_count
+from ripple.imaging.simulation.lensing import Deflector, einstein_radius, image_count
 from ripple.imaging.simulation.observing import BANDS, moffat, noise_sigma
 from ripple.imaging.simulation.profiles import Lensed, Sersic
 from ripple.stages.inject.config import InjectConfig
@@ -309,3 +310,32 @@ def test_bad_options(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(["inject", "-o", str(tmp_path / "x")]) == 2
     assert run(["inject", "x", "-o", "y", "--theta-min", "3", "--theta-max", "1"]) == 2
     assert "theta_min" in capfd.readouterr().err
+
+
+def test_einstein_radii_follow_from_velocity_dispersions(tmp_path: Path) -> None:
+    n = 40
+    rng = np.random.default_rng(0)
+    known = {
+        "sigma": np.where(np.arange(n) % 10 == 3, np.nan, rng.uniform(150.0, 330.0, n)),
+        "z_lens": np.where(np.arange(n) % 10 == 5, -1.0, rng.uniform(0.3, 0.7, n)),
+    }
+    batch = make_batch(n, 64)
+    batch = replace(batch, catalog=batch.catalog | known)
+    cutouts = write(tmp_path / "cutouts", batch, 0, n, ("sigma", "z_lens"))
+    options = {"cutouts": str(cutouts), "fraction": 1.0, "workers": 0, "output": str(tmp_path / "out")}
+    inject(InjectConfig.make(options | {"theta_from": "sigma", "theta_min": 0.7, "theta_max": 2.0}))
+    index = open_artefact(tmp_path / "out").index()
+    placed = index["shard"].to_numpy() >= 0
+    names = ("injected", "theta_E", "z_source")
+    painted, theta, zs = (np.asarray(index[name].to_numpy())[placed] for name in names)
+    done = painted == 1
+    assert 5 < done.sum() < n
+    expected = einstein_radius(known["sigma"][done], known["z_lens"][done], zs[done])
+    np.testing.assert_allclose(theta[done], expected, rtol=1e-6)
+    assert ((theta[done] >= 0.7) & (theta[done] <= 2.0) & (zs[done] > known["z_lens"][done])).all()
+    why = np.array(index["not_injected"].to_pylist())[placed]
+    assert (why[np.isnan(known["sigma"])] == "no velocity dispersion in sigma").all()
+    assert (why[known["z_lens"] < 0] == "no redshift of a lens in z_lens").all()
+    assert "its Einstein radius is outside theta_min and theta_max" in why
+    with pytest.raises(CatalogueError, match="no column 'sigmaa'; did you mean 'sigma'"):
+        inject(InjectConfig.make(options | {"output": str(tmp_path / "o"), "theta_from": "sigmaa"}))

@@ -15,8 +15,10 @@ from ripple.storage.shard_writer import pack_cutouts
 from ripple.storage.writer import ArtefactWriter, create
 
 
-def write(directory: Path, batch: CutoutBatch, margin: int, per_shard: int = 5) -> Path:
-    """A cutout artefact; the first target asked for was rejected by fetch."""
+def write(
+    directory: Path, batch: CutoutBatch, margin: int, per_shard: int = 5, extra: tuple[str, ...] = ()
+) -> Path:
+    """A cutout artefact; the first target asked for was rejected by fetch. `extra` columns, NaN there."""
     n = len(batch)
     units = -(-n // per_shard)
     writer = create(directory, kind="cutouts", config=Config(), inputs={"repo": "none"}, units=units)
@@ -34,6 +36,7 @@ def write(directory: Path, batch: CutoutBatch, margin: int, per_shard: int = 5) 
             "shard": np.concatenate([[-1], np.arange(n) // per_shard]).astype(np.int32),
             "row": np.concatenate([[-1], np.arange(n) % per_shard]).astype(np.int32),
         }  # fmt: skip
+        columns |= {name: np.concatenate([[np.nan], catalog[name]]) for name in extra}
         size = batch.image.shape[-1] - 2 * margin
         attributes = {"bands": list(batch.bands), "size": size, "margin": margin, "class_map": {"1": "lens"}}
         writer.finish(pa.table(columns), {}, attributes)

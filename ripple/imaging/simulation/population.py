@@ -164,8 +164,7 @@ def draw_deflectors(rng: np.random.Generator, count: int) -> dict[str, NDArray[A
         n = 2 * count + 64  # most are refused below
         z = np.clip(rng.normal(0.55, 0.17, n), 0.25, 0.95)
         sigma = np.clip(rng.normal(265.0, 45.0, n), 170.0, 420.0)
-        # Sources lie well behind the deflector.
-        zs = np.clip(z + 0.3 + rng.gamma(3.0, 0.4, n), 0.6, 4.0)
+        zs = source_redshifts(rng, z)
         theta = einstein_radius(sigma, z, zs)
         # A lens is found in proportion to its cross-section; so is every deflector here.
         ok = (theta > THETA_E[0]) & (theta < THETA_E[1])
@@ -190,6 +189,11 @@ def draw_deflectors(rng: np.random.Generator, count: int) -> dict[str, NDArray[A
     out["beta"] = 0.85 * out["theta_E"] * np.sqrt(rng.uniform(0.0, 1.0, count))
     out["shear"] = np.clip(rng.rayleigh(0.04, count), 0.0, 0.15)
     return out
+
+
+def source_redshifts(rng: np.random.Generator, z_lens: Array) -> Array:
+    """`(N,)` redshifts of sources, well behind deflectors at `z_lens` `(N,)`."""
+    return np.asarray(np.clip(z_lens + 0.3 + rng.gamma(3.0, 0.4, len(z_lens)), 0.6, 4.0))
 
 
 def red_magnitudes(rng: np.random.Generator, i_mag: Array, z: Array) -> NDArray[np.float64]:

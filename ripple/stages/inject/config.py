@@ -39,6 +39,12 @@ class InjectConfig(Config):
     )
     theta_min: float = Field(0.6, gt=0.0, le=10.0, description="Smallest Einstein radius, arcsec.")
     theta_max: float = Field(2.5, gt=0.0, le=10.0, description="Largest Einstein radius, arcsec.")
+    theta_from: str = Field(
+        "",
+        description="Column with the velocity dispersion of each galaxy, km/s: its Einstein radius is that "
+        "of an isothermal sphere at its redshift (--set lens_redshift=COLUMN), within the two limits.",
+    )
+    lens_redshift: str = setting("z_lens", description="Column with the redshift of each galaxy.")
     source_bright: float = setting(22.2, description="Brightest source before lensing, i magnitude.")
     source_faint: float = setting(27.2, description="Faintest source before lensing, i magnitude.")
     keep_arcs: bool = Field(False, description="Also write the arcs without noise, arcs-00000.npy per shard.")
@@ -65,7 +71,7 @@ class InjectConfig(Config):
     def _ordered(self) -> InjectConfig:
         if self.theta_min > self.theta_max or self.source_bright > self.source_faint:
             raise ValueError("theta_min and source_bright must not exceed theta_max and source_faint")
-        drawn = ("theta_min", "theta_max", "source_bright", "source_faint")
+        drawn = ("theta_min", "theta_max", "theta_from", "source_bright", "source_faint")
         if self.lenses and self.sources:
             raise ValueError("lenses and sources both say what the source is: give one of them")
         if self.lenses and (given := self.model_fields_set.intersection(drawn)):

@@ -19,14 +19,15 @@ import pyarrow as pa
 import scipy
 from numpy.typing import NDArray
 
+from ripple.config import suggest
 from ripple.errors import CatalogueError, ConfigError, DataError, IntegrityError
 from ripple.imaging.batch import CutoutBatch
 from ripple.imaging.psf.shape import fwhm
 from ripple.imaging.quality.measure import usable
 from ripple.imaging.simulation.lensed import light, picture_light
-from ripple.imaging.simulation.lensing import Deflector, image_count
+from ripple.imaging.simulation.lensing import Deflector, einstein_radius, image_count
 from ripple.imaging.simulation.observing import BANDS, flux, magnitude, noise_sigma
-from ripple.imaging.simulation.population import UGRIZY, blue_magnitudes
+from ripple.imaging.simulation.population import UGRIZY, blue_magnitudes, source_redshifts
 from ripple.imaging.simulation.profiles import Complex, Lensed, Sersic, shift
 from ripple.runtime.profile import Profile, peak_rss
 from ripple.runtime.summary import Summary
@@ -51,6 +52,8 @@ MEASURES = (
 OF_BANDS = ("arc_mag", "arc_snr", "arc_sb", "depth")
 #: Share of hosts that get a source unless said otherwise, and the label that it brings.
 FRACTION, LENS = 0.5, 1
+#: Lenses beyond are none of galaxies, and distances end at a redshift of 6.
+MOST_DISTANT = 3.0
 #: Planes convolved at a time.
 CHUNK = 8
 
@@ -95,6 +98,7 @@ def inject(config: InjectConfig) -> Summary:
     read_sources.cache_clear()
     sources = read_sources(Path(config.sources), cutouts.bands) if config.sources else None
     hosts = _hosts(config, cutouts)
+    _require_masses(config, cutouts)
     inputs = {"cutouts": cutouts.digest} | ({} if lenses is None else {"lenses": lenses.sha256})
     inputs |= {} if sources is None else {"sources": sources.sha256}
     opened = create(
@@ -255,6 +259,8 @@ def inject_batch(
     injected = np.zeros(n, np.uint8)
     names = (*MEASURES, *(f"{name}_{band}" for name in OF_BANDS for band in batch.bands))
     measured = {name: np.full(n, np.nan) for name in names} | host_facts(batch)
+    if config.theta_from:
+        measured["z_source"] = _redshifts(batch, "z_source")
     if lenses is not None:
         # A catalogue may know the redshifts of its galaxies; those of painted lenses are those of the file.
         measured |= {name: _redshifts(batch, name) for name in REDSHIFTS}
@@ -275,19 +281,24 @@ def inject_batch(
             why[k] = "a lens already"
         if not why[k]:
             lens_row[k], why[k] = _chosen(batch, k, config, lenses, rng)
+        theta, z_source = np.nan, np.nan
+        if not why[k] and lenses is None:
+            theta, z_source, why[k] = _einstein_radius(batch, k, config, rng)
         if why[k]:
             continue
         if lenses is not None:
             arcs, facts = paint_given(batch, k, lenses, int(lens_row[k]))
         elif sources is not None:
             source_row[k] = int(rng.choice(sources.usable()))
-            arcs, facts = paint_picture(batch, k, config, sources, int(source_row[k]), rng)
+            arcs, facts = paint_picture(batch, k, theta, sources, int(source_row[k]), rng)
         else:
-            arcs, facts = _paint(batch, k, config, rng)
+            arcs, facts = _paint(batch, k, config, theta, rng)
         _add(image[k], variance[k], arcs, _gain(batch, k), rng)
         injected[k] = 1
         if keep is not None:
             keep[k] = arcs
+        if config.theta_from:
+            facts["z_source"] = z_source
         facts |= {
             **arc_facts(arcs, batch.variance[k], batch),
             **_over_seeing(facts["theta_E"], batch, k, widths),
@@ -307,6 +318,17 @@ def inject_batch(
         made["source_row"] = source_row
     catalog = {**batch.catalog, **made, **measured}
     return replace(batch, image=image, variance=variance, catalog=catalog)
+
+
+def _require_masses(config: InjectConfig, cutouts: Artefact) -> None:
+    """Refuse `theta_from` where the cutouts lack its columns."""
+    names = cutouts.index().column_names
+    for name in (config.theta_from, config.lens_redshift) if config.theta_from else ():
+        if name not in names:
+            raise CatalogueError(
+                f"--theta-from: the cutouts have no column {name!r}{suggest(name, names)}",
+                hint="fetch with a catalogue that has the velocity dispersion and the redshift",
+            )
 
 
 def _redshifts(batch: CutoutBatch, name: str) -> NDArray[np.float64]:
@@ -357,6 +379,25 @@ def _chosen(
     return row, "" if _has_psf(batch, k) else "no PSF in a band with data"
 
 
+def _einstein_radius(
+    batch: CutoutBatch, k: int, config: InjectConfig, rng: np.random.Generator
+) -> tuple[float, float, str]:
+    """Einstein radius in arcsec and redshift of the source of row k (NaN unknown); and why it gets none."""
+    if not config.theta_from:
+        return float(rng.uniform(config.theta_min, config.theta_max)), np.nan, ""
+    sigma, z = (float(batch.catalog[name][k]) for name in (config.theta_from, config.lens_redshift))
+    if not (np.isfinite(sigma) and sigma > 0):
+        return np.nan, np.nan, f"no velocity dispersion in {config.theta_from}"
+    if not 0 < z < MOST_DISTANT:
+        return np.nan, np.nan, f"no redshift of a lens in {config.lens_redshift}"
+    # As far behind as the sources of `ripple simulate`.
+    behind = source_redshifts(rng, np.array([z]))
+    theta = float(einstein_radius(np.array([sigma]), np.array([z]), behind)[0])
+    if not config.theta_min <= theta <= config.theta_max:
+        return np.nan, np.nan, "its Einstein radius is outside theta_min and theta_max"
+    return theta, float(behind[0]), ""
+
+
 def _has_psf(batch: CutoutBatch, k: int) -> bool:
     """Whether row k has a PSF in every band that has data."""
     has_data = np.isfinite(batch.image[k]).any(axis=(1, 2))
@@ -364,10 +405,9 @@ def _has_psf(batch: CutoutBatch, k: int) -> bool:
 
 
 def _paint(
-    batch: CutoutBatch, k: int, config: InjectConfig, rng: np.random.Generator
+    batch: CutoutBatch, k: int, config: InjectConfig, theta: float, rng: np.random.Generator
 ) -> tuple[NDArray[np.float32], dict[str, float]]:
     """Arcs `(B, H, W)` in nJy, convolved with the PSFs of row k, and the parameters that were drawn."""
-    theta = float(rng.uniform(config.theta_min, config.theta_max))
     i_mag = float(rng.uniform(config.source_bright, config.source_faint))
     # Colours of blue star-forming galaxies, in all of ugrizy; then those of the bands here.
     fluxes = flux(blue_magnitudes(rng, np.array([i_mag]))[0])[[UGRIZY.index(b) for b in batch.bands]]
@@ -377,10 +417,9 @@ def _paint(
 
 
 def paint_picture(
-    batch: CutoutBatch, k: int, config: InjectConfig, sources: Sources, row: int, rng: np.random.Generator
+    batch: CutoutBatch, k: int, theta: float, sources: Sources, row: int, rng: np.random.Generator
 ) -> tuple[NDArray[np.float32], dict[str, float]]:
     """As `_paint`, with a picture of the user in place of the profile, turned by a drawn angle."""
-    theta = float(rng.uniform(config.theta_min, config.theta_max))
     q, angle = light_shape(batch.image[k], batch.catalog, k)
     drawn = draw_lensed(rng, theta / batch.pixel_scale, q, angle, batch.pixel_scale)
     s, turn = drawn.source, float(rng.uniform(0.0, 2.0 * np.pi))
