@@ -31,8 +31,10 @@ def server(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
 
     httpd = HTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=httpd.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{httpd.server_port}/butler", request.param
+    # A port may come again, and clients remember what an address answered: each answer has its own path.
+    yield f"http://127.0.0.1:{httpd.server_port}/butler-{request.param}", request.param
     httpd.shutdown()
+    httpd.server_close()
 
 
 def test_what_a_server_answers_is_named(
