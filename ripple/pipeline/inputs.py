@@ -11,7 +11,6 @@ from lsst.daf.butler import DeferredDatasetHandle
 from lsst.resources import ResourcePath
 from lsst.sphgeom import Region
 
-from ripple.errors import UnreadableError
 from ripple.rubin.repository import (
     Dataset,
     PatchRecord,
@@ -19,8 +18,8 @@ from ripple.rubin.repository import (
     dataset_of,
     file_facts,
     in_order,
-    label,
     read_object_table,
+    readable,
     without_query,
 )
 
@@ -150,10 +149,8 @@ class QuantumInputs:
         UnreadableError
             The file is missing or cannot be read.
         """
-        try:
+        with readable(dataset):
             return bytes(ResourcePath(dataset.uri).read(size))
-        except OSError as err:
-            raise UnreadableError(f"{label(dataset)}: {err.strerror or type(err).__name__}") from None
 
     def registered_patches(self, skymap: str, tracts: Iterable[int]) -> set[tuple[int, int]]:
         """(tract, patch) of the patches of the coadds."""

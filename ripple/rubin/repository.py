@@ -349,7 +349,7 @@ class Repository:
         """
         from lsst.resources import ResourcePath
 
-        try:
+        with readable(dataset):
             if dataset.uri:
                 # lsst.resources reads local files, object stores and http alike.
                 return bytes(ResourcePath(dataset.uri).read(size))
@@ -357,8 +357,6 @@ class Repository:
             if ref is None:
                 raise UnreadableError(f"{dataset.dataset_type} {dataset.uuid} is no longer in {self.name}")
             return bytes(self.butler.getURI(ref).read(size))
-        except OSError as err:
-            raise UnreadableError(f"{label(dataset)}: {err.strerror or type(err).__name__}") from None
 
     def registered_patches(self, skymap: str, tracts: Iterable[int]) -> set[tuple[int, int]]:
         """(tract, patch) of all registered patches of tracts."""
@@ -687,6 +685,15 @@ def file_facts(records: Any) -> dict[Any, tuple[int, str]]:
 
 def _chunks(values: list[Any], size: int) -> Iterator[list[Any]]:
     return (list(chunk) for chunk in itertools.batched(values, size))
+
+
+@contextmanager
+def readable(dataset: Dataset) -> Iterator[None]:
+    """Reading a dataset's file: what the system says of it becomes `UnreadableError` with its name."""
+    try:
+        yield
+    except OSError as err:
+        raise UnreadableError(f"{label(dataset)}: {err.strerror or type(err).__name__}") from None
 
 
 def label(dataset: Dataset) -> str:

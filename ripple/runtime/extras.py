@@ -34,6 +34,18 @@ def missing(extra: str) -> list[str]:
     return [name for name in EXTRAS[extra][1] if importlib.util.find_spec(name) is None]
 
 
+def require(extra: str) -> None:
+    """Refuse what needs an extra that is not installed.
+
+    Raises
+    ------
+    ConfigError
+        Names the first package that is missing.
+    """
+    for package in missing(extra):
+        raise not_installed(package) or ConfigError(f"{package} is not installed")
+
+
 def not_installed(package: str) -> ConfigError | None:
     """The error for a package that could not be imported, when it belongs to an extra."""
     name = package.partition(".")[0]

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import expit
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "support"))
@@ -170,15 +171,11 @@ def agreement(bench: Bench) -> list[Record]:
         record = ArchitectureRecord(name=name, bands=3, size=bench.size, outputs=1, width=4)
         directory = make_model(bench.root / f"model-{name}", size=bench.size, architecture=record)
         scores = [
-            _sigmoid(average(answered(load_model(directory).to(device).nets, data, rows, device)[0]))
+            expit(average(answered(load_model(directory).to(device).nets, data, rows, device)[0]))
             for device in (torch.device("cpu"), bench.device)
         ]
         found.append({"what": f"score {name}", "difference": float(np.abs(scores[0] - scores[1]).max())})
     return found
-
-
-def _sigmoid(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    return np.asarray(1 / (1 + np.exp(-x)))
 
 
 def first_batch(bench: Bench) -> list[Record]:

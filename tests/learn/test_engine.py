@@ -15,6 +15,7 @@ from ripple.errors import ConfigError, ContractError
 from ripple.learn.config import ScoreConfig
 from ripple.learn.scoring import engine
 from ripple.learn.scoring.score import score
+from ripple.runtime import extras
 from ripple.storage.artefact import open_artefact
 
 CPU = torch.device("cpu")
@@ -50,13 +51,13 @@ def test_other_scores_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_which_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "missing", lambda _: [])
+    monkeypatch.setattr(extras, "missing", lambda _: [])
     assert engine.chosen("auto", 100, CPU) == "torch"  # writing the graph takes longer than it saves
     assert engine.chosen("auto", 10**6, CPU) == "onnx"
     assert engine.chosen("auto", 10**6, torch.device("cuda")) == "torch"
     with pytest.raises(ConfigError, match="on the CPU"):
         engine.chosen("onnx", 1, torch.device("cuda"))
-    monkeypatch.setattr(engine, "missing", lambda _: ["onnxruntime"])
+    monkeypatch.setattr(extras, "missing", lambda _: ["onnxruntime"])
     assert engine.chosen("auto", 10**6, CPU) == "torch"
     with pytest.raises(ConfigError, match="onnxruntime is not installed"):
         engine.chosen("onnx", 1, CPU)

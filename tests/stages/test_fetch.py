@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from dask_clusters import losing_a_worker
 
 from ripple.cli import run as command_line
 from ripple.errors import ConfigError, Reason, SourceError
@@ -403,22 +400,8 @@ def test_two_versions_of_a_file_are_not_mixed() -> None:
 def test_dask_cluster_that_loses_a_worker_gives_the_same_bytes(
     sky: Path, fetched: Path, tmp_path: Path
 ) -> None:
-    distributed = pytest.importorskip("distributed")
-    options = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
-    out, killed = tmp_path / "dask", threading.Event()
-    with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster) as client:
-        victim = next(iter(client.run(os.getpid).values()))
-
-        def kill() -> None:
-            """As soon as a unit is in work, or done."""
-            while not client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)):
-                time.sleep(0.02)
-            os.kill(victim, signal.SIGKILL)
-            killed.set()
-
-        thread = threading.Thread(target=kill)
-        thread.start()
-        run(sky, out, dask=cluster.scheduler_address)
-        thread.join(60)
-    assert killed.is_set()
+    pytest.importorskip("distributed")
+    out = tmp_path / "dask"
+    with losing_a_worker() as address:
+        run(sky, out, dask=address)
     assert contents(out) == contents(fetched)

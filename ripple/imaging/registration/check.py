@@ -273,10 +273,10 @@ def _measure_band(
     at = mine + start
     # Sums of 2 x 2 pixels cost a quarter, and settle most rows: the seeing is wider than they are.
     coarse = min(f1.shape[1:]) >= 2 * SMALLEST
-    match = _match(correlate.halved(f1), correlate.halved(f2), taper, 2) if coarse else None
-    if match is None:
-        match = _match(f1, f2, taper, 1)
-    elif len(doubtful := np.flatnonzero(_unsettled(match))):
+    match = (
+        _match(correlate.halved(f1), correlate.halved(f2), taper, 2) if coarse else _match(f1, f2, taper, 1)
+    )
+    if coarse and len(doubtful := np.flatnonzero(_unsettled(match))):
         match.update(_match(f1[doubtful], f2[doubtful], taper, 1), doubtful)
     vector, upright, error = match.vector, match.upright, match.error
     out.shift[at, band], found.vectors[mine, band] = np.hypot(*vector.T), vector

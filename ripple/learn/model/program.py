@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ripple.errors import ConfigError, ContractError, IntegrityError
+from ripple.errors import ContractError, IntegrityError
 from ripple.learn.model.architecture import Architecture
 from ripple.learn.model.network import Net
-from ripple.runtime.extras import missing, not_installed
+from ripple.runtime.extras import require
 
 #: Images at a time: more fall out of the processor's cache (docs/howto/search-a-survey.md).
 SLICE = 32
@@ -35,8 +35,7 @@ class OnnxProgram(nn.Module):
     """
 
     def __init__(self, graph: bytes, name: str = "the graph") -> None:
-        if lacking := missing("onnx"):
-            raise not_installed(lacking[0]) or ConfigError(f"{lacking[0]} is not installed")
+        require("onnx")
         import onnxruntime  # an extra, and slow to import
 
         super().__init__()

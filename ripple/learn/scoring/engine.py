@@ -20,7 +20,7 @@ from ripple.errors import ConfigError, ContractError
 from ripple.learn.model.program import OnnxProgram
 from ripple.learn.model.weights import Model
 from ripple.learn.scoring.forward import member_outputs
-from ripple.runtime.extras import missing, not_installed
+from ripple.runtime import extras
 from ripple.storage.files import TEMPORARY, write_atomic
 
 Engine = Literal["auto", "torch", "onnx"]
@@ -39,14 +39,13 @@ def chosen(engine: Engine, rows: int, device: torch.device) -> Literal["torch", 
     ConfigError
         ONNX Runtime is asked for and not installed, or for a GPU.
     """
-    lacking = missing("onnx")
     if engine == "onnx" and device.type != "cpu":
         raise ConfigError("--engine onnx computes on the CPU", hint="--device cpu, or --engine torch")
-    if engine == "onnx" and lacking:
-        raise not_installed(lacking[0]) or ConfigError(f"{lacking[0]} is not installed")
+    if engine == "onnx":
+        extras.require("onnx")
     if engine != "auto":
         return engine
-    return "onnx" if rows >= ENOUGH and device.type == "cpu" and not lacking else "torch"
+    return "onnx" if rows >= ENOUGH and device.type == "cpu" and not extras.missing("onnx") else "torch"
 
 
 def graph_paths(model: Model, directory: Path) -> tuple[Path, ...]:

@@ -10,7 +10,7 @@ import torch
 
 from ripple.imaging.batch import TensorBatch
 from ripple.learn.config import ScoreConfig
-from ripple.learn.model.contract import Conversion, Facts, check, load_contract
+from ripple.learn.model.contract import Conversion, Facts, check
 from ripple.learn.model.device import choose_device
 from ripple.learn.model.weights import load_model
 from ripple.learn.scoring.engine import chosen, graph_paths, with_onnx
@@ -64,7 +64,8 @@ def prepare_engine(config: ScoreConfig, directory: Path) -> tuple[Path, ...]:
 
 def network_seconds(config: ScoreConfig) -> float:
     """CPU-seconds that PyTorch takes on one thread for the networks on one row: measured on a few images."""
-    model, arch = load_model(config.model), load_contract(config.model).architecture
+    model = load_model(config.model)
+    arch = model.contract.architecture
     image = torch.randn(PROBES, arch.bands, arch.size, arch.size, generator=torch.Generator().manual_seed(0))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

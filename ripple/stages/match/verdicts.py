@@ -19,7 +19,7 @@ from ripple.stages.match.known import Lens
 from ripple.stages.report.figures import numbers
 from ripple.stages.report.report import ranked_table
 from ripple.storage.artefact import Artefact
-from ripple.storage.candidates import read_candidates
+from ripple.storage.candidates import Candidates, read_candidates
 
 Float = NDArray[np.float64]
 
@@ -97,7 +97,8 @@ def of_search(scores: Artefact | None, candidates: Path | None) -> Searched:
     InputError
         The candidates are those of other scores.
     """
-    graded = _graded(candidates) if candidates else {}
+    read = read_candidates(candidates) if candidates else None
+    graded = _graded(read) if read else {}
     if scores is None:
         rows = list(graded.values())
         n = len(rows)
@@ -106,7 +107,7 @@ def of_search(scores: Artefact | None, candidates: Path | None) -> Searched:
             ("",) * n, ("",) * n, _floats(rows, "rank").astype(np.int64), _floats(rows, "probability"),
             np.array([bool(r["test"]) for r in rows], bool), n, False,
         )  # fmt: skip
-    if candidates and read_candidates(candidates).scores != scores.digest:
+    if read and read.scores != scores.digest:
         raise InputError(f"{candidates}: candidates of other scores than {scores.directory}")
     index, table = scores.index(), ranked_table(scores)
     shard, row, ranks = (table[name].to_pylist() for name in ("shard", "row", "rank"))
@@ -134,9 +135,8 @@ def _floats(rows: Sequence[dict[str, object]], name: str) -> Float:
     return np.array([row[name] for row in rows], np.float64)
 
 
-def _graded(directory: Path) -> dict[int, dict[str, object]]:
+def _graded(found: Candidates) -> dict[int, dict[str, object]]:
     """Rank -> candidate or hidden test, as it was graded."""
-    found = read_candidates(directory)
     rows: list[dict[str, object]] = [{**row, "test": False} for row in found.table.to_pylist()]
     rows += [{**row, "test": True} for row in found.tests.to_pylist()]
     return {int(str(row["rank"]).split(".")[0]): row for row in rows}
