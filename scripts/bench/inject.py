@@ -21,7 +21,8 @@ from ripple.imaging.batch import MASK_PLANES, CutoutBatch
 from ripple.imaging.simulation.observing import BANDS, moffat, noise_sigma
 from ripple.imaging.simulation.profiles import KNOT_SIZE, Lensed
 from ripple.stages.inject.config import InjectConfig
-from ripple.stages.inject.inject import draw_lensed, inject_batch
+from ripple.stages.inject.inject import inject_batch
+from ripple.stages.inject.paint import draw_lensed
 
 NAMES, SIZE, KERNEL, SCALE = ("g", "r", "i", "z"), 64, 41, 0.2
 SAMPLES = 5  # of lenstronomy, along the side of a pixel

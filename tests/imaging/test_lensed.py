@@ -11,7 +11,7 @@ from ripple.imaging.simulation.lensed import light
 from ripple.imaging.simulation.lensing import Deflector, deflect
 from ripple.imaging.simulation.observing import moffat
 from ripple.imaging.simulation.profiles import Lensed, Sersic, shift, transform
-from ripple.stages.inject.inject import draw_lensed
+from ripple.stages.inject.paint import draw_lensed
 
 SIZE, KERNEL = 96, 41
 

@@ -18,7 +18,8 @@ from ripple.imaging.simulation.lensing import Deflector, einstein_radius, image_
 from ripple.imaging.simulation.observing import BANDS, moffat, noise_sigma
 from ripple.imaging.simulation.profiles import Lensed, Sersic
 from ripple.stages.inject.config import InjectConfig
-from ripple.stages.inject.inject import draw_lensed, inject, inject_batch, light_shape, render
+from ripple.stages.inject.inject import inject, inject_batch
+from ripple.stages.inject.paint import draw_lensed, light_shape, render
 from ripple.storage.artefact import open_artefact, verify
 from ripple.storage.shards import cutouts_of
 

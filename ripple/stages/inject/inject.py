@@ -16,23 +16,29 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import scipy
 from numpy.typing import NDArray
 
 from ripple.config import suggest
 from ripple.errors import CatalogueError, ConfigError, DataError, IntegrityError
 from ripple.imaging.batch import CutoutBatch
 from ripple.imaging.psf.shape import fwhm
-from ripple.imaging.quality.measure import usable
-from ripple.imaging.simulation.lensed import light, picture_light
-from ripple.imaging.simulation.lensing import Deflector, einstein_radius, image_count
-from ripple.imaging.simulation.observing import BANDS, flux, magnitude, noise_sigma
-from ripple.imaging.simulation.population import UGRIZY, blue_magnitudes, source_redshifts
-from ripple.imaging.simulation.profiles import Complex, Lensed, Sersic, shift
+from ripple.imaging.simulation.lensing import einstein_radius
+from ripple.imaging.simulation.population import source_redshifts
 from ripple.runtime.profile import Profile, peak_rss
 from ripple.runtime.summary import Summary
 from ripple.stages.inject.config import InjectConfig
 from ripple.stages.inject.lenses import REDSHIFTS, Lenses, read_lenses
+from ripple.stages.inject.paint import (
+    add_arcs,
+    arc_facts,
+    gain,
+    has_psf,
+    host_facts,
+    over_seeing,
+    paint_drawn,
+    paint_given,
+    paint_picture,
+)  # fmt: skip
 from ripple.stages.inject.sources import Sources, read_sources
 from ripple.stages.plan.select import matching
 from ripple.storage.artefact import Artefact, open_artefact
@@ -54,8 +60,6 @@ OF_BANDS = ("arc_mag", "arc_snr", "arc_sb", "depth")
 FRACTION, LENS = 0.5, 1
 #: Lenses beyond are none of galaxies, and distances end at a redshift of 6.
 MOST_DISTANT = 3.0
-#: Planes convolved at a time.
-CHUNK = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,8 +296,8 @@ def inject_batch(
             source_row[k] = int(rng.choice(sources.usable()))
             arcs, facts = paint_picture(batch, k, theta, sources, int(source_row[k]), rng)
         else:
-            arcs, facts = _paint(batch, k, config, theta, rng)
-        _add(image[k], variance[k], arcs, _gain(batch, k), rng)
+            arcs, facts = paint_drawn(batch, k, config, theta, rng)
+        add_arcs(image[k], variance[k], arcs, gain(batch, k), rng)
         injected[k] = 1
         if keep is not None:
             keep[k] = arcs
@@ -301,7 +305,7 @@ def inject_batch(
             facts["z_source"] = z_source
         facts |= {
             **arc_facts(arcs, batch.variance[k], batch),
-            **_over_seeing(facts["theta_E"], batch, k, widths),
+            **over_seeing(facts["theta_E"], batch, k, widths),
         }
         for name, value in facts.items():
             measured[name][k] = value
@@ -339,28 +343,6 @@ def _redshifts(batch: CutoutBatch, name: str) -> NDArray[np.float64]:
     return np.array(column, np.float64)
 
 
-def host_facts(batch: CutoutBatch) -> dict[str, NDArray[np.float64]]:
-    """Depth of each band, 5 sigma for a point source, and the largest share of unusable pixels, `(N,)` each.
-
-    The noise is that of the median pixel and is taken to be white; the area is that of a matched filter, `1 /
-    sum PSF²`. NaN without a PSF, a variance, or any data.
-    """
-    area = 1.0 / np.maximum((batch.psf.astype(np.float64) ** 2).sum(axis=(1, 2)), 1e-12)
-    good = usable(batch)
-    present = np.isfinite(batch.image).any(axis=(2, 3))
-    share = np.where(present, 1.0 - good.mean(axis=(2, 3)), np.nan)
-    facts = {"host_bad": np.where(present.any(axis=1), np.where(present, share, 0.0).max(axis=1), np.nan)}
-    for b, band in enumerate(batch.bands):
-        index = batch.psf_index[:, b]
-        depth = np.full(len(batch), np.nan)
-        for k in np.flatnonzero(index >= 0):
-            noise = batch.variance[k, b][good[k, b] & np.isfinite(batch.variance[k, b])]
-            if len(noise):
-                depth[k] = float(magnitude(5.0 * np.sqrt(float(np.median(noise)) * area[index[k]])))
-        facts[f"depth_{band}"] = depth
-    return facts
-
-
 def _chosen(
     batch: CutoutBatch, k: int, config: InjectConfig, lenses: Lenses | None, rng: np.random.Generator
 ) -> tuple[int, str]:
@@ -376,7 +358,7 @@ def _chosen(
         return -1, "not drawn"
     elif lenses is not None:
         row = int(rng.choice(lenses.usable()))
-    return row, "" if _has_psf(batch, k) else "no PSF in a band with data"
+    return row, "" if has_psf(batch, k) else "no PSF in a band with data"
 
 
 def _einstein_radius(
@@ -396,264 +378,6 @@ def _einstein_radius(
     if not config.theta_min <= theta <= config.theta_max:
         return np.nan, np.nan, "its Einstein radius is outside theta_min and theta_max"
     return theta, float(behind[0]), ""
-
-
-def _has_psf(batch: CutoutBatch, k: int) -> bool:
-    """Whether row k has a PSF in every band that has data."""
-    has_data = np.isfinite(batch.image[k]).any(axis=(1, 2))
-    return bool(has_data.any() and (batch.psf_index[k][has_data] >= 0).all())
-
-
-def _paint(
-    batch: CutoutBatch, k: int, config: InjectConfig, theta: float, rng: np.random.Generator
-) -> tuple[NDArray[np.float32], dict[str, float]]:
-    """Arcs `(B, H, W)` in nJy, convolved with the PSFs of row k, and the parameters that were drawn."""
-    i_mag = float(rng.uniform(config.source_bright, config.source_faint))
-    # Colours of blue star-forming galaxies, in all of ugrizy; then those of the bands here.
-    fluxes = flux(blue_magnitudes(rng, np.array([i_mag]))[0])[[UGRIZY.index(b) for b in batch.bands]]
-    q, angle = light_shape(batch.image[k], batch.catalog, k)
-    lensed = draw_lensed(rng, theta / batch.pixel_scale, q, angle, batch.pixel_scale)
-    return _seen(batch, k, lensed, fluxes, {"theta_E": theta, "source_mag": i_mag})
-
-
-def paint_picture(
-    batch: CutoutBatch, k: int, theta: float, sources: Sources, row: int, rng: np.random.Generator
-) -> tuple[NDArray[np.float32], dict[str, float]]:
-    """As `_paint`, with a picture of the user in place of the profile, turned by a drawn angle."""
-    q, angle = light_shape(batch.image[k], batch.catalog, k)
-    drawn = draw_lensed(rng, theta / batch.pixel_scale, q, angle, batch.pixel_scale)
-    s, turn = drawn.source, float(rng.uniform(0.0, 2.0 * np.pi))
-    picture = sources.picture(row, batch.pixel_scale, turn, s.dx, s.dy)
-    reach = 2.2 * drawn.lens.theta_e + 2.0 * picture.radius
-    at = float(batch.catalog["dx"][k]), float(batch.catalog["dy"][k])
-    spectrum = picture_light(drawn.lens, picture, grid_size(batch, reach), *at)
-    seen, magnification = through_psf(spectrum, batch, k)
-    mags = sources.mags[row]
-    known = {
-        "theta_E": theta,
-        "source_mag": float(mags[batch.bands.index("i")]) if "i" in batch.bands else np.nan,
-        "magnification": magnification,
-        "images": float(image_count(drawn.lens, s.dx, s.dy)),
-    }
-    return seen * flux(mags)[:, None, None].astype(np.float32), known
-
-
-def paint_given(
-    batch: CutoutBatch, k: int, lenses: Lenses, row: int
-) -> tuple[NDArray[np.float32], dict[str, float]]:
-    """As `_paint`, with a lens of the user."""
-    lensed, dx, dy = lenses.lensed(row, batch.pixel_scale)
-    mags = lenses.mags[row]
-    i_mag = float(mags[batch.bands.index("i")]) if "i" in batch.bands else np.nan
-    known = {name: float(lenses.values[name][row]) for name in ("theta_E", *REDSHIFTS)} | {
-        "source_mag": i_mag
-    }
-    return _seen(batch, k, lensed, flux(mags), known, dx, dy)
-
-
-def _seen(
-    batch: CutoutBatch,
-    k: int,
-    lensed: Lensed,
-    fluxes: NDArray[np.float64],
-    known: dict[str, float],
-    dx: float = 0.0,
-    dy: float = 0.0,
-) -> tuple[NDArray[np.float32], dict[str, float]]:
-    """Arcs in nJy of a source with these fluxes by band, and what is `known` of it with what was found."""
-    seen, magnification = render(lensed, batch, k, dx, dy)
-    images = float(image_count(lensed.lens, lensed.source.dx, lensed.source.dy))
-    arcs = seen * fluxes[:, None, None].astype(np.float32)
-    return arcs, {**known, "magnification": magnification, "images": images}
-
-
-def _over_seeing(theta: float, batch: CutoutBatch, k: int, widths: NDArray[np.float64]) -> dict[str, float]:
-    """Einstein radius over the mean FWHM of the PSFs of row k; `widths` are those of all PSFs, arcsec."""
-    mine = widths[[index for index in batch.psf_index[k] if index >= 0]]
-    seeing = float(mine[np.isfinite(mine)].mean()) if np.isfinite(mine).any() else np.nan
-    return {"theta_E_over_seeing": theta / seeing}
-
-
-def draw_lensed(rng: np.random.Generator, theta: float, q: float, angle: float, pixel_scale: float) -> Lensed:
-    """A deflector whose mass follows the light, and a source that it images more than once.
-
-    Parameters
-    ----------
-    rng
-        Random generator.
-    theta
-        Einstein radius, pixels.
-    q, angle
-        Axis ratio and position angle (rad) of the light.
-    pixel_scale
-        Arcsec per pixel.
-    """
-    # External shear of a few per cent, in any direction.
-    turn, gamma = rng.uniform(0.0, 2.0 * np.pi, 2), float(np.clip(rng.rayleigh(0.04), 0.0, 0.15))
-    # Mass is rounder than light, with some scatter; the angles agree to about 7 deg (0.12 rad).
-    mass_q = float(np.clip(1.0 - 0.8 * (1.0 - q) + rng.normal(0.0, 0.03), 0.45, 0.99))
-    shear = gamma * float(np.cos(turn[0])), gamma * float(np.sin(turn[0]))
-    lens = Deflector(theta, mass_q, angle + float(rng.normal(0.0, 0.12)), *shear)
-    # Uniform in area within 0.85 Einstein radii, where a source has several images.
-    beta = 0.85 * theta * float(np.sqrt(rng.uniform()))
-    # Half-light radius around 0.24 arcsec, to pixels.
-    re = float(np.clip(rng.lognormal(np.log(0.24), 0.35), 0.08, 0.6)) / pixel_scale
-    tilt = float(rng.uniform(0.4, 1.0)), float(rng.uniform(0.0, np.pi))
-    index = float(rng.choice([0.7, 1.0, 1.5]))
-    source = Sersic(index, re, *tilt, beta * float(np.cos(turn[1])), beta * float(np.sin(turn[1])))
-    # Up to 35 % of the light in a knot, as in star-forming galaxies: it makes arcs clumpy.
-    knot = rng.normal(0.0, 0.5 * re, 2)
-    return Lensed(lens, source, float(rng.uniform(0.0, 0.35)), float(knot[0]), float(knot[1]))
-
-
-def light_shape(image: NDArray[np.float32], catalog: dict[str, NDArray[Any]], k: int) -> tuple[float, float]:
-    """Axis ratio and position angle of the central light: weighted moments of the reddest band with data.
-
-    Parameters
-    ----------
-    image
-        `(B, H, W)` of row `k`.
-    catalog
-        Has `dx`, `dy`: the target's offset from the central pixel.
-    k
-        Row of the catalogue.
-
-    Returns
-    -------
-    q, angle
-        Axis ratio in [0.5, 1], rad from x. Moments are weighted with a Gaussian of 4 pixels, which makes
-        objects rounder; the PSF does so too. `q` undoes neither, mass being rounder than light.
-    """
-    # In the reddest band the light of old stars, and so of the deflector, dominates.
-    plane = next((p for p in image[::-1] if np.isfinite(p).any()), image[-1])
-    height, width = plane.shape
-    y, x = np.mgrid[:height, :width].astype(float)
-    x -= width // 2 + float(catalog["dx"][k])
-    y -= height // 2 + float(catalog["dy"][k])
-    light = np.clip(np.nan_to_num(plane, nan=0.0, posinf=0.0, neginf=0.0), 0.0, None)
-    weight = light * np.exp(-(x * x + y * y) / 32.0)
-    total = float(weight.sum())
-    if total <= 0.0:  # no light: a round deflector
-        return 1.0, 0.0
-    xx, yy, xy = (float((weight * m).sum()) / total for m in (x * x, y * y, x * y))
-    e1, e2 = (xx - yy) / (xx + yy), 2.0 * xy / (xx + yy)
-    # Below 0.6, so that a neighbour in the window does not give an extreme axis ratio.
-    e = min(float(np.hypot(e1, e2)), 0.6)
-    return max(float(np.sqrt((1.0 - e) / (1.0 + e))), 0.5), 0.5 * float(np.arctan2(e2, e1))
-
-
-def render(
-    lensed: Lensed, batch: CutoutBatch, k: int, dx: float = 0.0, dy: float = 0.0
-) -> tuple[NDArray[np.float32], float]:
-    """Arcs of a source of unit flux, convolved with the PSFs of a row, in each cell with that of the cell.
-
-    Parameters
-    ----------
-    lensed
-        The lens and its source, pixels.
-    batch, k
-        Cutouts, and the row.
-    dx, dy
-        Centre of the lens from the target, pixels.
-
-    Returns
-    -------
-    seen
-        `(B, H, W)` float32; zero in bands without a PSF. Its sum is the magnification if all arcs lie inside
-        the cutout.
-    magnification
-        Lensed over unlensed flux.
-    """
-    # A source far outside is seen about where it is, and the lens may lie off the target.
-    off = max(float(np.hypot(lensed.source.dx, lensed.source.dy)) - lensed.lens.theta_e, 0.0) + np.hypot(
-        dx, dy
-    )
-    reach = 2.2 * lensed.lens.theta_e + 4.0 * lensed.source.re + off
-    at = float(batch.catalog["dx"][k]) + dx, float(batch.catalog["dy"][k]) + dy
-    return through_psf(light(lensed, grid_size(batch, reach), *at)[None], batch, k)
-
-
-def grid_size(batch: CutoutBatch, reach: float) -> int:
-    """Side of the grid, even, on which light that reaches so far, pixels, goes through PSFs.
-
-    The FFT is periodic: the grid holds cutout and arcs, and what wraps around is out of reach of the PSF.
-    """
-    side = max(batch.image.shape[2:])
-    kernel = batch.psf.shape[-1] if len(batch.psf) else 1
-    least = max(side, 2.0 * reach, reach + (side + kernel) / 2 + 1)
-    return 2 * int(scipy.fft.next_fast_len(int(np.ceil(least / 2)), real=True))
-
-
-def through_psf(spectrum: Complex, batch: CutoutBatch, k: int) -> tuple[NDArray[np.float32], float]:
-    """What a row sees of light with a transform `(P, S, S // 2 + 1)`, and its flux.
-
-    P is 1, for all bands, or their number. The flux is that at frequency 0, of several bands the mean.
-    """
-    height, width = batch.image.shape[2:]
-    size, kernel = spectrum.shape[-2], batch.psf.shape[-1] if len(batch.psf) else 1
-    y0, x0 = size // 2 - height // 2, size // 2 - width // 2
-    seen = np.zeros((len(batch.bands), height, width), np.float32)
-    # First all of each band with the PSF of the centre, then the parts that lie in other cells of the coadd.
-    parts = [(b, 0, height, 0, width, index) for b, index in enumerate(batch.psf_index[k]) if index >= 0]
-    first, last = np.searchsorted(batch.psf_cells[:, 0], (k, k + 1))
-    parts += batch.psf_cells[first:last, 1:].tolist()
-    # The centre of each PSF at pixel (0, 0), so that convolving does not shift.
-    centred = spectrum * shift(size, -(size // 2) - kernel // 2, -(size // 2) - kernel // 2)
-    # Some at a time: all parts in all bands would be megabytes.
-    for start in range(0, len(parts), CHUNK):
-        some = parts[start : start + CHUNK]
-        psf = scipy.fft.rfft2(batch.psf[[part[5] for part in some]], s=(size, size))
-        psf *= centred[[part[0] for part in some]] if len(centred) > 1 else centred
-        whole = scipy.fft.irfft2(psf, s=(size, size))[:, y0 : y0 + height, x0 : x0 + width]
-        for (b, top, bottom, left, right, _), plane in zip(some, whole, strict=True):
-            seen[b, top:bottom, left:right] = plane[top:bottom, left:right]
-    return seen, float(spectrum[:, 0, 0].real.mean())
-
-
-def _gain(batch: CutoutBatch, k: int) -> NDArray[np.float64]:
-    """Flux of one electron in each band, nJy: that of a DP2 coadd, scaled to the depth of this row."""
-    out = np.zeros(len(batch.bands))
-    for b, band in enumerate(batch.bands):
-        good = batch.variance[k, b][np.isfinite(batch.variance[k, b])]
-        # Twice the exposure: half the sky variance in nJy², and half the flux of an electron.
-        if len(good):
-            out[b] = BANDS[band].njy_per_electron * float(np.median(good)) / noise_sigma(band) ** 2
-    return out
-
-
-def _add(
-    image: NDArray[np.float32],
-    variance: NDArray[np.float32],
-    arcs: NDArray[np.float32],
-    gain: NDArray[np.float64],
-    rng: np.random.Generator,
-) -> None:
-    """Add arcs and their photon noise in place, to pixels that have data."""
-    # Variance in nJy² of n electrons of g nJy each: n g² = flux * g. The FFT leaves tiny negative fluxes.
-    photons = np.maximum(arcs, np.float32(0)) * gain[:, None, None].astype(np.float32)
-    noise = rng.standard_normal(arcs.shape, np.float32) * np.sqrt(photons)
-    good = np.isfinite(image) & np.isfinite(variance)
-    np.add(image, arcs + noise, out=image, where=good)
-    np.add(variance, photons, out=variance, where=good)
-
-
-def arc_facts(
-    arcs: NDArray[np.float32], variance: NDArray[np.float32], batch: CutoutBatch
-) -> dict[str, float]:
-    """Magnitude, matched-filter S/N and surface brightness of arcs as they were painted, in each band."""
-    usable = np.isfinite(variance) & (variance > 0)
-    ratio = np.divide(arcs**2, variance, out=np.zeros_like(arcs), where=usable)
-    facts: dict[str, float] = {}
-    for b, band in enumerate(batch.bands):
-        total = float(arcs[b].sum(dtype=np.float64))
-        mean = float((arcs[b] ** 2).sum(dtype=np.float64)) / total if total > 0 else np.nan
-        facts[f"arc_mag_{band}"] = float(magnitude(total))
-        # The S/N of a perfect template: sqrt(sum f² / var).
-        facts[f"arc_snr_{band}"] = float(np.sqrt(ratio[b].sum(dtype=np.float64)))
-        facts[f"arc_sb_{band}"] = float(magnitude(mean / batch.pixel_scale**2))
-    blue = min(batch.bands, key="ugrizy".index)
-    best = max(facts[f"arc_snr_{band}"] for band in batch.bands)
-    return facts | {"arc_snr": best, "arc_sb": facts[f"arc_sb_{blue}"]}
 
 
 def _index(cutouts: Artefact, writer: ArtefactWriter) -> pa.Table:
