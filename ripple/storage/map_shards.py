@@ -42,6 +42,8 @@ class ShardResult:
         Of the worker, bytes.
     facts
         JSON values for the record of the shard in the manifest.
+    beside
+        The shard of the same number in a second artefact, and the facts for its record.
     """
 
     staged: Staged
@@ -49,6 +51,7 @@ class ShardResult:
     operations: Counts
     peak_rss: int
     facts: Json = field(default_factory=dict)
+    beside: tuple[Staged, Json] | None = None
 
 
 class WorkerOptions(Protocol):
@@ -146,6 +149,7 @@ def map_shards[T](
     timeline: Timeline | None = None,
     started: Started | None = None,
     instead: Callable[[T, str], ShardResult] | None = None,
+    beside: ArtefactWriter | None = None,
 ) -> int:
     """Make and commit shards.
 
@@ -172,6 +176,8 @@ def map_shards[T](
     instead
         Makes a shard whose workers were lost twice, from its task and what happened; without it, such a
         shard is not written.
+    beside
+        Writer of a second artefact, which gets `ShardResult.beside`.
 
     Returns
     -------
@@ -203,6 +209,8 @@ def map_shards[T](
             # Only this process commits, in order of shards: workers never touch journal or manifest.
             with profile.time("commit"):
                 cost = {"operations": result.operations, "peak_rss": result.peak_rss}
+                if beside is not None and result.beside is not None:
+                    beside.commit(k, result.beside[0], result.rows, result.beside[1])
                 writer.commit(k, result.staged, result.rows, {**result.facts, "profile": cost})
             profile.add(result.operations)
             watch.learn(result.peak_rss)  # the estimate may have been too low

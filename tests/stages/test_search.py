@@ -17,6 +17,8 @@ from models import make_model
 
 from ripple.cli import run
 from ripple.learn.config import ScoreConfig
+from ripple.learn.embedding.config import EmbedConfig
+from ripple.learn.embedding.embed import embed
 from ripple.learn.model.calibrate import Calibration
 from ripple.learn.model.contract import ArchitectureRecord, pixels_of
 from ripple.learn.scoring.score import score
@@ -65,9 +67,9 @@ def three(sky: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         threshold=0.0,
     )
     preprocess(PreprocessConfig.make(common | {"output": str(root / "tensors"), "model": root / "model"}))
-    score(
-        ScoreConfig.make({"model": root / "model", "tensors": [root / "tensors"], "output": root / "scores"})
-    )
+    what = {"model": root / "model", "tensors": [root / "tensors"]}
+    score(ScoreConfig.make({**what, "output": root / "scores"}))
+    embed(EmbedConfig.make({**what, "output": root / "embeddings", "rows_per_shard": 1}))
     return root
 
 
@@ -81,14 +83,22 @@ def test_the_scores_are_those_of_the_three_verbs(
     sky: Path, three: Path, tmp_path: Path, workers: str
 ) -> None:
     output = tmp_path / "found"
-    assert run(found(sky, three, output, "--workers", workers)) == 0
+    assert run(found(sky, three, output, "--workers", workers, "--embeddings")) == 0
     ours, theirs = (open_artefact(path, "scores") for path in (output, three / "scores"))
     assert len(ours.shards) == 2
     for name in ("scores.parquet", "index.parquet", "top.csv", *(shard.name for shard in ours.shards)):
         assert (output / name).read_bytes() == (three / "scores" / name).read_bytes(), name
     for name in ("rows", "prevalence", "threshold", "bands", "lens_labels", "members", "model"):
         assert ours.attributes[name] == theirs.attributes[name]
-    assert {p.name for p in output.iterdir()} == {p.name for p in (three / "scores").iterdir()}
+    names = {p.name for p in (three / "scores").iterdir()}
+    assert {p.name for p in output.iterdir()} == names | {"embeddings"}
+    embedded, by_verb = (open_artefact(path / "embeddings", "embeddings") for path in (output, three))
+    assert embedded.attributes == by_verb.attributes
+    for name in ("index.parquet", *(shard.name for shard in embedded.shards)):
+        assert (embedded.directory / name).read_bytes() == (by_verb.directory / name).read_bytes(), name
+    best = str(table(output)["id"][0])
+    assert run(["similar", str(embedded.directory), "--like", best, "--rejected"]) == 0
+    assert run(["verify", str(embedded.directory)]) == 0
     assert run(["verify", str(output)]) == 0
     assert run(["show", str(output)]) == 0
 
@@ -98,11 +108,18 @@ def table(scores: Path) -> pa.Table:
 
 
 def test_the_bytes_do_not_depend_on_workers_or_interruption(
-    sky: Path, three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sky: Path,
+    three: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     from ripple.stages.search import search as module
 
     assert run(found(sky, three, tmp_path / "one", "--workers", "0")) == 0
+    # What the embeddings need is not in the scores.
+    assert run(found(sky, three, tmp_path / "one", "--workers", "0", "--embeddings")) == 2
+    assert "searched without --embeddings" in capsys.readouterr().err
     make, calls = module.make_shard, []
 
     def stopping(task: Any) -> Any:
@@ -113,9 +130,22 @@ def test_the_bytes_do_not_depend_on_workers_or_interruption(
 
     monkeypatch.setattr(module, "make_shard", stopping)
     argv = found(sky, three, tmp_path / "two", "--workers", "0")
-    assert run(argv) == 130
+    assert run(argv) == 130  # one unit has its scores, and as yet no embeddings
     monkeypatch.undo()
-    assert run(argv) == 0
+    finish = module.finish_embeddings
+
+    def dying(*what: Any) -> None:
+        finish(*what)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "finish_embeddings", dying)
+    assert run([*argv, "--embeddings"]) == 130  # the embeddings are finished, the scores are not
+    monkeypatch.undo()
+    assert run([*argv, "--embeddings"]) == 0
+    shards = [f"shard-{k:05d}.arrow" for k in range(2)]
+    for name in ("index.parquet", *shards):
+        ours, theirs = (path / "embeddings" / name for path in (tmp_path / "two", three))
+        assert ours.read_bytes() == theirs.read_bytes()
     for name in ("scores.parquet", "index.parquet", "manifest.json"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 

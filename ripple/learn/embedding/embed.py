@@ -7,7 +7,7 @@ the last complete one.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, TypedDict
@@ -16,12 +16,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ripple.errors import IntegrityError
 from ripple.imaging.batch import TensorBatch
 from ripple.learn.config import ScoreConfig
 from ripple.learn.embedding.config import EmbedConfig
-from ripple.learn.model.contract import require_weights, unsaid
+from ripple.learn.model.contract import Contract, require_weights, unsaid
 from ripple.learn.model.device import choose_device
 from ripple.learn.model.weights import Model, load_model
 from ripple.learn.scoring.engine import chosen, with_onnx
@@ -112,17 +113,14 @@ def embed(config: EmbedConfig) -> Summary:
                 for _ in group.units:
                     stop.check()
                     unit, batch, images = next(shards)
-                    found = [
-                        (values, latent, distances(fast, latent))
-                        for values, latent in passes(fast, images, scoring, device, advance)
-                    ]
-                    parts.append(embedded(fast, batch, found, scoring, unit))
-                tables, vectors = zip(*parts, strict=True)
+                    place: dict[str, Any] = {"number": unit.number, "digest": unit.artefact.digest}
+                    parts.append(embedded(fast, batch, images, scoring, device, advance, **place))
+                _, tables, vectors = zip(*parts, strict=True)
                 # A column that only some shards have is null for the rows of the others.
                 table = _placed(pa.concat_tables(tables, promote_options="default"), group.number)
                 data, facts = pack(table, quantise(np.concatenate(vectors)))
                 writer.commit(group.number, data, group.rows, facts)
-        attributes = _attributes(writer, groups, model)
+        attributes = attributes_of(writer, model.contract, feature_count(model))
         prevalence = stated_prevalence(model.contract, scoring), training_prevalence(model.contract)
         index = _index(artefacts, groups, named_prevalence(*prevalence))
         writer.finish(index, {"peak_rss": peak_rss()}, attributes)
@@ -147,39 +145,36 @@ def grouped(units: list[Unit], most: int) -> list[Group]:
 def embedded(
     model: Model,
     batch: TensorBatch,
-    found: list[tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float64]]],
+    images: list[Tensor],
     config: ScoreConfig,
-    unit: Unit,
-) -> tuple[pa.Table, NDArray[np.float32]]:
-    """The table of one shard of tensors, and its directions `(N, F)`.
+    device: torch.device,
+    advance: Callable[[int], None],
+    *,
+    number: int,
+    digest: str,
+) -> tuple[pa.Table, pa.Table, NDArray[np.float32]]:
+    """The scores of one shard of tensors, the columns of its embeddings, and its directions `(N, F)`.
 
     Parameters
     ----------
-    model
-        That computed them.
-    batch
-        The rows; labels in the numbers of the model.
-    found
-        Of each batch of images: outputs `(n, V, outputs)`, features `(E, n, F')`, and distances `(n,)` to the
-        training rows.
-    config
-        How rows are scored.
-    unit
-        The shard.
+    model, batch, images, config, device, advance, number, digest
+        As for `score_shard`.
+
+    Returns
+    -------
+    The table of `score_shard`; the same with the lengths of the features; float32 directions.
 
     Raises
     ------
     IntegrityError
         The features are not finite.
     """
-    table = score_table(
-        model,
-        batch,
-        [(values, near) for values, _, near in found],
-        config,
-        number=unit.number,
-        digest=unit.artefact.digest,
-    )
+    found = [
+        (values, latent, distances(model, latent))
+        for values, latent in passes(model, images, config, device, advance)
+    ]
+    pairs = [(values, near) for values, _, near in found]
+    table = score_table(model, batch, pairs, config, number=number, digest=digest)
     empty = np.zeros((len(model.nets), 0, feature_count(model) // len(model.nets)), np.float32)
     latent = np.concatenate([empty, *(features for _, features, _ in found)], axis=1)
     if not np.isfinite(latent).all():
@@ -190,7 +185,7 @@ def embedded(
     direction, length = directions(latent)
     # As for the columns of the scores: ours win over those of the user with the same name.
     own = [name for name in table.column_names if name in (VECTOR, LENGTH)]
-    return table.drop_columns(own).append_column(LENGTH, pa.array(length)), direction
+    return table, table.drop_columns(own).append_column(LENGTH, pa.array(length)), direction
 
 
 def feature_count(model: Model) -> int:
@@ -227,15 +222,26 @@ def _index(artefacts: list[Artefact], groups: list[Group], metadata: dict[str, s
         yield table
 
 
-def _attributes(writer: ArtefactWriter, groups: list[Group], model: Model) -> EmbeddingAttributes:
-    contract = model.contract
+def attributes_of(writer: ArtefactWriter, contract: Contract, features: int) -> EmbeddingAttributes:
+    """What the manifest says of embeddings whose shards are all committed.
+
+    Parameters
+    ----------
+    writer
+        Of the embeddings.
+    contract
+        Of the model.
+    features
+        Length of the vectors.
+    """
+    records = [writer.record(k) for k in range(writer.units)]
     return {
-        "rows": sum(group.rows for group in groups),
-        "features": feature_count(model),
+        "rows": sum(record.rows for record in records),
+        "features": features,
         "members": len(contract.members),
         "model": {"digest": contract.digest(), "origin": contract.origin},
         "bands": list(contract.bands),
-        "scale": max((writer.record(group.number).extra["scale"] for group in groups), default=0.0),
+        "scale": max((record.extra["scale"] for record in records), default=0.0),
     }
 
 

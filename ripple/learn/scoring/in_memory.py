@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import torch
+from torch import Tensor
 
 from ripple.imaging.batch import TensorBatch
 from ripple.learn.config import ScoreConfig
 from ripple.learn.model.contract import Conversion, Facts, check
 from ripple.learn.model.device import choose_device
-from ripple.learn.model.weights import load_model
+from ripple.learn.model.weights import Model, load_model
 from ripple.learn.scoring.engine import chosen, graph_paths, with_onnx
 from ripple.learn.scoring.forward import member_outputs
 from ripple.learn.scoring.score import model_of_worker, network_input, relabelled, score_shard
 
 #: Images on which the speed of a network is measured.
 PROBES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A model and the rows of a unit, as `score_shard` takes them."""
+
+    model: Model
+    batch: TensorBatch
+    images: list[Tensor]
+    device: torch.device
 
 
 def score_tensors(
@@ -46,13 +58,22 @@ def score_tensors(
     IntegrityError
         The model is damaged, or another one took its place.
     """
+    at = ready(tensors, config, digest, number, graphs)
+    return score_shard(
+        at.model, at.batch, at.images, config, at.device, lambda rows: None, number=number, digest=""
+    )
+
+
+def ready(
+    tensors: TensorBatch, config: ScoreConfig, digest: str, number: int, graphs: tuple[Path, ...]
+) -> Ready:
+    """The model of this worker, and the rows as it takes them; all else as for `score_tensors`."""
     device = choose_device(config.device)
     model = model_of_worker(config.model, digest, config.rank_by, config.device, graphs)
     contract, facts = model.contract, Facts.of(tensors)
     check(contract, facts, Conversion(), f"unit {number}")
     images = network_input(tensors, contract, facts, config.batch_size, device)
-    batch = relabelled(tensors, contract)
-    return score_shard(model, batch, images, config, device, lambda rows: None, number=number, digest="")
+    return Ready(model, relabelled(tensors, contract), images, device)
 
 
 def prepare_engine(config: ScoreConfig, directory: Path) -> tuple[Path, ...]:

@@ -32,6 +32,10 @@ class SearchConfig(FetchConfig):
         "",
         description="Write cutouts and tensors of the best: a number, or those above a probability, P>0.5.",
     )
+    embeddings: bool = neutral(
+        False,
+        description="Also write what the network sees in each row, for `ripple similar`: OUTPUT/embeddings.",
+    )
     # The model decides these: settings have no flags, and values are refused.
     bands: tuple[str, ...] = setting((), description="Those of the model.")
     size: int | str = setting(64, description="That of the model.")

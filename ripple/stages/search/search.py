@@ -7,8 +7,10 @@ were read; units in which that turned out otherwise are read again at the end.
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +21,7 @@ import pyarrow.parquet as pq
 
 from ripple.errors import ConfigError, ContractError
 from ripple.learn.config import ScoreConfig
-from ripple.learn.model.contract import Contract, load_contract
+from ripple.learn.model.contract import Contract, load_contract, require_weights
 from ripple.learn.scoring.in_memory import engine_of, prepare_engine
 from ripple.learn.scoring.ranking import INDEX_COLUMNS, SORTED
 from ripple.learn.scoring.score import (
@@ -49,6 +51,7 @@ from ripple.stages.preprocess.config import PreprocessConfig
 from ripple.stages.preprocess.for_model import for_model, model_constants
 from ripple.stages.search.config import SearchConfig, only
 from ripple.stages.search.detections import DETECTIONS, write_detections
+from ripple.stages.search.embeddings import EMBEDDINGS, embeddings_writer, finish_embeddings, refuse_without
 from ripple.stages.search.keep import KEPT, keep_best
 from ripple.stages.search.unit import SearchTask, make_shard
 from ripple.storage.checksums import listed
@@ -77,6 +80,19 @@ class Searched:
     attributes: ScoreAttributes
     index: pa.Table
     done_before: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Writers:
+    """Where the shards of the units go: scores, and embeddings where they are wanted."""
+
+    scores: ArtefactWriter
+    embeddings: ArtefactWriter | None
+
+    def todo(self) -> list[int]:
+        """Units that either of them lacks."""
+        lacking = set(self.scores.todo())
+        return sorted(lacking if self.embeddings is None else lacking.union(self.embeddings.todo()))
 
 
 def search(config: SearchConfig) -> Summary:
@@ -128,21 +144,27 @@ def search_plan(
     check_survey(plan, stages.contract)
     digest = stages.contract.digest()
     engine = engine_of(stages.score, sum(len(unit.rows) for unit in plan.units))
+    known = {"model": digest, "engine": engine, **inputs}
     opened = create(
         Path(config.output),
         kind="scores",
         config=config,
-        inputs={"model": digest, "engine": engine, **inputs},
+        inputs=known,
         units=len(plan.units),
         suffix=".parquet",
     )
     if isinstance(opened, Finished):
+        refuse_without(config)
         attributes = cast(ScoreAttributes, opened.artefact.attributes)
         return Searched(attributes, opened.artefact.index(), True)
-    with opened as writer:
-        timeline = Timeline(start)
+    with ExitStack() as stack:
+        writer, timeline = stack.enter_context(opened), Timeline(start)
+        beside = embeddings_writer(config, known, len(plan.units))
+        if beside is not None:
+            stack.enter_context(beside)
         graphs = prepare_engine(stages.score, writer.directory) if engine == "onnx" else ()
-        peak, (outcomes, places) = _search_units(config, stages, plan, writer, graphs, profile, timeline)
+        writers = Writers(writer, beside)
+        peak, (outcomes, places) = _search_units(config, stages, plan, writers, graphs, profile, timeline)
         paths = [writer.directory / writer.name(k) for k in range(writer.units)]
         attributes = write_ranked(writer, paths, stages.contract, digest, stages.score)
         if config.grid is not None:
@@ -156,6 +178,8 @@ def search_plan(
         }
         facts: dict[str, Any] = {**attributes, "notes": notes_of(plan, writer)}
         files = listed(writer.directory, (SORTED, DETECTIONS, *EXTRA_FILES))
+        if beside is not None:  # before the scores: where those are finished, so are the embeddings
+            finish_embeddings(beside, index, metrics, stages.contract, stages.score)
         writer.finish(index, metrics, facts, files=files)
     return Searched(attributes, index, False)
 
@@ -169,6 +193,8 @@ def stages_of(config: SearchConfig) -> Stages:
         The model does not say how its tensors were made, or has no class of the name in `rank_by`.
     """
     contract = load_contract(config.model)
+    if config.embeddings:
+        require_weights(contract, str(config.model), "which gives no features: leave out --embeddings")
     pixels = contract.pixels
     fetch = only(
         FetchConfig,
@@ -212,7 +238,7 @@ def _search_units(
     config: SearchConfig,
     stages: Stages,
     plan: Plan,
-    writer: ArtefactWriter,
+    writers: Writers,
     graphs: tuple[Path, ...],
     profile: Profile,
     timeline: Timeline,
@@ -223,20 +249,19 @@ def _search_units(
     -------
     Peak memory, and what became of the targets, as `places_of` says it.
     """
-    peak = 0
+    peak, writer, beside = 0, writers.scores, writers.embeddings
     # Rows that the plan rejected are in no unit; those that reading rejects are not known yet.
     placed = np.zeros(len(plan.targets), bool)
     for unit in plan.units:
         placed[unit.rows] = True
-    todo: Sequence[int] = writer.todo()
+    todo: Sequence[int] = writers.todo()
     rows = [len(unit.rows) for unit in plan.units]
     for _ in range(2):  # no more: which rows have pixels does not depend on which are duplicates
         twins = _twins(plan, placed, stages.preprocess)
-        tasks = _tasks(stages, plan, writer, todo, twins, graphs)
+        tasks = _tasks(stages, plan, writers, todo, twins, graphs)
         workers = Workers.of(config, NETWORK + memory_of([task.unit for task in tasks.values()]))
-        peak = max(
-            peak, map_shards(make_shard, tasks, writer, rows, workers, profile, "search", timeline=timeline)
-        )
+        more: dict[str, Any] = {"timeline": timeline, "beside": beside}
+        peak = max(peak, map_shards(make_shard, tasks, writer, rows, workers, profile, "search", **more))
         found = places_of(plan, writer)
         placed = found[1]["shard"] >= 0
         todo = _changed(plan, writer, _twins(plan, placed, stages.preprocess))
@@ -256,12 +281,12 @@ def memory_of(units: Sequence[UnitTask]) -> int:
 def _tasks(
     stages: Stages,
     plan: Plan,
-    writer: ArtefactWriter,
+    writers: Writers,
     units: Sequence[int],
     twins: np.ndarray,
     graphs: tuple[Path, ...],
 ) -> dict[int, SearchTask]:
-    digest = stages.contract.digest()
+    digest, beside = stages.contract.digest(), writers.embeddings
     found = {}
     for k in units:
         rows = plan.units[k].rows
@@ -274,9 +299,10 @@ def _tasks(
             model_constants(stages.contract, constants),
             stages.score,
             digest,
-            str(writer.directory),
-            writer.name(k),
+            str(writers.scores.directory),
+            writers.scores.name(k),
             graphs,
+            None if beside is None else (str(beside.directory), beside.name(k)),
         )
     return found
 
@@ -324,8 +350,13 @@ def _summary(config: SearchConfig, found: Searched, kept: int, seconds: float) -
     detections = Path(config.output) / DETECTIONS
     if detections.is_file():
         facts["detections"] = f"{pq.read_metadata(detections).num_rows:,}, in {detections}"
+    notes: tuple[str, ...] = ()
+    if config.embeddings:
+        where = Path(config.output) / EMBEDDINGS
+        facts["embeddings"] = str(where)
+        notes = (f"what looks alike: ripple similar {shlex.quote(str(where))} --like ID",)
     if kept:
         facts["kept"] = f"{kept:,} of the best, in {Path(config.output) / KEPT}"
     if seconds:
         facts["rate"] = rate(rows, seconds)
-    return Summary("search", config.output, facts, reasons, seconds, seconds == 0)
+    return Summary("search", config.output, facts, reasons, seconds, seconds == 0, notes)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ripple.learn.config import ScoreConfig
+from ripple.learn.embedding.in_memory import embed_tensors
 from ripple.learn.scoring.in_memory import score_tensors
 from ripple.rubin.open import RepositoryFiles
 from ripple.runtime.profile import Profile, peak_rss
@@ -43,6 +44,8 @@ class SearchTask:
         Where the table of the unit goes.
     graphs
         Backbones for ONNX Runtime; none for PyTorch.
+    embeddings
+        Directory and name of the shard of embeddings of the same rows; None for none.
     """
 
     unit: UnitTask
@@ -53,6 +56,7 @@ class SearchTask:
     directory: str
     name: str
     graphs: tuple[Path, ...] = ()
+    embeddings: tuple[str, str] | None = None
 
 
 def make_shard(task: SearchTask) -> ShardResult:
@@ -67,8 +71,16 @@ def make_shard(task: SearchTask) -> ShardResult:
     quality = rejections(tensors.catalog, task.preprocess)
     index = np.asarray(tensors.catalog["index"])
     duplicates = index[np.isin(index, np.asarray(task.constants.duplicates or (), np.int64))].tolist()
+    what = (tensors, task.score, task.model, task.unit.number, task.graphs)
+    beside = None
     with profile.time("score"):
-        table = score_tensors(tensors, task.score, task.model, task.unit.number, task.graphs)
+        if task.embeddings is None:
+            table = score_tensors(*what)
+        else:
+            found = embed_tensors(*what)
+            table = found.scores
+            directory, name = task.embeddings
+            beside = stage(Path(directory), name, found.data), found.facts
         data = parquet_bytes(table)
     with profile.time("write", bytes=len(data)):
         staged = stage(Path(task.directory), task.name, data)
@@ -77,7 +89,7 @@ def make_shard(task: SearchTask) -> ShardResult:
         "quality": quality.record(),
         "duplicates": duplicates,
     }
-    return ShardResult(staged, len(tensors), profile.operations, peak_rss(), facts)
+    return ShardResult(staged, len(tensors), profile.operations, peak_rss(), facts, beside)
 
 
 def _read(unit: UnitTask, profile: Profile) -> tuple[UnitBatch, dict[str, str]]:
