@@ -125,11 +125,11 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(
     whole = embedded(model, toys, tmp_path / "whole")
     original, calls = embedding.embedded, []
 
-    def broken(*given: Any) -> Any:
+    def broken(*given: Any, **named: Any) -> Any:
         calls.append(1)
         if len(calls) == 4:
             raise Interrupted(15)
-        return original(*given)
+        return original(*given, **named)
 
     monkeypatch.setattr(embedding, "embedded", broken)
     with pytest.raises(Interrupted):
