@@ -20,6 +20,7 @@ EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "onnx": ("import-model and export-model of ONNX files", ("onnx", "onnxruntime", "onnxscript")),
     "hats": ("catalogues in HATS format", ("lsdb",)),
     "pandas": ('Parquet files in astropy: Table.read("index.parquet")', ("pandas",)),
+    "sed": ("inject: colours of sources from spectra (--source-sed), and masses from light", ("galsim",)),
     "s3": ("repositories in object stores (s3://)", ("boto3", "botocore")),
     "tensorboard": ("train --tensorboard", ("tensorboard",)),
     "vet": ("vet and consensus", ("starlette", "uvicorn", "sklearn")),

@@ -78,7 +78,9 @@ def test_reading(tmp_path: Path) -> None:
     found = read(written(tmp_path / "a.fits", cube, rows, bands="r,i,g", psf=psf))
     assert found.planes.shape == (2, 2, 21, 21)
     np.testing.assert_allclose(found.planes.sum(axis=(2, 3)), 1.0, rtol=1e-5)
-    np.testing.assert_allclose(found.width, 0.15, rtol=0.02)
+    large = [{**row, "pixel_scale": 0.12} for row in rows]
+    with pytest.raises(CatalogueError, match=r"FWHM of its PSF, arcsec, is 0\.36"):
+        read(written(tmp_path / "large.fits", cube, large, bands="r,i,g", psf=psf))
     cube[0, 0, 3, 3] = np.nan
     wide = {**ROW, "psf_fwhm": 0.8}
     found = read(written(tmp_path / "b.fits", cube[:, 0], [ROW, ROW]))

@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from ripple.config import Config, neutral, setting
 
+#: Value of `theta_from` for masses from light.
+FABER_JACKSON = "faber-jackson"
+
 
 class InjectConfig(Config):
     """Options of `ripple inject`."""
@@ -23,8 +26,13 @@ class InjectConfig(Config):
     )
     sources: str = neutral(
         "",
-        description="Pictures of real sources (FITS: a cube and a table) to draw from, lensed instead of "
-        "smooth profiles.",
+        description="Pictures of real sources (FITS: a cube and a table, or a catalogue of GalSim's layout) "
+        "to draw from, lensed instead of smooth profiles.",
+    )
+    source_sed: str = Field(
+        "",
+        description="Spectrum of the sources of a catalogue in one band, for their colours: a file "
+        "(Angstrom, flux per wavelength) or one of GalSim's, such as CWW_Scd_ext.",
     )
     hosts: str = Field(
         "",
@@ -41,10 +49,17 @@ class InjectConfig(Config):
     theta_max: float = Field(2.5, gt=0.0, le=10.0, description="Largest Einstein radius, arcsec.")
     theta_from: str = Field(
         "",
-        description="Column with the velocity dispersion of each galaxy, km/s: its Einstein radius is that "
-        "of an isothermal sphere at its redshift (--set lens_redshift=COLUMN), within the two limits.",
+        description="Where the mass of each galaxy comes from: a column with its velocity dispersion, km/s; "
+        "one number for all; or faber-jackson, from its light (--set host_mag=COLUMN --set host_band=i). The "
+        "Einstein radius is that of an isothermal sphere at its redshift (--set lens_redshift=COLUMN), "
+        "within the two limits.",
     )
     lens_redshift: str = setting("z_lens", description="Column with the redshift of each galaxy.")
+    host_mag: str = setting("", description="Column with the AB magnitude of each galaxy, for faber-jackson.")
+    host_band: str = setting("", description="Band of host_mag, u, g, r, i, z or y.")
+    sigma_scatter: float = setting(
+        0.0, ge=0.0, le=0.5, description="Scatter of the velocity dispersions of theta_from, dex."
+    )
     source_bright: float = setting(22.2, description="Brightest source before lensing, i magnitude.")
     source_faint: float = setting(27.2, description="Faintest source before lensing, i magnitude.")
     keep_arcs: bool = Field(False, description="Also write the arcs without noise, arcs-00000.npy per shard.")
@@ -72,10 +87,37 @@ class InjectConfig(Config):
         if self.theta_min > self.theta_max or self.source_bright > self.source_faint:
             raise ValueError("theta_min and source_bright must not exceed theta_max and source_faint")
         drawn = ("theta_min", "theta_max", "theta_from", "source_bright", "source_faint")
+        self._masses()
         if self.lenses and self.sources:
             raise ValueError("lenses and sources both say what the source is: give one of them")
         if self.lenses and (given := self.model_fields_set.intersection(drawn)):
             raise ValueError(f"{min(given)} is for drawn lenses: the file of lenses says what is painted")
-        if self.sources and (given := self.model_fields_set.intersection(drawn[2:])):
+        if self.source_sed and not self.sources:
+            raise ValueError("source_sed is for a catalogue of sources")
+        if self.sources and (given := self.model_fields_set.intersection(drawn[3:])):
             raise ValueError(f"{min(given)} is for drawn sources: the file of sources has magnitudes")
         return self
+
+    def _masses(self) -> None:
+        """Settings of `theta_from` without it, or too few of them."""
+        light = self.theta_from == FABER_JACKSON
+        if not self.theta_from and (
+            given := self.model_fields_set.intersection(("lens_redshift", "sigma_scatter"))
+        ):
+            raise ValueError(f"{min(given)} is for theta_from")
+        if (self.host_mag or self.host_band) and not light:
+            raise ValueError(f"host_mag and host_band are for theta_from {FABER_JACKSON}")
+        if light and (not self.host_mag or self.host_band not in tuple("ugrizy")):
+            raise ValueError(
+                f"theta_from {FABER_JACKSON} needs host_mag=COLUMN, and host_band=u, g, r, i, z or y"
+            )
+        if self.fixed_sigma is not None and not 50.0 <= self.fixed_sigma <= 1000.0:
+            raise ValueError(f"theta_from is {self.theta_from} km/s, not from 50 to 1000")
+
+    @property
+    def fixed_sigma(self) -> float | None:
+        """The velocity dispersion of all hosts, km/s, where `theta_from` is a number."""
+        try:
+            return float(self.theta_from)
+        except ValueError:
+            return None

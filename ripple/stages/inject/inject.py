@@ -8,6 +8,7 @@ stay as they are.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import time
 from dataclasses import dataclass, replace
@@ -18,16 +19,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ripple.config import suggest
 from ripple.errors import CatalogueError, ConfigError, DataError, IntegrityError
 from ripple.imaging.batch import CutoutBatch
 from ripple.imaging.psf.shape import fwhm
-from ripple.imaging.simulation.lensing import einstein_radius
-from ripple.imaging.simulation.population import source_redshifts
 from ripple.runtime.profile import Profile, peak_rss
 from ripple.runtime.summary import Summary
 from ripple.stages.inject.config import InjectConfig
 from ripple.stages.inject.lenses import REDSHIFTS, Lenses, read_lenses
+from ripple.stages.inject.masses import radius_of_mass, require_masses, velocity_dispersions
 from ripple.stages.inject.paint import (
     add_arcs,
     arc_facts,
@@ -43,7 +42,7 @@ from ripple.stages.inject.sources import Sources, read_sources
 from ripple.stages.plan.select import matching
 from ripple.storage.artefact import Artefact, open_artefact
 from ripple.storage.checksums import listed
-from ripple.storage.files import stage, write_atomic
+from ripple.storage.files import Pin, stage, write_atomic
 from ripple.storage.map_shards import ShardResult, Workers, map_shards, need_of
 from ripple.storage.shard_reader import unpack_cutouts
 from ripple.storage.shard_writer import pack_cutouts
@@ -58,8 +57,6 @@ MEASURES = (
 OF_BANDS = ("arc_mag", "arc_snr", "arc_sb", "depth")
 #: Share of hosts that get a source unless said otherwise, and the label that it brings.
 FRACTION, LENS = 0.5, 1
-#: Lenses beyond are none of galaxies, and distances end at a redshift of 6.
-MOST_DISTANT = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +97,15 @@ def inject(config: InjectConfig) -> Summary:
     lenses = _lenses(config, cutouts)
     # The file may have changed since this process last read it.
     read_sources.cache_clear()
-    sources = read_sources(Path(config.sources), cutouts.bands) if config.sources else None
+    sources = _sources(config, cutouts.bands)
+    # There may be gigabytes of pictures: each worker reads what it paints, and they are hashed once.
+    pins = [Pin.of(path) for path in sources.files()] if sources is not None else []
     hosts = _hosts(config, cutouts)
-    _require_masses(config, cutouts)
+    require_masses(config, cutouts.index().column_names)
     inputs = {"cutouts": cutouts.digest} | ({} if lenses is None else {"lenses": lenses.sha256})
-    inputs |= {} if sources is None else {"sources": sources.sha256}
+    if sources is not None:
+        parts = [sources.sha256, *(pin.sha256 for pin in pins)]
+        inputs["sources"] = hashlib.sha256("".join(parts).encode()).hexdigest() if pins else sources.sha256
     opened = create(
         Path(config.output), kind="cutouts", config=config, inputs=inputs, units=len(cutouts.shards)
     )
@@ -129,6 +130,8 @@ def inject(config: InjectConfig) -> Summary:
         tasks = {k: task(k) for k in writer.todo()}
         rows = [shard.rows for shard in cutouts.shards]
         peak = map_shards(make_shard, tasks, writer, rows, workers, profile, "inject")
+        for pin in pins:
+            pin.check(rehash=False)
         index = _index(cutouts, writer)
         seconds = time.perf_counter() - start
         names = [writer.name(k) for k in range(len(cutouts.shards))]
@@ -142,6 +145,11 @@ def inject(config: InjectConfig) -> Summary:
         metrics = {"operations": profile.operations, "seconds": seconds, "peak_rss": peak}
         writer.finish(index, metrics, cutouts.attributes, files=beside)
     return _summary(config, index, lenses, seconds)
+
+
+def _sources(config: InjectConfig, bands: tuple[str, ...]) -> Sources | None:
+    """The pictures of the user; None without them."""
+    return read_sources(Path(config.sources), bands, config.source_sed) if config.sources else None
 
 
 def _lenses(config: InjectConfig, cutouts: Artefact) -> Lenses | None:
@@ -200,7 +208,7 @@ def make_shard(task: ShardTask) -> ShardResult:
     batch = cutouts_of(cutouts, task.shard)
     arcs = np.zeros(batch.image.shape, np.float32) if task.config.keep_arcs else None
     # Pictures are read by each worker, which is cheaper than to send them with each shard.
-    sources = read_sources(Path(task.config.sources), batch.bands) if task.sources else None
+    sources = _sources(task.config, batch.bands)
     if sources is not None and sources.sha256 != task.sources:
         raise IntegrityError(f"{task.config.sources} changed during the run", hint="start again")
     with profile.time("inject"):
@@ -263,8 +271,10 @@ def inject_batch(
     injected = np.zeros(n, np.uint8)
     names = (*MEASURES, *(f"{name}_{band}" for name in OF_BANDS for band in batch.bands))
     measured = {name: np.full(n, np.nan) for name in names} | host_facts(batch)
-    if config.theta_from:
+    sigma = velocity_dispersions(batch.catalog, config) if config.theta_from else None
+    if sigma is not None:
         measured["z_source"] = _redshifts(batch, "z_source")
+        measured["lens_sigma_v"] = np.full(n, np.nan)
     if lenses is not None:
         # A catalogue may know the redshifts of its galaxies; those of painted lenses are those of the file.
         measured |= {name: _redshifts(batch, name) for name in REDSHIFTS}
@@ -285,24 +295,22 @@ def inject_batch(
             why[k] = "a lens already"
         if not why[k]:
             lens_row[k], why[k] = _chosen(batch, k, config, lenses, rng)
-        theta, z_source = np.nan, np.nan
-        if not why[k] and lenses is None:
-            theta, z_source, why[k] = _einstein_radius(batch, k, config, rng)
-        if why[k]:
+        arcs: NDArray[np.float32] | None = None
+        facts: dict[str, float] = {}
+        if not why[k]:
+            try:
+                arcs, facts, source_row[k], why[k] = _painted(
+                    batch, k, config, lenses, int(lens_row[k]), sources, sigma, rng
+                )
+            except CatalogueError as err:
+                # One picture that cannot be read; it says which.
+                why[k] = err.message
+        if arcs is None:
             continue
-        if lenses is not None:
-            arcs, facts = paint_given(batch, k, lenses, int(lens_row[k]))
-        elif sources is not None:
-            source_row[k] = int(rng.choice(sources.usable()))
-            arcs, facts = paint_picture(batch, k, theta, sources, int(source_row[k]), rng)
-        else:
-            arcs, facts = paint_drawn(batch, k, config, theta, rng)
         add_arcs(image[k], variance[k], arcs, gain(batch, k), rng)
         injected[k] = 1
         if keep is not None:
             keep[k] = arcs
-        if config.theta_from:
-            facts["z_source"] = z_source
         facts |= {
             **arc_facts(arcs, batch.variance[k], batch),
             **over_seeing(facts["theta_E"], batch, k, widths),
@@ -324,15 +332,41 @@ def inject_batch(
     return replace(batch, image=image, variance=variance, catalog=catalog)
 
 
-def _require_masses(config: InjectConfig, cutouts: Artefact) -> None:
-    """Refuse `theta_from` where the cutouts lack its columns."""
-    names = cutouts.index().column_names
-    for name in (config.theta_from, config.lens_redshift) if config.theta_from else ():
-        if name not in names:
-            raise CatalogueError(
-                f"--theta-from: the cutouts have no column {name!r}{suggest(name, names)}",
-                hint="fetch with a catalogue that has the velocity dispersion and the redshift",
-            )
+def _painted(
+    batch: CutoutBatch,
+    k: int,
+    config: InjectConfig,
+    lenses: Lenses | None,
+    lens_row: int,
+    sources: Sources | None,
+    sigma: NDArray[np.float64] | None,
+    rng: np.random.Generator,
+) -> tuple[NDArray[np.float32] | None, dict[str, float], int, str]:
+    """Arcs of row k, what is known of them, and the row of the sources; or None, and why there are none."""
+    if lenses is not None:
+        return *paint_given(batch, k, lenses, lens_row), -1, ""
+    z = np.nan if sigma is None else float(batch.catalog[config.lens_redshift][k])
+    row, z_source = -1, np.nan
+    if sources is not None:
+        # Where the file has redshifts, a source must lie behind the host.
+        known = bool(np.isfinite(sources.z).any())
+        row = sources.draw(rng, z if known else np.nan)
+        if row < 0:
+            return None, {}, -1, "no source lies behind it"
+        z_source = float(sources.z[row])
+    more: dict[str, float] = {}
+    if sigma is None:
+        theta = float(rng.uniform(config.theta_min, config.theta_max))
+    else:
+        theta, z_source, mine, why = radius_of_mass(float(sigma[k]), z, z_source, config, rng)
+        if why:
+            return None, {}, -1, why
+        more = {"z_source": z_source, "lens_sigma_v": mine}
+    if sources is None:
+        arcs, facts = paint_drawn(batch, k, config, theta, rng)
+    else:
+        arcs, facts = paint_picture(batch, k, theta, sources, row, rng)
+    return arcs, facts | more, row, ""
 
 
 def _redshifts(batch: CutoutBatch, name: str) -> NDArray[np.float64]:
@@ -361,25 +395,6 @@ def _chosen(
     return row, "" if has_psf(batch, k) else "no PSF in a band with data"
 
 
-def _einstein_radius(
-    batch: CutoutBatch, k: int, config: InjectConfig, rng: np.random.Generator
-) -> tuple[float, float, str]:
-    """Einstein radius in arcsec and redshift of the source of row k (NaN unknown); and why it gets none."""
-    if not config.theta_from:
-        return float(rng.uniform(config.theta_min, config.theta_max)), np.nan, ""
-    sigma, z = (float(batch.catalog[name][k]) for name in (config.theta_from, config.lens_redshift))
-    if not (np.isfinite(sigma) and sigma > 0):
-        return np.nan, np.nan, f"no velocity dispersion in {config.theta_from}"
-    if not 0 < z < MOST_DISTANT:
-        return np.nan, np.nan, f"no redshift of a lens in {config.lens_redshift}"
-    # As far behind as the sources of `ripple simulate`.
-    behind = source_redshifts(rng, np.array([z]))
-    theta = float(einstein_radius(np.array([sigma]), np.array([z]), behind)[0])
-    if not config.theta_min <= theta <= config.theta_max:
-        return np.nan, np.nan, "its Einstein radius is outside theta_min and theta_max"
-    return theta, float(behind[0]), ""
-
-
 def _index(cutouts: Artefact, writer: ArtefactWriter) -> pa.Table:
     """The index of the cutouts with the new columns; rows without pixels keep their label."""
     old = cutouts.index()
@@ -402,7 +417,8 @@ def _index(cutouts: Artefact, writer: ArtefactWriter) -> pa.Table:
 
 def _new_columns(catalog: dict[str, NDArray[Any]]) -> list[str]:
     """Names of the columns that injection adds or changes."""
-    redshifts = [name for name in REDSHIFTS if name in catalog and catalog[name].dtype.kind == "f"]
+    masses = (*REDSHIFTS, "lens_sigma_v")
+    redshifts = [name for name in masses if name in catalog and catalog[name].dtype.kind == "f"]
     names = ("label", "injected", "seam", "lens_row", "not_injected", *MEASURES, *_of_bands(catalog))
     return [*names, *redshifts, *(["source_row"] if "source_row" in catalog else [])]
 

@@ -8,6 +8,7 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
+from ripple.errors import CatalogueError
 from ripple.imaging.batch import CutoutBatch
 from ripple.imaging.quality.measure import usable
 from ripple.imaging.simulation.lensed import light, picture_light
@@ -70,7 +71,10 @@ def paint_picture(
     q, angle = light_shape(batch.image[k], batch.catalog, k)
     drawn = draw_lensed(rng, theta / batch.pixel_scale, q, angle, batch.pixel_scale)
     s, turn = drawn.source, float(rng.uniform(0.0, 2.0 * np.pi))
-    picture = sources.picture(row, batch.pixel_scale, turn, s.dx, s.dy)
+    try:
+        picture = sources.picture(row, batch.pixel_scale, turn, s.dx, s.dy)
+    except CatalogueError as err:
+        raise CatalogueError(f"source {row}: {err.message}") from None
     reach = 2.2 * drawn.lens.theta_e + 2.0 * picture.radius
     at = float(batch.catalog["dx"][k]), float(batch.catalog["dy"][k])
     spectrum = picture_light(drawn.lens, picture, grid_size(batch, reach), *at)

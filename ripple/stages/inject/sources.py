@@ -3,7 +3,8 @@
 A FITS file with an image `(N, H, W)`, the same in all bands, or `(N, B, H, W)` with the bands in the header
 card `BANDS` (`g,r,i`), and a table of N rows: `pixel_scale` (arcsec), `mag_<band>` (AB, in each band of the
 cutouts) and `psf_fwhm` (arcsec), or instead of that an image `PSF`, `(K, K)` or `(N, K, K)`, on the same
-pixels. The PSF is not taken out of the pictures: the lens magnifies it too, so a wide one is refused.
+pixels; or a catalogue whose pictures are in files of their own (`stamps`). The PSF is not taken out of the
+pictures: the lens magnifies it too, so a wide one is refused.
 """
 
 from __future__ import annotations
@@ -18,14 +19,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ripple.errors import CatalogueError
+from ripple.errors import CatalogueError, ConfigError
 from ripple.imaging.psf.shape import fwhm
 from ripple.imaging.simulation.lensed import Picture
+from ripple.stages.inject import spectra, stamps
+from ripple.stages.inject.stamps import Stamps
 
 Float = NDArray[np.float64]
 #: Smallest and largest pixel, arcsec, and the widest PSF of a source: wider ones would show in the arcs.
 PIXEL, WIDEST = (0.005, 0.5), 0.3
 MAGNITUDE = (10.0, 40.0)
+#: Redshifts of a spectrum.
+REDSHIFT = (0.001, 10.0)
 
 
 @dataclass(frozen=True)
@@ -35,22 +40,30 @@ class Sources:
     Parameters
     ----------
     planes
-        `(N, P, H, W)` float32; P is 1 or the number of bands of the cutouts. Each of those that can be
-        painted has sum 1.
-    pixel_scale, width
-        `(N,)` arcsec: of its pixels, and the FWHM of its PSF.
+        `(N, P, H, W)` float32, or by row `(1, h, w)`; P is 1 or the number of bands of the cutouts. Each of
+        those that can be painted has sum 1.
+    pixel_scale
+        `(N,)` arcsec.
     mags
         `(N, B)` AB magnitudes before lensing, in the bands of the cutouts.
+    z
+        `(N,)` redshifts, NaN unknown.
+    weight
+        `(N,)` how often each is drawn; None: equally often.
+    ids
+        Id -> row.
     refused
-        N texts: why a source cannot be painted; empty where it can.
+        N texts: why a source cannot be painted; empty where it can, as far as is known before it is read.
     sha256
-        Of the file.
+        Of the file, and of what else says magnitudes and redshifts; not of the files with the pictures.
     """
 
-    planes: NDArray[np.float32]
+    planes: NDArray[np.float32] | Stamps
     pixel_scale: Float
-    width: Float
     mags: Float
+    z: Float
+    weight: Float | None
+    ids: dict[str, int]
     refused: tuple[str, ...]
     sha256: str
 
@@ -58,19 +71,52 @@ class Sources:
         """Rows that can be painted."""
         return np.array([k for k, why in enumerate(self.refused) if not why], np.int64)
 
+    def draw(self, rng: np.random.Generator, beyond: float = np.nan) -> int:
+        """A row that can be painted, -1 for none; with a redshift, of those known to lie beyond it."""
+        rows = self.usable()
+        if np.isfinite(beyond):
+            rows = rows[self.z[rows] > beyond]
+        if not len(rows):
+            return -1
+        if self.weight is None:
+            return int(rng.choice(rows))
+        share = self.weight[rows]
+        return int(rng.choice(rows, p=share / share.sum()))
+
     def picture(self, row: int, pixel_scale: float, angle: float, dx: float, dy: float) -> Picture:
-        """A source on the pixels of the cutouts."""
+        """A source on the pixels of the cutouts.
+
+        Raises
+        ------
+        CatalogueError
+            Its picture cannot be read or painted.
+        """
         return Picture(self.planes[row], pixel_scale / float(self.pixel_scale[row]), angle, dx, dy)
+
+    def files(self) -> tuple[Path, ...]:
+        """Files beside it that hold pictures."""
+        return self.planes.files(self.usable()) if isinstance(self.planes, Stamps) else ()
 
 
 @functools.lru_cache(maxsize=1)
-def read_sources(path: Path, bands: tuple[str, ...]) -> Sources:
+def read_sources(path: Path, bands: tuple[str, ...], sed: str = "") -> Sources:
     """Read pictures; a process that paints several shards reads them once.
+
+    Parameters
+    ----------
+    path
+        A FITS file.
+    bands
+        Of the cutouts.
+    sed
+        Spectrum of all sources of a catalogue, a file or one of GalSim's; empty: as the catalogue says.
 
     Raises
     ------
     CatalogueError
         It is no such file, lacks something, or no source can be painted.
+    ConfigError
+        There is no such spectrum, or the file does not need one.
     """
     try:
         data = path.read_bytes()
@@ -78,23 +124,119 @@ def read_sources(path: Path, bands: tuple[str, ...]) -> Sources:
         raise CatalogueError(f"{path}: cannot be read: {err.strerror or err}") from None
     images, columns, said = _parts(data, path)
     cube = images.pop("", None)
-    if cube is None or columns is None:
+    digest = hashlib.sha256(data)
+    if cube is None and stamps.is_catalogue(columns):
+        found = _catalogue(stamps.small_letters(columns, path), path, bands, sed, digest)
+    elif cube is None or columns is None:
         what = "an image (N, H, W) or (N, B, H, W)" if cube is None else "a table with a row for each picture"
         raise CatalogueError(f"{path}: there is no HDU with {what}")
+    elif sed:
+        raise ConfigError(
+            "inject: --source-sed is for catalogues of GalSim's layout",
+            hint=f"the table of {path} has magnitudes in each band",
+        )
+    else:
+        found = _cube(cube, said, columns, images.get("PSF"), path, bands, digest.hexdigest())
+    if not found.refused or all(found.refused):
+        first = f": the first one: {found.refused[0]}" if found.refused else ""
+        raise CatalogueError(f"{path}: no source of it can be painted{first}")
+    return found
+
+
+def _cube(
+    cube: NDArray[Any],
+    said: str,
+    columns: Any,
+    psf: NDArray[Any] | None,
+    path: Path,
+    bands: tuple[str, ...],
+    sha256: str,
+) -> Sources:
+    """Pictures of one size, in the file itself."""
     if len(cube) != len(columns):
         raise CatalogueError(f"{path}: {len(cube):,} pictures, but {len(columns):,} rows in the table")
     planes = _planes(cube, said, bands, path)
     mags = np.stack([_column(columns, f"mag_{band}", path) for band in bands], axis=1)
     scale = _column(columns, "pixel_scale", path)
-    width = _widths(columns, images.get("PSF"), scale, path)
-    refused = _refusals(planes, scale, width, mags, bands)
-    if not refused or all(refused):
-        raise CatalogueError(
-            f"{path}: no source of it can be painted" + (f": the first one: {refused[0]}" if refused else "")
+    width = _widths(columns, psf, scale, path)
+    refused = _refusals({"the FWHM of its PSF, arcsec,": (width, 0.0, WIDEST)}, scale, mags, bands)
+    known = np.isfinite(planes).all(axis=(1, 2, 3))
+    light = np.where(known[:, None], planes.sum(axis=(2, 3), dtype=np.float64), np.nan)
+    for k in np.flatnonzero(~(light > 0).all(axis=1)):
+        refused[k] = refused[k] or (
+            "its picture has no light" if known[k] else "its picture has pixels without a value"
         )
-    good = np.array([not why for why in refused])
+    good = np.array([not why for why in refused], bool)
     planes[good] /= planes[good].sum(axis=(2, 3), dtype=np.float64, keepdims=True).astype(np.float32)
-    return Sources(planes, scale, width, mags, tuple(refused), hashlib.sha256(data).hexdigest())
+    names = columns.dtype.names
+    z = _column(columns, "z", path) if "z" in names else np.full(len(columns), np.nan)
+    # Without ids a source is called by its row, as in the index.
+    ids = stamps.texts(columns["id"]) if "id" in names else [str(k) for k in range(len(columns))]
+    return Sources(planes, scale, mags, z, None, _ids(ids, path), tuple(refused), sha256)
+
+
+def _catalogue(
+    columns: dict[str, NDArray[Any]], path: Path, bands: tuple[str, ...], sed: str, digest: Any
+) -> Sources:
+    """Pictures in files of their own, in one band, with the colours of a spectrum."""
+    found, refused = stamps.stamps_of(columns, path, WIDEST)
+    z, beside = stamps.redshifts(columns, path)
+    if beside is not None:
+        digest.update(beside.read_bytes())
+    mags = _colours(columns, path, bands, sed, z, digest)
+    for k, why in enumerate(_refusals({}, found.pixel_scale, mags, bands)):
+        refused[k] = refused[k] or why
+    weight = None
+    if "weight" in columns:
+        weight = stamps.numbers(columns, "weight", path)
+        for k in np.flatnonzero(~(np.isfinite(weight) & (weight > 0))).tolist():
+            refused[k] = refused[k] or f"weight is {weight[k]:g}"
+    ids = _ids(stamps.texts(columns["ident"]), path)
+    return Sources(found, found.pixel_scale, mags, z, weight, ids, tuple(refused), digest.hexdigest())
+
+
+def _colours(
+    columns: dict[str, NDArray[Any]], path: Path, bands: tuple[str, ...], sed: str, z: Float, digest: Any
+) -> Float:
+    """Magnitudes `(N, B)`: those of the catalogue, or of spectra scaled to its magnitude in its band."""
+    mine = [band for band in bands if f"mag_{band}" in columns]
+    ways = [f"column mag_{band}" for band in mine[:1]] + ["a column sed"] * ("sed" in columns)
+    ways += ["--source-sed"] * bool(sed)
+    if len(ways) > 1:
+        raise CatalogueError(f"{path}: {ways[0]} and {ways[1]} both say the colours", hint="keep one of them")
+    if not ways:
+        raise CatalogueError(
+            f"{path}: nothing says the colours of its galaxies in {', '.join(bands)}",
+            hint="give --source-sed, such as CWW_Scd_ext, or a column sed or mag_<band>",
+        )
+    if mine:
+        if missing := [band for band in bands if f"mag_{band}" not in columns]:
+            raise CatalogueError(f"{path}: no column 'mag_{missing[0]}'")
+        return np.stack([stamps.numbers(columns, f"mag_{band}", path) for band in bands], axis=1)
+    if not np.isfinite(z).any():
+        raise CatalogueError(
+            f"{path}: nothing says the redshifts of its galaxies, which their colours depend on",
+            hint="add a column z, or the table of fits, NAME_fits.fits with ident and zphot, beside it",
+        )
+    names = [sed] * len(z) if sed else stamps.texts(columns["sed"])
+    known, measured = stamps.texts(columns["band"]), stamps.numbers(columns, "mag", path)
+    mags = np.full((len(z), len(bands)), np.nan)
+    seen = np.where((z >= REDSHIFT[0]) & (z <= REDSHIFT[1]), z, np.nan)
+    for name, band in sorted(set(zip(names, known, strict=True))):
+        rows = np.array([n == name and b == band for n, b in zip(names, known, strict=True)])
+        file = spectra.spectrum_file(name)
+        digest.update(file.read_bytes())
+        found = spectra.ab_magnitudes(spectra.read_spectrum(file), seen[rows], (*bands, band))
+        mags[rows] = found[:, :-1] - found[:, -1:] + measured[rows, None]
+    return mags
+
+
+def _ids(names: list[str], path: Path) -> dict[str, int]:
+    rows = {name: k for k, name in enumerate(names)}
+    if len(rows) < len(names):
+        twice = next(name for k, name in enumerate(names) if rows[name] != k)
+        raise CatalogueError(f"{path}: id {twice} is there twice")
+    return rows
 
 
 def _parts(data: bytes, path: Path) -> tuple[dict[str, NDArray[Any]], Any, str]:
@@ -158,21 +300,13 @@ def _widths(columns: Any, psf: NDArray[Any] | None, scale: Float, path: Path) ->
 
 
 def _refusals(
-    planes: NDArray[np.float32], scale: Float, width: Float, mags: Float, bands: tuple[str, ...]
+    more: dict[str, tuple[Float, float, float]], scale: Float, mags: Float, bands: tuple[str, ...]
 ) -> list[str]:
-    """Why each source cannot be painted."""
-    out = [""] * len(planes)
-    bounds: dict[str, tuple[Float, float, float]] = {
-        "pixel_scale": (scale, *PIXEL), "the FWHM of its PSF, arcsec,": (width, 0.0, WIDEST)
-    }  # fmt: skip
+    """Why each source cannot be painted, by its numbers."""
+    out = [""] * len(scale)
+    bounds = {"pixel_scale": (scale, *PIXEL)} | more
     bounds |= {f"mag_{band}": (mags[:, k], *MAGNITUDE) for k, band in enumerate(bands)}
     for name, (column, low, high) in bounds.items():
         for k in np.flatnonzero(~((column >= low) & (column <= high))):
             out[k] = out[k] or f"{name} is {column[k]:.6g}, not from {low:g} to {high:g}"
-    known = np.isfinite(planes).all(axis=(1, 2, 3))
-    light = np.where(known[:, None], planes.sum(axis=(2, 3), dtype=np.float64), np.nan)
-    for k in np.flatnonzero(~(light > 0).all(axis=1)):
-        out[k] = out[k] or (
-            "its picture has no light" if known[k] else "its picture has pixels without a value"
-        )
     return out
