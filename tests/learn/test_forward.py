@@ -20,7 +20,14 @@ from ripple.learn.explain.explain import rows_of
 from ripple.learn.model.calibrate import ClassCalibration, fit_classes, logit, shares_at, sigmoid, softmax
 from ripple.learn.model.exchange import export_model
 from ripple.learn.model.weights import load_model
-from ripple.learn.scoring.forward import mean_outputs, probabilities, turned, varies
+from ripple.learn.scoring.forward import (
+    mean_outputs,
+    member_outputs,
+    probabilities,
+    sliced_outputs,
+    turned,
+    varies,
+)
 from ripple.learn.scoring.score import score
 from ripple.learn.training.train import train
 from ripple.storage.artefact import open_artefact
@@ -75,6 +82,17 @@ def test_the_metrics_of_training_are_those_of_scoring(model: Path, toys: Path, t
     assert again["judged"] == {"rows": contract.judged.rows, "split": "test"}
     for name in ("auroc", "pr_auc", "tpr0", "ece", "brier", "tpr_at_threshold"):
         assert again["evaluation"][name]["value"] == pytest.approx(contract.metrics[name]["value"], abs=2e-6)
+
+
+def test_images_seen_a_few_at_a_time_give_the_same_numbers(tmp_path: Path) -> None:
+    model = load_model(make_model(tmp_path / "model", members=2))
+    image = torch.randn(75, len(model.contract.bands), 32, 32, generator=torch.Generator().manual_seed(1))
+    for dropout in (0, 3):
+        with torch.inference_mode():
+            whole = member_outputs(model.nets, image, dropout=dropout)
+            found = sliced_outputs(model.nets, image, dropout=dropout)
+        for ours, theirs in zip(found, whole, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
 
 def test_turns_are_those_of_the_augmentation() -> None:

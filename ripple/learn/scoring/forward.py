@@ -18,6 +18,8 @@ from ripple.learn.model.network import Net
 from ripple.learn.model.uncertainty import class_probabilities
 
 Float = NDArray[np.float64]
+#: Images at a time on a CPU: more fall out of its cache (docs/howto/search-a-survey.md).
+SLICE = 32
 
 
 def turned(image: Tensor, k: int) -> Tensor:
@@ -67,6 +69,17 @@ def member_outputs(
     return torch.stack(found, 1).float(), torch.stack(latent).float()
 
 
+def sliced_outputs(
+    nets: tuple[Net, ...] | list[Net], image: Tensor, *, tta: bool = True, dropout: int = 0
+) -> tuple[Tensor, Tensor]:
+    """`member_outputs`, on CPUs of a few images at a time: the same numbers, sooner."""
+    if image.device.type != "cpu" or len(image) <= SLICE:
+        return member_outputs(nets, image, tta=tta, dropout=dropout)
+    parts = [member_outputs(nets, part, tta=tta, dropout=dropout) for part in image.split(SLICE)]
+    values, latent = zip(*parts, strict=True)
+    return torch.cat(values), torch.cat(latent, 1)
+
+
 def _passes(net: Net, features: Tensor, dropout: int) -> list[Tensor]:
     """Outputs without dropout, or of `dropout` passes; features are computed once, masks are repeatable."""
     if not dropout:
@@ -94,7 +107,7 @@ def answered(
     """
     values, features = [], []
     for batch in Loader(dataset, rows=rows, batch_size=256, shuffle=False, device=device).epoch(0):
-        found, latent = member_outputs(nets, batch["image"])
+        found, latent = sliced_outputs(nets, batch["image"])
         values.append(found.cpu().numpy())
         features.append(latent.cpu().numpy())
     if not values:

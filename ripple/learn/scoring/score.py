@@ -37,7 +37,7 @@ from ripple.learn.model.uncertainty import doubts, neighbour_distance
 from ripple.learn.model.weights import Model, convert, load_model
 from ripple.learn.scoring.engine import chosen, graph_paths, with_graphs, with_onnx
 from ripple.learn.scoring.evaluation import Visible, evaluation_report
-from ripple.learn.scoring.forward import average, member_outputs, orientations, probabilities, varies
+from ripple.learn.scoring.forward import average, orientations, probabilities, sliced_outputs, varies
 from ripple.learn.scoring.ranking import SCORE_COLUMNS, SORTED, joined_index, top_csv, write_sorted
 from ripple.runtime.profile import Profile, peak_rss
 from ripple.runtime.signals import stoppable
@@ -641,8 +641,8 @@ def named_prevalence(scores: float | None, training: float | None) -> dict[str, 
 def outputs(
     model: Model, image: Tensor, *, tta: bool = True, dropout: int = 0
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """`forward.member_outputs` as arrays, `(n, V, outputs)` and `(E, n, F)`."""
-    found, latent = member_outputs(model.nets, image, tta=tta, dropout=dropout)
+    """`forward.sliced_outputs` as arrays, `(n, V, outputs)` and `(E, n, F)`."""
+    found, latent = sliced_outputs(model.nets, image, tta=tta, dropout=dropout)
     return found.cpu().numpy(), latent.cpu().numpy()
 
 
