@@ -19,6 +19,9 @@ from ripple.imaging.simulation.lensed import Picture, light, picture_light
 from ripple.imaging.simulation.lensing import Deflector
 from ripple.imaging.simulation.observing import moffat
 from ripple.imaging.simulation.profiles import Lensed, Sersic, sersic_b
+from ripple.stages.inject.config import InjectConfig
+from ripple.stages.inject.inject import inject_batch
+from ripple.stages.inject.lenses import read_lenses
 from ripple.stages.inject.sources import Sources, read_sources
 
 SIZE = 96
@@ -146,6 +149,67 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for row in rows:
         expected = (24.0, 25.0)[row["source_row"]] - 2.5 * np.log10(row["magnification"])
         assert row["arc_mag_g"] == pytest.approx(expected, abs=0.02)
-    assert run([*argv, "--lenses", "x.csv", "-o", str(tmp_path / "c")]) == 2
     assert run([*argv, "--set", "source_faint=26", "-o", str(tmp_path / "c")]) == 2
     assert "source_faint is for drawn sources" in capsys.readouterr().err
+
+
+GIVEN = {
+    "theta_E": 1.3, "q": 0.7, "phi": 30.0, "gamma1": 0.03, "gamma2": -0.02, "x_lens": 0.1, "y_lens": -0.05,
+    "x_source": 0.25, "y_source": 0.1, "phi_source": -40.0, "z_lens": 0.5, "z_source": 1.4,
+}  # fmt: skip
+
+
+def table(path: Path, rows: list[dict[str, Any]]) -> Path:
+    Table(rows).write(path, format="ascii.csv")
+    return path
+
+
+def test_lenses_of_a_table_with_pictures(tmp_path: Path) -> None:
+    """A picture of a profile at its place, turned by its angle, makes the arcs of the profile."""
+    picture = disk(128, 8.0, 0.6)
+    path = written(tmp_path / "s.fits", [disk(128, 2.0), picture], [{**ROW, "id": 7}, {**ROW, "id": 9}])
+    sources = read(path)
+    batch, config = blank(1), InjectConfig(fraction=1.0)
+    pictured = read_lenses(table(tmp_path / "p.csv", [{**GIVEN, "source_id": 9}]), ("g", "r"), sources)
+    light = {"R_source": 0.4, "q_source": 0.6, "n_source": 1.0, "mag_g": 24.0, "mag_r": 23.5}
+    profiles = read_lenses(table(tmp_path / "l.csv", [GIVEN | light]), ("g", "r"))
+    found, expected = (np.zeros(batch.image.shape, np.float32) for _ in range(2))
+    out = inject_batch(batch, config, pictured, keep=found, sources=sources).catalog
+    other = inject_batch(batch, config, profiles, keep=expected).catalog
+    assert out["source_row"].tolist() == [1]
+    for name in ("theta_E", "z_lens", "z_source", "images"):
+        assert out[name][0] == other[name][0]
+    assert out["magnification"][0] == pytest.approx(other["magnification"][0], rel=5e-3)
+    assert np.abs(found - expected).max() < 0.015 * expected.max()
+
+
+def test_tables_that_do_not_fit_the_pictures(tmp_path: Path) -> None:
+    path = written(tmp_path / "s.fits", [disk(31, 3.0), disk(31, 3.0)], [ROW, {**ROW, "mag_g": 99.0}])
+    sources = read(path)
+
+    with pytest.raises(CatalogueError, match="no column 'source_id'"):
+        read_lenses(table(tmp_path / "none.csv", [GIVEN]), ("g", "r"), sources)
+    with pytest.raises(CatalogueError, match="column 'mag_g', but the source is a picture"):
+        read_lenses(
+            table(tmp_path / "mag.csv", [{**GIVEN, "source_id": 0, "mag_g": 22.0}]), ("g", "r"), sources
+        )
+    rows = [{**GIVEN, "source_id": k} for k in (0, 1, 5)]
+    found = read_lenses(table(tmp_path / "ids.csv", rows), ("g", "r"), sources)
+    assert found.refused == ("", "source 1: mag_g is 99, not from 10 to 40", "no source has the id 5")
+
+
+def test_the_verb_with_lenses_and_pictures(tmp_path: Path) -> None:
+    cutouts = str(write(tmp_path / "cutouts", blank(4), 0))
+    path = written(tmp_path / "s.fits", [disk(31, 3.0)], [ROW])
+    lenses = table(tmp_path / "l.csv", [{**GIVEN, "id": k, "source_id": 5 * (k == 2)} for k in (1, 2)])
+    argv = ["inject", cutouts, "--sources", str(path), "--lenses", str(lenses), "--workers", "0", "-q"]
+    assert run([*argv, "-o", str(tmp_path / "a")]) == 0
+    rows = {
+        row["id"]: row
+        for row in pq.read_table(tmp_path / "a" / "index.parquet").to_pylist()
+        if row["shard"] >= 0
+    }
+    assert rows[1]["injected"] == 1
+    assert (rows[1]["lens_row"], rows[1]["source_row"]) == (0, 0)
+    assert rows[2]["not_injected"] == "lens: no source has the id 5"
+    assert rows[3]["not_injected"] == "no lens has its id"

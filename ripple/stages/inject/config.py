@@ -22,7 +22,8 @@ class InjectConfig(Config):
     lenses: str = neutral(
         "",
         description="Table of lenses and sources (CSV, Parquet, FITS, VOTable) instead of drawn ones: one "
-        "for each cutout by its id, or, without a column id, a set to draw from.",
+        "for each cutout by its id, or, without a column id, a set to draw from. With --sources its column "
+        "source_id names the picture of each.",
     )
     sources: str = neutral(
         "",
@@ -88,8 +89,6 @@ class InjectConfig(Config):
             raise ValueError("theta_min and source_bright must not exceed theta_max and source_faint")
         drawn = ("theta_min", "theta_max", "theta_from", "source_bright", "source_faint")
         self._masses()
-        if self.lenses and self.sources:
-            raise ValueError("lenses and sources both say what the source is: give one of them")
         if self.lenses and (given := self.model_fields_set.intersection(drawn)):
             raise ValueError(f"{min(given)} is for drawn lenses: the file of lenses says what is painted")
         if self.source_sed and not self.sources:

@@ -94,10 +94,11 @@ def inject(config: InjectConfig) -> Summary:
         )
     start = time.perf_counter()
     cutouts = open_artefact(Path(config.cutouts), "cutouts")
-    lenses = _lenses(config, cutouts)
+    _check_bands(cutouts)
     # The file may have changed since this process last read it.
     read_sources.cache_clear()
     sources = _sources(config, cutouts.bands)
+    lenses = _lenses(config, cutouts, sources)
     # There may be gigabytes of pictures: each worker reads what it paints, and they are hashed once.
     pins = [Pin.of(path) for path in sources.files()] if sources is not None else []
     hosts = _hosts(config, cutouts)
@@ -152,12 +153,11 @@ def _sources(config: InjectConfig, bands: tuple[str, ...]) -> Sources | None:
     return read_sources(Path(config.sources), bands, config.source_sed) if config.sources else None
 
 
-def _lenses(config: InjectConfig, cutouts: Artefact) -> Lenses | None:
+def _lenses(config: InjectConfig, cutouts: Artefact, sources: Sources | None) -> Lenses | None:
     """The lenses of the user; None when they are drawn."""
-    _check_bands(cutouts)
     if not config.lenses:
         return None
-    lenses = read_lenses(Path(config.lenses), cutouts.bands)
+    lenses = read_lenses(Path(config.lenses), cutouts.bands, sources)
     if lenses.ids is None:
         return lenses
     if config.fraction is not None:
@@ -251,7 +251,7 @@ def inject_batch(
     keep
         `(N, B, H, W)` zeros, which are filled with the arcs in nJy, without noise.
     sources
-        Pictures to lens instead of smooth profiles, by drawn lenses.
+        Pictures to lens instead of smooth profiles.
 
     Returns
     -------
@@ -344,7 +344,8 @@ def _painted(
 ) -> tuple[NDArray[np.float32] | None, dict[str, float], int, str]:
     """Arcs of row k, what is known of them, and the row of the sources; or None, and why there are none."""
     if lenses is not None:
-        return *paint_given(batch, k, lenses, lens_row), -1, ""
+        row = -1 if lenses.pictures is None else int(lenses.pictures[lens_row])
+        return *paint_given(batch, k, lenses, lens_row, sources), row, ""
     z = np.nan if sigma is None else float(batch.catalog[config.lens_redshift][k])
     row, z_source = -1, np.nan
     if sources is not None:

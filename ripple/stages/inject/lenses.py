@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ripple.errors import CatalogueError
 from ripple.imaging.simulation.lensing import Deflector
 from ripple.imaging.simulation.profiles import Lensed, Sersic
+from ripple.stages.inject.sources import Sources
 from ripple.stages.plan.tables import UserTable, read_table
 
 Float = NDArray[np.float64]
@@ -69,6 +70,8 @@ class Lenses:
         Names of `LENS`, `SOURCE` and `REDSHIFTS` -> `(N,)` in arcsec and deg.
     mags
         `(N, B)` AB magnitudes of the source before lensing, in the bands of the cutouts.
+    pictures
+        `(N,)` rows of the pictures that are the sources, -1 where there is none; None: sources are profiles.
     ids
         Id of the cutout -> row, when the file has ids.
     refused
@@ -79,6 +82,7 @@ class Lenses:
 
     values: dict[str, Float]
     mags: Float
+    pictures: NDArray[np.int64] | None
     ids: dict[str, int] | None
     refused: tuple[str, ...]
     sha256: str
@@ -87,8 +91,10 @@ class Lenses:
         """Rows that can be painted."""
         return np.array([k for k, why in enumerate(self.refused) if not why], np.int64)
 
-    def lensed(self, row: int, pixel_scale: float) -> tuple[Lensed, float, float]:
-        """The lens and its source in pixels, and where the centre of the lens lies from the target."""
+    def placed(
+        self, row: int, pixel_scale: float
+    ) -> tuple[Deflector, tuple[float, float], tuple[float, float]]:
+        """The lens, the source as seen from its centre, and that centre as seen from the target; pixels."""
         v = {name: float(column[row]) for name, column in self.values.items()}
         scale = 1.0 / pixel_scale
         shear = v["gamma1"], v["gamma2"]
@@ -98,14 +104,21 @@ class Lenses:
         x, y = v["x_lens"], v["y_lens"]
         at_x = v["x_source"] - x + v["gamma1"] * x + v["gamma2"] * y
         at_y = v["y_source"] - y + v["gamma2"] * x - v["gamma1"] * y
-        size = v["R_source"] * scale
-        source = Sersic(
-            v["n_source"], size, v["q_source"], np.radians(v["phi_source"]), at_x * scale, at_y * scale
-        )
-        return Lensed(lens, source, 0.0, 0.0, 0.0), v["x_lens"] * scale, v["y_lens"] * scale
+        return lens, (at_x * scale, at_y * scale), (x * scale, y * scale)
+
+    def lensed(self, row: int, pixel_scale: float) -> tuple[Lensed, float, float]:
+        """The lens and its source in pixels, and where the centre of the lens lies from the target."""
+        lens, at, centre = self.placed(row, pixel_scale)
+        n, size, q = (float(self.values[name][row]) for name in ("n_source", "R_source", "q_source"))
+        source = Sersic(n, size / pixel_scale, q, self.turn(row), *at)
+        return Lensed(lens, source, 0.0, 0.0, 0.0), *centre
+
+    def turn(self, row: int) -> float:
+        """Angle of the source, radians."""
+        return float(np.radians(self.values["phi_source"][row]))
 
 
-def read_lenses(path: Path, bands: Sequence[str]) -> Lenses:
+def read_lenses(path: Path, bands: Sequence[str], sources: Sources | None = None) -> Lenses:
     """Read and convert a table of lenses.
 
     Parameters
@@ -114,6 +127,8 @@ def read_lenses(path: Path, bands: Sequence[str]) -> Lenses:
         CSV, Parquet, FITS or VOTable.
     bands
         Of the cutouts, in order.
+    sources
+        Pictures that its column `source_id` names, instead of profiles.
 
     Raises
     ------
@@ -121,21 +136,48 @@ def read_lenses(path: Path, bands: Sequence[str]) -> Lenses:
         It cannot be read, lacks a column, says a thing twice, or no row can be painted.
     """
     table = read_table(path)
-    values, mags = converted(table, bands, str(path))
-    refused = tuple(_refusals(values, mags, bands))
+    values, mags = converted(table, bands, str(path), pictured=sources is not None)
+    pictures, why = None, [""] * len(table.columns)
+    if sources is not None:
+        pictures, why = _pictures(table.columns, sources, str(path))
+        mags = sources.mags[pictures]
+    # A picture that is not there has no magnitudes either, which says less.
+    refused = tuple(a or b for a, b in zip(why, _refusals(values, mags, bands), strict=True))
     if not refused or all(refused):
         first = f": row 1: {refused[0]}" if refused else ", it is empty"
         raise CatalogueError(f"{path}: no lens of it can be painted{first}")
-    return Lenses(values, mags, _ids(table.columns, str(path)), refused, table.sha256)
+    return Lenses(values, mags, pictures, _ids(table.columns, str(path)), refused, table.sha256)
 
 
-def converted(table: UserTable, bands: Sequence[str], name: str) -> tuple[dict[str, Float], Float]:
-    """Columns in the names and conventions of RIPPLe, and magnitudes `(N, B)`."""
+def _pictures(columns: pa.Table, sources: Sources, name: str) -> tuple[NDArray[np.int64], list[str]]:
+    """Row of the picture of each lens, and why it has none."""
+    if "source_id" not in columns.column_names:
+        raise CatalogueError(
+            f"{name}: no column 'source_id', which says the picture that each lens gets",
+            hint="leave out --sources to paint the profiles of the table",
+        )
+    rows, why = np.full(len(columns), -1, np.int64), [""] * len(columns)
+    for k, value in enumerate(columns["source_id"].to_pylist()):
+        row = sources.ids.get(str(value), -1)
+        if row < 0:
+            why[k] = f"no source has the id {value}"
+        elif sources.refused[row]:
+            why[k] = f"source {value}: {sources.refused[row]}"
+        else:
+            rows[k] = row
+    return rows, why
+
+
+def converted(
+    table: UserTable, bands: Sequence[str], name: str, *, pictured: bool = False
+) -> tuple[dict[str, Float], Float]:
+    """Columns in the names and conventions of RIPPLe, and magnitudes `(N, B)`; `pictured`: without those."""
     columns = table.columns
-    found = {
-        key: _number(columns, column, name)
-        for key, column in named(columns.column_names, bands, name).items()
-    }
+    names = named(columns.column_names, bands, name, pictured=pictured)
+    found = {key: _number(columns, column, name) for key, column in names.items()}
+    if pictured:
+        # The picture says them.
+        found |= {key: np.ones(len(columns)) for key in ("R_source", *(f"mag_{band}" for band in bands))}
     for key in ("phi", "phi_source"):
         unit = table.units.get(key, "deg") if key in found else "deg"
         if unit not in ("deg", "rad", "degree", "radian"):
@@ -158,13 +200,16 @@ def converted(table: UserTable, bands: Sequence[str], name: str) -> tuple[dict[s
     return found, np.stack([found.pop(f"mag_{band}") for band in bands], axis=1)
 
 
-def named(columns: Sequence[str], bands: Sequence[str], name: str) -> dict[str, str]:
+def named(
+    columns: Sequence[str], bands: Sequence[str], name: str, *, pictured: bool = False
+) -> dict[str, str]:
     """What the columns of a file are: name of RIPPLe, or `e1`, `e2`, `R_sersic`, `mag_<band>` -> column.
 
     Raises
     ------
     CatalogueError
-        Two columns say the same, half of an ellipticity, or a magnitude is missing.
+        Two columns say the same, half of an ellipticity, or a magnitude is missing; or, where sources are
+        pictures, what a picture says itself.
     """
     found: dict[str, str] = {}
     said: dict[str, str] = {}  # without the end of a conversion: the shape and the size each have two names
@@ -180,7 +225,14 @@ def named(columns: Sequence[str], bands: Sequence[str], name: str) -> dict[str, 
     for end in ("", "_source"):
         if (f"e1{end}" in found) != (f"e2{end}" in found):
             raise CatalogueError(f"{name}: it has only one of e1 and e2", hint="give both")
-    if missing := [band for band in bands if f"mag_{band}" not in found]:
+    if pictured:
+        light = ("R_source", "R_sersic", "n_source", "q_source", "e1_source", *(f"mag_{b}" for b in bands))
+        if twice := [key for key in light if key in found]:
+            raise CatalogueError(
+                f"{name}: column {found[twice[0]]!r}, but the source is a picture, which says that itself",
+                hint="remove the column, or leave out --sources",
+            )
+    elif missing := [band for band in bands if f"mag_{band}" not in found]:
         raise CatalogueError(
             f"{name}: no magnitude of the source in band {missing[0]!r}",
             hint=f"name the column mag_{missing[0]}",

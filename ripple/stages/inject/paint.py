@@ -70,36 +70,57 @@ def paint_picture(
     """As `paint_drawn`, with a picture of the user in place of the profile, turned by a drawn angle."""
     q, angle = light_shape(batch.image[k], batch.catalog, k)
     drawn = draw_lensed(rng, theta / batch.pixel_scale, q, angle, batch.pixel_scale)
-    s, turn = drawn.source, float(rng.uniform(0.0, 2.0 * np.pi))
-    try:
-        picture = sources.picture(row, batch.pixel_scale, turn, s.dx, s.dy)
-    except CatalogueError as err:
-        raise CatalogueError(f"source {row}: {err.message}") from None
-    reach = 2.2 * drawn.lens.theta_e + 2.0 * picture.radius
-    at = float(batch.catalog["dx"][k]), float(batch.catalog["dy"][k])
-    spectrum = picture_light(drawn.lens, picture, grid_size(batch, reach), *at)
-    seen, magnification = through_psf(spectrum, batch, k)
-    mags = sources.mags[row]
-    known = {
-        "theta_E": theta,
-        "source_mag": float(mags[batch.bands.index("i")]) if "i" in batch.bands else np.nan,
-        "magnification": magnification,
-        "images": float(image_count(drawn.lens, s.dx, s.dy)),
-    }
-    return seen * flux(mags)[:, None, None].astype(np.float32), known
+    at = drawn.source.dx, drawn.source.dy
+    arcs, known = _pictured(
+        batch, k, drawn.lens, at, (0.0, 0.0), sources, row, float(rng.uniform(0.0, 2.0 * np.pi))
+    )
+    return arcs, {"theta_E": theta, **known}
 
 
 def paint_given(
-    batch: CutoutBatch, k: int, lenses: Lenses, row: int
+    batch: CutoutBatch, k: int, lenses: Lenses, row: int, sources: Sources | None
 ) -> tuple[NDArray[np.float32], dict[str, float]]:
-    """As `paint_drawn`, with a lens of the user."""
+    """As `paint_drawn`, with a lens of the user, whose source is a profile or a picture."""
+    known = {name: float(lenses.values[name][row]) for name in ("theta_E", *REDSHIFTS)}
+    if sources is not None and lenses.pictures is not None:
+        picture = int(lenses.pictures[row])
+        lens, at, centre = lenses.placed(row, batch.pixel_scale)
+        arcs, more = _pictured(batch, k, lens, at, centre, sources, picture, lenses.turn(row))
+        return arcs, known | more
     lensed, dx, dy = lenses.lensed(row, batch.pixel_scale)
     mags = lenses.mags[row]
-    i_mag = float(mags[batch.bands.index("i")]) if "i" in batch.bands else np.nan
-    known = {name: float(lenses.values[name][row]) for name in ("theta_E", *REDSHIFTS)} | {
-        "source_mag": i_mag
+    return _seen(batch, k, lensed, flux(mags), known | {"source_mag": _in_i(batch, mags)}, dx, dy)
+
+
+def _in_i(batch: CutoutBatch, mags: NDArray[np.float64]) -> float:
+    return float(mags[batch.bands.index("i")]) if "i" in batch.bands else np.nan
+
+
+def _pictured(
+    batch: CutoutBatch,
+    k: int,
+    lens: Deflector,
+    at: tuple[float, float],
+    centre: tuple[float, float],
+    sources: Sources,
+    row: int,
+    turn: float,
+) -> tuple[NDArray[np.float32], dict[str, float]]:
+    """Arcs of a picture `at` a place seen from the lens, whose `centre` lies from the target; pixels."""
+    try:
+        picture = sources.picture(row, batch.pixel_scale, turn, *at)
+    except CatalogueError as err:
+        raise CatalogueError(f"source {row}: {err.message}") from None
+    off = max(float(np.hypot(*at)) - lens.theta_e, 0.0) + float(np.hypot(*centre))
+    size = grid_size(batch, 2.2 * lens.theta_e + 2.0 * picture.radius + off)
+    dx, dy = (float(batch.catalog[name][k]) + v for name, v in zip(("dx", "dy"), centre, strict=True))
+    seen, magnification = through_psf(picture_light(lens, picture, size, dx, dy), batch, k)
+    known = {
+        "source_mag": _in_i(batch, sources.mags[row]),
+        "magnification": magnification,
+        "images": float(image_count(lens, *at)),
     }
-    return _seen(batch, k, lensed, flux(mags), known, dx, dy)
+    return seen * flux(sources.mags[row])[:, None, None].astype(np.float32), known
 
 
 def _seen(

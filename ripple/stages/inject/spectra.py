@@ -69,7 +69,6 @@ def spectrum_file(name: str) -> Path:
     return found
 
 
-@functools.lru_cache(maxsize=16)
 def read_spectrum(path: Path) -> Spectrum:
     """Read two columns of text, wavelength in Angstrom and flux per wavelength.
 
