@@ -19,7 +19,7 @@ from ripple.imaging.simulation.observing import BANDS, moffat, noise_sigma
 from ripple.imaging.simulation.profiles import Lensed, Sersic
 from ripple.stages.inject.config import InjectConfig
 from ripple.stages.inject.inject import inject, inject_batch
-from ripple.stages.inject.paint import draw_lensed, light_shape, render
+from ripple.stages.inject.paint import draw_lensed, light_shape, profile_spectrum, through_psf
 from ripple.storage.artefact import open_artefact, verify
 from ripple.storage.shards import cutouts_of
 
@@ -42,6 +42,12 @@ def make_batch(n: int = 24, size: int = 64, *, sky: bool = True) -> CutoutBatch:
         BAND_NAMES, image, variance, np.zeros(shape, np.uint32),
         MASK_PLANES, psf, np.tile(np.arange(3, dtype=np.int32), (n, 1)), catalog,
     )  # fmt: skip
+
+
+def render(lensed: Lensed, batch: CutoutBatch, k: int) -> tuple[np.ndarray[Any, Any], float]:
+    """Arcs of a source of unit flux as row k sees them, and their flux."""
+    spectrum = profile_spectrum(lensed, batch, k)
+    return through_psf(spectrum, batch, k), float(spectrum[0, 0, 0].real)
 
 
 def test_flux_is_conserved() -> None:

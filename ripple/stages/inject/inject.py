@@ -24,20 +24,11 @@ from ripple.imaging.batch import CutoutBatch
 from ripple.imaging.psf.shape import fwhm
 from ripple.runtime.profile import Profile, peak_rss
 from ripple.runtime.summary import Summary
+from ripple.stages.inject.choose import LENS, chosen_light, generator
 from ripple.stages.inject.config import InjectConfig
 from ripple.stages.inject.lenses import REDSHIFTS, Lenses, read_lenses
-from ripple.stages.inject.masses import radius_of_mass, require_masses, velocity_dispersions
-from ripple.stages.inject.paint import (
-    add_arcs,
-    arc_facts,
-    gain,
-    has_psf,
-    host_facts,
-    over_seeing,
-    paint_drawn,
-    paint_given,
-    paint_picture,
-)  # fmt: skip
+from ripple.stages.inject.masses import require_masses, velocity_dispersions
+from ripple.stages.inject.paint import add_arcs, arc_facts, gain, host_facts, over_seeing
 from ripple.stages.inject.sources import Sources, read_sources
 from ripple.stages.plan.select import matching
 from ripple.storage.artefact import Artefact, open_artefact
@@ -55,8 +46,6 @@ MEASURES = (
 )  # fmt: skip
 #: The same for each band.
 OF_BANDS = ("arc_mag", "arc_snr", "arc_sb", "depth")
-#: Share of hosts that get a source unless said otherwise, and the label that it brings.
-FRACTION, LENS = 0.5, 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,34 +276,19 @@ def inject_batch(
     lens_row, why = np.full(n, -1, np.int64), [""] * n
     source_row = np.full(n, -1, np.int64)
     for k in range(n):
-        # A generator per row, so that shards and workers do not matter; 21 keeps it apart from other uses of
-        # the seed.
-        rng = np.random.default_rng([config.seed, 21, int(np.int64(batch.catalog["index"][k]))])
-        why[k] = "" if hosts is None or hosts[k] else "not a host"
-        if label[k] == LENS:
-            why[k] = "a lens already"
-        if not why[k]:
-            lens_row[k], why[k] = _chosen(batch, k, config, lenses, rng)
-        arcs: NDArray[np.float32] | None = None
-        facts: dict[str, float] = {}
-        if not why[k]:
-            try:
-                arcs, facts, source_row[k], why[k] = _painted(
-                    batch, k, config, lenses, int(lens_row[k]), sources, sigma, rng
-                )
-            except CatalogueError as err:
-                # One picture that cannot be read; it says which.
-                why[k] = err.message
-        if arcs is None:
+        rng = generator(config, batch, k)
+        found = chosen_light(batch, k, config, lenses, hosts, sources, sigma, rng)
+        lens_row[k], source_row[k], why[k] = found.lens_row, found.source_row, found.why
+        if found.light is None:
             continue
+        facts = found.light.facts
+        arcs = found.light.seen(batch, k)
         add_arcs(image[k], variance[k], arcs, gain(batch, k), rng)
         injected[k] = 1
         if keep is not None:
             keep[k] = arcs
-        facts |= {
-            **arc_facts(arcs, batch.variance[k], batch),
-            **over_seeing(facts["theta_E"], batch, k, widths),
-        }
+        facts = facts | arc_facts(arcs, batch.variance[k], batch)
+        facts |= over_seeing(facts["theta_E"], batch, k, widths)
         for name, value in facts.items():
             measured[name][k] = value
     label[injected == 1] = LENS
@@ -332,68 +306,12 @@ def inject_batch(
     return replace(batch, image=image, variance=variance, catalog=catalog)
 
 
-def _painted(
-    batch: CutoutBatch,
-    k: int,
-    config: InjectConfig,
-    lenses: Lenses | None,
-    lens_row: int,
-    sources: Sources | None,
-    sigma: NDArray[np.float64] | None,
-    rng: np.random.Generator,
-) -> tuple[NDArray[np.float32] | None, dict[str, float], int, str]:
-    """Arcs of row k, what is known of them, and the row of the sources; or None, and why there are none."""
-    if lenses is not None:
-        row = -1 if lenses.pictures is None else int(lenses.pictures[lens_row])
-        return *paint_given(batch, k, lenses, lens_row, sources), row, ""
-    z = np.nan if sigma is None else float(batch.catalog[config.lens_redshift][k])
-    row, z_source = -1, np.nan
-    if sources is not None:
-        # Where the file has redshifts, a source must lie behind the host.
-        known = bool(np.isfinite(sources.z).any())
-        row = sources.draw(rng, z if known else np.nan)
-        if row < 0:
-            return None, {}, -1, "no source lies behind it"
-        z_source = float(sources.z[row])
-    more: dict[str, float] = {}
-    if sigma is None:
-        theta = float(rng.uniform(config.theta_min, config.theta_max))
-    else:
-        theta, z_source, mine, why = radius_of_mass(float(sigma[k]), z, z_source, config, rng)
-        if why:
-            return None, {}, -1, why
-        more = {"z_source": z_source, "lens_sigma_v": mine}
-    if sources is None:
-        arcs, facts = paint_drawn(batch, k, config, theta, rng)
-    else:
-        arcs, facts = paint_picture(batch, k, theta, sources, row, rng)
-    return arcs, facts | more, row, ""
-
-
 def _redshifts(batch: CutoutBatch, name: str) -> NDArray[np.float64]:
     """A column of the catalogue; NaN where it has none, or no numbers."""
     column = batch.catalog.get(name)
     if column is None or column.dtype.kind not in "iuf":
         return np.full(len(batch), np.nan)
     return np.array(column, np.float64)
-
-
-def _chosen(
-    batch: CutoutBatch, k: int, config: InjectConfig, lenses: Lenses | None, rng: np.random.Generator
-) -> tuple[int, str]:
-    """Row of the lenses that row k gets, -1 for a drawn one or none; and why it gets none."""
-    row = -1
-    if lenses is not None and lenses.ids is not None:
-        row = lenses.ids.get(str(batch.catalog["id"][k]), -1)
-        if row < 0:
-            return -1, "no lens has its id"
-        if lenses.refused[row]:
-            return row, f"lens: {lenses.refused[row]}"
-    elif rng.uniform() >= (FRACTION if config.fraction is None else config.fraction):
-        return -1, "not drawn"
-    elif lenses is not None:
-        row = int(rng.choice(lenses.usable()))
-    return row, "" if has_psf(batch, k) else "no PSF in a band with data"
 
 
 def _index(cutouts: Artefact, writer: ArtefactWriter) -> pa.Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -52,51 +53,69 @@ def has_psf(batch: CutoutBatch, k: int) -> bool:
     return bool(has_data.any() and (batch.psf_index[k][has_data] >= 0).all())
 
 
-def paint_drawn(
+@dataclass(frozen=True)
+class Light:
+    """Lensed light before the PSF.
+
+    Parameters
+    ----------
+    spectrum
+        Transform `(P, S, S // 2 + 1)` of a source of unit flux, P 1 or the number of bands.
+    fluxes
+        `(B,)` of the source before lensing, nJy.
+    facts
+        What is known of it, by the names of the columns.
+    """
+
+    spectrum: Complex
+    fluxes: NDArray[np.float64]
+    facts: dict[str, float]
+
+    def seen(self, batch: CutoutBatch, k: int) -> NDArray[np.float32]:
+        """Arcs `(B, H, W)` in nJy, convolved with the PSFs of row k."""
+        return through_psf(self.spectrum, batch, k) * self.fluxes[:, None, None].astype(np.float32)
+
+
+def drawn_light(
     batch: CutoutBatch, k: int, config: InjectConfig, theta: float, rng: np.random.Generator
-) -> tuple[NDArray[np.float32], dict[str, float]]:
-    """Arcs `(B, H, W)` in nJy, convolved with the PSFs of row k, and the parameters that were drawn."""
+) -> Light:
+    """A source that is drawn, lensed by a mass that follows the light of row k; `theta` in arcsec."""
     i_mag = float(rng.uniform(config.source_bright, config.source_faint))
     # Colours of blue star-forming galaxies, in all of ugrizy; then those of the bands here.
     fluxes = flux(blue_magnitudes(rng, np.array([i_mag]))[0])[[UGRIZY.index(b) for b in batch.bands]]
     q, angle = light_shape(batch.image[k], batch.catalog, k)
     lensed = draw_lensed(rng, theta / batch.pixel_scale, q, angle, batch.pixel_scale)
-    return _seen(batch, k, lensed, fluxes, {"theta_E": theta, "source_mag": i_mag})
+    return _of_profile(batch, k, lensed, fluxes, {"theta_E": theta, "source_mag": i_mag})
 
 
-def paint_picture(
+def drawn_picture(
     batch: CutoutBatch, k: int, theta: float, sources: Sources, row: int, rng: np.random.Generator
-) -> tuple[NDArray[np.float32], dict[str, float]]:
-    """As `paint_drawn`, with a picture of the user in place of the profile, turned by a drawn angle."""
+) -> Light:
+    """As `drawn_light`, with a picture of the user in place of the profile, turned by a drawn angle."""
     q, angle = light_shape(batch.image[k], batch.catalog, k)
     drawn = draw_lensed(rng, theta / batch.pixel_scale, q, angle, batch.pixel_scale)
     at = drawn.source.dx, drawn.source.dy
-    arcs, known = _pictured(
-        batch, k, drawn.lens, at, (0.0, 0.0), sources, row, float(rng.uniform(0.0, 2.0 * np.pi))
-    )
-    return arcs, {"theta_E": theta, **known}
+    turn = float(rng.uniform(0.0, 2.0 * np.pi))
+    return _of_picture(batch, k, drawn.lens, at, (0.0, 0.0), sources, row, turn, {"theta_E": theta})
 
 
-def paint_given(
-    batch: CutoutBatch, k: int, lenses: Lenses, row: int, sources: Sources | None
-) -> tuple[NDArray[np.float32], dict[str, float]]:
-    """As `paint_drawn`, with a lens of the user, whose source is a profile or a picture."""
+def given_light(batch: CutoutBatch, k: int, lenses: Lenses, row: int, sources: Sources | None) -> Light:
+    """A lens of the user, whose source is a profile or a picture."""
     known = {name: float(lenses.values[name][row]) for name in ("theta_E", *REDSHIFTS)}
     if sources is not None and lenses.pictures is not None:
-        picture = int(lenses.pictures[row])
         lens, at, centre = lenses.placed(row, batch.pixel_scale)
-        arcs, more = _pictured(batch, k, lens, at, centre, sources, picture, lenses.turn(row))
-        return arcs, known | more
+        picture = int(lenses.pictures[row])
+        return _of_picture(batch, k, lens, at, centre, sources, picture, lenses.turn(row), known)
     lensed, dx, dy = lenses.lensed(row, batch.pixel_scale)
     mags = lenses.mags[row]
-    return _seen(batch, k, lensed, flux(mags), known | {"source_mag": _in_i(batch, mags)}, dx, dy)
+    return _of_profile(batch, k, lensed, flux(mags), known | {"source_mag": _in_i(batch, mags)}, dx, dy)
 
 
 def _in_i(batch: CutoutBatch, mags: NDArray[np.float64]) -> float:
     return float(mags[batch.bands.index("i")]) if "i" in batch.bands else np.nan
 
 
-def _pictured(
+def _of_picture(
     batch: CutoutBatch,
     k: int,
     lens: Deflector,
@@ -105,8 +124,9 @@ def _pictured(
     sources: Sources,
     row: int,
     turn: float,
-) -> tuple[NDArray[np.float32], dict[str, float]]:
-    """Arcs of a picture `at` a place seen from the lens, whose `centre` lies from the target; pixels."""
+    known: dict[str, float],
+) -> Light:
+    """A picture `at` a place seen from the lens, whose `centre` lies from the target; pixels."""
     try:
         picture = sources.picture(row, batch.pixel_scale, turn, *at)
     except CatalogueError as err:
@@ -114,16 +134,12 @@ def _pictured(
     off = max(float(np.hypot(*at)) - lens.theta_e, 0.0) + float(np.hypot(*centre))
     size = grid_size(batch, 2.2 * lens.theta_e + 2.0 * picture.radius + off)
     dx, dy = (float(batch.catalog[name][k]) + v for name, v in zip(("dx", "dy"), centre, strict=True))
-    seen, magnification = through_psf(picture_light(lens, picture, size, dx, dy), batch, k)
-    known = {
-        "source_mag": _in_i(batch, sources.mags[row]),
-        "magnification": magnification,
-        "images": float(image_count(lens, *at)),
-    }
-    return seen * flux(sources.mags[row])[:, None, None].astype(np.float32), known
+    mags = sources.mags[row]
+    spectrum = picture_light(lens, picture, size, dx, dy)
+    return _light(spectrum, flux(mags), lens, at, known | {"source_mag": _in_i(batch, mags)})
 
 
-def _seen(
+def _of_profile(
     batch: CutoutBatch,
     k: int,
     lensed: Lensed,
@@ -131,12 +147,24 @@ def _seen(
     known: dict[str, float],
     dx: float = 0.0,
     dy: float = 0.0,
-) -> tuple[NDArray[np.float32], dict[str, float]]:
-    """Arcs in nJy of a source with these fluxes by band, and what is `known` of it with what was found."""
-    seen, magnification = render(lensed, batch, k, dx, dy)
-    images = float(image_count(lensed.lens, lensed.source.dx, lensed.source.dy))
-    arcs = seen * fluxes[:, None, None].astype(np.float32)
-    return arcs, {**known, "magnification": magnification, "images": images}
+) -> Light:
+    """A smooth source; `known` is what is known of it."""
+    spectrum = profile_spectrum(lensed, batch, k, dx, dy)
+    return _light(spectrum, fluxes, lensed.lens, (lensed.source.dx, lensed.source.dy), known)
+
+
+def _light(
+    spectrum: Complex,
+    fluxes: NDArray[np.float64],
+    lens: Deflector,
+    at: tuple[float, float],
+    known: dict[str, float],
+) -> Light:
+    # Lensed over unlensed flux: that at frequency 0, of several bands the mean.
+    magnification = float(spectrum[:, 0, 0].real.mean())
+    return Light(
+        spectrum, fluxes, {**known, "magnification": magnification, "images": float(image_count(lens, *at))}
+    )
 
 
 def over_seeing(theta: float, batch: CutoutBatch, k: int, widths: NDArray[np.float64]) -> dict[str, float]:
@@ -214,10 +242,8 @@ def light_shape(image: NDArray[np.float32], catalog: dict[str, NDArray[Any]], k:
     return max(float(np.sqrt((1.0 - e) / (1.0 + e))), 0.5), 0.5 * float(np.arctan2(e2, e1))
 
 
-def render(
-    lensed: Lensed, batch: CutoutBatch, k: int, dx: float = 0.0, dy: float = 0.0
-) -> tuple[NDArray[np.float32], float]:
-    """Arcs of a source of unit flux, convolved with the PSFs of a row, in each cell with that of the cell.
+def profile_spectrum(lensed: Lensed, batch: CutoutBatch, k: int, dx: float = 0.0, dy: float = 0.0) -> Complex:
+    """Transform `(1, S, S // 2 + 1)` of the arcs of a source of unit flux, without a PSF.
 
     Parameters
     ----------
@@ -227,14 +253,6 @@ def render(
         Cutouts, and the row.
     dx, dy
         Centre of the lens from the target, pixels.
-
-    Returns
-    -------
-    seen
-        `(B, H, W)` float32; zero in bands without a PSF. Its sum is the magnification if all arcs lie inside
-        the cutout.
-    magnification
-        Lensed over unlensed flux.
     """
     # A source far outside is seen about where it is, and the lens may lie off the target.
     off = max(float(np.hypot(lensed.source.dx, lensed.source.dy)) - lensed.lens.theta_e, 0.0) + np.hypot(
@@ -242,7 +260,7 @@ def render(
     )
     reach = 2.2 * lensed.lens.theta_e + 4.0 * lensed.source.re + off
     at = float(batch.catalog["dx"][k]) + dx, float(batch.catalog["dy"][k]) + dy
-    return through_psf(light(lensed, grid_size(batch, reach), *at)[None], batch, k)
+    return light(lensed, grid_size(batch, reach), *at)[None]
 
 
 def grid_size(batch: CutoutBatch, reach: float) -> int:
@@ -256,10 +274,11 @@ def grid_size(batch: CutoutBatch, reach: float) -> int:
     return 2 * int(scipy.fft.next_fast_len(int(np.ceil(least / 2)), real=True))
 
 
-def through_psf(spectrum: Complex, batch: CutoutBatch, k: int) -> tuple[NDArray[np.float32], float]:
-    """What a row sees of light with a transform `(P, S, S // 2 + 1)`, and its flux.
+def through_psf(spectrum: Complex, batch: CutoutBatch, k: int) -> NDArray[np.float32]:
+    """What a row sees of light with a transform `(P, S, S // 2 + 1)`, in each cell with the PSF of the cell.
 
-    P is 1, for all bands, or their number. The flux is that at frequency 0, of several bands the mean.
+    P is 1, for all bands, or their number. `(B, H, W)`; zero in bands without a PSF. Its sum is that of the
+    light if all of it lies inside the cutout.
     """
     height, width = batch.image.shape[2:]
     size, kernel = spectrum.shape[-2], batch.psf.shape[-1] if len(batch.psf) else 1
@@ -279,7 +298,7 @@ def through_psf(spectrum: Complex, batch: CutoutBatch, k: int) -> tuple[NDArray[
         whole = scipy.fft.irfft2(psf, s=(size, size))[:, y0 : y0 + height, x0 : x0 + width]
         for (b, top, bottom, left, right, _), plane in zip(some, whole, strict=True):
             seen[b, top:bottom, left:right] = plane[top:bottom, left:right]
-    return seen, float(spectrum[:, 0, 0].real.mean())
+    return seen
 
 
 def gain(batch: CutoutBatch, k: int) -> NDArray[np.float64]:
