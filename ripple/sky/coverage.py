@@ -20,13 +20,13 @@ class Coverage:
     Parameters
     ----------
     centre
-        `(N,)` uint64, bit b set when a dataset of band b has the pixel of the target.
+        `(N,)` unsigned, bit b set when a dataset of band b has the pixel of the target.
     whole
-        `(N,)` uint64, bit b set when datasets of band b have every pixel of the box.
+        `(N,)` unsigned, bit b set when datasets of band b have every pixel of the box.
     """
 
-    centre: NDArray[np.uint64]
-    whole: NDArray[np.uint64]
+    centre: NDArray[np.unsignedinteger]
+    whole: NDArray[np.unsignedinteger]
 
 
 def boxes_around(x: Float, y: Float, size: NDArray[np.int32]) -> Int:

@@ -145,9 +145,14 @@ class Artefact:
         IntegrityError
             A shard has changed.
         """
-        for k, shard in enumerate(self.shards):
-            path = self.shard_path(k)
-            compare(path, hash_file(path), (shard.bytes, shard.sha256))
+        for k in range(len(self.shards)):
+            self.checked_path(k)
+
+    def checked_path(self, k: int) -> Path:
+        """Path of shard `k` after comparing its SHA-256, on every call; errors as for `read`."""
+        path, shard = self.shard_path(k), self.shards[k]
+        compare(path, hash_file(path), (shard.bytes, shard.sha256))
+        return path
 
     def read(self, k: int) -> memoryview:
         """The bytes of shard `k`, compared with their SHA-256 on every call.

@@ -9,6 +9,7 @@ import errno
 import fcntl
 import hashlib
 import io
+import mmap
 import os
 import secrets
 import stat
@@ -24,6 +25,7 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from ripple.errors import IntegrityError, WriteError
 
@@ -454,6 +456,21 @@ def hash_file(path: Path, advance: Callable[[int], None] | None = None) -> tuple
             if advance is not None:
                 advance(count)
     return size, digest.hexdigest()
+
+
+def release_pages(part: NDArray[Any]) -> None:
+    """Give back the memory of a contiguous part of a mapped file; it is read again where it is used again."""
+    base: Any = part
+    while isinstance(base.base, np.ndarray):
+        base = base.base
+    mapped = base.base
+    if not isinstance(mapped, mmap.mmap) or not part.size:
+        return
+    start = part.ctypes.data - np.frombuffer(mapped, np.uint8).ctypes.data
+    first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE  # pages that are this part's alone
+    size = (start + part.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - first
+    if size > 0:
+        mapped.madvise(mmap.MADV_DONTNEED, first, size)
 
 
 def remove_temporaries(directory: Path, start: str = TEMPORARY) -> None:

@@ -132,9 +132,9 @@ class Workers:
                 yield results
 
 
-def need_of(cutouts: Artefact) -> int:
+def need_of(cutouts: Artefact, share: float = SHARE) -> int:
     """Bytes of memory that a worker needs for the largest shard of a cutout artefact."""
-    return IDLE_WORKER + SHARE * max((shard.bytes for shard in cutouts.shards), default=0)
+    return IDLE_WORKER + int(share * max((shard.bytes for shard in cutouts.shards), default=0))
 
 
 def map_shards[T](

@@ -156,7 +156,7 @@ def plan(count: int, patches: int) -> None:
     rows = sum(len(u.rows) for u in found.units)
     print(f"plan        {count:,} targets, {len(pairs):,} patches, {len(found.datasets):,} datasets:")
     print(f"  {seconds:.1f} s ({wall:.1f} s), {count / seconds:,.0f} targets per second")
-    print(f"  {len(found.units):,} units with {rows:,} rows, {len(found.rejected):,} rejected")
+    print(f"  {len(found.units):,} units with {rows:,} rows, {found.outcomes.count('rejected'):,} rejected")
     print(f"  peak memory of the process {peak_rss() / 1e9:.2f} GB ({before / 1e9:.2f} GB before)")
 
 

@@ -48,8 +48,6 @@ class Quality:
 
     Parameters
     ----------
-    good
-        `(N, B, H, W)` pixels that are a measurement.
     noise, background
         `(N, B)` float32 nJy: noise of a sky pixel, and what was added to the light; NaN without data.
     measures
@@ -58,7 +56,6 @@ class Quality:
         `(N, B)` bands with data.
     """
 
-    good: Bool
     noise: Float
     background: Float
     measures: dict[str, Float]
@@ -144,7 +141,7 @@ def measure(batch: CutoutBatch, good: Bool, sky: Bool, damping: Float | None = N
         # These three say why a band is missing, so they keep their values.
         if name not in ("no_data", "bad", "missing_cell"):
             values[~present] = np.nan
-    return Quality(good, noise, measures["background"] * unit, measures, present)
+    return Quality(noise, measures["background"] * unit, measures, present)
 
 
 def _mask_shares(

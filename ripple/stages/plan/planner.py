@@ -51,13 +51,13 @@ class Place:
     Parameters
     ----------
     tract, patch
-        `(N,)` int64; -1 where there is none.
+        `(N,)` int32; -1 where there is none.
     x, y
         `(N,)` PARENT pixels; NaN where there is no tract.
     """
 
-    tract: Int
-    patch: Int
+    tract: NDArray[np.int32]
+    patch: NDArray[np.int32]
     x: Float
     y: Float
 
@@ -98,8 +98,8 @@ class Planner:
         size = np.full(len(targets), side, np.int32) if targets.size is None else targets.size
         reach = size + np.int32(2 * self.selection.margin)
         place = self._place(targets.ra, targets.dec)
-        other = self._elsewhere(targets, place, reach)
-        tracts = {int(t) for t in np.unique(np.concatenate([place.tract, other.tract]))} - {-1}
+        moving, other = self._elsewhere(targets, place, reach)
+        tracts = ({int(t) for t in np.unique(place.tract)} | {int(t) for t in np.unique(other.tract)}) - {-1}
         datasets = {(d.tract, d.patch, d.band): d for d in self._datasets(tracts)}
         if self.selection.grid and not datasets:
             raise RegionError(
@@ -109,7 +109,7 @@ class Planner:
         have = self._have(datasets)
         # First what covers each box in its own tract; then some boxes move to a neighbour that has more.
         covered = self._cover(place, reach, have)
-        place, covered = self._moved(place, other, covered, reach, have)
+        self._move(moving, other, place, covered, reach, have)
         outcomes = self._judge(targets, place, covered, {t for t, _ in have})
         rejected = outcomes.has("rejected")
         cross = self._cross(targets, place, reach, rejected)
@@ -126,8 +126,8 @@ class Planner:
             collections=self.repository.collections,
             dataset_type=self.dataset_type,
             targets=targets,
-            tract=place.tract.astype(np.int32),
-            patch=place.patch.astype(np.int32),
+            tract=place.tract,
+            patch=place.patch,
             x=place.x,
             y=place.y,
             size=size,
@@ -256,26 +256,25 @@ class Planner:
         tract, patch, x, y = self.skymap.locate(ra, dec)
         # Inside the nearest tract's circle, but on none of its patches.
         nowhere = patch < 0
-        return Place(
-            np.where(nowhere, -1, tract), patch, np.where(nowhere, np.nan, x), np.where(nowhere, np.nan, y)
-        )
+        tract[nowhere], x[nowhere], y[nowhere] = -1, np.nan, np.nan
+        return Place(tract.astype(np.int32), patch.astype(np.int32), x, y)
 
-    def _elsewhere(self, targets: Targets, place: Place, reach: NDArray[np.int32]) -> Place:
-        """For boxes that leave their tract: the first other tract that holds the whole box; -1 elsewhere."""
-        n = len(targets)
-        none = Place(np.full(n, -1), np.full(n, -1), np.full(n, np.nan), np.full(n, np.nan))
+    def _elsewhere(self, targets: Targets, place: Place, reach: NDArray[np.int32]) -> tuple[Int, Place]:
+        """Rows whose box leaves their tract, and their place in the first other tract that holds it all."""
         leaving = self._leaving(place, reach)
-        if self.selection.cross_tract != "whole" or not len(leaving):
-            return none
+        if self.selection.cross_tract != "whole":
+            leaving = leaving[:0]
         row, tract = self.skymap.all_tracts(targets.ra[leaving], targets.dec[leaving])
         row = leaving[row]  # several times where several tracts overlap
         x, y = self.skymap.sky_to_pixel(tract, targets.ra[row], targets.dec[row])
         fits = (tract != place.tract[row]) & self._within(tract, boxes_around(x, y, reach[row]))
-        # Reversed: where a row occurs twice, the last assignment stays, which is then the lowest tract id.
-        row, tract, x, y = row[fits][::-1], tract[fits][::-1], x[fits][::-1], y[fits][::-1]
-        none.tract[row], none.x[row], none.y[row] = tract, x, y
-        none.patch[row] = self.skymap.find_patch(tract, x, y)
-        return none
+        row, tract, x, y = row[fits], tract[fits], x[fits], y[fits]
+        # By row and tract: of several tracts that hold a box, the one with the lowest id.
+        order = np.lexsort((tract, row))
+        order = order[np.unique(row[order], return_index=True)[1]]
+        row, tract, x, y = row[order], tract[order], x[order], y[order]
+        patch = self.skymap.find_patch(tract, x, y)
+        return row, Place(tract.astype(np.int32), patch.astype(np.int32), x, y)
 
     def _within(self, tract: Int, boxes: Int) -> NDArray[np.bool_]:
         """Whether boxes lie within the pixels of a tract."""
@@ -290,37 +289,33 @@ class Planner:
         left = [np.zeros(0, np.intp)]
         for rows in _pieces(np.flatnonzero(place.tract >= 0)):
             boxes = boxes_around(place.x[rows], place.y[rows], reach[rows])
-            left.append(rows[~self._within(place.tract[rows], boxes)])
+            left.append(rows[~self._within(place.tract[rows].astype(np.int64), boxes)])
         return np.concatenate(left)
 
-    def _moved(
+    def _move(
         self,
-        place: Place,
+        rows: Int,
         other: Place,
+        place: Place,
         covered: Coverage,
         reach: NDArray[np.int32],
         have: dict[tuple[int, int], int],
-    ) -> tuple[Place, Coverage]:
-        """Move rows to another tract where that has the whole box in all bands that their own tract has."""
-        rows = np.flatnonzero(other.tract >= 0)
+    ) -> None:
+        """Move rows, in place, to another tract that has the whole box in all bands that their own has."""
         if not len(rows):
-            return place, covered
-        there = self._cover(other, reach, have)
+            return
+        there = self._cover(other, reach[rows], have)
         # One bit per band: no band that the centre has here may be lost by moving.
-        better = rows[(there.whole[rows] & covered.centre[rows]) == covered.centre[rows]]
-        better = better[there.whole[better] > 0]
-        take = np.zeros(len(reach), bool)
-        take[better] = True
-        if len(better):
+        centre = covered.centre[rows]
+        better = ((there.whole & centre) == centre) & (there.whole > 0)
+        if better.any():
             self.notes.append(
-                f"{len(better)} targets are cut from a neighbouring tract, which holds their whole box"
+                f"{better.sum()} targets are cut from a neighbouring tract, which holds their whole box"
             )
-        moved = Place(
-            *(np.where(take, getattr(other, n), getattr(place, n)) for n in ("tract", "patch", "x", "y"))
-        )
-        return moved, Coverage(
-            np.where(take, there.centre, covered.centre), np.where(take, there.whole, covered.whole)
-        )
+        for name in ("tract", "patch", "x", "y"):
+            getattr(place, name)[rows[better]] = getattr(other, name)[better]
+        covered.centre[rows[better]] = there.centre[better]
+        covered.whole[rows[better]] = there.whole[better]
 
     # ---- what exists
 
@@ -345,12 +340,14 @@ class Planner:
     def _cover(self, place: Place, reach: NDArray[np.int32], have: dict[tuple[int, int], int]) -> Coverage:
         """Which bands cover the centre of each box, and which the whole box; rows without tract have none."""
         n = len(place.tract)
-        covered = Coverage(np.zeros(n, np.uint64), np.zeros(n, np.uint64))
+        # As few bytes as the bands need: there may be tens of millions of rows.
+        kind = np.min_scalar_type((1 << len(self.bands)) - 1)
+        covered = Coverage(np.zeros(n, kind), np.zeros(n, kind))
         for rows in _pieces(np.flatnonzero(place.tract >= 0)):
             x, y = place.x[rows], place.y[rows]
             part = cover(
                 self.skymap,
-                place.tract[rows],
+                place.tract[rows].astype(np.int64),
                 boxes_around(x, y, reach[rows]),
                 x,
                 y,
@@ -362,7 +359,7 @@ class Planner:
 
     def _judge(self, targets: Targets, place: Place, covered: Coverage, tracts: set[int]) -> Outcomes:
         """What is already known about each row: rejected, partial or ok, with the reason."""
-        full = np.uint64((1 << len(self.bands)) - 1)
+        full = (1 << len(self.bands)) - 1
         outcomes = Outcomes(len(targets))
         for row, (reason, text) in targets.rejected.items():
             outcomes.add([row], Outcome("rejected", reason, text))
@@ -409,8 +406,9 @@ class Planner:
             self.skymap_name, set(np.unique(place.tract[rows]).tolist())
         )
         for piece in _pieces(rows):
-            # Tract and patch packed into one number, to group by both.
-            for key, some in _by_value((place.tract[piece] << 32) + place.patch[piece], piece):
+            for key, some in _by_value(
+                (place.tract[piece].astype(np.int64) << 32) + place.patch[piece], piece
+            ):
                 tract, patch = key >> 32, key & 0xFFFFFFFF
                 where = f"tract {tract} patch {patch}"
                 if (tract, patch) in registered:
@@ -423,9 +421,9 @@ class Planner:
     ) -> dict[tuple[int, int], tuple[str, ...]]:
         """Bands that the inner patches of targets lack, in tracts that have coadds."""
         some = np.isin(place.tract, sorted({t for t, _ in have}))
-        keys = np.unique(np.stack([place.tract, place.patch], axis=1)[some], axis=0)
+        keys = np.unique(_packed(place.tract[some], place.patch[some]))
         gaps = {}
-        for tract, patch in keys.tolist():
+        for tract, patch in ((key >> 32, key & 0xFFFFFFFF) for key in keys.tolist()):
             bits = have.get((tract, patch), 0)
             missing = tuple(b for k, b in enumerate(self.bands) if not bits >> k & 1)
             if missing:
@@ -465,11 +463,13 @@ class Planner:
     ) -> dict[tuple[int, int, str], Dataset]:
         """The datasets that at least one box reaches into."""
         rows = np.flatnonzero(~rejected)
-        row, patch = touched(
-            self.skymap, place.tract[rows], boxes_around(place.x[rows], place.y[rows], reach[rows])
-        )
-        pairs = np.unique(np.stack([place.tract[rows][row], patch], axis=1), axis=0)
-        wanted = {(int(t), int(p)) for t, p in pairs}
+        wanted: set[tuple[int, int]] = set()
+        for some in _pieces(rows):
+            tract = place.tract[some].astype(np.int64)
+            boxes = boxes_around(place.x[some], place.y[some], reach[some])
+            row, patch = touched(self.skymap, tract, boxes)
+            keys = np.unique(_packed(tract[row], patch))
+            wanted |= {(key >> 32, key & 0xFFFFFFFF) for key in keys.tolist()}
         others = {pair for patches in cross.values() for pair in patches}
         # Neighbouring tracts in which no target lies have not been queried yet.
         extra = {d[0] for d in others} - {t for t, _, _ in datasets}
@@ -539,6 +539,11 @@ def _digest(targets: Targets) -> str:
     ids = targets.id if targets.id.dtype.kind in "iu" else np.strings.encode(targets.id, "utf-8")
     parts = (np.ascontiguousarray(column).tobytes() for column in (ids, targets.ra, targets.dec))
     return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def _packed(tract: NDArray[np.integer], patch: NDArray[np.integer]) -> Int:
+    """Tract and patch in one number, the patch in its last 32 bits: numbers are grouped faster than pairs."""
+    return np.asarray((tract.astype(np.int64) << 32) + patch)
 
 
 def _pieces(rows: Int) -> Iterator[Int]:

@@ -151,8 +151,10 @@ def from_table(
     size_name = pick(data, columns.size, (), "size", name)
     rows = np.arange(data.num_rows)  # in the file, for messages, whatever is left out below
     if select:
-        rows = rows[matching(data, select).to_numpy()]
-        data = data.take(pa.array(rows))
+        chosen = matching(data, select).to_numpy()
+        if not chosen.all():  # all of a table of millions of rows need no copy
+            rows = rows[chosen]
+            data = data.take(pa.array(rows))
     ra = _ra(data[ra_name], table.units.get(ra_name), columns.ra_unit, f"{name}: {ra_name}", rows, notes)
     dec = _angle(data[dec_name], table.units.get(dec_name), False, f"{name}: {dec_name}", rows, notes)
     bad = off_sky(ra, dec) | np.isnan(ra)  # here an unknown position cannot be cut out either
@@ -475,8 +477,11 @@ def duplicates(
     _, first = np.unique(ids, return_index=True)
     repeat = np.ones(len(ids), bool)
     repeat[first] = False
+    del first
     again = np.flatnonzero(repeat)
-    order = np.argsort(ids, kind="stable")  # stable: the earliest row of each id comes first
+    del repeat
+    # Stable: the earliest row of each id comes first.
+    order = np.argsort(ids, kind="stable") if len(again) else again
     start = np.searchsorted(ids[order], ids[again])
     found = {
         int(number[k]): (Reason.DUPLICATE, f"id {ids[k]} is also that of row {int(number[order[s]])}")

@@ -5,7 +5,7 @@ measure quality -> fill bad pixels -> match PSFs -> trim the margin -> normalise
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -31,6 +31,7 @@ from ripple.stages.preprocess.config import PreprocessConfig
 Float = NDArray[np.float32]
 
 CORRELATION_ROWS = 128  # per batch; their sky fixes the noise correlation to a per cent
+TOGETHER = 4  # chunks whose bands are compared at once, which has a cost of its own
 HALF_MAX = np.float32(65504.0)
 
 
@@ -98,7 +99,11 @@ class Prepared:
 
 
 def preprocess_batch(
-    batch: CutoutBatch, config: PreprocessConfig, constants: DataConstants, profile: Profile | None = None
+    batch: CutoutBatch,
+    config: PreprocessConfig,
+    constants: DataConstants,
+    profile: Profile | None = None,
+    release: Callable[[int], None] = lambda _: None,
 ) -> TensorBatch:
     """Cutouts to tensors, in memory.
 
@@ -112,6 +117,8 @@ def preprocess_batch(
         Facts beyond the batch.
     profile
         Gets the seconds of each step.
+    release
+        Called with the number of rows whose pixels are not needed any more.
 
     Returns
     -------
@@ -124,7 +131,7 @@ def preprocess_batch(
         The margin leaves no pixels, or constants of the data set are missing.
     """
     profile = Profile() if profile is None else profile
-    prepared = prepare(batch, config, constants, profile)
+    prepared = prepare(batch, config, constants, profile, release)
     with profile.time("normalise"):
         offset, scale = _constants_of_rows(prepared, config, constants)
         image, clipped = _normalised(prepared, config, offset, scale)
@@ -145,7 +152,7 @@ def preprocess_batch(
     return TensorBatch(
         bands=batch.bands,
         image=image,
-        valid=prepared.valid.astype(np.uint8),
+        valid=prepared.valid.view(np.uint8),
         catalog=catalog,
         pixel_scale=prepared.batch.pixel_scale,
         psf_fwhm=target if isinstance(target, float) else float("nan"),
@@ -156,7 +163,11 @@ def preprocess_batch(
 
 
 def prepare(
-    batch: CutoutBatch, config: PreprocessConfig, constants: DataConstants, profile: Profile
+    batch: CutoutBatch,
+    config: PreprocessConfig,
+    constants: DataConstants,
+    profile: Profile,
+    release: Callable[[int], None] = lambda _: None,
 ) -> Prepared:
     """Judge, fill, match and trim; parameters and errors as in `preprocess_batch`."""
     _, _, h, w = batch.image.shape
@@ -182,6 +193,8 @@ def prepare(
     valid = np.empty(image.shape, bool)
     variance = np.empty(image.shape, np.float32) if config.variance else None
     judged: list[measure.Quality] = []
+    looked: list[NDArray[np.bool_]] = []
+    agreement: list[Float] = []
     step = convolve.CHUNK if device is None else 64 * convolve.CHUNK
     for start in range(0, max(n, 1), step):  # once for an empty batch: it has columns too
         rows = slice(start, start + step)
@@ -200,6 +213,16 @@ def prepare(
         image[rows], valid[rows] = convolve.to_numpy(done[0]), convolve.to_numpy(done[1])
         if variance is not None:
             variance[rows] = convolve.to_numpy(done[2])
+        looked.append(good[inner])
+        if (start // step + 1) % TOGETHER and start + step < n:
+            continue
+        if config.registration and b > 1 and n:
+            with profile.time("registration"):
+                rows = slice(start + step - len(looked) * step, start + step)
+                sky = np.concatenate([q.noise for q in judged[-len(looked) :]])
+                agreement.append(_registration(_rows(batch, rows, margin), np.concatenate(looked), sky))
+        looked = []
+        release(min(start + step, n))
     measured = _joined(judged)
     image[~measured.present] = 0
     valid[~measured.present] = False
@@ -209,9 +232,8 @@ def prepare(
         variance[~measured.present] = np.nan
     after = (measured.noise * gain).astype(np.float32)
     extra = _psf_measures(batch, config, plan, gain, margin, rho)
-    if config.registration and b > 1 and n:
-        with profile.time("registration"):
-            extra["registration"] = _registration(batch, margin, measured)
+    if agreement:
+        extra["registration"] = np.concatenate(agreement)
     prepared = Prepared(batch, image, valid, after, measured, extra, variance)
     return prepared if config.size is None else _padded(prepared, config.size)
 
@@ -268,7 +290,6 @@ def _rows(batch: CutoutBatch, rows: slice, margin: int) -> CutoutBatch:
 def _joined(parts: list[measure.Quality]) -> measure.Quality:
     names = parts[0].measures
     return measure.Quality(
-        np.concatenate([p.good for p in parts]),
         np.concatenate([p.noise for p in parts]),
         np.concatenate([p.background for p in parts]),
         {k: np.concatenate([p.measures[k] for p in parts]) for k in names},
@@ -357,10 +378,9 @@ def _psf_measures(
     return out
 
 
-def _registration(batch: CutoutBatch, margin: int, measured: measure.Quality) -> Float:
+def _registration(stamp: CutoutBatch, good: NDArray[np.bool_], noise: Float) -> Float:
     """1 where a band is turned or shifted, 0 where it is not, NaN where that could not be measured."""
-    stamp = _rows(batch, slice(None), margin)
-    found = check_registration(stamp.image, with_noise(stamp.variance, measured.noise), measured.good)
+    found = check_registration(stamp.image, with_noise(stamp.variance, noise), good)
     flagged = found.flagged.astype(np.float32)
     flagged[np.isnan(found.peak)] = np.nan
     return flagged

@@ -44,7 +44,7 @@ from ripple.storage.map_shards import ShardResult, Workers, map_shards, map_task
 from ripple.storage.outcomes import Outcome, Outcomes
 from ripple.storage.shard_reader import has_psf, map_planes, map_tensors
 from ripple.storage.shard_writer import pack_tensors
-from ripple.storage.shards import cutouts_of, some_cutouts
+from ripple.storage.shards import cutouts_of, mapped_cutouts, some_cutouts
 from ripple.storage.writer import ArtefactWriter, Finished, create
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 __all__ = ["PreprocessConfig", "ShardTask", "make_shard", "preprocess", "preprocess_batch"]
 
 FEW = 64  # rows that take less time than a worker takes to start
+#: Memory for each byte of a shard whose planes are mapped and never copied whole: 0.4 measured.
+MAPPED = 0.6
 CORRELATION_SHARDS = 8  # evenly spread; the noise correlation is measured there
 
 
@@ -116,8 +118,9 @@ def _batch(task: ShardTask, profile: Profile) -> CutoutBatch:
 def make_shard(task: ShardTask) -> ShardResult:
     """Preprocess one shard and write it beside its place: what a worker does."""
     profile = Profile()
-    batch = _batch(task, profile)
-    tensors = preprocess_batch(batch, task.config, task.constants, profile)
+    with profile.time("read"):
+        batch, release = mapped_cutouts(_artefact(task.cutouts), task.shard)
+    tensors = preprocess_batch(batch, task.config, task.constants, profile, release)
     with profile.time("pack"):
         digest = _artefact(task.cutouts).shards[task.shard].sha256
         data = pack_tensors(tensors, {"cutouts_sha256": digest})
@@ -286,7 +289,8 @@ def _with_statistics(
 
 def _workers(cutouts: Artefact, config: PreprocessConfig) -> Workers:
     """The workers that were asked for; a few rows, for which none were, are done in this process."""
-    found = Workers.of(config, need_of(cutouts))
+    whole = config.variance or config.size or config.pixel_scale or config.zero_point
+    found = Workers.of(config, need_of(cutouts) if whole else need_of(cutouts, MAPPED))
     few = sum(shard.rows for shard in cutouts.shards) <= FEW
     return replace(found, count=0) if few and "workers" not in config.model_fields_set else found
 
