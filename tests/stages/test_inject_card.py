@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,10 @@ from cutout_artefacts import write
 from ripple.cli import run
 from ripple.imaging.batch import MASK_PLANES, CutoutBatch
 from ripple.imaging.simulation.observing import moffat
+from ripple.stages.inject import card as report
+from ripple.stages.inject import inject as painter
+from ripple.stages.inject import literature, paint
+from ripple.stages.inject.spectra import ab_magnitudes, read_spectrum, spectrum_file
 from ripple.storage.artefact import verify
 
 N, SIZE = 240, 48
@@ -49,8 +55,19 @@ def card(cutouts: str, out: Path, *more: str) -> dict[str, Any]:
     return found
 
 
+def flaws(found: dict[str, Any]) -> set[str]:
+    """Names of the checks that found something; of the colours what they found."""
+    painting = dict(found["painting"])
+    colours = painting.pop("colours")["verdict"]
+    bad = {name for name, bands in painting.items() if any(v["verdict"] == "flaw" for v in bands.values())}
+    gates = found["shortcuts"]["gates"] or {}
+    bad |= {name for name, gate in gates.items() if gate["verdict"] == "shortcut"}
+    return bad | ({colours} - {"ok"})
+
+
 def test_nothing_gives_arcs_away_in_hosts_drawn_at_random(cutouts: str, tmp_path: Path) -> None:
     found = card(cutouts, tmp_path / "a", "--fraction", "0.5")
+    assert flaws(found) == set()
     gates = found["shortcuts"]["gates"]
     assert set(gates) == {
         n + k for n in ("central_pixels", "pixel_noise", "host_light") for k in ("", "_boosted")
@@ -76,7 +93,88 @@ def test_hosts_that_are_always_bright_are_reported(cutouts: str, tmp_path: Path)
     assert "host_light: painted rows are told from others" in (tmp_path / "a" / "realism.html").read_text()
 
 
+Painter = Callable[[pytest.MonkeyPatch], None]
+
+
+def without_noise(patch: pytest.MonkeyPatch, *, variance: bool = True) -> None:
+    def add(image: Any, plane: Any, arcs: Any, gain: Any, rng: Any) -> None:
+        image += arcs
+        if variance:
+            plane += np.maximum(arcs, 0) * gain[:, None, None].astype(np.float32)
+
+    patch.setattr(painter, "add_arcs", add)
+
+
+def through(fwhm: float) -> Painter:
+    """Arcs through a PSF of so many pixels, whatever that of their cell is."""
+    kernel = moffat(41, fwhm, 0.0, 0.0).astype(np.float32)[None]
+
+    def apply(patch: pytest.MonkeyPatch) -> None:
+        right = paint.through_psf
+        patch.setattr(paint, "through_psf", lambda s, batch, k: right(s, replace(batch, psf=kernel), k))
+
+    return apply
+
+
+def coloured(g_r: float, spread: float) -> Painter:
+    def magnitudes(rng: np.random.Generator, i_mag: Any) -> Any:
+        g = i_mag + g_r + spread * rng.standard_normal(len(i_mag))
+        return np.stack([g, g, i_mag, i_mag, i_mag, i_mag], axis=1)
+
+    return lambda patch: patch.setattr(paint, "blue_magnitudes", magnitudes)
+
+
+@pytest.mark.parametrize(
+    ("painted", "expected"),
+    [
+        (without_noise, {"photon_noise"}),
+        (lambda patch: without_noise(patch, variance=False), {"photon_noise", "variance"}),
+        (through(6.0), {"psf_width"}),  # 1.5 times the right one
+        (through(4.4), {"psf_width"}),
+        (through(0.3), {"psf_width", "photon_noise"}),  # none: what it leaves of the arc is as fine as noise
+        (coloured(-0.1, 0.12), {"always blue"}),
+        (coloured(0.25, 0.005), {"all alike"}),
+        (coloured(0.35, 0.15), set()),
+    ],
+)
+def test_planted_flaws_are_reported(
+    cutouts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, painted: Painter, expected: set[str]
+) -> None:
+    # What needs no other rows; classifiers take seconds.
+    monkeypatch.setattr(report, "shortcuts", lambda *_: {"gates": None, "reason": "not asked"})
+    painted(monkeypatch)
+    found = card(cutouts, tmp_path / "a", "--fraction", "0.5")
+    assert flaws(found) == expected
+
+
+@pytest.mark.slow  # twenty seconds
+@pytest.mark.parametrize("seed", range(2, 8))
+def test_nothing_is_reported_of_what_is_right(cutouts: str, tmp_path: Path, seed: int) -> None:
+    assert flaws(card(cutouts, tmp_path / "a", "--fraction", "0.5", "--seed", str(seed))) == set()
+
+
+def test_the_flaws_are_said(
+    cutouts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(report, "shortcuts", lambda *_: {"gates": None, "reason": "not asked"})
+    without_noise(monkeypatch)
+    argv = ["inject", cutouts, "--card", "--workers", "0", "-o", str(tmp_path / "a")]
+    assert run(argv) == 0
+    said = "Arcs have 0.00 times the photon noise of their light in g."
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert said in (tmp_path / "a" / "realism.html").read_text()
+
+
+def test_colours_of_templates_are_those_of_their_spectra() -> None:
+    pytest.importorskip("galsim")
+    z = np.array(literature.REDSHIFTS)
+    for name, table in (("CWW_Im_ext", literature.IM), ("CWW_Sbc_ext", literature.SBC)):
+        mags = ab_magnitudes(read_spectrum(spectrum_file(name)), z, tuple("ugrizy"))
+        np.testing.assert_allclose(table, mags - mags[:, 3:4], atol=0.006)
+
+
 def test_too_few_rows(cutouts: str, tmp_path: Path) -> None:
     found = card(cutouts, tmp_path / "a", "--fraction", "0.05")
     assert found["shortcuts"]["gates"] is None
     assert "fewer than 40" in found["shortcuts"]["reason"]
+    assert found["painting"]["photon_noise"]["g"]["verdict"] == "unknown"

@@ -2,7 +2,8 @@
 
 A network that is trained on painted arcs may learn the painting. The shortcut tests of `ripple train` ask
 that of its tensors; here they are asked of the cutouts, before anything is trained: rows with arcs against
-the other rows, by what must not tell them apart.
+the other rows, by what must not tell them apart. And the arcs themselves are held against what they should
+be: their noise, their PSF, their colours.
 """
 
 from __future__ import annotations
@@ -21,7 +22,13 @@ from ripple.imaging.batch import CutoutBatch
 from ripple.imaging.simulation.observing import magnitude
 from ripple.report.cards import Table, Tile, render
 from ripple.report.plots import Line, line_plot
+from ripple.stages.inject.choose import chosen_light, generator
 from ripple.stages.inject.config import InjectConfig
+from ripple.stages.inject.lenses import Lenses
+from ripple.stages.inject.masses import velocity_dispersions
+from ripple.stages.inject.painting import Painted, examine
+from ripple.stages.inject.sources import Sources
+from ripple.stages.inject.verdicts import sentences, verdicts
 from ripple.stages.report.figures import numbers
 from ripple.storage.artefact import Artefact
 from ripple.storage.files import write_atomic
@@ -39,12 +46,21 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 #: Features that know nothing of arcs.
 BLIND = ("central_pixels", "pixel_noise")
 BINS = 24
+#: S/N of arcs that are looked at, and how many.
+BRIGHT, EXAMINED = 20.0, 200
+CHECKS = {"photon_noise": "photon noise", "variance": "variance", "psf_width": "width of the PSF"}
 
 
 def write_card(
-    config: InjectConfig, cutouts: Artefact, directory: Path, names: list[str], index: pa.Table
-) -> None:
-    """Write `NAMES` into the directory.
+    config: InjectConfig,
+    cutouts: Artefact,
+    directory: Path,
+    names: list[str],
+    index: pa.Table,
+    lenses: Lenses | None,
+    sources: Sources | None,
+) -> list[str]:
+    """Write `NAMES` into the directory, and tell what is wrong.
 
     Parameters
     ----------
@@ -56,10 +72,16 @@ def write_card(
         Of the shards that were written.
     index
         What was written.
+    lenses, sources
+        Of the user.
     """
     chosen = _chosen(index, config.seed)
     shard, row = index["shard"].to_numpy()[chosen], index["row"].to_numpy()[chosen]
     painted = index["injected"].to_numpy()[chosen] == 1
+    seam = index["seam"].to_numpy()[chosen] == 1
+    # Where cells meet there is no one PSF to compare with.
+    bright = _bright(numbers(index, "arc_snr")[chosen], painted & ~seam, config.seed)
+    checked: list[list[Painted]] = []
     hosts = np.full((len(chosen), len(cutouts.bands)), np.nan)
     features: dict[str, list[Float]] = {}
     order = []
@@ -67,9 +89,11 @@ def write_card(
         here = np.flatnonzero(shard == k)
         order.append(here)
         rows = row[here].astype(np.int64)
-        hosts[here] = host_magnitudes(cutouts_of(cutouts, k).take(rows))
+        before = cutouts_of(cutouts, k).take(rows)
+        hosts[here] = host_magnitudes(before)
         mapped: Any = np.memmap(directory / names[k], np.uint8, mode="r")
         batch = unpack_cutouts(mapped).take(rows)
+        checked += _examined(before, batch, np.flatnonzero(bright[here]), config, lenses, sources)
         for name, values in blind_features(batch).items():
             features.setdefault(name, []).append(values)
     back = np.argsort(np.concatenate(order)) if order else np.zeros(0, np.int64)
@@ -79,9 +103,46 @@ def write_card(
         "rows": {"injected": int(painted.sum()), "not injected": int((~painted).sum())},
         "distributions": distributions(index, chosen, painted, hosts, cutouts.bands),
         "shortcuts": shortcuts(made, painted, config.seed),
+        "painting": verdicts(checked, cutouts.bands, config.seed),
     }
     write_atomic(directory / NAMES[0], json.dumps(found, indent=1, sort_keys=True).encode())
     write_atomic(directory / NAMES[1], page(found, cutouts.digest))
+    return findings(found)
+
+
+def _bright(snr: Float, painted: NDArray[np.bool_], seed: int) -> NDArray[np.bool_]:
+    """Rows whose arcs are looked at: some of those that are bright enough."""
+    rows = np.flatnonzero(painted & (snr >= BRIGHT))
+    out = np.zeros(len(snr), bool)
+    out[np.random.default_rng([seed, 25]).permutation(rows)[:EXAMINED]] = True
+    return out
+
+
+def _examined(
+    before: CutoutBatch,
+    after: CutoutBatch,
+    rows: NDArray[np.int64],
+    config: InjectConfig,
+    lenses: Lenses | None,
+    sources: Sources | None,
+) -> list[list[Painted]]:
+    """Each row against the light that it was to get, which its seed draws again."""
+    sigma = velocity_dispersions(before.catalog, config) if config.theta_from and len(rows) else None
+    out = []
+    for k in rows.tolist():
+        rng = generator(config, before, k)
+        light = chosen_light(before, k, config, lenses, None, sources, sigma, rng).light
+        if light is not None:
+            out.append(examine(before, after, k, light))
+    return out
+
+
+def findings(found: Json) -> list[str]:
+    """What is wrong, in sentences."""
+    gates = found["shortcuts"]["gates"] or {}
+    bad = [name for name, gate in gates.items() if gate["verdict"] == "shortcut"]
+    lines = [f"{name}: painted rows are told from others without looking for arcs." for name in bad]
+    return lines + sentences(found["painting"])
 
 
 def _chosen(index: pa.Table, seed: int) -> NDArray[np.int64]:
@@ -173,7 +234,8 @@ def page(found: Json, digest: str) -> bytes:
     """The HTML file."""
     rows, gates = found["rows"], found["shortcuts"]["gates"]
     bad = [name for name, gate in (gates or {}).items() if gate["verdict"] == "shortcut"]
-    notes = [f"{name}: painted rows are told from others without looking for arcs." for name in bad]
+    notes = findings(found)
+    flaws = len(notes) - len(bad)
     if gates is None:
         notes.append(f"No shortcut tests: {found['shortcuts']['reason']}.")
     return render(
@@ -182,9 +244,12 @@ def page(found: Json, digest: str) -> bytes:
         digest=digest[:16],
         lead=f"{rows['injected']:,} rows with arcs, {rows['not injected']:,} without.",
         notes=notes,
-        facts=[Tile("shortcuts", "unknown" if gates is None else f"{len(bad)}", "of blind tests")],
+        facts=[
+            Tile("shortcuts", "unknown" if gates is None else f"{len(bad)}", "of blind tests"),
+            Tile("flaws", f"{flaws}", "of the painting"),
+        ],
         plots=[_plot(name, known) for name, known in found["distributions"].items()],
-        tables=[*_gates(gates, bad), _quantiles(found["distributions"])],
+        tables=[*_gates(gates, bad), *_painting(found["painting"]), _quantiles(found["distributions"])],
         provenance=[f"cutouts {digest[:16]}"],
     )
 
@@ -212,6 +277,45 @@ def _gates(gates: Json | None, bad: list[str]) -> list[Table]:
     return [
         Table("Painted or not, without looking for arcs", ("", "AUROC, 95 %", "verdict"), rows, failed, note)
     ]
+
+
+def _painting(checks: Json) -> list[Table]:
+    rows: list[tuple[str, ...]] = []
+    failed = set()
+    for name, title in CHECKS.items():
+        for band, one in checks[name].items():
+            text = "{value:.3f} [{low:.3f}, {high:.3f}]".format(**one) if "value" in one else "–"
+            if one["verdict"] == "flaw":
+                failed.add(len(rows))
+            rows.append((f"{title}, {band}", f"{one['rows']:,}", text, one["verdict"]))
+    note = f"Ratios that should be 1, of arcs with S/N above {BRIGHT:g} in rows of one cell; 95 % intervals."
+    tables = [
+        Table(
+            "Arcs against what they should be",
+            ("", "rows", "ratio", ""),
+            tuple(rows),
+            frozenset(failed),
+            note,
+        )
+    ]
+    c = checks["colours"]
+    if "redder" in c:
+        wrong = frozenset({0}) if c["verdict"] != "ok" else frozenset()
+        text = f"{c['redder']:.2f} [{c['redder_low']:.2f}, {c['redder_high']:.2f}]"
+        row = (
+            c["colour"],
+            f"{c['rows']:,}",
+            text,
+            f"{c['spread']:.2f}, {c['spread_of_galaxies']:.2f}",
+            c["verdict"],
+        )
+        note = (
+            f"Redder than {c['bluest']:.2f}, the median of an irregular galaxy at redshifts of 0.8 to 3. "
+            "Spread: half of 16 to 84 %, of arcs and of irregular and Sbc galaxies (Coleman, Wu & Weedman 1980)."
+        )
+        head = ("", "rows", "share that is redder", "spread", "")
+        tables.append(Table("Colours of arcs", head, (row,), wrong, note))
+    return tables
 
 
 def _quantiles(known: Json) -> Table:

@@ -126,15 +126,16 @@ def inject(config: InjectConfig) -> Summary:
         seconds = time.perf_counter() - start
         names = [writer.name(k) for k in range(len(cutouts.shards))]
         extra = [arcs_name(name) for name in names] if config.keep_arcs else []
+        flaws: list[str] = []
         if config.card:
             from ripple.stages.inject import card  # loads plots and pages
 
-            card.write_card(config, cutouts, writer.directory, names, index)
+            flaws = card.write_card(config, cutouts, writer.directory, names, index, lenses, sources)
             extra += card.NAMES
         beside = listed(writer.directory, extra)
         metrics = {"operations": profile.operations, "seconds": seconds, "peak_rss": peak}
         writer.finish(index, metrics, cutouts.attributes, files=beside)
-    return _summary(config, index, lenses, seconds)
+    return _summary(config, index, lenses, seconds, tuple(flaws))
 
 
 def _sources(config: InjectConfig, bands: tuple[str, ...]) -> Sources | None:
@@ -359,7 +360,9 @@ def _blank(old: pa.Table, name: str, dtype: np.dtype[Any]) -> NDArray[Any]:
     return np.full(old.num_rows, np.nan if dtype.kind == "f" else 0, dtype)
 
 
-def _summary(config: InjectConfig, index: pa.Table, lenses: Lenses | None, seconds: float) -> Summary:
+def _summary(
+    config: InjectConfig, index: pa.Table, lenses: Lenses | None, seconds: float, flaws: tuple[str, ...] = ()
+) -> Summary:
     rows = int((index["shard"].to_numpy() >= 0).sum())
     injected = np.flatnonzero(index["injected"].to_numpy())
     facts: dict[str, int | str] = {"rows": rows, "injected": len(injected)}
@@ -369,7 +372,7 @@ def _summary(config: InjectConfig, index: pa.Table, lenses: Lenses | None, secon
         "inject",
         config.output,
         facts,
-        notes=() if lenses is None else _notes(config, index, lenses),
+        notes=(() if lenses is None else _notes(config, index, lenses)) + flaws,
         seconds=seconds,
         done_before=seconds == 0,
     )
