@@ -25,8 +25,10 @@ from ripple.learn.scoring.score import score
 from ripple.stages.fetch.config import FetchConfig
 from ripple.stages.fetch.fetch import fetch
 from ripple.stages.plan import planner
+from ripple.stages.preprocess import batch
 from ripple.stages.preprocess.config import PreprocessConfig
 from ripple.stages.preprocess.preprocess import preprocess
+from ripple.stages.search import search, unit
 from ripple.stages.search.detections import local_maxima
 from ripple.storage.artefact import open_artefact
 
@@ -80,9 +82,12 @@ def found(sky: Path, root: Path, output: Path, *more: str) -> list[str]:
 
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_the_scores_are_those_of_the_three_verbs(
-    sky: Path, three: Path, tmp_path: Path, workers: str
+    sky: Path, three: Path, tmp_path: Path, workers: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "found"
+    if workers == "0":  # cutouts of some rows in memory, then those of others
+        monkeypatch.setattr(unit, "AHEAD", 16)
+        monkeypatch.setattr(batch, "TOGETHER", 1)
     assert run(found(sky, three, output, "--workers", workers, "--embeddings")) == 0
     ours, theirs = (open_artefact(path, "scores") for path in (output, three / "scores"))
     assert len(ours.shards) == 2
@@ -114,8 +119,7 @@ def test_the_bytes_do_not_depend_on_workers_or_interruption(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from ripple.stages.search import search as module
-
+    module = search
     assert run(found(sky, three, tmp_path / "one", "--workers", "0")) == 0
     # What the embeddings need is not in the scores.
     assert run(found(sky, three, tmp_path / "one", "--workers", "0", "--embeddings")) == 2

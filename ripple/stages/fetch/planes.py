@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,22 +73,75 @@ class PlaneStream:
         # Rows are sorted by patch, so the plane of a patch is decoded once and then released.
         own = reading.task.patch[reading.kept]
         b, s = len(reading.bands), reading.task.size
-        step = max(1, CHUNK_BYTES // (b * s * s * 4))
         dtype = np.dtype(np.uint32 if name == "mask" else np.float32)
         for first, last in _runs(own):
             rows = reading.kept[first:last]
             # All bands of the patch at once: the shard stores row by row, and bands within a row.
             layers = [self._layer(k, int(own[first]), name, rows) for k in range(b)]
-            for start in range(0, len(rows), step):
-                part = rows[start : start + step]
+            for part in self._chunks(rows):
                 out = np.empty((len(part), b, s, s), dtype)
-                with self._profile.time("gather", bytes=out.nbytes):
-                    for k, layer in enumerate(layers):
-                        self._fill(out, k, name, part, layer)
-                    self._mark_unweighted(out, name, part)
-                    if name == "mask":
-                        self.no_data[part] = _share(out, NO_DATA, reading.task.margin)
+                self._gather(out, name, part, layers)
                 yield out
+
+    def rows(self, planes: Mapping[str, NDArray[np.generic]], most: int) -> Iterator[slice]:
+        """Fill image, variance and mask of the delivered rows in order, a few rows at a time.
+
+        Parameters
+        ----------
+        planes
+            Image, variance and mask, `(n, B, S, S)` each, to fill.
+        most
+            How many rows to fill before each answer.
+
+        Yields
+        ------
+        The rows that are there now; one empty slice where there are none at all. Errors as for `chunks`.
+
+        Notes
+        -----
+        Each plane is decoded once. All three of a patch are in memory in all bands, and of the rows no more
+        than the reader keeps; `chunks` has one plane at a time, but all rows of it before the next.
+        """
+        reading, done = self._reading, 0
+        own = reading.task.patch[reading.kept]
+        for first, last in _runs(own):
+            rows = reading.kept[first:last]
+            patch = int(own[first])
+            layers = {
+                name: [self._layer(k, patch, name, rows) for k in range(len(reading.bands))]
+                for name in PLANES
+            }
+            at = first
+            while at < last:
+                end = min(last, done + most)
+                for name in PLANES:  # the mask last: it marks where the variance is NaN
+                    for part in self._chunks(np.arange(at, end)):
+                        out = planes[name][part[0] : part[-1] + 1]
+                        self._gather(out, name, reading.kept[part], layers[name])
+                at = end
+                if at == last == len(own):
+                    layers = {}  # not needed while the last rows are worked on
+                if at - done == most:
+                    yield slice(done, at)
+                    done = at
+        if done < len(own) or not len(own):
+            yield slice(done, len(own))
+
+    def _chunks(self, rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+        """Rows, as many at a time as stay in the processor's cache."""
+        step = max(1, CHUNK_BYTES // (len(self._reading.bands) * self._reading.task.size**2 * 4))
+        yield from (rows[start : start + step] for start in range(0, len(rows), step))
+
+    def _gather(
+        self, out: NDArray[np.generic], name: str, part: NDArray[np.int64], layers: list[_Layer | None]
+    ) -> None:
+        """Fill one plane of some rows, all bands."""
+        with self._profile.time("gather", bytes=out.nbytes):
+            for k, layer in enumerate(layers):
+                self._fill(out, k, name, part, layer)
+            self._mark_unweighted(out, name, part)
+            if name == "mask":
+                self.no_data[part] = _share(out, NO_DATA, self._reading.task.margin)
 
     def _mark_unweighted(self, out: NDArray[np.generic], name: str, rows: NDArray[np.int64]) -> None:
         """Set NO_DATA where the variance is NaN everywhere, which would otherwise mean "unknown variance"."""

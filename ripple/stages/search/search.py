@@ -53,7 +53,7 @@ from ripple.stages.search.config import SearchConfig, only
 from ripple.stages.search.detections import DETECTIONS, write_detections
 from ripple.stages.search.embeddings import EMBEDDINGS, embeddings_writer, finish_embeddings, refuse_without
 from ripple.stages.search.keep import KEPT, keep_best
-from ripple.stages.search.unit import SearchTask, make_shard
+from ripple.stages.search.unit import AHEAD, SearchTask, make_shard
 from ripple.storage.checksums import listed
 from ripple.storage.map_shards import Workers, map_shards
 from ripple.storage.outcomes import Outcomes
@@ -61,6 +61,8 @@ from ripple.storage.writer import ArtefactWriter, Finished, create
 
 #: Bytes of PyTorch and a network in a worker, beside what fetch and preprocess take.
 NETWORK = 400 << 20
+#: Bytes for a pixel and band of a row: its matched image and mask, and tensors, twice while they are packed.
+ROW_BYTES = 11
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,11 +273,15 @@ def _search_units(
 
 
 def memory_of(units: Sequence[UnitTask]) -> int:
-    """Bytes of a worker without its network: cutouts of a unit, their tensors, what preprocess takes."""
-    whole = worker_bytes(units, whole=True)
-    # Tensors are an image and a flag, in memory twice while they are packed; cutouts have 12 bytes a pixel.
-    tensors = max((u.rows * len(u.bands) * u.size**2 * 10 for u in units), default=0)
-    return whole + tensors
+    """Bytes of a worker without its network: files and planes of a unit, some cutouts, and all tensors."""
+    most = 0
+    for unit in units:
+        plane = max((b.width * b.height * 4 for b in unit.boxes.values()), default=0)
+        pixels = len(unit.bands) * unit.size**2
+        # Besides one plane per band, as `fetch` has them: variances and masks wait for the rows, too.
+        planes = 2 * len(unit.bands) * plane + min(unit.rows, AHEAD) * pixels * 12
+        most = max(most, worker_bytes([unit]) + planes + unit.rows * pixels * ROW_BYTES)
+    return most
 
 
 def _tasks(

@@ -5,25 +5,36 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
+from numpy.typing import NDArray
 
+from ripple.imaging.batch import TensorBatch
+from ripple.imaging.convolve import CHUNK
 from ripple.learn.config import ScoreConfig
 from ripple.learn.embedding.in_memory import embed_tensors
 from ripple.learn.scoring.in_memory import score_tensors
 from ripple.rubin.open import RepositoryFiles
 from ripple.runtime.profile import Profile, peak_rss
 from ripple.stages.fetch.fetch import unit_facts
-from ripple.stages.fetch.planes import UnitBatch, read_batch
+from ripple.stages.fetch.judge import mark_no_data
+from ripple.stages.fetch.open_unit import open_unit
+from ripple.stages.fetch.planes import PlaneStream
+from ripple.stages.fetch.reading import Damaged, DamagedError, UnitReading
 from ripple.stages.fetch.task import UnitTask
-from ripple.stages.preprocess.batch import DataConstants, preprocess_batch
+from ripple.stages.preprocess.batch import TOGETHER, DataConstants, preprocess_batch
 from ripple.stages.preprocess.config import PreprocessConfig
 from ripple.stages.preprocess.preprocess import rejections
+from ripple.stages.search.pieces import Pieces
 from ripple.storage.files import stage
 from ripple.storage.map_shards import ShardResult
 from ripple.storage.parquet import parquet_bytes
 from ripple.storage.shard_reader import unpack_tensors
 from ripple.storage.shard_writer import pack_tensors
+
+#: Rows whose cutouts are in memory: `preprocess_batch` lets go of a quarter of them at a time.
+AHEAD = 4 * TOGETHER * CHUNK
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,18 +72,28 @@ class SearchTask:
 
 def make_shard(task: SearchTask) -> ShardResult:
     """Read, preprocess and score one unit, and write its table under a temporary name."""
-    profile = Profile()
-    read, digests = _read(task.unit, profile)
-    made = preprocess_batch(read.batch, task.preprocess, task.constants, profile)
+    profile, damaged = Profile(), cast(Damaged, {})
+    # One more thread, which hashes the files while this one decodes them.
+    with ThreadPoolExecutor(1) as beside:
+        files = RepositoryFiles(task.unit.repo, beside, profile)
+        while True:  # each round leaves out one more file, so this ends
+            try:
+                reading = open_unit(task.unit, files, damaged, profile)
+                made, no_data = _preprocessed(task, reading, profile)
+                break
+            except DamagedError as err:
+                damaged[err.key] = err.error
+        digests = reading.digests()  # waits for the hashing, so before its thread ends
     with profile.time("pack"):
         # As `score` would read them: shards decide the types and the order of columns.
         tensors = unpack_tensors(pack_tensors(made, {}))
+        del made
     # What quality control rejects is in the index of the scores, as it would be in that of the tensors.
     quality = rejections(tensors.catalog, task.preprocess)
     index = np.asarray(tensors.catalog["index"])
     duplicates = index[np.isin(index, np.asarray(task.constants.duplicates or (), np.int64))].tolist()
     what = (tensors, task.score, task.model, task.unit.number, task.graphs)
-    beside = None
+    embeddings = None
     with profile.time("score"):
         if task.embeddings is None:
             table = score_tensors(*what)
@@ -80,20 +101,34 @@ def make_shard(task: SearchTask) -> ShardResult:
             found = embed_tensors(*what)
             table = found.scores
             directory, name = task.embeddings
-            beside = stage(Path(directory), name, found.data), found.facts
+            embeddings = stage(Path(directory), name, found.data), found.facts
         data = parquet_bytes(table)
     with profile.time("write", bytes=len(data)):
         staged = stage(Path(task.directory), task.name, data)
-    facts = {
-        **unit_facts(read.reading, read.no_data, digests),
-        "quality": quality.record(),
-        "duplicates": duplicates,
-    }
-    return ShardResult(staged, len(tensors), profile.operations, peak_rss(), facts, beside)
+    facts = {**unit_facts(reading, no_data, digests), "quality": quality.record(), "duplicates": duplicates}
+    return ShardResult(staged, len(tensors), profile.operations, peak_rss(), facts, embeddings)
 
 
-def _read(unit: UnitTask, profile: Profile) -> tuple[UnitBatch, dict[str, str]]:
-    # One more thread, which hashes the files while this one decodes them.
-    with ThreadPoolExecutor(1) as beside, profile.time("fetch"):
-        read = read_batch(unit, RepositoryFiles(unit.repo, beside, profile), profile)
-        return read, read.reading.digests()
+def _preprocessed(
+    task: SearchTask, reading: UnitReading, profile: Profile
+) -> tuple[TensorBatch, NDArray[np.float32]]:
+    """Tensors of a unit, and the `(N, B)` shares of pixels without data; `DamagedError` as for `PlaneStream`.
+
+    The pixels of cutouts are filled in shortly before `preprocess_batch` comes to them, and are gone after.
+    """
+    stream, pieces, config = PlaneStream(reading, profile), Pieces(reading), task.preprocess
+    rows = len(pieces.batch)
+    # These look at all pixels at once.
+    whole = config.variance or config.size or config.pixel_scale or config.zero_point
+    filling = profile.each("fetch", stream.rows(pieces.planes, rows if whole else AHEAD))
+    there = next(filling).stop
+
+    def release(done: int) -> None:
+        nonlocal there
+        pieces.release(done)
+        if there <= done < rows:
+            there = next(filling).stop
+
+    made = preprocess_batch(pieces.batch, config, task.constants, profile, release)
+    mark_no_data(reading.outcomes, reading.task.bands, stream.no_data)
+    return made, stream.no_data
