@@ -77,12 +77,14 @@ def test_nothing_gives_arcs_away_in_hosts_drawn_at_random(cutouts: str, tmp_path
     known = found["distributions"]
     assert {"theta_E", "source_mag", "arc_snr", "mag g", "g - r"} <= set(known)
     assert 1.8 <= known["theta_E"]["of"]["arcs"]["quantiles"][0] <= 2.5
+    assert set(known["theta_E"]["literature"]) == {literature.FORECAST, literature.SLACS}
     kinds = known["mag g"]["of"]
     assert kinds["their hosts"]["rows"] == found["rows"]["injected"]
     assert sum(found["rows"].values()) == N
     page = (tmp_path / "a" / "realism.html").read_text()
     assert "Realism of painted arcs" in page
     assert page.count("<svg") == len(known)
+    assert "forecast for LSST (Collett 2015), 25 to 75 %" in page
     assert card(cutouts, tmp_path / "b", "--fraction", "0.5") == found
 
 

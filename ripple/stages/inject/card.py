@@ -22,6 +22,7 @@ from ripple.imaging.batch import CutoutBatch
 from ripple.imaging.simulation.observing import magnitude
 from ripple.report.cards import Table, Tile, render
 from ripple.report.plots import Line, line_plot
+from ripple.stages.inject import literature
 from ripple.stages.inject.choose import chosen_light, generator
 from ripple.stages.inject.config import InjectConfig
 from ripple.stages.inject.lenses import Lenses
@@ -216,6 +217,8 @@ def distributions(
             }
             for kind, v in values.items() if len(v)
         }}  # fmt: skip
+        if name in literature.KNOWN:
+            out[name]["literature"] = {k: list(v) for k, v in literature.KNOWN[name].items()}
 
     for name in ("theta_E", "theta_E_over_seeing", "source_mag", "arc_snr", "arc_sb", "magnification"):
         add(name, arcs=numbers(index, name)[chosen][painted])
@@ -261,8 +264,14 @@ def _plot(name: str, known: Json) -> str:
         share = np.array(one["counts"]) / max(one["rows"], 1)
         top = max(top, float(share.max()))
         lines.append(Line(middle, share, kind, style, steps=True))
-    x_range = float(edges[0]), float(edges[-1])
-    return line_plot(name, name, "share", lines, x_range=x_range, y_range=(0.0, top * 1.1 or 1.0))
+    theirs = known.get("literature", {})
+    # The middle half of each, as a bar above the curves.
+    for k, (kind, quantiles) in enumerate(theirs.items()):
+        height = top * (1.08 + 0.07 * k)
+        lines.append(Line(quantiles[1:4:2], [height, height], f"{kind}, 25 to 75 %", f"c{k + 3}"))
+    ends = [edges[0], edges[-1], *(q for quantiles in theirs.values() for q in quantiles[1:4:2])]
+    x_range, high = (float(min(ends)), float(max(ends))), top * (1.08 + 0.07 * len(theirs))
+    return line_plot(name, name, "share", lines, x_range=x_range, y_range=(0.0, high or 1.0))
 
 
 def _gates(gates: Json | None, bad: list[str]) -> list[Table]:
@@ -310,8 +319,8 @@ def _painting(checks: Json) -> list[Table]:
             c["verdict"],
         )
         note = (
-            f"Redder than {c['bluest']:.2f}, the median of an irregular galaxy at redshifts of 0.8 to 3. "
-            "Spread: half of 16 to 84 %, of arcs and of irregular and Sbc galaxies (Coleman, Wu & Weedman 1980)."
+            f"Redder than {c['bluest']:.2f}, the median of irregulars at redshifts of 0.8 to 3; spread: "
+            "half of 16 to 84 %, of arcs and of irregular and Sbc galaxies (Coleman, Wu & Weedman 1980)."
         )
         head = ("", "rows", "share that is redder", "spread", "")
         tables.append(Table("Colours of arcs", head, (row,), wrong, note))
@@ -319,9 +328,15 @@ def _painting(checks: Json) -> list[Table]:
 
 
 def _quantiles(known: Json) -> Table:
-    rows = tuple(
-        (name, kind, f"{one['rows']:,}", *(f"{v:.3g}" for v in one["quantiles"]))
-        for name, each in known.items()
-        for kind, one in each["of"].items()
+    rows: list[tuple[str, ...]] = []
+    for name, each in known.items():
+        for kind, one in each["of"].items():
+            rows.append((name, kind, f"{one['rows']:,}", *(f"{v:.3g}" for v in one["quantiles"])))
+        for kind, quantiles in each.get("literature", {}).items():
+            rows.append((name, kind, "", *(f"{v:.3g}" for v in quantiles)))
+    note = (
+        "Forecast: what Collett (2015, ApJ 811, 20) expects to be discoverable in the coadd of LSST. SLACS: "
+        "59 lenses, as tabulated by Sonnenfeld. Both are what is found, not what there is on the sky."
     )
-    return Table("Distributions", ("", "of", "rows", *(f"{100 * q:g} %" for q in QUANTILES)), rows)
+    head = ("", "of", "rows", *(f"{100 * q:g} %" for q in QUANTILES))
+    return Table("Distributions", head, tuple(rows), note=note)

@@ -29,6 +29,23 @@ SBC = (
     (1.29, 0.42, 0.31, 0, -0.23, -0.46), (1.75, 0.38, 0.23, 0, -0.23, -0.44),
 )  # fmt: skip
 
+#: Quantiles (5, 25, 50, 75, 95 %) of the 8,833 lenses that Collett 2015, ApJ 811, 20, forecasts to be
+#: discoverable in the full coadd of LSST, and the Einstein radii of 59 lenses of SLACS as in "The SLACS
+#: strong lens sample, debiased" (Sonnenfeld): `scripts/bench/literature.py` makes them from the tables that
+#: both published. By the names of the card's distributions; `mag` is that of arcs, `source_mag` that before
+#: lensing.
+FORECAST, SLACS = "forecast for LSST (Collett 2015)", "SLACS"
+KNOWN: dict[str, dict[str, tuple[float, ...]]] = {
+    "theta_E": {FORECAST: (1.0, 1.14, 1.33, 1.59, 2.15), SLACS: (0.84, 1.04, 1.23, 1.38, 1.63)},
+    "source_mag": {FORECAST: (23.67, 24.94, 25.63, 26.32, 27.38)},
+    "magnification": {FORECAST: (3.2, 4.17, 6.18, 10.22, 22.06)},
+    "mag g": {FORECAST: (22.26, 23.34, 23.9, 24.36, 25.15)},
+    "mag r": {FORECAST: (22.12, 23.23, 23.79, 24.19, 24.57)},
+    "mag i": {FORECAST: (21.87, 23.05, 23.65, 24.09, 24.56)},
+    "g - r": {FORECAST: (-0.19, -0.05, 0.05, 0.33, 1.09)},
+    "r - i": {FORECAST: (-0.22, -0.06, 0.03, 0.27, 0.76)},
+}
+
 
 def colour(template: tuple[tuple[float, ...], ...], blue: str, red: str) -> Float:
     """Colour of a template at each of `REDSHIFTS`."""
