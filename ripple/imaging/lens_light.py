@@ -118,19 +118,27 @@ def _annuli(plane: Float, radius: Float, sigma: float) -> tuple[Float, Float, Fl
     edges = [0.0, 0.6]
     while edges[-1] < radius.max():
         edges.append(edges[-1] + max(NARROWEST, SHARE * edges[-1]))
-    which, rows = np.digitize(radius, edges), []
-    for k in range(1, len(edges)):
-        here = which == k
-        values = plane[here]
-        if not values.size:
+    order = np.argsort(radius, axis=None, kind="stable")
+    # Each annulus is one run of the pixels sorted by radius.
+    distance, light = radius.ravel()[order], plane.ravel()[order]
+    ends, rows = np.searchsorted(distance, edges[1:]), []
+    for first, end in zip([0, *ends[:-1]], ends, strict=True):
+        values = np.sort(light[first:end])
+        count = len(values)
+        if not count:
             continue
-        middle = float(np.median(values))
-        for _ in range(3 if values.size > 12 else 0):  # arcs are brighter than the rest of their annulus
-            kept = values[values < middle + 2.0 * sigma]
-            middle = float(np.median(kept)) if kept.size > values.size // 3 else middle
-        rows.append((float(np.median(radius[here])), middle, 1.25 * sigma / np.sqrt(values.size)))
+        middle = _middle(values, count)
+        for _ in range(3 if count > 12 else 0):  # arcs are brighter than the rest of their annulus
+            kept = int(np.searchsorted(values, middle + 2.0 * sigma))
+            middle = _middle(values, kept) if kept > count // 3 else middle
+        rows.append((_middle(distance[first:end], count), middle, 1.25 * sigma / np.sqrt(count)))
     at, value, error = np.array(rows).T
     return at, value, error
+
+
+def _middle(ascending: Float, count: int) -> float:
+    """The median of the first `count` of ascending values."""
+    return float(ascending[(count - 1) // 2] + ascending[count // 2]) / 2
 
 
 def _sersic(of: Float, radius: Float) -> Float:
@@ -147,10 +155,18 @@ def _fitted(at: Float, value: Float, error: Float) -> Float:
     def misfit(of: Float) -> Float:
         return np.asarray((value - _sersic(of, at)) / tolerance)
 
+    def slope(of: Float) -> Float:
+        # Derivatives of `_sersic` in closed form: half the time of differences.
+        light, soft = _sersic(of, at), np.exp(2 * of[3])
+        ratio = np.hypot(at, np.exp(of[3])) / np.exp(of[1])
+        bend = light * ratio ** (1.0 / of[2]) / of[2]
+        columns = (light, bend, bend * np.log(ratio) / of[2], -bend * soft / (at**2 + soft))
+        return np.asarray(-np.stack(columns, axis=1) / tolerance[:, None])
+
     top = np.log(value[0])
     low, high = [top - 3, -3.0, 0.5, -3.0], [top + 12, 4.0, 6.0, 1.8]
     start = np.array([top + 0.5, 0.5, 1.5, 0.3])
     found = scipy.optimize.least_squares(
-        misfit, start, bounds=(low, high), loss="cauchy", max_nfev=30, ftol=2e-3
+        misfit, start, slope, bounds=(low, high), loss="cauchy", max_nfev=30, ftol=2e-3
     )
     return np.asarray(found.x)
