@@ -9,6 +9,7 @@ They get the image plane alone, as uncompressed FITS, four bands as a set of fou
 - `astrocut`: one `FITSCutout` of the four files per target, in memory (a sample: it takes tens of milliseconds each);
 - `cutana`: its orchestrator with one worker, no normalisation, float32 Zarr; checks that open files switched off;
 - `cutana direct`: `create_cutouts_direct`, which stays in memory and which its authors advise for small batches;
+- `ripple in memory`: `ripple.open(REPO).cutouts(table)`, from the compressed coadds: image, variance, mask, PSFs, margins;
 - `ripple`: the whole of `ripple fetch --workers 1` from the compressed coadds: image, variance, mask, PSF, index,
   digests.
 
@@ -23,7 +24,9 @@ import json
 import shutil
 import statistics
 import subprocess
+import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from fetch import BANDS, PATCHES, SIZE, SKYMAP, TRACT, make_targets, repository, ripple_fetch
 
@@ -41,8 +44,18 @@ for files, rows in sets:
 print(json.dumps({"seconds": time.perf_counter() - t, "done": done}))
 """
 
+MEMORY = """
+import json, os, sys, time
+import ripple
+targets, root = sys.argv[1:3]
+survey = ripple.open(root)
+t = time.perf_counter()
+found = survey.cutouts(targets, size=64)
+print(json.dumps({"seconds": time.perf_counter() - t, "done": len(found.batch), "cpu": sum(os.times()[:4])}))
+"""
+
 CUTANA = """
-import json, sys, time
+import json, os, sys, time
 import pandas as pd
 from cutana import Orchestrator, create_cutouts_direct, get_default_config
 catalogue, out, how, bands = sys.argv[1:5]
@@ -63,7 +76,8 @@ else:
     result = Orchestrator(config).run()
     assert result["status"] == "completed", result
     done, shape = result["total_sources"], None
-print(json.dumps({"seconds": time.perf_counter() - t, "done": done, "shape": shape}))
+seconds = time.perf_counter() - t
+print(json.dumps({"seconds": seconds, "done": done, "shape": shape, "cpu": sum(os.times()[:4])}))
 """
 
 
@@ -111,7 +125,7 @@ def astrocut(
 ) -> float:
     """Targets per second, of a sample."""
     sets = [[files[p], [(ra, dec) for _, ra, dec in rows[p][:50]]] for p in files]
-    return _rate([python, "-c", ASTROCUT], json.dumps(sets))
+    return _rate([python, "-c", ASTROCUT], json.dumps(sets)).wall
 
 
 def cutana(
@@ -129,12 +143,19 @@ def cutana(
     return _rate([python, "-c", CUTANA, str(catalogue), str(out), how, "".join(BANDS)], "")
 
 
-def _rate(command: list[str], text: str) -> float:
+class Rate(NamedTuple):
+    """Targets per second by the clock, and per CPU-second of the whole process with its start."""
+
+    wall: float
+    cpu: float
+
+
+def _rate(command: list[str], text: str) -> Rate:
     done = subprocess.run(command, input=text, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr[-2000:])
     record = json.loads(done.stdout.strip().splitlines()[-1])
-    return record["done"] / record["seconds"]
+    return Rate(record["done"] / record["seconds"], record["done"] / record.get("cpu", record["seconds"]))
 
 
 def main() -> None:
@@ -145,6 +166,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--patches", type=int, default=2)
     parser.add_argument("--per-patch", type=int, nargs="+", default=[500, 5000])
+    parser.add_argument("--no-astrocut", action="store_true")
     args = parser.parse_args()
     work, python = args.directory, str((args.venv / "bin" / "python").absolute())
     output = args.output or work
@@ -155,15 +177,21 @@ def main() -> None:
         targets, n = work / f"t{per_patch}.csv", per_patch * len(patches)
         make_targets(targets, patches, per_patch)
         rows = positions(targets)
-        ours, theirs, direct = [], [], []
-        slow = astrocut(python, files, rows)
+        ours: list[float] = []
+        theirs: dict[str, list[Rate]] = {"orchestrator": [], "direct": [], "memory": []}
+        slow = None if args.no_astrocut else astrocut(python, files, rows)
         for _ in range(args.rounds):
             ours.append(n / ripple_fetch(root, targets, output / "out")[0])
-            theirs.append(cutana(python, files, rows, output, "orchestrator"))
-            direct.append(cutana(python, files, rows, output, "direct"))
-        a, b, c = (statistics.median(rates) for rates in (ours, theirs, direct))
-        print(f"peers, {per_patch}/patch, targets/s in {len(BANDS)} bands: ripple {a:.0f}; cutana {b:.0f} ({a / b:.1f}x), "
-              f"direct {c:.0f} ({a / c:.1f}x), astrocut {slow:.1f} ({a / slow:.0f}x)")  # fmt: skip
+            for how in ("orchestrator", "direct"):
+                theirs[how].append(cutana(python, files, rows, output, how))
+            theirs["memory"].append(_rate([sys.executable, "-c", MEMORY, str(targets), str(root)], ""))
+        a = statistics.median(ours)
+        b, c, d = (statistics.median(rate.wall for rate in rates) for rates in theirs.values())
+        x, y = (statistics.median(rate.cpu for rate in theirs[how]) for how in ("direct", "memory"))
+        print(f"peers, {per_patch}/patch, targets/s in {len(BANDS)} bands: ripple {a:.0f}; cutana {b:.0f} ({a / b:.1f}x)"
+              + ("" if slow is None else f", astrocut {slow:.1f} ({a / slow:.0f}x)"))  # fmt: skip
+        print(f"  in memory: ripple {d:.0f}, cutana direct {c:.0f} ({d / c:.2f}x); "
+              f"targets per CPU-second with the start: {y:.0f} and {x:.0f} ({y / x:.2f}x)")  # fmt: skip
 
 
 if __name__ == "__main__":
