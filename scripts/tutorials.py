@@ -104,6 +104,11 @@ def _show(value: Any, output: Output) -> None:
     if hasattr(value, "_repr_png_"):
         output.pictures.append((value._repr_png_(), "Figure"))
         return
+    if hasattr(value, "savefig"):  # a figure of matplotlib
+        drawn = io.BytesIO()
+        value.savefig(drawn, format="png", dpi=120)
+        output.pictures.append((drawn.getvalue(), "Figure"))
+        return
     if hasattr(value, "colnames"):  # an astropy table
         output.text += "\n".join(value.pformat(max_lines=18, max_width=110)) + "\n"
         return

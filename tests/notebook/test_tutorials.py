@@ -120,6 +120,20 @@ def test_dp2_on_the_platform(scratch: Path) -> None:
     assert (scratch / "dp2-report" / "index.html").is_file()
 
 
+@pytest.mark.slow  # it trains where the first tutorial has not
+def test_what_would_we_have_found(scratch: Path) -> None:
+    space, outputs = run("selection-function")
+    # Brighter arcs are found more often, and most of the brightest.
+    smooth = space["smooth"]
+    assert (smooth[:, -1] > smooth[:, 0] + 0.3).all()
+    for cell in space["found"]["bins"]:
+        known = cell["completeness"]
+        assert known["value"] is None or known["low"] <= known["value"] <= known["high"]
+    assert all(verdict == "ok" for *_, verdict in space["checks"])
+    assert sum(len(output.pictures) for output in outputs) == 1
+    assert (scratch / "selection.pdf").stat().st_size > 10_000
+
+
 def test_cells_have_the_tags_of_the_script() -> None:
     body = json.loads((FOLDER / "05-dp2-on-the-rsp.ipynb").read_text())
     tags = [cell["metadata"].get("tags", []) for cell in body["cells"]]

@@ -205,6 +205,9 @@ def test_losses_bins_and_false_positives(scored: Path, tmp_path: Path) -> None:
     assert page.count("<img") == 1
     grid = read(tmp_path / "s" / "completeness.parquet")
     assert list(grid) == [*BY, "completeness", "rows_near"]
+    # S/N spans decades: as many points in each.
+    steps = np.diff(np.log(np.unique(grid["arc_snr"])))
+    np.testing.assert_allclose(steps, steps[0], rtol=1e-6)
     near = grid["rows_near"] > 5
     truth = probability(grid["theta_E"], grid["arc_snr"])
     assert np.abs(grid["completeness"] - truth)[near].mean() < 0.08

@@ -163,6 +163,8 @@ def calibration(predicted: Float, found: NDArray[np.bool_], parts: int = 10) -> 
 def grid(values: Float) -> tuple[Float, NDArray[np.int64]]:
     """Points at which the function is tabulated, within the central 99 % of each column.
 
+    Evenly, or, along a positive column that spans more than a decade, evenly in its logarithm: S/N.
+
     Returns
     -------
     points
@@ -171,10 +173,20 @@ def grid(values: Float) -> tuple[Float, NDArray[np.int64]]:
         `(P,)` rows within one and a half steps along every axis: with none, the function is a guess.
     """
     low, high = np.quantile(values, (0.005, 0.995), axis=0)
-    axes = [np.linspace(a, b, POINTS[values.shape[1]]) for a, b in zip(low, high, strict=True)]
+    wide = (values.min(axis=0) > 0) & (high > 10 * low)
+
+    def scaled(x: Float) -> Float:
+        return np.where(wide, np.log(np.where(wide, x, 1.0)), x)
+
+    count = POINTS[values.shape[1]]
+    axes = [
+        np.geomspace(a, b, count) if log else np.linspace(a, b, count)
+        for a, b, log in zip(low, high, wide, strict=True)
+    ]
     points = np.stack([m.ravel() for m in np.meshgrid(*axes, indexing="ij")], axis=1)
-    step = np.maximum((high - low) / (POINTS[values.shape[1]] - 1), 1e-12)
-    near = cKDTree(values / step).query_ball_point(points / step, 1.5, p=np.inf, return_length=True)
+    step = np.maximum((scaled(high) - scaled(low)) / (count - 1), 1e-12)
+    tree = cKDTree(scaled(values) / step)
+    near = tree.query_ball_point(scaled(points) / step, 1.5, p=np.inf, return_length=True)
     return points, np.asarray(near, np.int64)
 
 
