@@ -251,6 +251,19 @@ class TrainConfig(Config):
     sky: Annotated[float, Field(ge=0)] = setting(
         0.0, description="Scatter of a level added to each band (a sky residual), in tensor units."
     )
+    seeing: Annotated[float, Field(ge=0, le=3)] = setting(
+        0.0, description="Broaden PSFs, before the stretch, by a Gaussian of up to this FWHM, arcsec."
+    )
+    depth: Annotated[float, Field(ge=0, le=5)] = setting(
+        0.0, description="Add noise, before the stretch: bands up to this many magnitudes less deep."
+    )
+    zero_point: Annotated[float, Field(ge=0, le=1)] = setting(
+        0.0, description="Scatter of the zero points of the bands, magnitudes."
+    )
+    drop_band: Fraction = setting(0.0, description="Share of rows that lose one of their bands.")
+    subpixel: Annotated[float, Field(ge=0, le=4)] = setting(
+        0.0, description="Random shifts of up to this many pixels and fractions of them, before the stretch."
+    )
     seed: Annotated[int, Field(ge=0)] = Field(0, description="Seed of weights, order and augmentation.")
     seeds: Annotated[int, Field(ge=1, le=100)] = Field(1, description="Number of networks in the ensemble.")
     precision: Literal["auto", "fp32", "bf16"] = Field(

@@ -192,27 +192,39 @@ def measured_noise(flux: NDArray[np.float32]) -> Float:
 
 def write_tensors(
     directory: Path, sky: Sky, instrument: Instrument, labels: NDArray[np.int64],
-    class_map: dict[str, str], *, size: int, look: int, noise: Float | None = None,
+    class_map: dict[str, str], *, size: int, look: int, noise: Float | None = None, by_row: bool = False,
 ) -> Path:  # fmt: skip
-    """A tensor artefact of the sky as one instrument sees it, asinh of flux over `noise`, or its own `(3,)`."""
+    """A tensor artefact of the sky as one instrument sees it, asinh of flux over `noise`, or its own `(3,)`.
+
+    `by_row`: one scale for all bands, that of the median band, kept for each row as `preprocess` keeps it.
+    """
     made = create(directory, kind="tensors", config=instrument, inputs={"sky": sky.seed}, units=1)
     if not isinstance(made, ArtefactWriter):
         return directory
     n = len(labels)
     flux = observe(sky, instrument, size=size, look=look)
     scale = measured_noise(flux) if noise is None else noise
-    image = np.arcsinh(flux / (3 * scale[:, None, None])).astype(np.float32)
+    units = np.full(3, np.median(scale)) if by_row else scale
+    image = np.arcsinh(flux / (3 * units[:, None, None])).astype(np.float32)
     index = np.arange(n)
     catalog: dict[str, Any] = {
         "index": index, "id": index + 1, "ra": sky.ra, "dec": sky.dec, "label": labels,
         "qc": np.zeros(n, np.uint64), "accept": np.ones(n, np.uint8),
     }  # fmt: skip
+    catalog |= {f"noise_{band}": np.full(n, s, np.float32) for band, s in zip(BANDS, scale, strict=True)}
+    kept: dict[str, Any] = {"scope": "row"}
+    if by_row:
+        catalog |= {
+            "norm_offset": np.zeros(n, np.float32),
+            "norm_scale": np.full(n, 3 * units[0], np.float32),
+        }
+    else:
+        scales = {b: round(3 * float(s), 6) for b, s in zip(BANDS, scale, strict=True)}
+        kept = {"scope": "dataset", "offset": dict.fromkeys(BANDS, 0.0), "scale": scales}
     batch = TensorBatch(
         bands=BANDS, image=image, valid=np.ones(image.shape, np.uint8), catalog=catalog,
         pixel_scale=instrument.pixel_scale, psf_fwhm=float("nan"), class_map=class_map,
-        normalization={"method": "asinh", "softening": 3.0, "scope": "dataset",
-                       "offset": dict.fromkeys(BANDS, 0.0),
-                       "scale": {b: round(3 * float(s), 6) for b, s in zip(BANDS, scale, strict=True)}},
+        normalization={"method": "asinh", "softening": 3.0, **kept},
     )  # fmt: skip
     with made as writer:
         writer.commit(0, pack_tensors(batch, {}), n, {})

@@ -9,7 +9,7 @@ They get the image plane alone, as uncompressed FITS, four bands as a set of fou
 - `astrocut`: one `FITSCutout` of the four files per target, in memory (a sample: it takes tens of milliseconds each);
 - `cutana`: its orchestrator with one worker, no normalisation, float32 Zarr; checks that open files switched off;
 - `cutana direct`: `create_cutouts_direct`, which stays in memory and which its authors advise for small batches;
-- `ripple in memory`: `ripple.open(REPO).cutouts(table)`, from the compressed coadds: image, variance, mask, PSFs, margins;
+- `ripple in memory`: `ripple.open_survey(REPO).cutouts(table)`, from the compressed coadds: image, variance, mask, PSFs, margins;
 - `ripple`: the whole of `ripple fetch --workers 1` from the compressed coadds: image, variance, mask, PSF, index,
   digests.
 
@@ -48,7 +48,7 @@ MEMORY = """
 import json, os, sys, time
 import ripple
 targets, root = sys.argv[1:3]
-survey = ripple.open(root)
+survey = ripple.open_survey(root, collections="mini")
 t = time.perf_counter()
 found = survey.cutouts(targets, size=64)
 print(json.dumps({"seconds": time.perf_counter() - t, "done": len(found.batch), "cpu": sum(os.times()[:4])}))

@@ -70,24 +70,21 @@ class Augment:
         """
         if len(image) == 0:
             return image
-        key = _key(row, seed, epoch)  # (n,)
-        if draw is not None:
-            # Other numbers for every repeat: twice the same picture would teach nothing.
-            key = torch.where(draw > 0, _mix(key ^ (draw * 0x9E3779B1 & _MASK)), key)
+        key = key_of(row, seed, epoch, draw)
         if self.d4:
             image = orient(image, _d4_element(key, image.shape[-2] == image.shape[-1]))
         if self.shift:
-            dy, dx = (_integer(key, s, -self.shift, self.shift) for s in (_DY, _DX))
+            dy, dx = (integer_of(key, s, -self.shift, self.shift) for s in (_DY, _DX))
             image = roll_mirrored(image, dy, dx)
         if self.blur:
-            image = blur(image, self.blur * _uniform(key, _BLUR), self.blur)
+            image = blur(image, self.blur * uniform_of(key, _BLUR), self.blur)
         # Sky and noise after the blur: an instrument smooths the light, not its own noise.
         if self.sky:
-            level = self.sky * _normal(key, torch.Size([image.shape[1], 1, 1]), _SKY)
+            level = self.sky * normal_of(key, torch.Size([image.shape[1], 1, 1]), _SKY)
             image = image + level.to(image.dtype)
         if self.noise:
-            sigma = (self.noise * _uniform(key, _NOISE)).to(image.dtype)
-            image = image + sigma[:, None, None, None] * _normal(key, image.shape[1:]).to(image.dtype)
+            sigma = (self.noise * uniform_of(key, _NOISE)).to(image.dtype)
+            image = image + sigma[:, None, None, None] * normal_of(key, image.shape[1:]).to(image.dtype)
         return image
 
 
@@ -169,9 +166,9 @@ def _mirror(index: Tensor, size: int) -> Tensor:
 
 def _d4_element(key: Tensor, square: bool) -> Tensor:
     if square:
-        return _integer(key, _D4, 0, 7)
+        return integer_of(key, _D4, 0, 7)
     # Half turns and flips only: a quarter turn would swap H and W.
-    return torch.tensor([0, 2, 4, 6], device=key.device)[_integer(key, _D4, 0, 3)]
+    return torch.tensor([0, 2, 4, 6], device=key.device)[integer_of(key, _D4, 0, 3)]
 
 
 def _mix(x: Tensor) -> Tensor:
@@ -182,25 +179,29 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
-def _key(row: Tensor, seed: int, epoch: int) -> Tensor:
-    """`(n,)` int64 below 2^32 from (seed, epoch, row)."""
+def key_of(row: Tensor, seed: int, epoch: int, draw: Tensor | None = None) -> Tensor:
+    """`(n,)` int64 below 2^32 from (seed, epoch, row, draw), from which the numbers of a row are made."""
     base = torch.tensor([seed & _MASK, (seed >> 32) & _MASK, epoch & _MASK], device=row.device)
     # Seeds and rows may exceed 32 bits: both halves count.
     key = _mix(_mix(_mix(base[0]) ^ base[1]) ^ base[2])
-    return _mix(_mix(key ^ (row & _MASK)) ^ ((row >> 32) & _MASK) ^ 0x5BD1E995)
+    key = _mix(_mix(key ^ (row & _MASK)) ^ ((row >> 32) & _MASK) ^ 0x5BD1E995)
+    if draw is None:
+        return key
+    # Other numbers for every repeat: twice the same picture would teach nothing.
+    return torch.where(draw > 0, _mix(key ^ (draw * 0x9E3779B1 & _MASK)), key)
 
 
-def _uniform(key: Tensor, stream: int) -> Tensor:
+def uniform_of(key: Tensor, stream: int) -> Tensor:
     """`(n,)` float32 in [0, 1), 24 bits."""
     return (_mix(key ^ ((stream + 1) * 0x9E3779B9 & _MASK)) >> 8).to(torch.float32) / 2**24
 
 
-def _integer(key: Tensor, stream: int, low: int, high: int) -> Tensor:
+def integer_of(key: Tensor, stream: int, low: int, high: int) -> Tensor:
     """`(n,)` int64 from `low` to `high`, both included."""
-    return low + (_uniform(key, stream) * (high - low + 1)).to(torch.int64)
+    return low + (uniform_of(key, stream) * (high - low + 1)).to(torch.int64)
 
 
-def _normal(key: Tensor, shape: torch.Size, stream: int = _PIXELS) -> Tensor:
+def normal_of(key: Tensor, shape: torch.Size, stream: int = _PIXELS) -> Tensor:
     """`(n, *shape)` float32 standard normal (Box-Muller)."""
     pixels = torch.arange(shape.numel(), device=key.device)
     words = _mix(_mix(key ^ ((stream + 1) * 0x9E3779B9 & _MASK))[:, None] ^ _mix(pixels)[None])

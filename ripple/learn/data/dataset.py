@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from ripple.errors import DataError
+from ripple.imaging.batch import TensorBatch
 from ripple.learn.data import loops
 from ripple.storage import shard_reader
 from ripple.storage.artefact import Artefact, open_artefact
@@ -205,11 +206,13 @@ class TensorDataset(torch.utils.data.Dataset[Batch]):
     def column_names(self) -> tuple[str, ...]:
         """Names that `column` accepts: those of the first shard with rows, and `label`."""
         if not self._names:
-            artefact, k = self._units[int(np.argmax(np.diff(self._offsets) > 0))]
-            self._names = tuple(
-                sorted({*shard_reader.map_tensors(artefact.verified_path(k)).catalog, "label"})
-            )
+            self._names = tuple(sorted({*self.first_shard().catalog, "label"}))
         return self._names
+
+    def first_shard(self) -> TensorBatch:
+        """The first shard that has rows, whole: what it says of itself holds for all of its artefact."""
+        artefact, k = self._units[int(np.argmax(np.diff(self._offsets) > 0))]
+        return shard_reader.map_tensors(artefact.verified_path(k))
 
     def _by_name(self, labels: NDArray[Any]) -> NDArray[np.int64]:
         """Labels of all rows in the numbers of `class_map`."""

@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ripple.errors import ConfigError, DataError
 from ripple.learn.data.augment import Augment
+from ripple.learn.data.conditions import Conditions
 from ripple.learn.data.dataset import Batch, Rows, TensorDataset
 from ripple.sky.splits import mix64
 
@@ -49,8 +50,8 @@ class Loader:
         A new order in each epoch; otherwise that of `rows`.
     balance
         Draw classes in equal numbers.
-    augment
-        Augmentation of each row, on the device.
+    conditions, augment
+        What becomes of each row, on the device and in this order: other observing conditions, augmentation.
     device
         `cpu`, `cuda`, `cuda:1`. CUDA copies run from pinned memory on a stream of their own.
     rank, world
@@ -74,6 +75,7 @@ class Loader:
         seed: int = 0,
         shuffle: bool = True,
         balance: bool = False,
+        conditions: Conditions | None = None,
         augment: Augment | None = None,
         device: str | torch.device = "cpu",
         rank: int = 0,
@@ -87,6 +89,7 @@ class Loader:
         self.rows: Rows = dataset.rows if rows is None else np.asarray(rows, np.int64)
         self.batch_size, self.seed, self.shuffle, self.drop_last = batch_size, seed, shuffle, drop_last
         self.augment, self.device, self.valid = augment, torch.device(device), valid
+        self.conditions = None if conditions is None else conditions.to(self.device)
         self.rank, self.world, self.threads = rank, world, max(1, threads)
         if batch_size < 1 or not 0 <= rank < world:
             raise ConfigError(
@@ -211,7 +214,7 @@ class Loader:
             buffer = self._buffers.take(shape, np.dtype(np.float32))
             image = torch.from_numpy(self.dataset.read(rows, buffer))
         batch = {"image": image, "label": torch.from_numpy(self._labels[rows]), "row": torch.from_numpy(rows)}
-        if self._classes and self.augment is not None:
+        if self._classes and (self.augment is not None or self.conditions is not None):
             batch["draw"] = torch.from_numpy(draw)
         if self.valid:
             batch["valid"] = torch.from_numpy(self.dataset.read(rows, valid=True))
@@ -252,10 +255,11 @@ class Loader:
             yield receive(ahead)
 
     def _augmented(self, batch: Batch, epoch: int) -> Batch:
-        if self.augment is not None:
-            draw = batch.pop("draw", None)
-            image = self.augment(batch["image"], batch["row"], seed=self.seed, epoch=epoch, draw=draw)
-            batch = {**batch, "image": image}
+        draw = batch.pop("draw", None)
+        for change in (self.conditions, self.augment):
+            if change is not None:
+                image = change(batch["image"], batch["row"], seed=self.seed, epoch=epoch, draw=draw)
+                batch = {**batch, "image": image}
         return batch
 
 

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from ripple.errors import ConfigError, WorkerError
 from ripple.learn.config import TrainConfig
+from ripple.learn.data.conditions import Ranges, conditions
 from ripple.learn.data.dataset import Batch
 from ripple.learn.data.graded import SOFT
 from ripple.learn.data.loader import Loader
@@ -223,6 +224,7 @@ def _train_loader(
         rows=rows,
         batch_size=config.batch_size,
         seed=seed,
+        conditions=conditions(ranges, data.dataset) if (ranges := other_conditions(config)) else None,
         augment=augmentation(config),
         device=device,
         balance=balanced,
@@ -232,6 +234,11 @@ def _train_loader(
         drop_last=len(rows) >= config.batch_size * ranks.world,
         columns=(SOFT,) if config.labels_as == "soft" else config.targets,
     )
+
+
+def other_conditions(config: TrainConfig) -> Ranges:
+    """How far observing conditions differ from those of the training rows."""
+    return Ranges(config.seeing, config.depth, config.zero_point, config.drop_band, config.subpixel)
 
 
 def schedule(epoch: float, config: TrainConfig) -> float:
