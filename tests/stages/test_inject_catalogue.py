@@ -142,7 +142,6 @@ def test_the_galaxy_without_its_surroundings() -> None:
         ("", {"sed": ["CWW_Im_ext"] * 3}, "CWW_Scd_ext", "a column sed and --source-sed both say"),
         ("", {"mag_g": [24.0] * 3}, "", "no column 'mag_r'"),
         ("", {"BAND": ["F999W"] * 3}, "CWW_Scd_ext", "throughput of band 'F999W' is not known"),
-        ("", {"IDENT": [1, 1, 2]}, "CWW_Scd_ext", "id 1 is there twice"),
         ("", {"GAL_FILENAME": ["../n1.fits"] * 3}, "CWW_Scd_ext", r"'\.\./n1\.fits' is not beside"),
     ],
 )

@@ -196,6 +196,10 @@ def test_tables_that_do_not_fit_the_pictures(tmp_path: Path) -> None:
     rows = [{**GIVEN, "source_id": k} for k in (0, 1, 5)]
     found = read_lenses(table(tmp_path / "ids.csv", rows), ("g", "r"), sources)
     assert found.refused == ("", "source 1: mag_g is 99, not from 10 to 40", "no source has the id 5")
+    twice = read(written(tmp_path / "t.fits", [disk(31, 3.0)] * 2, [{**ROW, "id": 0}] * 2))
+    assert len(twice.usable()) == 2
+    with pytest.raises(CatalogueError, match="several sources have the id 0"):
+        read_lenses(table(tmp_path / "one.csv", rows[:1]), ("g", "r"), twice)
 
 
 def test_the_verb_with_lenses_and_pictures(tmp_path: Path) -> None:

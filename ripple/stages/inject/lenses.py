@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ripple.errors import CatalogueError
 from ripple.imaging.simulation.lensing import Deflector
 from ripple.imaging.simulation.profiles import Lensed, Sersic
-from ripple.stages.inject.sources import Sources
+from ripple.stages.inject.sources import TWICE, Sources
 from ripple.stages.plan.tables import UserTable, read_table
 
 Float = NDArray[np.float64]
@@ -160,7 +160,7 @@ def _pictures(columns: pa.Table, sources: Sources, name: str) -> tuple[NDArray[n
     for k, value in enumerate(columns["source_id"].to_pylist()):
         row = sources.ids.get(str(value), -1)
         if row < 0:
-            why[k] = f"no source has the id {value}"
+            why[k] = f"{'several sources have' if row == TWICE else 'no source has'} the id {value}"
         elif sources.refused[row]:
             why[k] = f"source {value}: {sources.refused[row]}"
         else:

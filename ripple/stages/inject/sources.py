@@ -29,6 +29,8 @@ Float = NDArray[np.float64]
 #: Smallest and largest pixel, arcsec, and the widest PSF of a source: wider ones would show in the arcs.
 PIXEL, WIDEST = (0.005, 0.5), 0.3
 MAGNITUDE = (10.0, 40.0)
+#: Row of an id that several sources have.
+TWICE = -2
 #: Redshifts of a spectrum.
 REDSHIFT = (0.001, 10.0)
 
@@ -51,7 +53,7 @@ class Sources:
     weight
         `(N,)` how often each is drawn; None: equally often.
     ids
-        Id -> row.
+        Id -> row; `TWICE` for several.
     refused
         N texts: why a source cannot be painted; empty where it can, as far as is known before it is read.
     sha256
@@ -172,7 +174,7 @@ def _cube(
     z = _column(columns, "z", path) if "z" in names else np.full(len(columns), np.nan)
     # Without ids a source is called by its row, as in the index.
     ids = stamps.texts(columns["id"]) if "id" in names else [str(k) for k in range(len(columns))]
-    return Sources(planes, scale, mags, z, None, _ids(ids, path), tuple(refused), sha256)
+    return Sources(planes, scale, mags, z, None, _ids(ids), tuple(refused), sha256)
 
 
 def _catalogue(
@@ -191,7 +193,7 @@ def _catalogue(
         weight = stamps.numbers(columns, "weight", path)
         for k in np.flatnonzero(~(np.isfinite(weight) & (weight > 0))).tolist():
             refused[k] = refused[k] or f"weight is {weight[k]:g}"
-    ids = _ids(stamps.texts(columns["ident"]), path)
+    ids = _ids(stamps.texts(columns["ident"]))
     return Sources(found, found.pixel_scale, mags, z, weight, ids, tuple(refused), digest.hexdigest())
 
 
@@ -231,12 +233,12 @@ def _colours(
     return mags
 
 
-def _ids(names: list[str], path: Path) -> dict[str, int]:
+def _ids(names: list[str]) -> dict[str, int]:
+    """Row of each id; `TWICE` where several have it, which matters only to lenses that name it."""
     rows = {name: k for k, name in enumerate(names)}
-    if len(rows) < len(names):
-        twice = next(name for k, name in enumerate(names) if rows[name] != k)
-        raise CatalogueError(f"{path}: id {twice} is there twice")
-    return rows
+    return (
+        rows if len(rows) == len(names) else {n: TWICE if names.count(n) > 1 else k for n, k in rows.items()}
+    )
 
 
 def _parts(data: bytes, path: Path) -> tuple[dict[str, NDArray[Any]], Any, str]:
