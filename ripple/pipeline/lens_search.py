@@ -34,10 +34,11 @@ from ripple.learn.scoring.ranking import SORTED
 from ripple.pipeline.cutouts import cutout_table
 from ripple.pipeline.inputs import QuantumInputs
 from ripple.runtime.profile import Profile
-from ripple.stages.fetch.fetch import trusted_plan
+from ripple.stages.fetch.fetch import FetchInputs, trusted_plan
 from ripple.stages.plan.config import check_selection
 from ripple.stages.plan.plan import Plan
 from ripple.stages.plan.planner import Planner
+from ripple.stages.plan.targets import Targets
 from ripple.stages.search.config import SearchConfig
 from ripple.stages.search.detections import DETECTIONS
 from ripple.stages.search.keep import best_rows
@@ -163,6 +164,7 @@ _SHARED = (
     "targets",
     "grid",
     "separation",
+    "refine",
     "missing_band",
     "zero_point",
     "registration",
@@ -204,6 +206,7 @@ class LensSearchConfig(PipelineTaskConfig, pipelineConnections=LensSearchConnect
     duplicate_radius = _field("duplicate_radius", float)
     grid = _field("grid", float)
     separation = _field("separation", float)
+    refine = _field("refine", bool)
     require_all_bands = _field("require_all_bands", bool)
     edge = _choice("edge", "pad", "reject")
     missing_band = _choice("missing_band", "reject", "flag", "ignore")
@@ -348,7 +351,11 @@ class LensSearchTask(PipelineTask):
                 planner = Planner(stages.fetch, inputs)
                 plan, identity = trusted_plan(stages.fetch, planner.plan())
             _check_patch(planner, plan, stages)
-            search_plan(config, stages, plan, identity, profile, start)
+
+            def plan_of(targets: Targets) -> tuple[Plan, FetchInputs]:
+                return trusted_plan(stages.fetch, planner.plan(targets))
+
+            search_plan(config, stages, plan, identity, profile, start, plan_of)
             found = {"scores": output / SORTED, "targets": output / INDEX}
             if config.grid is not None:
                 found["detections"] = output / DETECTIONS

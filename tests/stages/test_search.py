@@ -189,27 +189,56 @@ def test_tensors_for_a_model_contradict_it_only_by_name(three: Path, tmp_path: P
     assert run([*argv, "--psf", "match", "--workers", "0"]) == 0
 
 
+def blind(sky: Path, root: Path, output: Path, *more: str) -> list[str]:
+    truth = pq.read_table(sky / "truth.parquet")
+    ra, dec = (float(np.mean(truth[name].to_numpy())) for name in ("ra", "dec"))
+    region = f"CIRCLE {ra} {dec} 0.006"
+    where = ["--repo", str(sky / "repo"), "--collections", "mini", "--region", region, "--grid", "16"]
+    return ["search", str(root / "model"), *where, "-o", str(output), "--workers", "0", *more]
+
+
 def test_a_blind_search_finds_each_place_once(sky: Path, three: Path, tmp_path: Path) -> None:
     """Windows on a grid: none without pixels is a detection, and no two detections are neighbours."""
     output = tmp_path / "blind"
-    truth = pq.read_table(sky / "truth.parquet")
-    ra, dec = (float(np.mean(truth[name].to_numpy())) for name in ("ra", "dec"))
-    region = f"CIRCLE {ra} {dec} 0.02"
-    where = ["--repo", str(sky / "repo"), "--collections", "mini", "--region", region, "--grid", "16"]
-    argv = ["search", str(three / "model"), *where, "-o", str(output), "--workers", "0", "--keep", "3"]
-    assert run(argv) == 0
+    assert run(blind(sky, three, output, "--keep", "3")) == 0
     found, windows = pq.read_table(output / "detections.parquet"), table(output)
     assert 3 <= found.num_rows < windows.num_rows / 4
     places = SkyCoord(found["ra"].to_numpy(), found["dec"].to_numpy(), unit="deg")
     assert places.match_to_catalog_sky(places, nthneighbor=2)[1].arcsec.min() >= 5
-    rank = {name: k for k, name in enumerate(windows["id"].to_pylist())}
-    accepted = dict(zip(windows["id"].to_pylist(), windows["accept"].to_pylist(), strict=True))
-    assert all(accepted[name] for name in found["id"].to_pylist())
-    ranks = [rank[name] for name in found["id"].to_pylist()]
-    assert ranks == sorted(ranks)
+    score = found["score"].to_numpy()
+    assert (np.diff(score) <= 0).all()
+    # Each has the score of the best window around it, no lower than that of its window of the grid.
+    rows = {row["id"]: row for row in windows.to_pylist()}
+    for row in found.to_pylist():
+        own = rows[row["id"]]
+        at = SkyCoord(own["ra"], own["dec"], unit="deg")
+        assert own["accept"]
+        assert row["score"] >= own["score"] - 1e-6
+        assert at.separation(SkyCoord(row["ra"], row["dec"], unit="deg")).arcsec < 0.2 * 16
     kept = table(output / "kept" / "scores")
     assert kept["id"].to_pylist() == found["id"].to_pylist()[:3]
+    assert kept["score"].to_pylist() == pytest.approx(score[:3].tolist(), abs=1e-5)
     assert run(["verify", str(output)]) == 0
+
+
+def test_an_interrupted_refinement_goes_on(
+    sky: Path, three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = search.make_shard
+    assert run(blind(sky, three, tmp_path / "one")) == 0
+
+    def stopping(task: Any) -> Any:
+        if "refined/2" in task.directory:
+            raise KeyboardInterrupt
+        return make(task)
+
+    monkeypatch.setattr(search, "make_shard", stopping)
+    assert run(blind(sky, three, tmp_path / "two")) == 130
+    assert not (tmp_path / "two" / "manifest.json").exists()
+    monkeypatch.undo()
+    assert run(blind(sky, three, tmp_path / "two")) == 0
+    for name in ("detections.parquet", "scores.parquet", "manifest.json"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
 def test_local_maxima_are_the_best_around() -> None:

@@ -46,6 +46,11 @@ class SearchConfig(FetchConfig):
         gt=0,
         description="With --grid: windows closer than this, arcsec, see one object, and the best is kept.",
     )
+    refine: bool = Field(
+        True,
+        description="With --grid: place detections to a pixel by finer windows around the best, for which "
+        "their patches are read again.",
+    )
     missing_band: Literal["reject", "flag", "ignore"] = Field(
         "flag", description="Rows that lack some band get zeros there: reject them, flag them, or neither."
     )

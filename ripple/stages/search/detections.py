@@ -17,12 +17,19 @@ from ripple.storage.files import write_atomic
 from ripple.storage.parquet import parquet_bytes
 
 DETECTIONS = "detections.parquet"
+#: Columns of a window that a detection has.
+COLUMNS = ["id", "ra", "dec", "score", "probability", "spread", "split", "qc"]
 #: Best windows that are looked at; what lies beyond is far below any threshold.
 MOST = 1_000_000
 
 
-def write_detections(directory: Path, separation: float, threshold: float) -> int:
-    """Write the windows that are the best within `separation`, best first; return how many there are.
+def accepted(table: pa.Table) -> pa.Table:
+    """Windows that quality control accepted: of those with missing cells the network saw zeros."""
+    return table.filter(pc.equal(table["accept"], 1))
+
+
+def best_windows(directory: Path, separation: float, score: float) -> pa.Table:
+    """Windows that are the best within `separation`, best first.
 
     Parameters
     ----------
@@ -30,24 +37,28 @@ def write_detections(directory: Path, separation: float, threshold: float) -> in
         Of the search, its sorted table written.
     separation
         arcsec.
-    threshold
-        Score below which a window is no detection.
+    score
+        Worse windows are left out.
 
     Notes
     -----
-    Windows that quality control did not accept, such as those with missing cells, are no detections: the
-    network has no verdict on zeros. Patches and tracts that overlap have windows on the same place, too.
+    Patches and tracts that overlap have windows on the same place, too.
     """
-    table = pq.read_table(directory / SORTED).slice(0, MOST)
-    good = pc.greater_equal(table["score"], threshold)
-    if "accept" in table.column_names:
-        good = pc.and_(good, pc.equal(table["accept"], 1))
-    table = table.filter(good)
+    table = pq.read_table(directory / SORTED, columns=[*COLUMNS, "accept"]).slice(0, MOST)
+    table = accepted(table.filter(pc.greater_equal(table["score"], score)))
+    return once(table.select(COLUMNS), separation)
+
+
+def once(table: pa.Table, separation: float) -> pa.Table:
+    """Rows of a table, best first, without those that have a better one within `separation` arcsec."""
     kept = local_maxima(table["ra"].to_numpy(), table["dec"].to_numpy(), separation)
-    names = ("id", "ra", "dec", "score", "probability", "spread", "rank", "split", "qc")
-    found: pa.Table = table.take(np.flatnonzero(kept)).select([n for n in names if n in table.column_names])
-    write_atomic(directory / DETECTIONS, parquet_bytes(found))
-    return int(found.num_rows)
+    return table.filter(pa.array(kept))
+
+
+def write_detections(directory: Path, found: pa.Table) -> None:
+    """Write `detections.parquet`: the windows, best first, with their rank."""
+    rank = pa.array(np.arange(1, found.num_rows + 1))
+    write_atomic(directory / DETECTIONS, parquet_bytes(found.add_column(6, "rank", rank)))
 
 
 def local_maxima(ra: NDArray[np.float64], dec: NDArray[np.float64], separation: float) -> NDArray[np.bool_]:

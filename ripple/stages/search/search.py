@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ripple.errors import ConfigError, ContractError
@@ -31,6 +32,7 @@ from ripple.learn.scoring.score import (
     stated_prevalence,
     write_ranked,
 )
+from ripple.rubin.repository import open_repository
 from ripple.runtime.profile import Profile, Timeline
 from ripple.runtime.summary import Summary, rate, tally
 from ripple.sky.neighbours import repeated
@@ -45,14 +47,16 @@ from ripple.stages.fetch.fetch import (
 )
 from ripple.stages.fetch.task import UnitTask, unit_task
 from ripple.stages.plan.plan import Plan
-from ripple.stages.plan.planner import make_plan
+from ripple.stages.plan.planner import Planner, make_plan
+from ripple.stages.plan.targets import Targets
 from ripple.stages.preprocess.batch import DataConstants
 from ripple.stages.preprocess.config import PreprocessConfig
 from ripple.stages.preprocess.for_model import for_model, model_constants
 from ripple.stages.search.config import SearchConfig, only
-from ripple.stages.search.detections import DETECTIONS, write_detections
+from ripple.stages.search.detections import DETECTIONS, best_windows, once, write_detections
 from ripple.stages.search.embeddings import EMBEDDINGS, embeddings_writer, finish_embeddings, refuse_without
 from ripple.stages.search.keep import KEPT, keep_best
+from ripple.stages.search.refine import Scored, Search, refined, worth_a_look
 from ripple.stages.search.unit import AHEAD, SearchTask, make_shard
 from ripple.storage.checksums import listed
 from ripple.storage.map_shards import Workers, map_shards
@@ -63,6 +67,10 @@ from ripple.storage.writer import ArtefactWriter, Finished, create
 NETWORK = 400 << 20
 #: Bytes for a pixel and band of a row: its matched image and mask, and tensors, twice while they are packed.
 ROW_BYTES = 11
+
+
+#: Plan other targets of the same repository.
+Replan = Callable[[Targets], tuple[Plan, FetchInputs]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +117,14 @@ def search(config: SearchConfig) -> Summary:
         raise ConfigError("search: no output directory", hint="give one with -o DIR")
     start, profile = time.perf_counter(), Profile()
     stages = stages_of(config)
+
+    def plan_of(targets: Targets) -> tuple[Plan, FetchInputs]:
+        with open_repository(config.repo, config.collections) as repository:
+            return trusted_plan(stages.fetch, Planner(stages.fetch, repository).plan(targets))
+
     with profile.time("query"):
         plan, inputs = trusted_plan(stages.fetch, make_plan(stages.fetch))
-    found = search_plan(config, stages, plan, inputs, profile, start)
+    found = search_plan(config, stages, plan, inputs, profile, start, plan_of)
     kept = 0
     if config.keep:
         preparing = stages.preprocess.model_copy(update={"model": config.model})
@@ -121,7 +134,13 @@ def search(config: SearchConfig) -> Summary:
 
 
 def search_plan(
-    config: SearchConfig, stages: Stages, plan: Plan, inputs: FetchInputs, profile: Profile, start: float
+    config: SearchConfig,
+    stages: Stages,
+    plan: Plan,
+    inputs: FetchInputs,
+    profile: Profile,
+    start: float,
+    plan_of: Replan,
 ) -> Searched:
     """Score the targets of a plan, whoever made it, or finish what was begun.
 
@@ -135,6 +154,8 @@ def search_plan(
         Gets what each operation costs.
     start
         When the search began, `time.perf_counter`.
+    plan_of
+        Plans other targets of the same repository, for the finer windows of a blind search.
 
     Raises
     ------
@@ -170,7 +191,8 @@ def search_plan(
         paths = [writer.directory / writer.name(k) for k in range(writer.units)]
         attributes = write_ranked(writer, paths, stages.contract, digest, stages.score)
         if config.grid is not None:
-            write_detections(writer.directory, config.separation, stages.contract.threshold)
+            search_finer = _finer(config, stages, engine, plan_of, profile, start)
+            write_detections(writer.directory, _detections(config, stages.contract, plan, search_finer))
         index = _index(plan, writer, outcomes, places, attributes)
         metrics = {
             "operations": profile.operations,
@@ -234,6 +256,33 @@ def check_survey(plan: Plan, contract: Contract) -> None:
             f"the survey has pixels of {scale:g} arcsec, the model takes {contract.pixel_scale:g}",
             hint=f"fetch, preprocess --pixel-scale {contract.pixel_scale:g} --size {contract.size}, score",
         )
+
+
+def _detections(config: SearchConfig, contract: Contract, plan: Plan, search_finer: Search) -> pa.Table:
+    """The best windows of a finished grid, each place once."""
+    output, threshold, step = Path(config.output), contract.threshold, config.grid or 1.0
+    if not config.refine:
+        return best_windows(output, config.separation, threshold)
+    seeds = best_windows(output, config.separation, worth_a_look(threshold, contract.output))
+    found = refined(seeds, step, plan.projections, threshold, search_finer, output)
+    return once(found.filter(pc.greater_equal(found["score"], threshold)), config.separation)
+
+
+def _finer(
+    config: SearchConfig, stages: Stages, engine: str, plan_of: Replan, profile: Profile, start: float
+) -> Search:
+    """How the finer windows of a blind search are scored: as its own, into directories beside them."""
+
+    def search_finer(targets: Targets, output: Path) -> Scored:
+        own: dict[str, Any] = {"output": str(output), "engine": engine, "top": 0}
+        others: dict[str, Any] = {"grid": None, "keep": "", "embeddings": False}
+        plan, inputs = plan_of(targets)
+        score = stages.score.model_copy(update={**own, "output": output})
+        found = replace(stages, score=score)
+        search_plan(config.model_copy(update=own | others), found, plan, inputs, profile, start, plan_of)
+        return Scored(pq.read_table(output / SORTED), plan.patch)
+
+    return search_finer
 
 
 def _search_units(
