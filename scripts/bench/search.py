@@ -5,12 +5,15 @@
 
 Uses the repository of `scripts/bench/fetch.py` (full-size patches, 4 bands; made once in --directory) and a d4cnn of
 width 4 with random weights, whose contract is that of `preprocess` with its default options. Prints Markdown.
-`--part engines` compares PyTorch and ONNX Runtime on networks alone instead: rows per CPU-second of one thread.
+`--part memory` searches --total targets (50,000) of small simulated patches in gri, or with --full of the full-size
+ones above, by two workers with --memory, and prints the largest sum over all processes of their proportional memory
+(PSS: shared pages count once), taken five times a second.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -21,6 +24,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import csv
 
 sys.path.insert(0, str(Path(__file__).parent))
 from fetch import BANDS, PATCHES, SIZE, make_targets, repository
@@ -65,54 +74,94 @@ def make_model(directory: Path, tensors: Path) -> None:
     save_model(directory, contract, [net.state_dict()])
 
 
-def engines(rounds: int, rows: int = 256) -> None:
-    """Rows per CPU-second of features, one thread, 64 px and 3 bands, in turns."""
-    import torch
+def watched(*argv: str) -> tuple[int, int, float]:
+    """Largest sums of PSS and RSS of a command and its workers, bytes, and its wall seconds."""
+    start, most = time.perf_counter(), [0, 0]
+    process = psutil.Popen([*RIPPLE, *argv, "-q"], stdout=subprocess.DEVNULL)
+    while process.poll() is None:
+        sums = [0, 0]
+        for one in (process, *process.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                found = one.memory_full_info()
+                sums = [sums[0] + found.pss, sums[1] + found.rss]
+        most = [max(pair) for pair in zip(most, sums, strict=True)]
+        time.sleep(0.2)
+    if process.returncode:
+        raise SystemExit(f"exit {process.returncode}")
+    return most[0], most[1], time.perf_counter() - start
 
-    from ripple.learn.model.architecture import Architecture
-    from ripple.learn.model.network import build
-    from ripple.learn.model.program import OnnxProgram
-    from ripple.learn.scoring.engine import graph_of
 
-    torch.set_num_threads(1)
-    image = torch.randn(rows, 3, 64, 64)
-    print(
-        "| network | PyTorch rows/CPU-s | ONNX Runtime | ratio | largest difference of features |\n|---|---|---|---|---|"
-    )
-    for name, width in (("d4cnn", 4), ("d4cnn", 8), ("resnet18", 8)):
-        net = build(Architecture(name, 3, 64, 1, "small", width, 0.0)).eval()
-        pair = (net.backbone, OnnxProgram(graph_of(net.backbone, (3, 64))))
-        rates: list[list[float]] = [[], []]
-        with torch.inference_mode():
-            for round_ in range(rounds + 1):
-                for k, backbone in enumerate(pair):
-                    start = time.process_time()
-                    found = [backbone(part) for part in image.split(rows)]
-                    if round_:  # the first is a warm-up
-                        rates[k].append(rows / (time.process_time() - start))
-            ours, theirs = (backbone(image) for backbone in pair)
-        torch_, onnx = (statistics.median(r) for r in rates)
-        print(
-            f"| {name}, width {width} | {torch_:.0f} | {onnx:.0f} | {onnx / torch_:.1f} | {float((ours - theirs).abs().max()):.1e} |",
-            flush=True,
+def memory(work: Path, total: int, limit: str, *, full: bool) -> None:
+    """Peak memory of a search of many targets in few patches."""
+    if full:
+        root, bands = repository(work), BANDS
+        make_targets(work / "many.csv", PATCHES[:2], total // 2)
+    else:
+        sky, bands = work / "sky", ("g", "r", "i")
+        if not sky.exists():
+            run("simulate", str(sky), "--patches", "3", "--bands", "gri")
+        root, truth = sky / "repo", pq.read_table(sky / "truth.parquet")
+        rng, n = np.random.default_rng(1), -(-total // truth.num_rows)
+        # Around each object of the truth, a few pixels apart: as crowded as no sky is.
+        ra, dec = (np.repeat(truth[name].to_numpy(), n)[:total] for name in ("ra", "dec"))
+        off = rng.uniform(-3e-3, 3e-3, (2, total))
+        pq.write_table(
+            pa.table({"id": np.arange(total), "ra": ra + off[0], "dec": dec + off[1]}), work / "many.parquet"
         )
-        del found
+    targets = work / ("many.csv" if full else "many.parquet")
+    where = ["--repo", str(root), "--collections", "mini", "--set", "duplicate_radius=0"]
+    few = ["--targets", str(targets), "--bands", "".join(bands), "--size", str(SIZE), "--region"]
+    model = work / f"model-{''.join(bands)}"
+    if not model.exists():
+        place = skymap_centre(targets)
+        run("fetch", *where, *few, f"CIRCLE {place[0]} {place[1]} 0.004", "-o", str(work / "few"))
+        run("preprocess", str(work / "few"), "-o", str(work / "first"))
+        make_model(model, work / "first")
+    shutil.rmtree(work / "found", ignore_errors=True)
+    argv = (
+        "search",
+        str(model),
+        *where,
+        "--targets",
+        str(targets),
+        "-o",
+        str(work / "found"),
+        "--workers",
+        "2",
+    )
+    pss, rss, seconds = watched(*argv, "--memory", limit)
+    rows = pq.read_metadata(work / "found" / "index.parquet").num_rows
+    units = len(list((work / "found").glob("shard-*")))
+    print(f"{rows:,} targets in {units} units, {len(bands)} bands, --memory {limit}: {seconds:.0f} s,")
+    print(f"peak of all processes {pss / 2**30:.2f} GiB (PSS), {rss / 2**30:.2f} GiB (RSS)")
+
+
+def skymap_centre(targets: Path) -> tuple[float, float]:
+    """Position of the first target, deg."""
+    if targets.suffix == ".parquet":
+        table = pq.read_table(targets)
+        return table["ra"][0].as_py(), table["dec"][0].as_py()
+    table = csv.read_csv(targets)
+    return table["ra"][0].as_py(), table["dec"][0].as_py()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--part", choices=("search", "engines"), default="search")
+    parser.add_argument("--part", choices=("search", "memory"), default="search")
+    parser.add_argument("--total", type=int, default=50_000, help="of --part memory")
+    parser.add_argument("--memory", default="2GiB", help="of --part memory")
+    parser.add_argument("--full", action="store_true", help="--part memory in full-size patches")
     parser.add_argument("--patches", type=int, default=2)
     parser.add_argument("--targets", type=int, default=2000, help="in each patch")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--directory", type=Path)
     parser.add_argument("--engines", default="torch,onnx")
     args = parser.parse_args()
-    if args.part == "engines":
-        engines(args.rounds)
-        return
     work = args.directory or Path(tempfile.mkdtemp(prefix="ripple-bench-"))
     work.mkdir(parents=True, exist_ok=True)
+    if args.part == "memory":
+        memory(work, args.total, args.memory, full=args.full)
+        return
     root, targets = repository(work), work / "targets.csv"
     make_targets(targets, PATCHES[: args.patches], args.targets)
     where = (
