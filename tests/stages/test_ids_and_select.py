@@ -202,6 +202,12 @@ def random_expression(rng: random.Random, depth: int = 2) -> str:
     return f"({a} {rng.choice('+-*')} {b})" if rng.random() < 0.85 else f"(-{a})"
 
 
+def test_a_column_may_be_called_class() -> None:
+    table = pa.table({"class": ["spiral", "class", "spiral"], "z": [0.1, 0.2, 0.3]})
+    assert matching(table, "class == 'spiral' AND z > 0.2").to_pylist() == [False, False, True]
+    assert matching(table, "class == 'class'").to_pylist() == [False, True, False]
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_conditions_equal_those_of_python(seed: int) -> None:
     """500 random conditions a seed; what does not fit into 64 bits is refused, never wrong."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -235,10 +236,8 @@ def _colours(
 
 def _ids(names: list[str]) -> dict[str, int]:
     """Row of each id; `TWICE` where several have it, which matters only to lenses that name it."""
-    rows = {name: k for k, name in enumerate(names)}
-    return (
-        rows if len(rows) == len(names) else {n: TWICE if names.count(n) > 1 else k for n, k in rows.items()}
-    )
+    counts = Counter(names)
+    return {name: k if counts[name] == 1 else TWICE for k, name in enumerate(names)}
 
 
 def _parts(data: bytes, path: Path) -> tuple[dict[str, NDArray[Any]], Any, str]:
