@@ -30,7 +30,7 @@ def main() -> None:
     theta, (g, r, i), gain = t[:, 2], t[:, 14:17].T, t[:, 17]
     brighter = 2.5 * np.log10(gain)
     forecast = {
-        "theta_E": theta, "source_mag": i, "magnification": gain, "mag g": g - brighter, "mag r": r - brighter,
+        "theta_E": theta, "source_mag": i, "half-light radius": t[:, 13], "magnification": gain, "mag g": g - brighter, "mag r": r - brighter,
         "mag i": i - brighter, "g - r": g - r, "r - i": r - i,
     }  # fmt: skip
     print(f"# Forecast: {len(t)} lenses")

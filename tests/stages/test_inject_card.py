@@ -76,6 +76,10 @@ def test_nothing_gives_arcs_away_in_hosts_drawn_at_random(cutouts: str, tmp_path
     assert gates["central_pixels"]["verdict"] != "shortcut"
     known = found["distributions"]
     assert {"theta_E", "source_mag", "arc_snr", "mag g", "g - r"} <= set(known)
+    sizes = {kind: one["quantiles"][2] for kind, one in known["half-light radius"]["of"].items()}
+    # An exponential of 2.5 pixels has half of its light within 1.68 of them, less within a finite aperture.
+    assert 0.7 < sizes["their hosts"] < 0.2 * 2.5 * 1.68
+    assert sizes["sources"] == pytest.approx(0.24, abs=0.04)
     assert 1.8 <= known["theta_E"]["of"]["arcs"]["quantiles"][0] <= 2.5
     assert set(known["theta_E"]["literature"]) == {literature.FORECAST, literature.SLACS}
     kinds = known["mag g"]["of"]

@@ -58,6 +58,7 @@ def test_a_picture_of_a_profile_is_lensed_as_the_profile() -> None:
     profile = Lensed(lens, Sersic(1.0, 1.6, 0.7, 0.6, 1.5, -0.8), 0.0, 0.0, 0.0)
     found = picture_light(lens, picture, SIZE, 0.2, -0.3)[0]
     expected = light(profile, SIZE, 0.2, -0.3)
+    assert picture.half_light == pytest.approx(1.6 * np.sqrt(0.7), rel=0.05)
     assert found[0, 0].real == pytest.approx(expected[0, 0].real, rel=3e-3)
     # What a PSF of 4 px leaves through.
     kernel = np.zeros((SIZE, SIZE))

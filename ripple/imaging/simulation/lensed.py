@@ -95,6 +95,17 @@ class Picture:
         """Half of its diagonal, native pixels."""
         return 0.5 * float(np.hypot(*self.planes.shape[1:])) / self.scale
 
+    @property
+    def half_light(self) -> float:
+        """Radius around its brightness-weighted centre that holds half of its light, native pixels."""
+        light = self.planes.mean(axis=0, dtype=np.float64)
+        y, x = np.indices(light.shape)
+        total = light.sum()
+        r = np.hypot(y - (y * light).sum() / total, x - (x * light).sum() / total).ravel()
+        order = np.argsort(r, kind="stable")
+        inside = np.cumsum(light.ravel()[order])
+        return float(r[order][np.searchsorted(inside, 0.5 * inside[-1])]) / self.scale
+
 
 def picture_light(lens: Deflector, picture: Picture, size: int, dx: float, dy: float) -> Complex:
     """Transform of a lensed picture, `(P, S, S // 2 + 1)`; otherwise as `light`."""

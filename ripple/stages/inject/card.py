@@ -47,6 +47,8 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 #: Features that know nothing of arcs.
 BLIND = ("central_pixels", "pixel_noise")
 BINS = 24
+#: Name of a distribution: of sources before lensing, and of galaxies as seen, in arcsec.
+SIZE = "half-light radius"
 #: S/N of arcs that are looked at, and how many.
 BRIGHT, EXAMINED = 20.0, 200
 CHECKS = {"photon_noise": "photon noise", "variance": "variance", "psf_width": "width of the PSF"}
@@ -84,6 +86,7 @@ def write_card(
     bright = _bright(numbers(index, "arc_snr")[chosen], painted & ~seam, config.seed)
     checked: list[list[Painted]] = []
     hosts = np.full((len(chosen), len(cutouts.bands)), np.nan)
+    sizes = np.full(len(chosen), np.nan)
     features: dict[str, list[Float]] = {}
     order = []
     for k in np.unique(shard).tolist():
@@ -91,7 +94,7 @@ def write_card(
         order.append(here)
         rows = row[here].astype(np.int64)
         before = cutouts_of(cutouts, k).take(rows)
-        hosts[here] = host_magnitudes(before)
+        hosts[here], sizes[here] = host_magnitudes(before), host_sizes(before)
         mapped: Any = np.memmap(directory / names[k], np.uint8, mode="r")
         batch = unpack_cutouts(mapped).take(rows)
         checked += _examined(before, batch, np.flatnonzero(bright[here]), config, lenses, sources)
@@ -102,7 +105,7 @@ def write_card(
     made["host_light"] = np.nan_to_num(hosts, nan=99.0)
     found: Json = {
         "rows": {"injected": int(painted.sum()), "not injected": int((~painted).sum())},
-        "distributions": distributions(index, chosen, painted, hosts, cutouts.bands),
+        "distributions": distributions(index, chosen, painted, hosts, sizes, cutouts.bands),
         "shortcuts": shortcuts(made, painted, config.seed),
         "painting": verdicts(checked, cutouts.bands, config.seed),
     }
@@ -166,6 +169,20 @@ def host_magnitudes(batch: CutoutBatch) -> Float:
     return np.where(light > 0, magnitude(np.maximum(light, 1e-9)), np.nan)
 
 
+def host_sizes(batch: CutoutBatch) -> Float:
+    """`(N,)` radius in arcsec that holds half of that light, in the reddest band, as seen; NaN without."""
+    height, width = batch.image.shape[2:]
+    y, x = np.mgrid[:height, :width]
+    r = np.hypot(y - height // 2, x - width // 2).ravel()
+    order = np.argsort(r, kind="stable")
+    order = order[r[order] < APERTURE]
+    red = max(range(len(batch.bands)), key=lambda k: "ugrizy".find(batch.bands[k]))
+    light = np.nan_to_num(batch.image[:, red]).reshape(len(batch), -1)[:, order].astype(np.float64)
+    inside = np.cumsum(light, axis=1)
+    at = (inside >= 0.5 * inside[:, -1:]).argmax(axis=1)
+    return np.where(inside[:, -1] > 0, r[order][at] * batch.pixel_scale, np.nan)
+
+
 def blind_features(batch: CutoutBatch) -> dict[str, Float]:
     """Features `(N, F)` by name that must not tell painted rows from others, in units of the noise."""
     from ripple.learn.evaluation.shortcuts import PIXEL_FEATURES  # loads torch
@@ -198,6 +215,7 @@ def distributions(
     chosen: NDArray[np.int64],
     painted: NDArray[np.bool_],
     hosts: Float,
+    sizes: Float,
     bands: tuple[str, ...],
 ) -> Json:
     """Quantiles and histograms of the arcs, of the hosts that got one, and of the other rows."""
@@ -222,6 +240,8 @@ def distributions(
 
     for name in ("theta_E", "theta_E_over_seeing", "source_mag", "arc_snr", "arc_sb", "magnification"):
         add(name, arcs=numbers(index, name)[chosen][painted])
+    source = numbers(index, "source_re")[chosen]
+    add(SIZE, **{"sources": source[painted], "their hosts": sizes[painted], "other rows": sizes[~painted]})
     arcs = np.stack([numbers(index, f"arc_mag_{band}")[chosen] for band in bands], axis=1)
     every = [(f"mag {b}", arcs[:, k], hosts[:, k]) for k, b in enumerate(bands)]
     every += [

@@ -42,7 +42,8 @@ from ripple.storage.writer import ArtefactWriter, Finished, create
 
 #: Columns of floats that injection adds to the catalogue, besides `label`, `injected` and `arc_mag_<band>`.
 MEASURES = (
-    "theta_E", "theta_E_over_seeing", "source_mag", "magnification", "images", "arc_snr", "arc_sb", "host_bad"
+    "theta_E", "theta_E_over_seeing", "source_mag", "source_re", "magnification", "images", "arc_snr",
+    "arc_sb", "host_bad",
 )  # fmt: skip
 #: The same for each band.
 OF_BANDS = ("arc_mag", "arc_snr", "arc_sb", "depth")
@@ -248,7 +249,8 @@ def inject_batch(
     batch
         Copies of image and variance, and new columns: `label` (1 if injected; else as before, or 0),
         `injected` (uint8), `theta_E` (arcsec), `theta_E_over_seeing` (mean FWHM of the bands), `source_mag`
-        (i), `magnification`, `images` (of the centre of the source), `arc_mag_<band>` (lensed total),
+        (i), `source_re` (half-light radius, arcsec), `magnification`, `images` (of the centre of the source),
+        `arc_mag_<band>` (lensed total),
         `arc_snr_<band>` and `arc_snr` (matched filter, best band), `arc_sb_<band>` and `arc_sb` (mag/arcsec²,
         flux-weighted mean, bluest band), NaN where nothing was injected, and with lenses of the user
         `z_lens` and `z_source`; of every row `depth_<band>` (5 sigma, point source), `seam` (1: it lies in

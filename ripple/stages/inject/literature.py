@@ -38,6 +38,7 @@ FORECAST, SLACS = "forecast for LSST (Collett 2015)", "SLACS"
 KNOWN: dict[str, dict[str, tuple[float, ...]]] = {
     "theta_E": {FORECAST: (1.0, 1.14, 1.33, 1.59, 2.15), SLACS: (0.84, 1.04, 1.23, 1.38, 1.63)},
     "source_mag": {FORECAST: (23.67, 24.94, 25.63, 26.32, 27.38)},
+    "half-light radius": {FORECAST: (0.05, 0.14, 0.23, 0.36, 0.67)},
     "magnification": {FORECAST: (3.2, 4.17, 6.18, 10.22, 22.06)},
     "mag g": {FORECAST: (22.26, 23.34, 23.9, 24.36, 25.15)},
     "mag r": {FORECAST: (22.12, 23.23, 23.79, 24.19, 24.57)},

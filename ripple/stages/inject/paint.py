@@ -136,7 +136,8 @@ def _of_picture(
     dx, dy = (float(batch.catalog[name][k]) + v for name, v in zip(("dx", "dy"), centre, strict=True))
     mags = sources.mags[row]
     spectrum = picture_light(lens, picture, size, dx, dy)
-    return _light(spectrum, flux(mags), lens, at, known | {"source_mag": _in_i(batch, mags)})
+    known = known | {"source_mag": _in_i(batch, mags), "source_re": picture.half_light * batch.pixel_scale}
+    return _light(spectrum, flux(mags), lens, at, known)
 
 
 def _of_profile(
@@ -150,6 +151,7 @@ def _of_profile(
 ) -> Light:
     """A smooth source; `known` is what is known of it."""
     spectrum = profile_spectrum(lensed, batch, k, dx, dy)
+    known = known | {"source_re": lensed.source.re * batch.pixel_scale}
     return _light(spectrum, fluxes, lensed.lens, (lensed.source.dx, lensed.source.dy), known)
 
 
