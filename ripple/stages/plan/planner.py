@@ -101,11 +101,6 @@ class Planner:
         moving, other = self._elsewhere(targets, place, reach)
         tracts = ({int(t) for t in np.unique(place.tract)} | {int(t) for t in np.unique(other.tract)}) - {-1}
         datasets = {(d.tract, d.patch, d.band): d for d in self._datasets(tracts)}
-        if self.selection.grid and not datasets:
-            raise RegionError(
-                f"{self.repository.name}: no {self.dataset_type} lies in the selection",
-                hint="a blind grid needs coadds: another --region or --tract",
-            )
         have = self._have(datasets)
         # First what covers each box in its own tract; then some boxes move to a neighbour that has more.
         covered = self._cover(place, reach, have)
@@ -213,10 +208,27 @@ class Planner:
         tract, column, row, ra, dec = grid(
             self.skymap, step, region=self.region, tracts=tracts, patches=patches
         )
+        there = self._seen(ra, dec)
+        if not there.any():
+            raise RegionError(
+                f"{self.repository.name}: no {self.dataset_type} lies in the selection",
+                hint="a blind grid needs coadds: another --region or --tract",
+            )
+        if not there.all():
+            self.notes.append(f"{int((~there).sum()):,} windows without coadds are left out")
+        tract, column, row = (values[there] for values in (tract, column, row))
+        ra, dec = ra[there], dec[there]
         extra = pa.table({"grid_column": column.astype(np.int32), "grid_row": row.astype(np.int32)})
         source = {"name": "grid", "step": step, "windows": len(ra)}
         # 20 bits each for row and column. A window has the same id whatever the region.
         return Targets((tract << 40) | (row << 20) | column, ra, dec, extra, source=source)
+
+    def _seen(self, ra: Float, dec: Float) -> NDArray[np.bool_]:
+        """`(N,)` positions that a coadd of some band has."""
+        place = self._place(ra, dec)
+        tracts = {int(t) for t in np.unique(place.tract)} - {-1}
+        have = self._have({(d.tract, d.patch, d.band): d for d in self._datasets(tracts)})
+        return np.asarray(self._cover(place, np.ones(len(ra), np.int32), have).centre != 0)
 
     def _objects(self) -> tuple[UserTable, Json]:
         """The Butler's own object tables of the selected tracts, and what identifies them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ from ripple.stages.search.detections import DETECTIONS
 from ripple.storage.files import make_directory, write_atomic
 from ripple.storage.parquet import parquet_bytes
 
-#: Where they are, in the output of the search.
-KEPT = "kept"
+#: Where they are, in the output of the search, and what is there.
+KEPT, MADE = "kept", ("cutouts", "tensors", "scores")
 #: Options of `fetch` that select targets: those of the kept rows are given by their table.
 _SELECTING: dict[str, Any] = {
     "region": None,
@@ -65,13 +66,17 @@ def keep_best(
         return 0
     where = output / KEPT
     make_directory(where)
-    targets = where / "targets.parquet"
-    write_atomic(targets, parquet_bytes(table))
+    targets, data = where / "targets.parquet", parquet_bytes(table)
+    if targets.is_file() and targets.read_bytes() != data:
+        say(f"{where}: others are kept now; those of before are removed")
+        for name in MADE:
+            shutil.rmtree(where / name, ignore_errors=True)
+    write_atomic(targets, data)
     labels = {"label_column": "label"} if "label" in table.column_names else {"label_column": None}
-    cutouts, tensors = where / "cutouts", where / "tensors"
+    cutouts, tensors, scores = (where / name for name in MADE)
     fetch(only(FetchConfig, fetching, **_SELECTING, **labels, targets=str(targets), output=str(cutouts)))
     preprocess(preparing.model_copy(update={"cutouts": str(cutouts), "output": str(tensors)}))
-    score(scoring.model_copy(update={"tensors": (tensors,), "output": where / "scores"}))
+    score(scoring.model_copy(update={"tensors": (tensors,), "output": scores}))
     return int(table.num_rows)
 
 
