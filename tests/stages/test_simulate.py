@@ -26,8 +26,8 @@ from ripple.imaging.simulation.observing import (
     moffat,
     noise_sigma,
 )
-from ripple.imaging.simulation.population import draw_deflectors, draw_scene
-from ripple.imaging.simulation.profiles import SERSIC_N, Lensed, Sersic, gaussians, transform
+from ripple.imaging.simulation.population import ORDINARY, draw_deflectors, draw_scene
+from ripple.imaging.simulation.profiles import SERSIC_N, Lensed, Point, Sersic, gaussians, transform
 from ripple.sky.geometry import Box
 from ripple.stages.simulate.config import SimulateConfig
 from ripple.stages.simulate.simulate import choose_block, missing_band, simulate
@@ -200,6 +200,35 @@ def test_deflectors_are_red_and_sources_blue() -> None:
     blue = blue_magnitudes(rng, np.full(500, 24.0))
     assert np.median(red[:, 1] - red[:, 3]) > 2.0
     assert np.median(blue[:, 1] - blue[:, 3]) < 0.8
+
+
+def test_ordinary_targets_are_as_many_and_as_bright_as_counts_say() -> None:
+    patches = [Box(600 * k, 0, 600 * (k + 1), 600) for k in range(8)]
+    how: dict[str, Any] = {"per_patch": 144, "lens_fraction": 0.1, "seed": 2}
+    plain = draw_scene(patches, Box(0, 0, 4800, 600), **how)
+    scene = draw_scene(patches, Box(0, 0, 4800, 600), **how, ordinary=0.75)
+    t, kind = scene.targets, scene.targets["kind"]
+    ordinary = np.isin(kind, list(ORDINARY))
+    others = round(0.9 * 8 * 144)
+    assert ordinary.sum() == round(0.75 * others)
+    assert abs((kind == "disk").sum() / ordinary.sum() - ORDINARY["disk"]) < 0.01
+    # Lenses, and the look-alikes that are left, are those of the same seed without ordinary targets.
+    np.testing.assert_array_equal(kind[~ordinary], plain.targets["kind"][~ordinary])
+    np.testing.assert_array_equal(t["lens_mags"][~ordinary], plain.targets["lens_mags"][~ordinary])
+    assert np.isnan(t["z_lens"][ordinary]).all()
+    # One magnitude fainter there are 10^0.31 times as many.
+    i_mag = t["lens_mags"][ordinary, 3]
+    assert i_mag.min() >= 18.5
+    assert i_mag.max() <= 23.5
+    counts = [((i_mag > m) & (i_mag <= m + 1)).sum() for m in (21.5, 22.5)]
+    assert abs(np.log10(counts[1] / counts[0]) - 0.31) < 0.08
+    # Red and blue galaxies as in the field, and a target in a disk has one: no deflector below it.
+    colour = t["lens_mags"][:, 1] - t["lens_mags"][:, 3]
+    assert np.median(colour[kind == "disk"]) < 0.9 < np.median(colour[kind == "early"])
+    at = {(p.x, p.y): p for p in scene.painted}
+    for k in np.flatnonzero(kind == "star")[:5]:
+        assert isinstance(at[t["x"][k], t["y"][k]].parts[0][0], Point)
+    assert len(scene.painted) == len({(p.x, p.y, p.row, p.parts) for p in scene.painted})
 
 
 def test_stamps_seldom_collide() -> None:

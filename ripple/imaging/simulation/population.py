@@ -1,8 +1,8 @@
 """What is on the simulated sky: deflectors, lensed sources, look-alikes, field galaxies and stars.
 
-Every target has a red elliptical at its centre, drawn from one population, and its class is drawn
-independently of it: the deflector alone says nothing about whether it lenses. Lenses and look-alikes differ
-in what surrounds it.
+Lenses and look-alikes have a red elliptical at their centre, drawn from one population, and their class is
+drawn independently of it: the deflector alone says nothing about whether it lenses. They differ in what
+surrounds it. Other targets, if there are any, are galaxies and stars as the field has them.
 """
 
 from __future__ import annotations
@@ -26,6 +26,13 @@ UGRIZY = ("u", "g", "r", "i", "z", "y")
 LOOKALIKES: dict[str, float] = {
     "elliptical": 0.36, "chance": 0.20, "spiral": 0.17, "ring": 0.14, "merger": 0.13,
 }  # fmt: skip
+
+#: Classes of ordinary targets and their shares: a disk with a bulge, an early type, two of these that
+#: overlap, a star.
+ORDINARY: dict[str, float] = {"disk": 0.60, "early": 0.20, "blend": 0.12, "star": 0.08}
+#: i magnitudes of ordinary targets: as many of each as the counts `10^(0.31 i)` of galaxies say (LSST Science
+#: Book 2009, arXiv:0912.0201, section 3.7.2), down to the faintest that a search looks at.
+ORDINARY_I, COUNTS = (18.5, 23.5), 0.31
 
 #: Einstein radii of the survey, arcsec.
 THETA_E = (0.6, 2.5)
@@ -88,7 +95,13 @@ class Scene:
 
 
 def draw_scene(
-    patches: Sequence[Box], outer: Box, *, per_patch: int, lens_fraction: float, seed: int
+    patches: Sequence[Box],
+    outer: Box,
+    *,
+    per_patch: int,
+    lens_fraction: float,
+    seed: int,
+    ordinary: float = 0.0,
 ) -> Scene:
     """Draw a block of sky.
 
@@ -104,15 +117,20 @@ def draw_scene(
         Share of the targets that are lenses.
     seed
         Same seed, same sky.
+    ordinary
+        Share of `ORDINARY` among the targets that are no lenses.
     """
-    # Streams by number: 1 targets, 2 surroundings of each, 3 field; a change in one leaves the others alone.
+    # Streams by number: 1 targets, 2 surroundings of each, 3 field, 4 ordinary targets; a change in one
+    # leaves the others alone.
     rng = np.random.default_rng([seed, 1])
     x, y = _target_positions(rng, patches, per_patch)
     targets = {"x": x, "y": y, **draw_deflectors(rng, len(x))}
     # Independent of the deflectors drawn before: nothing about them tells the class.
     targets["kind"] = _classes(rng, len(x), lens_fraction)
     targets["source_mags"] = blue_magnitudes(rng, _source_i(rng, len(x)))
-    painted = [_deflector_light(targets, k) for k in range(len(x))]
+    plain = _make_ordinary(np.random.default_rng([seed, 4]), targets, ordinary)
+    painted = [part for parts in plain.values() for part in parts]
+    painted += [_deflector_light(targets, k) for k in range(len(x)) if k not in plain]
     for k in range(len(x)):
         painted += _surroundings(np.random.default_rng([seed, 2, k]), targets, k)
     lens = targets["kind"] == "lens"
@@ -222,6 +240,31 @@ def _from_colours(i: Array, ug: Array, gr: Array, ri: Array, iz: Array, zy: Arra
 def _source_i(rng: np.random.Generator, count: int) -> Array:
     """Unlensed i magnitudes of sources, from easy to invisible."""
     return rng.uniform(22.2, 27.2, count)
+
+
+def _make_ordinary(
+    rng: np.random.Generator, t: dict[str, NDArray[Any]], share: float
+) -> dict[int, list[Painted]]:
+    """Make some targets that are no lenses ordinary ones, in place; their light by row."""
+    others = np.flatnonzero(t["kind"] != "lens")
+    rows = np.sort(rng.permutation(others)[: round(share * len(others))])
+    names, edges = list(ORDINARY), np.cumsum(list(ORDINARY.values()))
+    place = (np.arange(len(rows)) + 0.5) / max(len(rows), 1)
+    kinds = rng.permutation(np.array(names)[np.minimum(np.searchsorted(edges, place), len(names) - 1)])
+    light: dict[int, list[Painted]] = {}
+    for k, kind in zip(rows.tolist(), kinds.tolist(), strict=True):
+        f = _field_light(rng, _power_law(rng, 2, *ORDINARY_I, COUNTS), np.array([kind == "star", False]))
+        blue = np.array([kind == "disk" or (kind == "blend" and rng.uniform() < 0.75), rng.uniform() < 0.75])
+        f["mags"] = np.where(blue[:, None] & ~f["star"][:, None], f["blue"], f["mags"])
+        distance, around = rng.uniform(0.7, 2.5) / PIXEL_SCALE, rng.uniform(0.0, 2.0 * np.pi)
+        f["x"] = t["x"][k] + np.array([0.0, distance * np.cos(around)])
+        f["y"] = t["y"][k] + np.array([0.0, distance * np.sin(around)])
+        parts = 2 if kind == "blend" else 1
+        light[k] = [_field_object(rng, f, blue, j) for j in range(parts)]
+        t["kind"][k], t["lens_mags"][k], t["re"][k] = kind, f["mags"][0], f["re"][0]
+        for name in ("z_lens", "sigma_v", "q"):
+            t[name][k] = np.nan  # those of a deflector that is not there
+    return light
 
 
 def _fluxes(mags: Array) -> tuple[float, ...]:
@@ -367,15 +410,20 @@ def _field(
     # A neighbour bright enough to change what a target looks like would make its class wrong.
     keep = gap * PIXEL_SCALE > np.where(star, 4.0, np.where(i_mag < 24.0, 3.2, 1.0))
     blue = rng.uniform(0.0, 1.0, len(i_mag)) < 0.75
-    z = np.clip(rng.gamma(3.0, 0.25, len(i_mag)), 0.1, 1.0)
-    mags = np.where(blue[:, None], blue_magnitudes(rng, i_mag), red_magnitudes(rng, i_mag, z))
-    mags = np.where(star[:, None], _star_magnitudes(rng, i_mag), mags)
-    size = np.where(
-        star, 0.0, np.clip(0.45 * 10 ** (-0.1 * (i_mag - 23.0)) * rng.lognormal(0, 0.3, len(z)), 0.08, 1.6)
-    )
-    field = {"x": x[keep], "y": y[keep], "star": star[keep], "mags": mags[keep], "re": size[keep]}
+    light = _field_light(rng, i_mag, star)
+    mags = np.where((blue & ~star)[:, None], light["blue"], light["mags"])
+    field = {"x": x[keep], "y": y[keep], "star": star[keep], "mags": mags[keep], "re": light["re"][keep]}
     blue = blue[keep]
     return field, [_field_object(rng, field, blue, k) for k in range(len(blue))]
+
+
+def _field_light(rng: np.random.Generator, i_mag: Array, star: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
+    """Magnitudes `(N, 6)` of stars and early types, `blue` of disks; `re`, the half-light radii in arcsec."""
+    z = np.clip(rng.gamma(3.0, 0.25, len(i_mag)), 0.1, 1.0)
+    blue, red = blue_magnitudes(rng, i_mag), red_magnitudes(rng, i_mag, z)
+    mags = np.where(star[:, None], _star_magnitudes(rng, i_mag), red)
+    size = 0.45 * 10 ** (-0.1 * (i_mag - 23.0)) * rng.lognormal(0, 0.3, len(z))
+    return {"star": star, "mags": mags, "blue": blue, "re": np.where(star, 0.0, np.clip(size, 0.08, 1.6))}
 
 
 def _star_magnitudes(rng: np.random.Generator, i_mag: Array) -> NDArray[np.float64]:

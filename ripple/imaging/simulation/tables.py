@@ -163,7 +163,7 @@ def _true_fluxes(scene: Scene) -> tuple[Any, Any, Any, Any, Any]:
         if p.row >= 0:
             fluxes[p.row] += 0.5 * np.sum([part[1] for part in p.parts], axis=0)
     re = np.concatenate([t["re"], f["re"]])
-    star = np.concatenate([np.zeros(len(t["x"]), bool), f["star"]])
+    star = np.concatenate([t["kind"] == "star", f["star"]])
     return fluxes, re, star, np.concatenate([t["x"], f["x"]]), np.concatenate([t["y"], f["y"]])
 
 

@@ -29,6 +29,13 @@ class SimulateConfig(Config):
         le=1.0,
         description="Share of targets that are lenses: far above nature, where it is a few in 10^5 galaxies.",
     )
+    ordinary: float = setting(
+        0.0,
+        ge=0.0,
+        le=1.0,
+        description="Share of ordinary galaxies and stars, as the field has them, among the targets that are "
+        "no lenses; the others are look-alikes.",
+    )
     min_arc_snr: float = setting(
         0.0,
         ge=0.0,

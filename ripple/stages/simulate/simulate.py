@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from ripple.errors import ConfigError, WorkerError, WriteError
 from ripple.imaging.simulation.defects import PLANES, BandPlanes, Defects, draw_defects, observe
 from ripple.imaging.simulation.observing import Conditions, draw_conditions, flux
-from ripple.imaging.simulation.population import UGRIZY, Painted, Scene, draw_scene
+from ripple.imaging.simulation.population import ORDINARY, UGRIZY, Painted, Scene, draw_scene
 from ripple.imaging.simulation.render import StripTask, render_strip
 from ripple.imaging.simulation.tables import object_ids, object_table, truth_table
 from ripple.rubin.write_repository import CoaddPlanes, MiniRepo
@@ -173,7 +173,12 @@ def _make(config: SimulateConfig, block: Block) -> dict[str, NDArray[Any]]:
     tan = block.skymap.tan(block.tract)
     inner = [block.skymap.patch_inner(block.tract, p) for p in block.patches]
     scene = draw_scene(
-        inner, block.box, per_patch=config.targets, lens_fraction=config.lens_fraction, seed=config.seed
+        inner,
+        block.box,
+        per_patch=config.targets,
+        lens_fraction=config.lens_fraction,
+        seed=config.seed,
+        ordinary=config.ordinary,
     )
     conditions = draw_conditions(config.bands, block.box, config.seed)
     defects = draw_defects(len(config.bands), block.box, config.seed) if config.defects else Defects()
@@ -328,12 +333,13 @@ def _read_truth(directory: Path) -> dict[str, NDArray[Any]]:
 def _summary(
     config: SimulateConfig, truth: dict[str, NDArray[Any]], seconds: float, *, done_before: bool
 ) -> Summary:
-    label = np.asarray(truth["label"])
+    label, plain = np.asarray(truth["label"]), np.isin(truth["class"], list(ORDINARY))
     coadds = config.patches * len(config.bands) - (missing_band(config, choose_block(config)) is not None)
     facts = {
         "targets": len(label),
         "lenses": int((label == 1).sum()),
-        "look-alikes": int((label == 0).sum()),  # targets that look like lenses, but are none
+        "look-alikes": int(((label == 0) & ~plain).sum()),  # targets that look like lenses, but are none
+        **({"ordinary": int(plain.sum())} if plain.any() else {}),
         "coadds": coadds,
         "tract": config.tract,
         "bands": "".join(config.bands),
