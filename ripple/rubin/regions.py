@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ripple.errors import RegionError
+from ripple.sky.geometry import Box
 from ripple.sky.skymap import Float, Int, SkyMap
 
 if TYPE_CHECKING:
@@ -146,6 +148,7 @@ def grid(
     region: Region | None = None,
     tracts: Int | None = None,
     patches: Int | None = None,
+    boxes: Mapping[int, Box] | None = None,
 ) -> tuple[Int, Int, Int, Float, Float]:
     """Centres of the windows of a regular grid on the pixels of tracts.
 
@@ -164,6 +167,8 @@ def grid(
         Only these; with `region` alone, those near it.
     patches
         Only these inner patches.
+    boxes
+        Tract -> pixels beyond which there are no coadds: windows there are left out.
 
     Returns
     -------
@@ -185,7 +190,8 @@ def grid(
     parts = []
     count = 0
     for tract in np.unique(tracts):
-        part = _windows_of_tract(skymap, int(tract), step, region, patches)
+        box = (boxes or {}).get(int(tract), skymap.tract_box(int(tract)))
+        part = _windows_of_tract(skymap, int(tract), step, region, patches, box)
         parts.append(part)
         count += len(part[0])
         if count > MAX_WINDOWS:
@@ -201,11 +207,11 @@ def grid(
 
 
 def _windows_of_tract(
-    skymap: SkyMap, tract: int, step: float, region: Region | None, patches: Int | None
+    skymap: SkyMap, tract: int, step: float, region: Region | None, patches: Int | None, within: Box
 ) -> tuple[Int, Int, Int, Float, Float]:
-    """The windows of one tract."""
-    tan, box = skymap.tan(tract), skymap.tract_box(tract)
-    x_range, y_range = (0.0, box.x1 - 1.0), (0.0, box.y1 - 1.0)
+    """The windows of one tract whose centres lie in a box."""
+    tan, box = skymap.tan(tract), skymap.tract_box(tract) & within
+    x_range, y_range = (float(box.x0), box.x1 - 1.0), (float(box.y0), box.y1 - 1.0)
     if region is not None:
         x_range, y_range = _pixel_bounds(skymap, tract, region, x_range, y_range)
     # One column more on each side: the exact test with `region.contains` follows.
@@ -219,7 +225,7 @@ def _windows_of_tract(
     # Pixel centres, so that sky and back cannot fall into the neighbouring pixel.
     x, y = np.floor((column + 0.5) * step), np.floor((row + 0.5) * step)
     ra, dec = tan.pixel_to_sky(x, y)
-    keep = (x < box.x1) & (y < box.y1) & (skymap.find_tract(ra, dec) == tract)
+    keep = (x >= box.x0) & (x < box.x1) & (y >= box.y0) & (y < box.y1) & (skymap.find_tract(ra, dec) == tract)
     if region is not None:
         keep &= region.contains(ra, dec)
     if patches is not None:

@@ -205,8 +205,9 @@ class Planner:
         # A sky map observed from its coadds knows only some tracts: no formula gives those of a region.
         if tracts is None and isinstance(self.skymap, ObservedSkyMap) and self.region is not None:
             tracts = tracts_near(self.skymap, self.region)
+        boxes = None if tracts is None else self._boxes(set(tracts.tolist()))
         tract, column, row, ra, dec = grid(
-            self.skymap, step, region=self.region, tracts=tracts, patches=patches
+            self.skymap, step, region=self.region, tracts=tracts, patches=patches, boxes=boxes
         )
         there = self._seen(ra, dec)
         if not there.any():
@@ -214,14 +215,23 @@ class Planner:
                 f"{self.repository.name}: no {self.dataset_type} lies in the selection",
                 hint="a blind grid needs coadds: another --region or --tract",
             )
-        if not there.all():
-            self.notes.append(f"{int((~there).sum()):,} windows without coadds are left out")
         tract, column, row = (values[there] for values in (tract, column, row))
         ra, dec = ra[there], dec[there]
         extra = pa.table({"grid_column": column.astype(np.int32), "grid_row": row.astype(np.int32)})
         source = {"name": "grid", "step": step, "windows": len(ra)}
         # 20 bits each for row and column. A window has the same id whatever the region.
         return Targets((tract << 40) | (row << 20) | column, ra, dec, extra, source=source)
+
+    def _boxes(self, tracts: set[int]) -> dict[int, Box]:
+        """Of each tract that has coadds, the box around their pixels."""
+        found: dict[int, Box] = {}
+        for d in self._datasets(tracts):
+            box = self.skymap.patch_outer(d.tract, d.patch)
+            old = found.get(d.tract, box)
+            found[d.tract] = Box(
+                min(old.x0, box.x0), min(old.y0, box.y0), max(old.x1, box.x1), max(old.y1, box.y1)
+            )
+        return found
 
     def _seen(self, ra: Float, dec: Float) -> NDArray[np.bool_]:
         """`(N,)` positions that a coadd of some band has."""
