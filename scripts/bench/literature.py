@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Quantiles of lenses of others, for ripple/stages/inject/literature.py: prints its table.
+"""Quantiles of lenses of others, for ripple/stages/inject/literature.py, and how well light gives their velocity dispersions.
 
     python scripts/bench/literature.py lenses_LSSTa.txt SLACS_table.cat
 
 The first file is in github.com/tcollett/LensPop: the lenses that Collett (2015, ApJ 811, 20) forecasts to be discoverable in the full coadd
 of LSST. The second is in github.com/astrosonnen/strong_lensing_tools, papers/slacs_selection: the lenses of SLACS of "The SLACS strong
-lens sample, debiased" (A. Sonnenfeld).
+lens sample, debiased" (A. Sonnenfeld). Their absolute magnitudes are in V at rest; early-type galaxies are taken to have V - r = 0.35.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from ripple.stages.inject.card import QUANTILES
+from ripple.stages.inject.masses import HYDE_BERNARDI
+
+COLOUR = 0.35
 
 
 def main() -> None:
@@ -36,8 +39,13 @@ def main() -> None:
     print(f"# Forecast: {len(t)} lenses")
     for name, values in forecast.items():
         print(f'    "{name}": {tuple(np.quantile(values, QUANTILES).round(2).tolist())},')
-    slacs = np.loadtxt(args.slacs, usecols=7)
+    slacs, sigma, v = np.loadtxt(args.slacs, usecols=(7, 11, 15)).T
     print(f"# SLACS: {len(slacs)} lenses\n    {tuple(np.quantile(slacs, QUANTILES).round(2).tolist())}")
+    ratio = np.polyval(HYDE_BERNARDI, v - COLOUR) - np.log10(sigma)
+    print(
+        f"# --theta-from faber-jackson over the measured velocity dispersions of SLACS: median {10 ** np.median(ratio):.2f}, "
+        f"scatter {ratio.std():.2f} dex"
+    )
 
 
 if __name__ == "__main__":
