@@ -130,17 +130,18 @@ def coloured(g_r: float, spread: float) -> Painter:
     return lambda patch: patch.setattr(paint, "blue_magnitudes", magnitudes)
 
 
+# The slow ones are the others over again: a second of each.
 @pytest.mark.parametrize(
     ("painted", "expected"),
     [
-        (without_noise, {"photon_noise"}),
+        pytest.param(without_noise, {"photon_noise"}, marks=pytest.mark.slow),
         (lambda patch: without_noise(patch, variance=False), {"photon_noise", "variance"}),
         (through(6.0), {"psf_width"}),  # 1.5 times the right one
-        (through(4.4), {"psf_width"}),
+        pytest.param(through(4.4), {"psf_width"}, marks=pytest.mark.slow),
         (through(0.3), {"psf_width", "photon_noise"}),  # none: what it leaves of the arc is as fine as noise
         (coloured(-0.1, 0.12), {"always blue"}),
-        (coloured(0.25, 0.005), {"all alike"}),
-        (coloured(0.35, 0.15), set()),
+        pytest.param(coloured(0.25, 0.005), {"all alike"}, marks=pytest.mark.slow),
+        pytest.param(coloured(0.35, 0.15), set(), marks=pytest.mark.slow),
     ],
 )
 def test_planted_flaws_are_reported(
