@@ -17,8 +17,10 @@ from ripple.learn.data.augment import orient
 from ripple.learn.data.dataset import TensorDataset
 from ripple.learn.evaluation.robustness import answer
 from ripple.learn.explain.explain import rows_of
+from ripple.learn.model.architecture import Architecture
 from ripple.learn.model.calibrate import ClassCalibration, fit_classes, logit, shares_at, sigmoid, softmax
 from ripple.learn.model.exchange import export_model
+from ripple.learn.model.network import build
 from ripple.learn.model.weights import load_model
 from ripple.learn.scoring.forward import (
     mean_outputs,
@@ -26,6 +28,7 @@ from ripple.learn.scoring.forward import (
     probabilities,
     sliced_outputs,
     turned,
+    turned_features,
     varies,
 )
 from ripple.learn.scoring.score import score
@@ -93,6 +96,28 @@ def test_images_seen_a_few_at_a_time_give_the_same_numbers(tmp_path: Path) -> No
             found = sliced_outputs(model.nets, image, dropout=dropout)
         for ours, theirs in zip(found, whole, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+
+
+def test_eight_orientations_in_one_batch_give_the_same_numbers() -> None:
+    net = build(Architecture("resnet18", 2, 32, 1, "small", 2, 0.0)).eval()
+    image = torch.randn(5, 2, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        both = [turned_features(net, image, 8, together=together) for together in (False, True)]
+    for one, other in zip(*both, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["d4cnn", "resnet18", "convnextv2_atto", "vit_small", "efficientnet_b0"])
+def test_bf16_answers_as_fp32_does(name: str) -> None:
+    torch.manual_seed(0)
+    net = build(Architecture(name, 3, 64, 1, "small", 2, 0.0)).eval()
+    image = torch.randn(16, 3, 64, 64)
+    with torch.inference_mode():
+        exact = net.features(image)
+        with torch.autocast("cpu", torch.bfloat16):
+            short = net.features(image).float()
+    # bf16 has 8 bits: a hundredth in each operation, of which errors hardly add up.
+    assert float((short - exact).norm() / exact.norm()) < 0.05
 
 
 def test_turns_are_those_of_the_augmentation() -> None:

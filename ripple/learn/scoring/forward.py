@@ -60,13 +60,23 @@ def member_outputs(
     """
     found, latent = [], []
     for net, count in zip(nets, orientations(nets, tta=tta), strict=True):
-        latent.append(net.features(image))
-        passes = _passes(net, latent[-1], dropout)
-        for k in range(1, count):
-            passes += _passes(net, net.features(turned(image, k)), dropout)
+        features = turned_features(net, image, count, together=image.device.type != "cpu")
+        latent.append(features[0])
+        passes = [one for upright in features for one in _passes(net, upright, dropout)]
         # The eight orientations of an invariant network all give one output: it is computed once.
         found += passes * (8 if tta and count == 1 else 1)
     return torch.stack(found, 1).float(), torch.stack(latent).float()
+
+
+def turned_features(net: Net, image: Tensor, count: int, *, together: bool) -> list[Tensor]:
+    """Features `(n, F)` of the first `count` orientations, each by itself or `together` as one batch.
+
+    One large batch keeps a GPU busy; on a CPU it would fall out of the cache.
+    """
+    if not together or count == 1:
+        return [net.features(turned(image, k) if k else image) for k in range(count)]
+    whole = net.features(torch.cat([turned(image, k) for k in range(count)]))
+    return list(whole.chunk(count))
 
 
 def sliced_outputs(
