@@ -49,6 +49,9 @@ class Gap(Config):
     task: Literal["lens", "classes"] = Field("lens", description="As in `ripple train`.")
     shares: tuple[float, ...] = Field(description="Of the kinds of galaxies.")
     target_shares: tuple[float, ...] = Field((), description="Of the kinds in the target, when others.")
+    target_prevalence: float | None = Field(
+        None, description="Share of lenses in the target; every method is also run with it given."
+    )
     same_sky: bool = Field(True, description="Do both see the same objects.")
     source: Instrument = Field(description="Labelled.")
     target: Instrument = Field(description="Not labelled.")
@@ -106,7 +109,7 @@ def data(gap: Gap, base: Path, seed: int) -> tuple[Path, Path]:
         return kind if gap.task == "classes" else (kind == KINDS.index("lens")).astype(np.int64)
 
     seen = [("source", sky, gap.source, 0), ("target", other, gap.target, 1)]
-    if gap.target_shares:
+    if gap.target_shares and gap.task == "classes":
         seen.append(("unseen", make_sky(gap.rows, gap.target_shares, seed + 2000), gap.source, 2))
     noise = noise_level(gap.target) if gap.one_softening else None
     for name, what, instrument, look in seen:
@@ -137,8 +140,12 @@ def plan(gap: Gap, base: Path, source: Path, target: Path, seed: int) -> list[tu
         jobs.append(options("augmented", source, after))
     for method in gap.methods:
         weight = {"adapt_weight": gap.weights.get(method, 1.0)}
-        jobs.append(options(method, source, after, weight, {"adapt": method, "target": [str(target)]}))
-    if gap.task == "lens":
+        how = {"adapt": method, "target": [str(target)]}
+        jobs.append(options(method, source, after, weight, how))
+        if gap.target_prevalence is not None:
+            known = {"target_prevalence": gap.target_prevalence}
+            jobs.append(options(f"{method}-given", source, after, weight, how, known))
+    if gap.task == "lens" and gap.labels:
         for count in gap.labels:
             # Shortcuts are looked for in all rows: of a hundred, hardly any would be among the few.
             few = {
@@ -171,7 +178,10 @@ def measure(gap: Gap, directory: Path, base: Path) -> dict[str, Any]:
     model = load_model(directory)
     known = rows_of(gap, base / "source")
     adapted = "adaptation" in model.contract.training
-    out: dict[str, Any] = {}
+    record = model.contract.training.get("adaptation", {})
+    out: dict[str, Any] = {"warned": bool(record.get("warning"))}
+    if "estimated_shares" in record:
+        out["estimated"] = record["estimated_shares"][-1]
     for name in ("source", "target", "unseen"):
         if (base / name).exists():
             # An adapted network carries the batch statistics of its target: the source gets its own back.
@@ -243,6 +253,8 @@ def table(gap: Gap, found: dict[str, Any]) -> str:
     """The result in Markdown: what adaptation gains, and what the networks know of their doubts."""
     main = "auroc" if gap.task == "lens" else "accuracy"
     base = found["source-only"]
+    if gap.target_prevalence is not None:
+        return table_of_shares(found)
     room = None
     if "ceiling" in found:
         room = mean(found["ceiling"], f"target_{main}") - mean(base, f"target_{main}")
@@ -263,6 +275,22 @@ def table(gap: Gap, found: dict[str, Any]) -> str:
         + "\n"
         + markdown(["run", *doubts], [[name, *cells(records, doubts)] for name, records in found.items()])
     )
+
+
+def table_of_shares(found: dict[str, Any]) -> str:
+    """What methods make of a target with another share of lenses, and whether they said so."""
+    base, rows = found["source-only"], []
+    for name, records in found.items():
+        gain, low, high = paired_gain(records, base, "auroc")
+        worst = min(r["target_auroc"] - b["target_auroc"] for r, b in zip(records, base, strict=True))
+        estimated = [r["estimated"] for r in records if "estimated" in r]
+        rows.append([
+            name, *cells(records, ["source_auroc", "target_auroc"]), f"{gain:+.3f} [{low:+.3f}, {high:+.3f}]", f"{worst:+.3f}",
+            f"{min(estimated):.3f} to {max(estimated):.3f}" if estimated else "",
+            f"{sum(r['warned'] for r in records)} of {len(records)}" if estimated else "",
+        ])  # fmt: skip
+    head = ["run", "source_auroc", "target_auroc", "gain [95 %]", "worst seed", "estimated share", "warned"]
+    return markdown(head, rows)
 
 
 def cells(records: list[dict[str, Any]], keys: list[str]) -> list[str]:
