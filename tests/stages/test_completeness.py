@@ -213,6 +213,23 @@ def test_losses_bins_and_false_positives(scored: Path, tmp_path: Path) -> None:
     assert np.abs(grid["completeness"] - truth)[near].mean() < 0.08
 
 
+def test_painted_lenses_without_a_label_count(tmp_path: Path) -> None:
+    """Of arcs that nobody could see the label is -1; that they were lost is what completeness is about."""
+    values, _, found = drawn(3, 400)
+    faint = values[:, 1] < np.median(values[:, 1])
+    columns = {
+        "ra": np.zeros(400), "dec": np.zeros(400), "score": np.where(found, 0.9, 0.1),
+        "split": np.full(400, "test"), "injected": np.ones(400, np.uint8), "label": np.where(faint, -1, 1),
+        "theta_E": values[:, 0], "arc_snr": values[:, 1],
+    }  # fmt: skip
+    out = complete(write_scores(tmp_path / "scores", columns, {}), tmp_path / "s")
+    assert (out["losses"]["rows"], out["losses"]["found"]["rows"]) == (400, found.sum())
+    assert out["false_positives"]["rows"] == 0
+    lenses = complete(tmp_path / "scores", tmp_path / "labelled", "--of", "lenses")
+    assert lenses["losses"]["rows"] == (~faint).sum()
+    assert lenses["false_positives"]["rows"] == 0
+
+
 def test_the_statement_has_limits(scored: Path, tmp_path: Path) -> None:
     said = complete(scored, tmp_path / "s", "--fit", "logistic")["statement"]
     need = said["needs"]["arc_snr"]

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from cutout_artefacts import write
 
+from ripple import write_cutouts
 from ripple.cli import run
 from ripple.errors import CatalogueError, ConfigError
 from ripple.imaging.batch import MASK_PLANES, CutoutBatch
@@ -161,6 +162,23 @@ def test_labels() -> None:
     assert np.isnan(out.catalog["theta_E"][~chosen]).all()
 
 
+def test_unsigned_labels_can_be_unknown() -> None:
+    batch = make_batch(4)
+    batch = replace(batch, catalog={**batch.catalog, "label": np.zeros(4, np.uint8)})
+    out = inject_batch(batch, InjectConfig(fraction=1.0, min_arc_snr=1e6))
+    assert out.catalog["label"].tolist() == [-1] * 4
+    assert out.catalog["injected"].all()
+
+
+def test_classes_in_which_1_is_no_lens_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    batch = make_batch(2)
+    write_cutouts(
+        tmp_path / "in", batch.image, batch.bands, {"label": [0, 1]}, class_map={0: "lens", 1: "nonlens"}
+    )
+    assert run(["inject", str(tmp_path / "in"), "-o", str(tmp_path / "out")]) == 2
+    assert "painted lenses get label 1, but the classes are 0: lens, 1: nonlens" in capfd.readouterr().err
+
+
 def test_mass_follows_light() -> None:
     y, x = np.mgrid[:64, :64] - 32.0
     angle = 0.7
@@ -215,6 +233,32 @@ def test_same_bytes_twice(cutouts: Path, tmp_path: Path) -> None:
         inject(InjectConfig(cutouts=str(cutouts), output=str(tmp_path / name), workers=workers))
     for file in ("shard-00000.h5", "index.parquet", "manifest.json"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_arcs_too_faint_for_anybody_have_no_label(cutouts: Path, tmp_path: Path) -> None:
+    """Label -1 is for arcs below the limit in every band, and only for those; all else stays as it is."""
+    options: dict[str, Any] = {"cutouts": str(cutouts), "fraction": 0.8, "workers": 0}
+    inject(InjectConfig(output=str(tmp_path / "a"), **options))
+    before = pq.read_table(tmp_path / "a" / "index.parquet")
+    painted = before["injected"].to_numpy() == 1
+    per_band = np.stack([before[f"arc_snr_{band}"].to_numpy() for band in "gr"])
+    least = float(np.median(per_band.max(axis=0)[painted]))
+    faint = painted & ~(per_band >= least).any(axis=0)
+    assert 0 < faint.sum() < painted.sum()
+    config = InjectConfig(output=str(tmp_path / "b"), min_arc_snr=least, **options)
+    assert inject(config).facts["unknown"] == faint.sum()
+    assert inject(config).facts["unknown"] == faint.sum()  # from what is there
+    after = pq.read_table(tmp_path / "b" / "index.parquet")
+    np.testing.assert_array_equal(after["label"], np.where(faint, -1, before["label"]))
+    for name in before.column_names:
+        if name != "label":
+            np.testing.assert_array_equal(before[name], after[name])
+    one, other = (cutouts_of(open_artefact(tmp_path / name, "cutouts"), 0) for name in "ab")
+    np.testing.assert_array_equal(one.image, other.image)
+    assert (other.catalog["label"] == -1).sum() == faint.sum()
+    # They are lenses all the same, and get no second one.
+    again = inject_batch(other, InjectConfig(fraction=1.0)).catalog["not_injected"]
+    assert (again[other.catalog["injected"] == 1] == "a lens already").all()
 
 
 def test_hosts(cutouts: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -15,8 +15,9 @@ from ripple.stages.inject.masses import radius_of_mass
 from ripple.stages.inject.paint import Light, drawn_light, drawn_picture, given_light, has_psf
 from ripple.stages.inject.sources import Sources
 
-#: Share of hosts that get a source unless said otherwise, and the label that it brings.
-FRACTION, LENS = 0.5, 1
+#: Share of hosts that get a source unless said otherwise; the label that it brings, and that of an arc that
+#: nobody could see.
+FRACTION, LENS, UNKNOWN = 0.5, 1, -1
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ def chosen_light(
     rng
         `generator` of the row; what it draws next is the noise.
     """
-    if "label" in batch.catalog and batch.catalog["label"][k] == LENS:
+    # A painted lens has no label where nobody could see its arc.
+    if any(name in batch.catalog and batch.catalog[name][k] == LENS for name in ("label", "injected")):
         return Chosen(None, -1, -1, "a lens already")
     if hosts is not None and not hosts[k]:
         return Chosen(None, -1, -1, "not a host")

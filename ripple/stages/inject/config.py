@@ -63,6 +63,12 @@ class InjectConfig(Config):
     )
     source_bright: float = setting(22.2, description="Brightest source before lensing, i magnitude.")
     source_faint: float = setting(27.2, description="Faintest source before lensing, i magnitude.")
+    min_arc_snr: float = setting(
+        0.0,
+        ge=0.0,
+        description="Painted lenses whose arc has a smaller S/N in every band are labelled -1: nobody could "
+        "tell.",
+    )
     keep_arcs: bool = Field(False, description="Also write the arcs without noise, arcs-00000.npy per shard.")
     card: bool = Field(
         False,

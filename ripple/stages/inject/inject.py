@@ -24,7 +24,7 @@ from ripple.imaging.batch import CutoutBatch
 from ripple.imaging.psf.shape import fwhm
 from ripple.runtime.profile import Profile, peak_rss
 from ripple.runtime.summary import Summary
-from ripple.stages.inject.choose import LENS, chosen_light, generator
+from ripple.stages.inject.choose import LENS, UNKNOWN, chosen_light, generator
 from ripple.stages.inject.config import InjectConfig
 from ripple.stages.inject.lenses import REDSHIFTS, Lenses, read_lenses
 from ripple.stages.inject.masses import require_masses, velocity_dispersions
@@ -34,6 +34,7 @@ from ripple.stages.plan.select import matching
 from ripple.storage.artefact import Artefact, open_artefact
 from ripple.storage.checksums import listed
 from ripple.storage.files import Pin, stage, write_atomic
+from ripple.storage.labels import plain_class
 from ripple.storage.map_shards import ShardResult, Workers, map_shards, need_of
 from ripple.storage.shard_reader import unpack_cutouts
 from ripple.storage.shard_writer import pack_cutouts
@@ -69,8 +70,8 @@ def inject(config: InjectConfig) -> Summary:
     Raises
     ------
     ConfigError
-        No input or output is given, the colours of sources are not known in a band, or a fraction is given
-        beside lenses with ids.
+        No input or output is given, the colours of sources are not known in a band, label 1 is a class that
+        is no lens, or a fraction is given beside lenses with ids.
     CatalogueError
         The lenses or the condition on hosts cannot be used.
     DataError
@@ -85,6 +86,7 @@ def inject(config: InjectConfig) -> Summary:
     start = time.perf_counter()
     cutouts = open_artefact(Path(config.cutouts), "cutouts")
     _check_bands(cutouts)
+    _check_classes(cutouts)
     # The file may have changed since this process last read it.
     read_sources.cache_clear()
     sources = _sources(config, cutouts.bands)
@@ -192,6 +194,17 @@ def _check_bands(cutouts: Artefact) -> None:
         )
 
 
+def _check_classes(cutouts: Artefact) -> None:
+    """Refuse classes among which 1, the label of what is painted, is no lens."""
+    class_map = cutouts.attributes.get("class_map", {})
+    if class_map and plain_class(class_map.get(str(LENS), "")) != "lens":
+        names = ", ".join(f"{k}: {v}" for k, v in sorted(class_map.items()))
+        raise ConfigError(
+            f"{cutouts.directory}: painted lenses get label {LENS}, but the classes are {names}",
+            hint=f"import or fetch again with labels in which {LENS} is lens, as in 0: nonlens, 1: lens",
+        )
+
+
 def make_shard(task: ShardTask) -> ShardResult:
     """Inject into one shard and write it under a temporary name: what a worker does."""
     profile = Profile()
@@ -247,10 +260,10 @@ def inject_batch(
     Returns
     -------
     batch
-        Copies of image and variance, and new columns: `label` (1 if injected; else as before, or 0),
-        `injected` (uint8), `theta_E` (arcsec), `theta_E_over_seeing` (mean FWHM of the bands), `source_mag`
-        (i), `source_re` (half-light radius, arcsec), `magnification`, `images` (of the centre of the source),
-        `arc_mag_<band>` (lensed total),
+        Copies of image and variance, and new columns: `label` (1 if injected, but -1 where the arc has an S/N
+        below `min_arc_snr` in every band; else as before, or 0), `injected` (uint8), `theta_E` (arcsec),
+        `theta_E_over_seeing` (mean FWHM of the bands), `source_mag` (i), `source_re` (half-light radius,
+        arcsec), `magnification`, `images` (of the centre of the source), `arc_mag_<band>` (lensed total),
         `arc_snr_<band>` and `arc_snr` (matched filter, best band), `arc_sb_<band>` and `arc_sb` (mag/arcsec²,
         flux-weighted mean, bluest band), NaN where nothing was injected, and with lenses of the user
         `z_lens` and `z_source`; of every row `depth_<band>` (5 sigma, point source), `seam` (1: it lies in
@@ -295,6 +308,10 @@ def inject_batch(
         for name, value in facts.items():
             measured[name][k] = value
     label[injected == 1] = LENS
+    if config.min_arc_snr:
+        # -1 is no number of the unsigned types.
+        label = label if label.dtype.kind in "if" else label.astype(np.int64)
+        label[(injected == 1) & ~(measured["arc_snr"] >= config.min_arc_snr)] = UNKNOWN
     seam = np.isin(np.arange(n), batch.psf_cells[:, 0]).astype(np.uint8)
     made = {
         "label": label,
@@ -370,6 +387,8 @@ def _summary(
     facts: dict[str, int | str] = {"rows": rows, "injected": len(injected)}
     if len(injected):
         facts["arc S/N"] = f"median {np.median(index['arc_snr'].to_numpy()[injected]):.0f}"
+    if config.min_arc_snr:
+        facts["unknown"] = int((index["label"].to_numpy()[injected] == UNKNOWN).sum())
     return Summary(
         "inject",
         config.output,
