@@ -129,8 +129,8 @@ def _lower_words(expression: str) -> str:
     """`AND OR NOT IN` in lower case, and `class` as a name; strings untouched."""
     # Joined to one line: in YAML, a long expression may run over several.
     tokens = tokenize.generate_tokens(io.StringIO(" ".join(expression.split())).readline)
-    # `class` is a word of Python, but many catalogues have such a column. With a full-width first letter it is
-    # a name, which the parser reads as `class`.
+    # `class` is a word of Python, but many catalogues have such a column. With a full-width first letter it
+    # is a name, which the parser reads as `class`.
     words = {"AND": "and", "OR": "or", "NOT": "not", "IN": "in", "class": "\uff43lass"}
     return tokenize.untokenize(
         (t.type, words.get(t.string, t.string) if t.type == tokenize.NAME else t.string) for t in tokens

@@ -474,21 +474,22 @@ def duplicates(
     leave only their first one. `rows`: their numbers, where these are not 0, 1, ...
     """
     number = np.arange(len(ids)) if rows is None else rows
-    _, first = np.unique(ids, return_index=True)
-    repeat = np.ones(len(ids), bool)
-    repeat[first] = False
-    del first
-    again = np.flatnonzero(repeat)
-    del repeat
-    # Stable: the earliest row of each id comes first.
-    order = np.argsort(ids, kind="stable") if len(again) else again
-    start = np.searchsorted(ids[order], ids[again])
     found = {
-        int(number[k]): (Reason.DUPLICATE, f"id {ids[k]} is also that of row {int(number[order[s]])}")
-        for k, s in zip(again, start, strict=True)
+        int(number[k]): (Reason.DUPLICATE, f"id {ids[k]} is also that of row {int(number[first])}")
+        for k, first in _repeated_ids(ids)
     }
     if radius > 0:
         for k, earlier, apart in earlier_neighbours(ra, dec, radius):
             text = f"{apart:.3f} arcsec from row {int(number[earlier])} (id {ids[earlier]})"
             found.setdefault(int(number[k]), (Reason.DUPLICATE, text))
     return dict(sorted(found.items()))
+
+
+def _repeated_ids(ids: NDArray[Any]) -> list[tuple[int, int]]:
+    """(row, first row with the same id) of each row whose id an earlier one has."""
+    # Stable: the earliest row of each id comes first, and every other one repeats it.
+    order = np.argsort(ids, kind="stable")
+    ordered = ids[order]
+    again = np.sort(order[1:][ordered[1:] == ordered[:-1]])
+    first = order[np.searchsorted(ordered, ids[again])]
+    return list(zip(again.tolist(), first.tolist(), strict=True))
