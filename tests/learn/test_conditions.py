@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from stampmaker import make_batch
 
 from ripple.errors import DataError
 from ripple.imaging.noise import LAG, WHITE
-from ripple.imaging.normalize import invert, transform
+from ripple.imaging.normalize import constants_of, invert, transform
 from ripple.learn.data import conditions as module
 from ripple.learn.data.augment import Augment, key_of, normal_of, uniform_of
 from ripple.learn.data.conditions import Conditions, Ranges, conditions
@@ -140,6 +142,30 @@ def test_bands_are_lost_one_at_a_time_and_never_the_only_one() -> None:
     out = only(torch.cat([tensor[:, :1], 0 * tensor[:, 1:]], 1), ROW, seed=1, epoch=0)
     assert (out[:, 0] != 0).all()
     assert (out[:, 1:] == 0).all()
+
+
+@pytest.mark.parametrize("follows", ["row", "band", ""])
+def test_the_stretch_is_that_of_the_bands_that_are_left(follows: str) -> None:
+    """A lost band has no part in the scale of a row, just as if it had never been observed."""
+    sigma = torch.tensor([1.0, 2.0, 6.0]).repeat(N, 1)
+    scope: Any = follows or "row"
+    _, scale = constants_of(None, sigma.numpy(), "asinh", scope, 3.0)
+    how = replace(made(Ranges(drop_band=1.0), follows=follows), noise=sigma, scale=torch.from_numpy(scale))
+    light = 10 * sky(how)
+    out = how(transform(light, how.offset, how.scale, "asinh"), ROW, seed=1, epoch=0)
+    lost = out.abs().amax((-2, -1)) == 0
+    assert (lost.sum(1) == 1).all()
+    left = np.where(lost, np.nan, sigma).astype(np.float32)
+    _, wanted = constants_of(None, left, "asinh", scope, 3.0) if follows else (None, scale)
+    expected = transform(light, how.offset, torch.from_numpy(wanted), "asinh") * ~lost[:, :, None, None]
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("follows", ["row", "band"])
+def test_planes_without_noise_stay_finite(follows: str) -> None:
+    how = made(Ranges(0.5, 0.5, 0.02, 0.2, 1.0), follows=follows)
+    blank = replace(how, noise=0 * how.noise, scale=torch.ones_like(how.scale))
+    assert torch.isfinite(blank(torch.zeros(N, BANDS, SIZE, SIZE), ROW, seed=1, epoch=0)).all()
 
 
 def test_a_row_is_the_same_in_any_batch_and_another_in_another_epoch() -> None:

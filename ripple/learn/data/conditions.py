@@ -124,8 +124,8 @@ class Conditions:
             missing = (now**2 - was**2 * share).clamp_min(0).sqrt()
             light = light + missing[:, :, None, None] * self._noise(key, image.shape)
         kept = present & ~_dropped(key, present, ranges.drop_band)
-        out = self._stretched(light, offset, self._scale(scale, sigma, now, kept))
-        return (out * kept[:, :, None, None]).to(image.dtype)
+        out = self._stretched(light, offset, self._scale(scale, sigma, now, present, kept))
+        return torch.where(kept[:, :, None, None], out, 0.0).to(image.dtype)
 
     def _fluxes(self, image: Tensor, offset: Tensor, scale: Tensor) -> Tensor:
         if self.method != "asinh":
@@ -172,16 +172,18 @@ class Conditions:
         place = line[..., None] * FIELD + x[:, :, None, :]
         return self.fields.reshape(-1)[place] * sign[:, :, None, None]
 
-    def _scale(self, scale: Tensor, was: Tensor, now: Tensor, kept: Tensor) -> Tensor:
+    def _scale(self, scale: Tensor, was: Tensor, now: Tensor, present: Tensor, kept: Tensor) -> Tensor:
         """Scales of the stretch for the noise there is now, as `normalize.constants_of` has them."""
-        if self.follows == "band":
-            return scale * now / was
+        before, after = was, now
         if self.follows == "row":
-            nothing = torch.full_like(was, float("nan"))
-            both = (torch.where(kept, sigma, nothing).nanquantile(0.5, dim=1) for sigma in (now, was))
-            after, before = both
-            return scale * (after / before)[:, None]
-        return scale
+            # The scale was made of all bands that the row has; a band that is lost has no part in it now.
+            both = ((was, present), (now, kept))
+            before, after = (
+                torch.where(which, sigma, torch.nan).nanquantile(0.5, dim=1, keepdim=True)
+                for sigma, which in both
+            )
+        # Planes without noise have a scale of their own, 1, whatever becomes of them.
+        return torch.where(before > 0, scale * after / before, scale) if self.follows else scale
 
 
 def conditions(ranges: Ranges, dataset: TensorDataset) -> Conditions:
