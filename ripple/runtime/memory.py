@@ -27,6 +27,8 @@ _UNITS = {
 }
 #: A worker before it has read anything: interpreter and libraries.
 IDLE_WORKER = 250 << 20
+#: Private memory that libraries of a worker reserve and do not use: PyTorch 2 GiB on a machine of two cores.
+RESERVED = 2 << 30
 _SAMPLE_SECONDS = 0.2
 
 
@@ -85,8 +87,11 @@ class MemoryWatch:
         return max(1, (self.budget - self.own) // self.per_worker)
 
     def most(self) -> int:
-        """Hard limit of a worker in bytes: the larger of the budget and twice what it is expected to need."""
-        return max(self.budget, 2 * self.per_worker)
+        """Hard limit of a worker in bytes: the larger of the budget and twice what it is expected to need.
+
+        Beyond what libraries reserve: the limit also counts private memory that is never touched.
+        """
+        return max(self.budget, 2 * self.per_worker) + RESERVED
 
     def learn(self, worker_peak: int) -> None:
         """Raise the estimate to the peak that a worker reported."""

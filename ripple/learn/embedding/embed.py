@@ -7,7 +7,7 @@ the last complete one.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, TypedDict
@@ -145,7 +145,7 @@ def grouped(units: list[Unit], most: int) -> list[Group]:
 def embedded(
     model: Model,
     batch: TensorBatch,
-    images: list[Tensor],
+    images: Iterable[Tensor],
     config: ScoreConfig,
     device: torch.device,
     advance: Callable[[int], None],

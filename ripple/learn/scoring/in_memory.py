@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +30,7 @@ class Ready:
 
     model: Model
     batch: TensorBatch
-    images: list[Tensor]
+    images: Iterator[Tensor]
     device: torch.device
 
 

@@ -8,7 +8,7 @@ whether the model was trained on its piece of sky; only sky the model has not se
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -480,20 +480,19 @@ def read_shards(
         batch = _mapped(unit, contract)
         facts = Facts.of(batch, unit.artefact)
         check(contract, facts, _conversion(config), str(unit.artefact.shard_path(unit.shard)))
-        yield unit, batch, network_input(batch, contract, facts, config.batch_size, device)
+        # All of them here, where another thread may read ahead.
+        yield unit, batch, list(network_input(batch, contract, facts, config.batch_size, device))
 
 
 def network_input(
     batch: TensorBatch, contract: Contract, facts: Facts, batch_size: int, device: torch.device
-) -> list[Tensor]:
+) -> Iterator[Tensor]:
     """The images of a shard in batches `(n, B, size, size)` float32, in host memory, for the network."""
-    images = []
     for at in range(0, len(batch), batch_size):
         part = torch.from_numpy(batch.image[at : at + batch_size].astype(np.float32))
         image = convert(part, contract, facts).contiguous()
         # Only copies from pinned memory run while the GPU computes.
-        images.append(image.pin_memory() if device.type == "cuda" else image)
-    return images
+        yield image.pin_memory() if device.type == "cuda" else image
 
 
 def _mapped(unit: Unit, contract: Contract) -> TensorBatch:
@@ -525,7 +524,7 @@ def read_ahead[T](items: Iterator[T]) -> Generator[T]:
 def score_shard(
     model: Model,
     batch: TensorBatch,
-    images: list[Tensor],
+    images: Iterable[Tensor],
     config: ScoreConfig,
     device: torch.device,
     advance: Callable[[int], None],
@@ -572,7 +571,7 @@ def score_shard(
 
 def passes(
     model: Model,
-    images: list[Tensor],
+    images: Iterable[Tensor],
     config: ScoreConfig,
     device: torch.device,
     advance: Callable[[int], None],

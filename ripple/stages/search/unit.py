@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -85,9 +85,10 @@ def make_shard(task: SearchTask) -> ShardResult:
                 damaged[err.key] = err.error
         digests = reading.digests()  # waits for the hashing, so before its thread ends
     with profile.time("pack"):
-        # As `score` would read them: shards decide the types and the order of columns.
-        tensors = unpack_tensors(pack_tensors(made, {}))
-        del made
+        # As `score` would read them: shards decide the types and the order of columns, but not the planes.
+        corner = (slice(None), slice(None), slice(1), slice(1))
+        small = replace(made, image=made.image[corner], valid=made.valid[corner], variance=None)
+        tensors = replace(unpack_tensors(pack_tensors(small, {})), image=made.image, valid=made.valid)
     # What quality control rejects is in the index of the scores, as it would be in that of the tensors.
     quality = rejections(tensors.catalog, task.preprocess)
     index = np.asarray(tensors.catalog["index"])
