@@ -48,9 +48,9 @@ class Tally:
 def contents(directory: Path) -> dict[str, str]:
     """SHA-256 by file name of all that must be reproducible: everything but metrics and the lock."""
     return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(directory.iterdir())
-        if path.name not in ("metrics.json", ".lock")
+        str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and path.name not in ("metrics.json", ".lock")
     }
 
 

@@ -17,6 +17,7 @@ import payloads  # noqa: F401 - the same
 import pytest
 import recount  # noqa: F401 - the same
 import rows
+import searching  # noqa: F401 - the same
 import soak  # noqa: F401 - the same
 import sources
 import training_state  # noqa: F401 - the same
