@@ -390,3 +390,5 @@ def test_einstein_radii_follow_from_velocity_dispersions(tmp_path: Path) -> None
     assert "its Einstein radius is outside theta_min and theta_max" in why
     with pytest.raises(CatalogueError, match="no column 'sigmaa'; did you mean 'sigma'"):
         inject(InjectConfig.make(options | {"output": str(tmp_path / "o"), "theta_from": "sigmaa"}))
+    with pytest.raises(CatalogueError, match="column 'reason' of the cutouts has no numbers"):
+        inject(InjectConfig.make(options | {"output": str(tmp_path / "o"), "theta_from": "reason"}))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ripple.config import suggest
 from ripple.errors import ConfigError, ContractError, DataError
 from ripple.stages.completeness.config import CompletenessConfig
+from ripple.stages.plan.tables import is_number
 from ripple.stages.report.figures import numbers
 from ripple.stages.report.report import ranked_table, with_truth
 from ripple.storage.artefact import Artefact, open_artefact
@@ -208,12 +209,8 @@ def _refuse_missing(artefact: Artefact, table: pa.Table, config: CompletenessCon
     for name in config.by:
         if name not in names and not (name == OVER_SEEING and "theta_E" in names):
             raise DataError(f"{artefact.directory} has no column {name!r}{suggest(name, names)}")
-        if name in names and not _is_number(table.schema.field(name).type):
+        if name in names and not is_number(table.schema.field(name).type):
             raise DataError(f"{artefact.directory}: column {name!r} has no numbers")
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind))
 
 
 def _columns(tables: Sequence[pa.Table], names: Sequence[str]) -> dict[str, Float]:

@@ -16,6 +16,7 @@ from ripple.rubin.repository import Dataset
 from ripple.sky.geometry import Box, Tan
 from ripple.stages.plan.config import Selection
 from ripple.stages.plan.plan import Plan, Unit
+from ripple.stages.plan.tables import is_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +132,7 @@ def user_columns(table: pa.Table) -> dict[str, NDArray[Any]]:
     columns: dict[str, NDArray[Any]] = {}
     for name in table.column_names:
         column = table.column(name)
-        if pa.types.is_floating(column.type) or pa.types.is_integer(column.type):
+        if is_number(column.type):
             columns[name] = column.to_numpy()
         elif pa.types.is_boolean(column.type):
             # HDF5 has no booleans.

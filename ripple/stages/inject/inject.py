@@ -94,7 +94,7 @@ def inject(config: InjectConfig) -> Summary:
     # There may be gigabytes of pictures: each worker reads what it paints, and they are hashed once.
     pins = [Pin.of(path) for path in sources.files()] if sources is not None else []
     hosts = _hosts(config, cutouts)
-    require_masses(config, cutouts.index().column_names)
+    require_masses(config, cutouts.index())
     inputs = {"cutouts": cutouts.digest} | ({} if lenses is None else {"lenses": lenses.sha256})
     if sources is not None:
         parts = [sources.sha256, *(pin.sha256 for pin in pins)]

@@ -21,7 +21,7 @@ from ripple.errors import CatalogueError
 from ripple.imaging.simulation.lensing import Deflector
 from ripple.imaging.simulation.profiles import Lensed, Sersic
 from ripple.stages.inject.sources import TWICE, Sources
-from ripple.stages.plan.tables import UserTable, read_table
+from ripple.stages.plan.tables import UserTable, is_number, read_table
 
 Float = NDArray[np.float64]
 
@@ -268,8 +268,7 @@ def ellipse(e1: Float, e2: Float) -> tuple[Float, Float]:
 
 
 def _number(columns: pa.Table, column: str, name: str) -> Float:
-    kind = columns.schema.field(column).type
-    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+    if not is_number(columns.schema.field(column).type):
         raise CatalogueError(f"{name}: column {column!r} has no numbers")
     return np.asarray(columns[column].to_numpy(zero_copy_only=False), np.float64)
 

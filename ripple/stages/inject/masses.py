@@ -6,10 +6,10 @@ The velocity dispersion is that of a column, one number for all, or follows from
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from ripple.config import suggest
@@ -19,6 +19,7 @@ from ripple.imaging.simulation.population import source_redshifts
 from ripple.runtime.extras import require
 from ripple.stages.inject import spectra
 from ripple.stages.inject.config import FABER_JACKSON, InjectConfig
+from ripple.stages.plan.tables import is_number
 
 Float = NDArray[np.float64]
 #: Lenses beyond are none of galaxies, and distances end at a redshift of 6.
@@ -33,8 +34,8 @@ LUMINOSITIES = (-24.5, -19.0)
 EARLY_TYPE = "CWW_E_ext"
 
 
-def require_masses(config: InjectConfig, names: Sequence[str]) -> None:
-    """Refuse `theta_from` where the cutouts lack its columns, or packages are missing.
+def require_masses(config: InjectConfig, index: pa.Table) -> None:
+    """Refuse `theta_from` where the cutouts lack its columns or have text there, or packages are missing.
 
     Raises
     ------
@@ -51,7 +52,10 @@ def require_masses(config: InjectConfig, names: Sequence[str]) -> None:
         needed.append(config.host_mag)
     elif config.fixed_sigma is None:
         needed.append(config.theta_from)
+    names = index.column_names
     for name in needed:
+        if name in names and not is_number(index.schema.field(name).type):
+            raise CatalogueError(f"--theta-from: column {name!r} of the cutouts has no numbers")
         if name not in names:
             raise CatalogueError(
                 f"--theta-from: the cutouts have no column {name!r}{suggest(name, list(names))}",

@@ -428,9 +428,7 @@ class Planner:
             self.skymap_name, set(np.unique(place.tract[rows]).tolist())
         )
         for piece in _pieces(rows):
-            for key, some in _by_value(
-                (place.tract[piece].astype(np.int64) << 32) + place.patch[piece], piece
-            ):
+            for key, some in _by_value(_packed(place.tract[piece], place.patch[piece]), piece):
                 tract, patch = key >> 32, key & 0xFFFFFFFF
                 where = f"tract {tract} patch {patch}"
                 if (tract, patch) in registered:

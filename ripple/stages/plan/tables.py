@@ -218,6 +218,11 @@ def _may_have_lost_digits(column: pa.ChunkedArray) -> bool:
     return largest is not None and largest >= 2.0**53
 
 
+def is_number(kind: pa.DataType) -> bool:
+    """Whether a column has whole numbers or floats."""
+    return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind))
+
+
 def exact_integers(column: pa.ChunkedArray, *, keep_text: bool) -> pa.ChunkedArray | None:
     """Text as int64 or uint64 when every cell is an integer that fits; empty cells are null.
 
