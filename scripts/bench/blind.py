@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from astropy.coordinates import SkyCoord, search_around_sky
 from astropy.units import arcsec
 
+from ripple.learn.model.calibrate import logit
 from ripple.learn.model.contract import load_contract
 from ripple.stages.search.detections import best_windows
 
@@ -112,6 +113,51 @@ def main() -> None:
         finer = sum(pq.read_metadata(p).num_rows for p in output.glob("refined/*/scores.parquet"))
         found = pq.read_table(output / "detections.parquet")
         print(line(f"grid of {step:g} px, refined", windows + finer, found, lenses, threshold))
+        centroids(output, lenses, threshold)
+    falling(rows[-1][1], lenses, threshold)
+
+
+def passes(output: Path) -> list[pa.Table]:
+    """Accepted windows of the grid, and of the finer passes."""
+    return [
+        accepted(path.parent)
+        for path in (output / "scores.parquet", *sorted(output.glob("refined/*/scores.parquet")))
+    ]
+
+
+def centroids(output: Path, lenses: SkyCoord, threshold: float) -> None:
+    """Distance of the mean of windows, weighted by score, within 8 px of detections of lenses."""
+    windows = pa.concat_tables([t.select(["ra", "dec", "score"]) for t in passes(output)[1:]])
+    found = pq.read_table(output / "detections.parquet")
+    places, score = sky(windows), windows["score"].to_numpy()
+    of, at, _, _ = search_around_sky(sky(found), places, 8 * 0.2 * arcsec)
+    weight = np.bincount(of, score[at], found.num_rows)
+    means = [
+        np.bincount(of, score[at] * windows[n].to_numpy()[at], found.num_rows) / weight for n in ("ra", "dec")
+    ]
+    _, apart, _ = SkyCoord(*means, unit="deg").match_to_catalog_sky(lenses)
+    near = (sky(found).match_to_catalog_sky(lenses)[1].arcsec < NEAR) & (
+        found["score"].to_numpy() >= threshold
+    )
+    print(
+        f"| - centroids of its windows | | | | | | {np.median(apart.arcsec[near]) / 0.2:.1f}, {np.quantile(apart.arcsec[near], 0.9) / 0.2:.1f} | |"
+    )
+
+
+def falling(output: Path, lenses: SkyCoord, threshold: float) -> None:
+    """How much lower the score is of windows that are off a lens, for lenses that are found."""
+    windows = pa.concat_tables([t.select(["ra", "dec", "score"]) for t in passes(output)])
+    value = logit(windows["score"].to_numpy())
+    of, at, apart, _ = search_around_sky(lenses, sky(windows), 2.5 * arcsec)
+    best = np.full(len(lenses), -np.inf)
+    np.maximum.at(best, of, value[at])
+    good = best[of] >= logit(threshold)
+    print("\nLogits below the best window of a lens that is found, by distance: ", end="")
+    pixel = apart.arcsec[good] / 0.2
+    for low in range(0, 12, 2):
+        inside = (pixel >= low) & (pixel < low + 2)
+        print(f"{low}-{low + 2} px {np.median((best[of] - value[at])[good][inside]):.1f}; ", end="")
+    print()
 
 
 def line(name: str, windows: int, found: pa.Table, lenses: SkyCoord, threshold: float) -> str:
