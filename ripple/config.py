@@ -126,7 +126,7 @@ def is_setting(extra: Any) -> bool:
 
 
 def _say_error(cls: type[Config], error: Any) -> str:
-    key = ".".join(str(part) for part in error["loc"]) or "value"
+    key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         for name in error["loc"][:-1]:  # the mapping in which the key stands
             inner = cls.model_fields[name].annotation if name in cls.model_fields else None
@@ -137,7 +137,9 @@ def _say_error(cls: type[Config], error: Any) -> str:
         choices = typing.get_args(field.annotation) if field is not None else ()
         named = all(isinstance(choice, str) for choice in choices)
         return f"{key!r} is required" + (f": one of {', '.join(choices)}" if choices and named else "")
-    return f"{key!r}: {error['msg']}"
+    # Our own validators say it in words; pydantic puts its name for them before.
+    text = error["msg"].removeprefix("Value error, ")
+    return f"{key!r}: {text}" if error["loc"] else text
 
 
 def suggest(word: str, known: list[str]) -> str:

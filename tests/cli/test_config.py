@@ -13,6 +13,8 @@ from pydantic import Field
 from ripple.cli.options import config_options
 from ripple.config import Config, load_yaml, neutral
 from ripple.errors import ConfigError
+from ripple.stages.inject.config import InjectConfig
+from ripple.stages.simulate.config import SimulateConfig
 
 
 class Sample(Config):
@@ -34,6 +36,15 @@ def test_an_unknown_key_names_the_nearest() -> None:
 def test_a_wrong_value_names_the_key() -> None:
     with pytest.raises(ConfigError, match="'size'"):
         Sample.make({"size": 0})
+
+
+def test_what_does_not_fit_together_is_said_in_our_words() -> None:
+    with pytest.raises(ConfigError) as err:
+        InjectConfig.make({"theta_from": "20"})
+    assert err.value.message == "inject: theta_from is 20 km/s, not from 50 to 1000"
+    with pytest.raises(ConfigError) as err:
+        SimulateConfig.make({"output": "x", "bands": "gq"})
+    assert err.value.message == "simulate: 'bands': give different bands out of ugrizy, not gq"
 
 
 def test_neutral_fields_do_not_change_the_digest() -> None:

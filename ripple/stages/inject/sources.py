@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from ripple.errors import CatalogueError, ConfigError
 from ripple.imaging.psf.shape import fwhm
 from ripple.imaging.simulation.lensed import Picture
+from ripple.stages.formats.foreign_cutout import one_line
 from ripple.stages.inject import spectra, stamps
 from ripple.stages.inject.stamps import Stamps
 
@@ -255,10 +256,8 @@ def _parts(data: bytes, path: Path) -> tuple[dict[str, NDArray[Any]], Any, str]:
                     images["PSF"] = np.asarray(hdu.data, np.float32)
                 elif hdu.is_image and hdu.data is not None and "" not in images and hdu.data.ndim in (3, 4):
                     images[""], said = np.asarray(hdu.data, np.float32), str(hdu.header.get("BANDS", ""))
-    except (OSError, ValueError, TypeError, KeyError, IndexError) as err:
-        raise CatalogueError(
-            f"{path}: no FITS file of pictures: {' '.join(str(err).split())[:200]}"
-        ) from None
+    except stamps.FAULTS as err:
+        raise CatalogueError(f"{path}: no FITS file of pictures: {one_line(err)}") from None
     return images, table, said
 
 

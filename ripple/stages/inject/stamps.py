@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ripple.errors import CatalogueError
 from ripple.imaging.psf.shape import fwhm
+from ripple.stages.formats.foreign_cutout import DAMAGE, one_line
 
 Float = NDArray[np.float64]
 #: Columns that a catalogue must have, in small letters.
@@ -31,6 +32,8 @@ REDSHIFTS = ("z", "redshift", "zphot")
 #: The galaxy is what stands out by so many sigma after smoothing with a Gaussian of so many pixels, and is
 #: connected with the centre; so many pixels around it are kept as well.
 SIGMAS, SMOOTH, AROUND = 3.0, 2.0, 3
+#: What astropy raises for damaged files.
+FAULTS = (*DAMAGE, fits.VerifyError, AttributeError)
 #: Files that are kept open.
 OPEN = 128
 
@@ -95,10 +98,8 @@ class Stamps:
             if data is None or data.ndim != 2:
                 raise CatalogueError(f"HDU {hdu} of {name} has no image")
             return np.array(data, np.float64)
-        except (OSError, ValueError, TypeError, KeyError, IndexError) as err:
-            raise CatalogueError(
-                f"HDU {hdu} of {name} cannot be read: {' '.join(str(err).split())[:100]}"
-            ) from None
+        except FAULTS as err:
+            raise CatalogueError(f"HDU {hdu} of {name} cannot be read: {one_line(err)}") from None
 
     def close(self) -> None:
         """Close the files."""
@@ -205,7 +206,7 @@ def redshifts(columns: dict[str, NDArray[Any]], path: Path) -> tuple[Float, Path
         table = fits.getdata(beside, 1)
         known = {name.lower(): np.asarray(table[name]) for name in table.dtype.names}
         ids, z = texts(known["ident"]), numbers(known, "zphot", beside)
-    except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError) as err:
-        raise CatalogueError(f"{beside}: no ident and zphot: {' '.join(str(err).split())[:200]}") from None
+    except FAULTS as err:
+        raise CatalogueError(f"{beside}: no ident and zphot: {one_line(err)}") from None
     of = dict(zip(ids, z.tolist(), strict=True))
     return np.array([of.get(name, np.nan) for name in texts(columns["ident"])]), beside
