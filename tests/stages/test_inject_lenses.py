@@ -178,7 +178,7 @@ def test_rows_that_cannot_be_painted(tmp_path: Path) -> None:
         LENS | {"z_lens": 0.4, "z_source": 2.0},
     ]  # fmt: skip
     found = lenses_of(tmp_path / "lenses.parquet", odd)
-    assert found.usable().tolist() == [0, 4]
+    assert found.usable.tolist() == [0, 4]
     assert found.refused[1] == "q is 0, not from 0.2 to 1"
     assert found.refused[2].startswith("mag_g is nan")
     assert found.refused[3] == "z_source is not beyond z_lens"

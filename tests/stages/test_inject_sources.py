@@ -89,7 +89,7 @@ def test_reading(tmp_path: Path) -> None:
     wide = {**ROW, "psf_fwhm": 0.8}
     found = read(written(tmp_path / "b.fits", cube[:, 0], [ROW, ROW]))
     assert found.refused == ("its picture has pixels without a value", "")
-    assert found.usable().tolist() == [1]
+    assert found.usable.tolist() == [1]
     with pytest.raises(CatalogueError, match=r"FWHM of its PSF, arcsec, is 0\.8"):
         read(written(tmp_path / "c.fits", cube[1:, 0], [wide]))
 
@@ -204,7 +204,7 @@ def test_tables_that_do_not_fit_the_pictures(tmp_path: Path) -> None:
     found = read_lenses(table(tmp_path / "ids.csv", rows), ("g", "r"), sources)
     assert found.refused == ("", "source 1: mag_g is 99, not from 10 to 40", "no source has the id 5")
     twice = read(written(tmp_path / "t.fits", [disk(31, 3.0)] * 2, [{**ROW, "id": 0}] * 2))
-    assert len(twice.usable()) == 2
+    assert len(twice.usable) == 2
     with pytest.raises(CatalogueError, match="several sources have the id 0"):
         read_lenses(table(tmp_path / "one.csv", rows[:1]), ("g", "r"), twice)
 

@@ -91,7 +91,7 @@ def _lens(
     elif rng.uniform() >= (FRACTION if config.fraction is None else config.fraction):
         return -1, "not drawn"
     elif lenses is not None:
-        row = int(rng.choice(lenses.usable()))
+        row = int(rng.choice(lenses.usable))
     return row, "" if has_psf(batch, k) else "no PSF in a band with data"
 
 

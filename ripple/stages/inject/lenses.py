@@ -8,6 +8,7 @@ along the major axis.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -87,6 +88,7 @@ class Lenses:
     refused: tuple[str, ...]
     sha256: str
 
+    @functools.cached_property
     def usable(self) -> NDArray[np.int64]:
         """Rows that can be painted."""
         return np.array([k for k, why in enumerate(self.refused) if not why], np.int64)

@@ -71,13 +71,15 @@ class Sources:
     refused: tuple[str, ...]
     sha256: str
 
+    @functools.cached_property
     def usable(self) -> NDArray[np.int64]:
         """Rows that can be painted."""
+        # Once: among tens of thousands, each draw would take longer than to paint it.
         return np.array([k for k, why in enumerate(self.refused) if not why], np.int64)
 
     def draw(self, rng: np.random.Generator, beyond: float = np.nan) -> int:
         """A row that can be painted, -1 for none; with a redshift, of those known to lie beyond it."""
-        rows = self.usable()
+        rows = self.usable
         if np.isfinite(beyond):
             rows = rows[self.z[rows] > beyond]
         if not len(rows):
@@ -99,7 +101,7 @@ class Sources:
 
     def files(self) -> tuple[Path, ...]:
         """Files beside it that hold pictures."""
-        return self.planes.files(self.usable()) if isinstance(self.planes, Stamps) else ()
+        return self.planes.files(self.usable) if isinstance(self.planes, Stamps) else ()
 
 
 @functools.lru_cache(maxsize=1)
