@@ -18,7 +18,7 @@ brightest: one pixel of 1e12 nJy, unless masked, leaves the other values near 0,
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -39,6 +39,7 @@ LUPTON_Q = 8.0
 PERCENTILES = (0.5, 99.5)
 ZSCALE_CONTRAST = 0.25
 SMALLEST_SCALE = 1e-12  # nJy; anything smaller would turn noise of the arithmetic into signal
+CHUNK = 64  # rows whose pixels are sorted at a time, which takes 24 bytes for each pixel
 # Statistics of `Accumulator` that are averaged over rows; extremes are not.
 _AVERAGED = ("noise", "mean", "percentile_low", "percentile_high", "zscale_low", "zscale_high")
 
@@ -88,6 +89,16 @@ def statistics(image: NDArray[np.floating], good: NDArray[np.bool_], noise: Floa
     noise
         `(N, B)` sky noise, measured elsewhere.
     """
+    parts = [
+        _statistics(image[at : at + CHUNK], good[at : at + CHUNK], noise[at : at + CHUNK])
+        # Once for no rows: the columns are there too.
+        for at in range(0, max(len(image), 1), CHUNK)
+    ]
+    names = [one.name for one in fields(Statistics)]
+    return Statistics(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+
+
+def _statistics(image: NDArray[np.floating], good: NDArray[np.bool_], noise: Float) -> Statistics:
     n, b = image.shape[:2]
     size = image.shape[2] * image.shape[3]
     # Bad pixels sort to the end as inf, so quantiles are positions among the first `count`.

@@ -84,6 +84,19 @@ def test_hot_pixels_change_nothing(method: str) -> None:
     assert np.abs(after.image).max() < 1.2 * np.abs(before.image).max()
 
 
+def test_statistics_of_a_row_do_not_depend_on_the_others() -> None:
+    """To the bit, also beyond the rows that are looked at together."""
+    batch = make_batch(normalize.CHUNK + 3, "gr", 24)
+    good = np.random.default_rng(1).random(batch.image.shape) < 0.9
+    noise = np.ones(batch.image.shape[:2], np.float32)
+    whole = normalize.statistics(batch.image, good, noise)
+    for k in (0, normalize.CHUNK - 1, normalize.CHUNK, len(batch) - 1):
+        alone = normalize.statistics(batch.image[k : k + 1], good[k : k + 1], noise[k : k + 1])
+        for name in ("mean", "std", "high", "percentile_low", "zscale_high"):
+            np.testing.assert_array_equal(getattr(whole, name)[k], getattr(alone, name)[0])
+    assert normalize.statistics(batch.image[:0], good[:0], noise[:0]).mean.shape == (0, 2)
+
+
 def test_noise_sets_the_softening() -> None:
     tensors = preprocess_batch(make_batch(20, "gri", 64), config(softening=2.0), DataConstants())
     np.testing.assert_allclose(tensors.catalog["norm_scale"], 2 * SIGMA, rtol=0.1)
