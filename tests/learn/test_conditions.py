@@ -136,6 +136,11 @@ def test_bands_are_lost_one_at_a_time_and_never_the_only_one() -> None:
     tensor = torch.ones(N, BANDS, SIZE, SIZE)
     lost = sum(int((how(tensor, ROW, seed=1, epoch=e).abs().amax((-2, -1)) == 0).sum()) for e in range(20))
     assert abs(lost / (20 * N) - 0.3) < 0.04
+    # Of rows that lack a band, as many lose one of the others.
+    fewer = how.noise.clone()
+    fewer[:, 0] = float("nan")
+    every = replace(how, ranges=Ranges(drop_band=1.0), noise=fewer)
+    assert ((every(tensor, ROW, seed=1, epoch=0).abs().amax((-2, -1)) == 0).sum(1) == 2).all()
     alone = how.noise.clone()
     alone[:, 1:] = float("nan")
     only = Conditions(how.ranges, how.offset, how.scale, alone, how.fields, how.power, "asinh", "row", SCALE)

@@ -19,7 +19,7 @@ from ripple.errors import DataError
 from ripple.imaging import noise
 from ripple.imaging.normalize import SOFTENED, invert, plane_constants, transform
 from ripple.imaging.quality.sky import detect_sources
-from ripple.learn.data.augment import integer_of, key_of, normal_of, uniform_of
+from ripple.learn.data.augment import key_of, normal_of, uniform_of
 from ripple.learn.data.dataset import TensorDataset
 
 FWHM = 2.3548  # of a Gaussian, in sigma
@@ -278,7 +278,8 @@ def _by_band(key: Tensor, stream: int, bands: int) -> Tensor:
 
 def _dropped(key: Tensor, present: Tensor, share: float) -> Tensor:
     """`(n, B)` the band that a row loses; none where it is its only one."""
-    bands = present.shape[1]
-    which = integer_of(key, _BAND, 0, bands - 1)[:, None]
-    chosen = torch.arange(bands, device=key.device)[None] == which
-    return chosen & ((uniform_of(key, _DROP) < share) & (present.sum(1) > 1))[:, None]
+    count = present.sum(1)
+    # One of those that it has: number `which` among them.
+    which = (uniform_of(key, _BAND) * count).to(torch.int64)[:, None]
+    chosen = present & (present.cumsum(1) - 1 == which)
+    return chosen & ((uniform_of(key, _DROP) < share) & (count > 1))[:, None]
