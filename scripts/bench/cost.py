@@ -12,6 +12,7 @@ quiet. Parts, all by default:
   the PSFs of cells and with a PSF for every plane;
 - `patch`: fetch of 500 targets in one full patch, whole process, over the floor (fitsio reads each plane once,
   slices, saves);
+- `memory`: the largest process of preprocess and of a training of three seeds, what is its own and what are mapped files;
 - `three`: three targets through fetch, preprocess, score and report, wall seconds, and as one `ripple run`.
 
 The survey is simulated once (some minutes) and kept in `--directory`. Prints Markdown and writes cost.json.
@@ -20,6 +21,7 @@ The survey is simulated once (some minutes) and kept in `--directory`. Prints Ma
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -35,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import scipy
 import yaml
 
@@ -284,11 +287,58 @@ def three(bench: Bench) -> dict[str, Any]:
     return result
 
 
+@dataclass(frozen=True)
+class Resident:
+    """MiB of a process at its peaks: what is its own, and what are files that it maps."""
+
+    own: float
+    mapped: float
+
+
+def sampled(*argv: str) -> list[Resident]:
+    """Peaks of a command and of its child processes, largest first, sampled ten times a second."""
+    peaks: dict[int, Resident] = {}
+    child = subprocess.Popen([*RIPPLE, *argv, "-q"], stdout=subprocess.DEVNULL)
+    parent = psutil.Process(child.pid)
+    while child.poll() is None:
+        with contextlib.suppress(psutil.Error):
+            for process in (parent, *parent.children(recursive=True)):
+                now, was = process.memory_info(), peaks.get(process.pid, Resident(0, 0))
+                own = max(was.own, (now.rss - now.shared) / 2**20)
+                peaks[process.pid] = Resident(own, max(was.mapped, now.shared / 2**20))
+        time.sleep(0.1)
+    if child.returncode:
+        raise SystemExit(f"ripple {' '.join(argv)} ended with {child.returncode}")
+    return sorted(peaks.values(), key=lambda p: -p.own - p.mapped)
+
+
+def memory(bench: Bench) -> dict[str, Any]:
+    """Peaks of preprocess with one worker, and of a training of three seeds on the benchmark's survey."""
+    cutouts, tensors = bench.work / "cutouts-memory", bench.work / "tensors-memory"
+    if not cutouts.exists():
+        truth = bench.sky() / "truth.parquet"
+        where = (*repository_of(bench.sky()), "--targets", str(truth), "--label-column", "label")
+        run("fetch", *where, "--bands", "gri", "--size", str(SIZE), "-o", str(cutouts))
+    shutil.rmtree(tensors, ignore_errors=True)
+    # The main process does what comes before and after the shards; the other one is the worker.
+    found = {"preprocess": sampled("preprocess", str(cutouts), "--workers", "1", "-o", str(tensors))[:2]}
+    model = bench.fresh("model-memory")
+    options = ("--network", "d4cnn", "--width", "4", "--seeds", "3", "--epochs", "2")
+    found["train, three seeds"] = sampled("train", str(tensors), *options, "-o", str(model))[:1]
+    print("| process | own MiB | mapped files MiB |\n|---|---|---|")
+    for name, processes in found.items():
+        for process in processes:
+            print(f"| {name} | {process.own:.0f} | {process.mapped:.0f} |")
+    print(flush=True)
+    return {name: [(p.own, p.mapped) for p in processes] for name, processes in found.items()}
+
+
 PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "chain": chain,
     "full": full,
     "matching": matching,
     "patch": patch,
+    "memory": memory,
     "three": three,
 }
 
