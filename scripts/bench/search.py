@@ -113,7 +113,9 @@ def memory(work: Path, total: int, limit: str, *, full: bool) -> None:
     few = ["--targets", str(targets), "--bands", "".join(bands), "--size", str(SIZE), "--region"]
     model = work / f"model-{''.join(bands)}"
     if not model.exists():
-        place = skymap_centre(targets)
+        for path in (work / "few", work / "first"):
+            shutil.rmtree(path, ignore_errors=True)
+        place = first_position(targets)
         run("fetch", *where, *few, f"CIRCLE {place[0]} {place[1]} 0.004", "-o", str(work / "few"))
         run("preprocess", str(work / "few"), "-o", str(work / "first"))
         make_model(model, work / "first")
@@ -136,7 +138,7 @@ def memory(work: Path, total: int, limit: str, *, full: bool) -> None:
     print(f"peak of all processes {pss / 2**30:.2f} GiB (PSS), {rss / 2**30:.2f} GiB (RSS)")
 
 
-def skymap_centre(targets: Path) -> tuple[float, float]:
+def first_position(targets: Path) -> tuple[float, float]:
     """Position of the first target, deg."""
     if targets.suffix == ".parquet":
         table = pq.read_table(targets)

@@ -65,8 +65,8 @@ from ripple.storage.writer import ArtefactWriter, Finished, create
 
 #: Bytes of PyTorch and a network in a worker, beside what fetch and preprocess take.
 NETWORK = 400 << 20
-#: Bytes for a pixel and band of a row: its matched image and mask, and tensors, twice while they are packed.
-ROW_BYTES = 11
+#: Bytes for a pixel and band of a row, without its margin: the matched image and its mask, and the tensors.
+ROW_BYTES = 8
 
 
 #: Plan other targets of the same repository.
@@ -329,7 +329,8 @@ def memory_of(units: Sequence[UnitTask]) -> int:
         pixels = len(unit.bands) * unit.size**2
         # Besides one plane per band, as `fetch` has them: variances and masks wait for the rows, too.
         planes = 2 * len(unit.bands) * plane + min(unit.rows, AHEAD) * pixels * 12
-        most = max(most, worker_bytes([unit]) + planes + unit.rows * pixels * ROW_BYTES)
+        inner = len(unit.bands) * (unit.size - 2 * unit.margin) ** 2
+        most = max(most, worker_bytes([unit]) + planes + unit.rows * inner * ROW_BYTES)
     return most
 
 
