@@ -376,6 +376,11 @@ def test_blind_windows(repo: Path) -> None:
     check(whole)
     assert not whole.outcomes.has("rejected").any()
     assert len(whole.targets) >= len(found.targets)
+    # A tract without coadds adds none, and all of it is not laid out for that.
+    both = plan(repo, tract=(TRACT, TRACT + 1), grid=64)
+    assert both.targets.id.tolist() == whole.targets.id.tolist()
+    with pytest.raises(RegionError, match="no deep_coadd lies in the selection"):
+        plan(repo, tract=(TRACT + 1,), grid=1)
 
 
 def test_boxes_that_leave_their_tract(tmp_path: Path) -> None:

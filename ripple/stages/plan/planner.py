@@ -205,16 +205,23 @@ class Planner:
         # A sky map observed from its coadds knows only some tracts: no formula gives those of a region.
         if tracts is None and isinstance(self.skymap, ObservedSkyMap) and self.region is not None:
             tracts = tracts_near(self.skymap, self.region)
-        boxes = None if tracts is None else self._boxes(set(tracts.tolist()))
+        none = RegionError(
+            f"{self.repository.name}: no {self.dataset_type} lies in the selection",
+            hint="a blind grid needs coadds: another --region or --tract",
+        )
+        boxes = None
+        if tracts is not None:
+            boxes = self._boxes(set(tracts.tolist()))
+            # No grid over the whole of a tract that has none.
+            tracts = tracts[np.isin(tracts, list(boxes))]
+            if not len(tracts):
+                raise none
         tract, column, row, ra, dec = grid(
             self.skymap, step, region=self.region, tracts=tracts, patches=patches, boxes=boxes
         )
         there = self._seen(ra, dec)
         if not there.any():
-            raise RegionError(
-                f"{self.repository.name}: no {self.dataset_type} lies in the selection",
-                hint="a blind grid needs coadds: another --region or --tract",
-            )
+            raise none
         tract, column, row = (values[there] for values in (tract, column, row))
         ra, dec = ra[there], dec[there]
         extra = pa.table({"grid_column": column.astype(np.int32), "grid_row": row.astype(np.int32)})
