@@ -115,13 +115,13 @@ def test_refused_by_name(tmp_path: Path, change: dict[str, Any], said: str) -> N
 
 def test_no_fits(tmp_path: Path) -> None:
     (tmp_path / "x.fits").write_text("no file of pictures")
-    with pytest.raises(CatalogueError, match="no FITS file of pictures"):
+    with pytest.raises(CatalogueError, match="cannot be read as a FITS file of pictures"):
         read(tmp_path / "x.fits")
     # What astropy raises for a broken card is none of Python's own errors.
     data = bytearray(written(tmp_path / "whole.fits", disk(9, 2.0)[None], [ROW]).read_bytes())
     data[data.index(b"TFORM1  = '") + len("TFORM1  = '")] = 0
     (tmp_path / "card.fits").write_bytes(bytes(data))
-    with pytest.raises(CatalogueError, match="no FITS file of pictures: Unparsable card"):
+    with pytest.raises(CatalogueError, match="cannot be read as a FITS file of pictures: Unparsable card"):
         read(tmp_path / "card.fits")
     with pytest.raises(CatalogueError, match="cannot be read"):
         read(tmp_path / "absent.fits")

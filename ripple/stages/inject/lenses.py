@@ -301,7 +301,7 @@ def _ids(columns: pa.Table, name: str) -> dict[str, int] | None:
         return None
     column = columns["id"]
     if column.null_count or not (pa.types.is_integer(column.type) or pa.types.is_string(column.type)):
-        raise CatalogueError(f"{name}: column 'id' has values that are no whole numbers and no text")
+        raise CatalogueError(f"{name}: column 'id' must hold whole numbers or text")
     ids = [str(v) for v in column.to_pylist()]
     rows = {value: k for k, value in enumerate(ids)}
     if len(rows) < len(ids):

@@ -259,7 +259,7 @@ def _parts(data: bytes, path: Path) -> tuple[dict[str, NDArray[Any]], Any, str]:
                 elif hdu.is_image and hdu.data is not None and "" not in images and hdu.data.ndim in (3, 4):
                     images[""], said = np.asarray(hdu.data, np.float32), str(hdu.header.get("BANDS", ""))
     except stamps.FAULTS as err:
-        raise CatalogueError(f"{path}: no FITS file of pictures: {one_line(err)}") from None
+        raise CatalogueError(f"{path}: cannot be read as a FITS file of pictures: {one_line(err)}") from None
     return images, table, said
 
 

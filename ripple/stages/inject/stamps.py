@@ -207,6 +207,6 @@ def redshifts(columns: dict[str, NDArray[Any]], path: Path) -> tuple[Float, Path
         known = {name.lower(): np.asarray(table[name]) for name in table.dtype.names}
         ids, z = texts(known["ident"]), numbers(known, "zphot", beside)
     except FAULTS as err:
-        raise CatalogueError(f"{beside}: no ident and zphot: {one_line(err)}") from None
+        raise CatalogueError(f"{beside}: ident and zphot cannot be read: {one_line(err)}") from None
     of = dict(zip(ids, z.tolist(), strict=True))
     return np.array([of.get(name, np.nan) for name in texts(columns["ident"])]), beside
