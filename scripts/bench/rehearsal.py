@@ -120,7 +120,9 @@ def table(found: dict[str, dict[str, list[dict[str, float]]]]) -> str:
                 plain = np.array([r[key] for r in found["as they are"][sky]])
                 at = np.array([r[key] for r in found["as they are"]["own"]])
                 drop, first = float((home - values).mean()), float((at - plain).mean())
-                left = "" if sky == "own" or name == "as they are" else f"{drop / first:.0%}"
+                # Of a loss of nearly nothing there is no share.
+                told = sky != "own" and name != "as they are" and first > 0.005
+                left = f"{drop / first:.0%}" if told else ""
                 cells += [
                     f"{values.mean():.3f} ± {values.std():.3f}",
                     "" if sky == "own" else f"{drop:.3f}",
