@@ -10,7 +10,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -33,6 +33,7 @@ from ripple.learn.scoring.score import (
     write_ranked,
 )
 from ripple.rubin.repository import open_repository
+from ripple.runtime.pool import Started, starting
 from ripple.runtime.profile import Profile, Timeline
 from ripple.runtime.summary import Summary, rate, tally
 from ripple.sky.neighbours import repeated
@@ -42,6 +43,7 @@ from ripple.stages.fetch.fetch import (
     identity_columns,
     notes_of,
     places_of,
+    prepare_worker,
     trusted_plan,
     worker_bytes,
 )
@@ -59,6 +61,7 @@ from ripple.stages.search.keep import KEPT, keep_best
 from ripple.stages.search.refine import Scored, Search, refined, worth_a_look
 from ripple.stages.search.unit import AHEAD, SearchTask, make_shard
 from ripple.storage.checksums import listed
+from ripple.storage.manifest import MANIFEST
 from ripple.storage.map_shards import Workers, map_shards
 from ripple.storage.outcomes import Outcomes
 from ripple.storage.writer import ArtefactWriter, Finished, create
@@ -122,15 +125,23 @@ def search(config: SearchConfig) -> Summary:
         with open_repository(config.repo, config.collections) as repository:
             return trusted_plan(stages.fetch, Planner(stages.fetch, repository).plan(targets))
 
-    with profile.time("query"):
-        plan, inputs = trusted_plan(stages.fetch, make_plan(stages.fetch))
-    found = search_plan(config, stages, plan, inputs, profile, start, plan_of)
+    with _started(config) as started:
+        with profile.time("query"):
+            plan, inputs = trusted_plan(stages.fetch, make_plan(stages.fetch))
+        found = search_plan(config, stages, plan, inputs, profile, start, plan_of, started)
     kept = 0
     if config.keep:
         preparing = stages.preprocess.model_copy(update={"model": config.model})
         kept = keep_best(Path(config.output), config.keep, stages.fetch, preparing, stages.score)
     seconds = 0.0 if found.done_before else time.perf_counter() - start
     return _summary(config, found, kept, seconds)
+
+
+def _started(config: SearchConfig) -> AbstractContextManager[Started | None]:
+    """The first worker, which loads PyTorch while the plan is made; none where there is nothing to do."""
+    if config.dask is not None or config.workers == 0 or (Path(config.output) / MANIFEST).exists():
+        return nullcontext()
+    return starting(make_shard, 1, prepare=prepare_worker)
 
 
 def search_plan(
@@ -141,6 +152,7 @@ def search_plan(
     profile: Profile,
     start: float,
     plan_of: Replan,
+    started: Started | None = None,
 ) -> Searched:
     """Score the targets of a plan, whoever made it, or finish what was begun.
 
@@ -156,6 +168,8 @@ def search_plan(
         When the search began, `time.perf_counter`.
     plan_of
         Plans other targets of the same repository, for the finer windows of a blind search.
+    started
+        Workers that are there already.
 
     Raises
     ------
@@ -187,7 +201,8 @@ def search_plan(
             stack.enter_context(beside)
         graphs = prepare_engine(stages.score, writer.directory) if engine == "onnx" else ()
         writers = Writers(writer, beside)
-        peak, (outcomes, places) = _search_units(config, stages, plan, writers, graphs, profile, timeline)
+        how = (graphs, profile, timeline, started)
+        peak, (outcomes, places) = _search_units(config, stages, plan, writers, *how)
         paths = [writer.directory / writer.name(k) for k in range(writer.units)]
         attributes = write_ranked(writer, paths, stages.contract, digest, stages.score)
         if config.grid is not None:
@@ -293,6 +308,7 @@ def _search_units(
     graphs: tuple[Path, ...],
     profile: Profile,
     timeline: Timeline,
+    started: Started | None,
 ) -> tuple[int, tuple[Outcomes, dict[str, np.ndarray]]]:
     """Make the shards that are missing, and those again whose duplicates turned out otherwise.
 
@@ -311,7 +327,7 @@ def _search_units(
         twins = _twins(plan, placed, stages.preprocess)
         tasks = _tasks(stages, plan, writers, todo, twins, graphs)
         workers = Workers.of(config, NETWORK + memory_of([task.unit for task in tasks.values()]))
-        more: dict[str, Any] = {"timeline": timeline, "beside": beside}
+        more: dict[str, Any] = {"timeline": timeline, "beside": beside, "started": started}
         peak = max(peak, map_shards(make_shard, tasks, writer, rows, workers, profile, "search", **more))
         found = places_of(plan, writer)
         placed = found[1]["shard"] >= 0
