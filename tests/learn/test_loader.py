@@ -290,8 +290,8 @@ def test_blur_adds_the_variance_of_its_gaussian() -> None:
 
 
 def test_noise_is_normal_and_fresh_per_row() -> None:
-    key = augment._key(torch.arange(200), 1, 2)
-    noise = augment._normal(key, torch.Size((3, 16, 16)))
+    key = augment.key_of(torch.arange(200), 1, 2)
+    noise = augment.normal_of(key, torch.Size((3, 16, 16)))
     # 153,600 draws: the mean is good to 0.0026, the scatter to 0.0018.
     assert abs(float(noise.mean())) < 0.012
     assert abs(float(noise.std()) - 1.0) < 0.009

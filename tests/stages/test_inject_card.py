@@ -65,6 +65,7 @@ def flaws(found: dict[str, Any]) -> set[str]:
     return bad | ({colours} - {"ok"})
 
 
+@pytest.mark.slow
 def test_nothing_gives_arcs_away_in_hosts_drawn_at_random(cutouts: str, tmp_path: Path) -> None:
     found = card(cutouts, tmp_path / "a", "--fraction", "0.5")
     assert flaws(found) == set()

@@ -236,6 +236,7 @@ def test_a_blind_search_finds_each_place_once(sky: Path, three: Path, tmp_path: 
     assert run(["verify", str(output)]) == 0
 
 
+@pytest.mark.slow
 def test_an_interrupted_refinement_goes_on(
     sky: Path, three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -505,6 +505,7 @@ def test_command_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None
     assert run(["simulate"]) == 2
 
 
+@pytest.mark.slow
 def test_arcs_too_faint_for_anybody_have_no_label(
     survey: tuple[Path, SimulateConfig], tmp_path: Path
 ) -> None:
