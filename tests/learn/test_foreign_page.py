@@ -119,6 +119,7 @@ def test_the_page_gives_the_scores(
         assert found["probability"] == pytest.approx(table["probability"][row].as_py(), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_page_gives_the_scores_of_the_default_options(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -97,6 +97,7 @@ def test_ids_are_the_fallback_within_the_tensors_of_a_chain() -> None:
     assert verdicts((first, second), "third", columns, 50).tolist() == [3] * 50
 
 
+@pytest.mark.slow
 def test_the_contract_of_ten_million_training_cells_stays_readable() -> None:
     cells = np.arange(15_000_000)
     block = split_keys(cells)

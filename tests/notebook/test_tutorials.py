@@ -75,6 +75,7 @@ def test_from_sky_to_a_ranked_list(scratch: Path) -> None:
     assert sum(len(output.pictures) for output in outputs) >= 3
 
 
+@pytest.mark.slow
 def test_cutouts_only(scratch: Path) -> None:
     space, _ = run("cutouts")
     assert len(space["many"].outcomes) == 4 * 196

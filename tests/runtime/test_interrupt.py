@@ -84,7 +84,9 @@ cli.main([])
 """
 
 
-@pytest.mark.parametrize(("signals", "most"), [([2], 10), ([15], 10), ([15, 15], 3)])
+@pytest.mark.parametrize(
+    ("signals", "most"), [([2], 10), pytest.param([15], 10, marks=pytest.mark.slow), ([15, 15], 3)]
+)
 def test_waiting_in_c_code_is_no_way_out(signals: list[int], most: float, tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "db")) as holder:
         holder.execute("create table t (x)")

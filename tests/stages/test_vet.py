@@ -666,6 +666,7 @@ def test_hostile_ids_and_notes_stay_text_and_nothing_leaves(
         for item in items:
             if item["id"] in HOSTILE:
                 server.grade(item["key"], "X", note=item["id"])
+        browser.log()  # what pages of earlier tests still asked for when their server ended
         browser.visit(server.links[0])
         at_rest(browser, next(i["place"] for i in items if i["id"] not in HOSTILE))
         count = "return document.querySelectorAll('*').length"

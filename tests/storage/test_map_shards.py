@@ -22,7 +22,10 @@ from ripple.storage.artefact import verify
     ("module", "model", "fault", "told", "more"),
     [
         (preprocess, PreprocessConfig, pool_tasks.preprocess_without_shard_1, "SIGKILL", {}),
-        (inject, InjectConfig, pool_tasks.inject_without_shard_1, "no answer", {"deadline": 8}),
+        pytest.param(
+            inject, InjectConfig, pool_tasks.inject_without_shard_1, "no answer", {"deadline": 8},
+            marks=pytest.mark.slow,  # two deadlines
+        ),
     ],
 )  # fmt: skip
 def test_the_others_are_committed(
