@@ -64,6 +64,7 @@ def test_an_astronomer_with_fifty_positions(sky: Path, tmp_path: Path) -> None:
     assert "Gal 00" in (tmp_path / "fits" / "catalog.csv").read_text()
 
 
+@pytest.mark.slow
 def test_an_engineer_with_a_cron_job(sky: Path, tmp_path: Path) -> None:
     """YAML, a log, a kill in the middle, status, the same command again, one option changed, all in JSON."""
     (tmp_path / "chain.yaml").write_text(

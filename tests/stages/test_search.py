@@ -82,7 +82,7 @@ def found(sky: Path, root: Path, output: Path, *more: str) -> list[str]:
     return ["search", str(root / "model"), *where, "--label-column", "label", "-o", str(output), *more]
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize("workers", ["0", pytest.param("2", marks=pytest.mark.slow)])
 def test_the_scores_are_those_of_the_three_verbs(
     sky: Path, three: Path, tmp_path: Path, workers: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
