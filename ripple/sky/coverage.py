@@ -29,6 +29,16 @@ class Coverage:
     whole: NDArray[np.unsignedinteger]
 
 
+def packed(tract: NDArray[np.integer], patch: NDArray[np.integer]) -> Int:
+    """Tract and patch in one number, the patch in its last 32 bits: numbers are grouped faster than pairs."""
+    return np.asarray((tract.astype(np.int64) << 32) + patch)
+
+
+def unpacked(keys: list[int]) -> list[tuple[int, int]]:
+    """(tract, patch) of numbers that `packed` made."""
+    return [(key >> 32, key & 0xFFFFFFFF) for key in keys]
+
+
 def boxes_around(x: Float, y: Float, size: NDArray[np.int32]) -> Int:
     """Boxes `(N, 4)` int64 `x0, y0, x1, y1` of cutouts, by the rule of `Box.around`."""
     x0, y0 = whole(x) - size // 2, whole(y) - size // 2
@@ -106,8 +116,8 @@ def _cover(
 def _bits(tract: Int, patch: Int, have: dict[tuple[int, int], int]) -> NDArray[np.uint64]:
     """Bands of each (tract, patch)."""
     # One number per (tract, patch), so that each distinct pair is looked up once.
-    keys, where = np.unique(tract * (1 << 32) + patch, return_inverse=True)
-    values = [have.get((int(k) >> 32, int(k) & 0xFFFFFFFF), 0) for k in keys]
+    keys, where = np.unique(packed(tract, patch), return_inverse=True)
+    values = [have.get(pair, 0) for pair in unpacked(keys.tolist())]
     return np.array(values, np.uint64)[where.ravel()] if len(keys) else np.zeros(0, np.uint64)
 
 

@@ -459,11 +459,14 @@ def hash_file(path: Path, advance: Callable[[int], None] | None = None) -> tuple
 
 
 def release_pages(part: NDArray[Any]) -> None:
-    """Give back the memory of a contiguous part of a mapped file; it is read again where it is used again."""
+    """Give back the memory of a contiguous part of a map.
+
+    That of a file is read again where it is used again; that of no file is zero from then on.
+    """
     base: Any = part
     while isinstance(base.base, np.ndarray):
         base = base.base
-    mapped = base.base
+    mapped = base.base.obj if isinstance(base.base, memoryview) else base.base
     if not isinstance(mapped, mmap.mmap) or not part.size:
         return
     start = part.ctypes.data - np.frombuffer(mapped, np.uint8).ctypes.data

@@ -161,10 +161,15 @@ def _target_positions(
 def _classes(rng: np.random.Generator, count: int, lens_fraction: float) -> NDArray[np.str_]:
     """Class names with exact shares, in random order."""
     lenses = round(count * lens_fraction)
-    names, shares = list(LOOKALIKES), np.cumsum(list(LOOKALIKES.values()))
-    place = (np.arange(count - lenses) + 0.5) / max(count - lenses, 1)
-    other = np.array(names)[np.minimum(np.searchsorted(shares, place), len(names) - 1)]
+    other = _in_shares(LOOKALIKES, count - lenses)
     return rng.permutation(np.concatenate([np.full(lenses, "lens"), other]))
+
+
+def _in_shares(shares: dict[str, float], count: int) -> NDArray[np.str_]:
+    """`count` names, each as often as its share says, one after the other."""
+    names, edges = list(shares), np.cumsum(list(shares.values()))
+    place = (np.arange(count) + 0.5) / max(count, 1)
+    return np.array(names)[np.minimum(np.searchsorted(edges, place), len(names) - 1)]
 
 
 def draw_deflectors(rng: np.random.Generator, count: int) -> dict[str, NDArray[Any]]:
@@ -248,9 +253,7 @@ def _make_ordinary(
     """Make some targets that are no lenses ordinary ones, in place; their light by row."""
     others = np.flatnonzero(t["kind"] != "lens")
     rows = np.sort(rng.permutation(others)[: round(share * len(others))])
-    names, edges = list(ORDINARY), np.cumsum(list(ORDINARY.values()))
-    place = (np.arange(len(rows)) + 0.5) / max(len(rows), 1)
-    kinds = rng.permutation(np.array(names)[np.minimum(np.searchsorted(edges, place), len(names) - 1)])
+    kinds = rng.permutation(_in_shares(ORDINARY, len(rows)))
     light: dict[int, list[Painted]] = {}
     for k, kind in zip(rows.tolist(), kinds.tolist(), strict=True):
         f = _field_light(rng, _power_law(rng, 2, *ORDINARY_I, COUNTS), np.array([kind == "star", False]))

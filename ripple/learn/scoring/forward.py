@@ -15,11 +15,10 @@ from ripple.learn.data.dataset import TensorDataset
 from ripple.learn.data.loader import Loader
 from ripple.learn.model.contract import Contract
 from ripple.learn.model.network import Net
+from ripple.learn.model.program import SLICE
 from ripple.learn.model.uncertainty import class_probabilities
 
 Float = NDArray[np.float64]
-#: Images at a time on a CPU: more fall out of its cache (docs/howto/search-a-survey.md).
-SLICE = 32
 
 
 def turned(image: Tensor, k: int) -> Tensor:

@@ -28,14 +28,14 @@ from ripple.runtime.summary import Summary, rate, size, tally
 from ripple.stages.fetch.config import FetchConfig
 from ripple.stages.fetch.digests import merge_digests, trusted_digests
 from ripple.stages.fetch.judge import mark_no_data
-from ripple.stages.fetch.open_unit import open_unit
+from ripple.stages.fetch.open_unit import read_unit
 from ripple.stages.fetch.planes import CHUNK_BYTES, PlaneStream
-from ripple.stages.fetch.reading import Damaged, DamagedError, UnitReading
+from ripple.stages.fetch.reading import UnitReading
 from ripple.stages.fetch.task import UnitTask, unit_task, user_columns
 from ripple.stages.plan.estimate import estimate
 from ripple.stages.plan.plan import Plan
 from ripple.stages.plan.planner import make_plan
-from ripple.storage.files import AHEAD, stage_chunks
+from ripple.storage.files import AHEAD, Staged, stage_chunks
 from ripple.storage.manifest import MANIFEST
 from ripple.storage.map_shards import ShardResult, Workers, map_shards
 from ripple.storage.outcomes import Outcome, Outcomes
@@ -208,19 +208,17 @@ def trusted_plan(config: FetchConfig, plan: Plan) -> tuple[Plan, FetchInputs]:
 def make_shard(task: ShardTask) -> ShardResult:
     """Read one unit and write its shard under a temporary name: what a worker does."""
     start, profile = time.perf_counter(), Profile()
-    damaged: Damaged = {}
+
+    def written(reading: UnitReading) -> tuple[Staged, PlaneStream]:
+        stream = PlaneStream(reading, profile)
+        staged = stage_chunks(Path(task.directory), task.name, stream.chunks(), stream.size)
+        mark_no_data(reading.outcomes, reading.task.bands, stream.no_data)
+        return staged, stream
+
     # One more thread, which hashes the files while this one decodes them.
     with ThreadPoolExecutor(1) as beside:
         files = RepositoryFiles(task.unit.repo, beside, profile)
-        while True:  # each round leaves out one more file, so this ends
-            try:
-                reading = open_unit(task.unit, files, damaged, profile)
-                stream = PlaneStream(reading, profile)
-                staged = stage_chunks(Path(task.directory), task.name, stream.chunks(), stream.size)
-                mark_no_data(reading.outcomes, reading.task.bands, stream.no_data)
-                break
-            except DamagedError as err:
-                damaged[err.key] = err.error
+        reading, (staged, stream) = read_unit(task.unit, files, profile, written)
         digests = reading.digests()  # waits for the hashing, so before its thread ends
     profile.count("write", calls=1, seconds=staged.write_seconds, bytes=staged.bytes)
     profile.count("sync", calls=1, seconds=staged.sync_seconds, bytes=staged.bytes)

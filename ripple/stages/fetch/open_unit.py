@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,6 +66,19 @@ class _Edges:
     coverage: NDArray[np.float32]
     disagreement: NDArray[np.float32]
     parts: NDArray[np.int16]
+
+
+def read_unit[R](
+    task: UnitTask, files: CoaddFiles, profile: Profile, read: Callable[[UnitReading], R]
+) -> tuple[UnitReading, R]:
+    """An opened unit, and what `read` made of it; begun anew without each file that turns out damaged."""
+    damaged: Damaged = {}
+    while True:  # each round leaves out one more file, so this ends
+        try:
+            reading = open_unit(task, files, damaged, profile)
+            return reading, read(reading)
+        except DamagedError as err:
+            damaged[err.key] = err.error
 
 
 def open_unit(task: UnitTask, files: CoaddFiles, damaged: Damaged, profile: Profile) -> UnitReading:

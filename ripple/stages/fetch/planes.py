@@ -15,8 +15,8 @@ from ripple.rubin.open import CoaddFiles
 from ripple.runtime.profile import Profile
 from ripple.sky.geometry import Box
 from ripple.stages.fetch.judge import mark_no_data
-from ripple.stages.fetch.open_unit import open_unit, read_plane
-from ripple.stages.fetch.reading import NO_DATA, PLANES, BandReading, Damaged, DamagedError, UnitReading
+from ripple.stages.fetch.open_unit import read_plane, read_unit
+from ripple.stages.fetch.reading import NO_DATA, PLANES, BandReading, UnitReading
 from ripple.stages.fetch.task import UnitTask
 from ripple.storage.shard_reader import unpack_cutouts
 
@@ -228,20 +228,18 @@ class UnitBatch:
 
 def read_batch(task: UnitTask, files: CoaddFiles, profile: Profile) -> UnitBatch:
     """Read a unit into memory: what its shard would contain."""
-    damaged: Damaged = {}
-    while True:  # each round leaves out one more file, so this ends
-        try:
-            reading = open_unit(task, files, damaged, profile)
-            # Through the bytes of a shard: what users get in memory is what `fetch` would have written.
-            stream = PlaneStream(reading, profile)
-            data = bytearray(stream.size)
-            at = 0
-            for chunk in stream.chunks():
-                end = at + memoryview(chunk).nbytes
-                data[at:end] = memoryview(chunk).cast("B")
-                at = end
-            batch = unpack_cutouts(memoryview(data))
-            mark_no_data(reading.outcomes, reading.task.bands, stream.no_data)
-            return UnitBatch(reading, batch, stream.no_data)
-        except DamagedError as err:
-            damaged[err.key] = err.error
+
+    def batch_of(reading: UnitReading) -> UnitBatch:
+        # Through the bytes of a shard: what users get in memory is what `fetch` would have written.
+        stream = PlaneStream(reading, profile)
+        data = bytearray(stream.size)
+        at = 0
+        for chunk in stream.chunks():
+            end = at + memoryview(chunk).nbytes
+            data[at:end] = memoryview(chunk).cast("B")
+            at = end
+        batch = unpack_cutouts(memoryview(data))
+        mark_no_data(reading.outcomes, reading.task.bands, stream.no_data)
+        return UnitBatch(reading, batch, stream.no_data)
+
+    return read_unit(task, files, profile, batch_of)[1]

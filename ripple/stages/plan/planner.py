@@ -19,7 +19,7 @@ from ripple.imaging.stitch import is_sparse
 from ripple.rubin.regions import Region, grid, parse_region, tracts_near
 from ripple.rubin.repository import Dataset, Inventory, open_repository
 from ripple.rubin.skymap import resolve_skymap
-from ripple.sky.coverage import Coverage, boxes_around, cover, touched
+from ripple.sky.coverage import Coverage, boxes_around, cover, packed, touched, unpacked
 from ripple.sky.geometry import Box
 from ripple.sky.skymap import Float, Int, ObservedSkyMap
 from ripple.stages.plan.config import Selection, check_selection, side_of
@@ -234,10 +234,7 @@ class Planner:
         found: dict[int, Box] = {}
         for d in self._datasets(tracts):
             box = self.skymap.patch_outer(d.tract, d.patch)
-            old = found.get(d.tract, box)
-            found[d.tract] = Box(
-                min(old.x0, box.x0), min(old.y0, box.y0), max(old.x1, box.x1), max(old.y1, box.y1)
-            )
+            found[d.tract] = found.get(d.tract, box) | box
         return found
 
     def _seen(self, ra: Float, dec: Float) -> NDArray[np.bool_]:
@@ -435,8 +432,8 @@ class Planner:
             self.skymap_name, set(np.unique(place.tract[rows]).tolist())
         )
         for piece in _pieces(rows):
-            for key, some in _by_value(_packed(place.tract[piece], place.patch[piece]), piece):
-                tract, patch = key >> 32, key & 0xFFFFFFFF
+            for key, some in _by_value(packed(place.tract[piece], place.patch[piece]), piece):
+                ((tract, patch),) = unpacked([key])
                 where = f"tract {tract} patch {patch}"
                 if (tract, patch) in registered:
                     yield some, Outcome("rejected", Reason.NO_DATASET, f"no {self.dataset_type} of {where}")
@@ -448,9 +445,9 @@ class Planner:
     ) -> dict[tuple[int, int], tuple[str, ...]]:
         """Bands that the inner patches of targets lack, in tracts that have coadds."""
         some = np.isin(place.tract, sorted({t for t, _ in have}))
-        keys = np.unique(_packed(place.tract[some], place.patch[some]))
+        keys = np.unique(packed(place.tract[some], place.patch[some]))
         gaps = {}
-        for tract, patch in ((key >> 32, key & 0xFFFFFFFF) for key in keys.tolist()):
+        for tract, patch in unpacked(keys.tolist()):
             bits = have.get((tract, patch), 0)
             missing = tuple(b for k, b in enumerate(self.bands) if not bits >> k & 1)
             if missing:
@@ -495,8 +492,7 @@ class Planner:
             tract = place.tract[some].astype(np.int64)
             boxes = boxes_around(place.x[some], place.y[some], reach[some])
             row, patch = touched(self.skymap, tract, boxes)
-            keys = np.unique(_packed(tract[row], patch))
-            wanted |= {(key >> 32, key & 0xFFFFFFFF) for key in keys.tolist()}
+            wanted |= set(unpacked(np.unique(packed(tract[row], patch)).tolist()))
         others = {pair for patches in cross.values() for pair in patches}
         # Neighbouring tracts in which no target lies have not been queried yet.
         extra = {d[0] for d in others} - {t for t, _, _ in datasets}
@@ -566,11 +562,6 @@ def _digest(targets: Targets) -> str:
     ids = targets.id if targets.id.dtype.kind in "iu" else np.strings.encode(targets.id, "utf-8")
     parts = (np.ascontiguousarray(column).tobytes() for column in (ids, targets.ra, targets.dec))
     return hashlib.sha256(b"".join(parts)).hexdigest()
-
-
-def _packed(tract: NDArray[np.integer], patch: NDArray[np.integer]) -> Int:
-    """Tract and patch in one number, the patch in its last 32 bits: numbers are grouped faster than pairs."""
-    return np.asarray((tract.astype(np.int64) << 32) + patch)
 
 
 def _pieces(rows: Int) -> Iterator[Int]:

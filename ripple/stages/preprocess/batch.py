@@ -162,6 +162,11 @@ def preprocess_batch(
     )
 
 
+def copies_planes(config: PreprocessConfig) -> bool:
+    """Whether these options need the pixels of all rows at once; else rows can be released one by one."""
+    return bool(config.variance or config.size or config.pixel_scale or config.zero_point)
+
+
 def prepare(
     batch: CutoutBatch,
     config: PreprocessConfig,

@@ -30,6 +30,7 @@ from ripple.stages.preprocess.batch import (
     CORRELATION_ROWS,
     DataConstants,
     calibrated,
+    copies_planes,
     correlation_of,
     describe,
     on_grid,
@@ -291,10 +292,10 @@ def _with_statistics(
 def _workers(cutouts: Artefact, config: PreprocessConfig, *, whole: bool = False) -> Workers:
     """The workers that were asked for; a few rows, for which none were, are done in this process.
 
-    `whole`: a shard is copied rather than mapped, as these options do, too.
+    `whole`: a shard is copied rather than mapped.
     """
-    whole = bool(whole or config.variance or config.size or config.pixel_scale or config.zero_point)
-    found = Workers.of(config, need_of(cutouts) if whole else need_of(cutouts, MAPPED))
+    need = need_of(cutouts) if whole or copies_planes(config) else need_of(cutouts, MAPPED)
+    found = Workers.of(config, need)
     few = sum(shard.rows for shard in cutouts.shards) <= FEW
     return replace(found, count=0) if few and "workers" not in config.model_fields_set else found
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ripple.imaging.batch import CutoutBatch
 from ripple.stages.fetch.reading import UnitReading
+from ripple.storage.files import release_pages
 from ripple.storage.shard_reader import unpack_cutouts
 
 
@@ -51,12 +52,6 @@ class Pieces:
 
     def release(self, row: int) -> None:
         """Give the memory of all rows before this one back; they are zero from then on."""
-        page = mmap.PAGESIZE
-        for name, (offset, _) in self._places.items():
-            stride = self.planes[name].strides[0]
-            # Pages that a row shares with its neighbours stay.
-            first = -(-(offset + self._released * stride) // page) * page
-            last = (offset + row * stride) // page * page
-            if last > first:
-                self._memory.madvise(mmap.MADV_DONTNEED, first, last - first)
+        for plane in self.planes.values():
+            release_pages(plane[self._released : row])
         self._released = row

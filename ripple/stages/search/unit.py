@@ -5,7 +5,6 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +18,11 @@ from ripple.rubin.open import RepositoryFiles
 from ripple.runtime.profile import Profile, peak_rss
 from ripple.stages.fetch.fetch import unit_facts
 from ripple.stages.fetch.judge import mark_no_data
-from ripple.stages.fetch.open_unit import open_unit
+from ripple.stages.fetch.open_unit import read_unit
 from ripple.stages.fetch.planes import PlaneStream
-from ripple.stages.fetch.reading import Damaged, DamagedError, UnitReading
+from ripple.stages.fetch.reading import UnitReading
 from ripple.stages.fetch.task import UnitTask
-from ripple.stages.preprocess.batch import TOGETHER, DataConstants, preprocess_batch
+from ripple.stages.preprocess.batch import TOGETHER, DataConstants, copies_planes, preprocess_batch
 from ripple.stages.preprocess.config import PreprocessConfig
 from ripple.stages.preprocess.preprocess import rejections
 from ripple.stages.search.pieces import Pieces
@@ -72,17 +71,13 @@ class SearchTask:
 
 def make_shard(task: SearchTask) -> ShardResult:
     """Read, preprocess and score one unit, and write its table under a temporary name."""
-    profile, damaged = Profile(), cast(Damaged, {})
+    profile = Profile()
     # One more thread, which hashes the files while this one decodes them.
     with ThreadPoolExecutor(1) as beside:
         files = RepositoryFiles(task.unit.repo, beside, profile)
-        while True:  # each round leaves out one more file, so this ends
-            try:
-                reading = open_unit(task.unit, files, damaged, profile)
-                made, no_data = _preprocessed(task, reading, profile)
-                break
-            except DamagedError as err:
-                damaged[err.key] = err.error
+        reading, (made, no_data) = read_unit(
+            task.unit, files, profile, lambda opened: _preprocessed(task, opened, profile)
+        )
         digests = reading.digests()  # waits for the hashing, so before its thread ends
     with profile.time("pack"):
         # As `score` would read them: shards decide the types and the order of columns, but not the planes.
@@ -119,9 +114,8 @@ def _preprocessed(
     """
     stream, pieces, config = PlaneStream(reading, profile), Pieces(reading), task.preprocess
     rows = len(pieces.batch)
-    # These look at all pixels at once.
-    whole = config.variance or config.size or config.pixel_scale or config.zero_point
-    filling = profile.each("fetch", stream.rows(pieces.planes, rows if whole else AHEAD))
+    ahead = rows if copies_planes(config) else AHEAD
+    filling = profile.each("fetch", stream.rows(pieces.planes, ahead))
     there = next(filling).stop
 
     def release(done: int) -> None:

@@ -11,6 +11,8 @@ FITS headers, so the files themselves differ between runs.
 
 from __future__ import annotations
 
+import functools
+import operator
 import shutil
 import threading
 import time
@@ -153,10 +155,7 @@ def choose_block(config: SimulateConfig) -> Block:
         raise ConfigError(f"{config.patches} patches do not fit into tract {config.tract}")
     across = whole.width // size
     ids = [(low + k // columns) * across + left + k % columns for k in range(config.patches)]
-    outer = [skymap.patch_outer(config.tract, p) for p in ids]
-    box = Box(
-        min(b.x0 for b in outer), min(b.y0 for b in outer), max(b.x1 for b in outer), max(b.y1 for b in outer)
-    )
+    box = functools.reduce(operator.or_, (skymap.patch_outer(config.tract, p) for p in ids))
     return Block(skymap, config.tract, tuple(ids), box)
 
 
