@@ -157,6 +157,7 @@ class ScoreConfig(Config):
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+PsfInput = Literal["none", "width"]
 Adapt = Literal[
     "none", "adabn", "mmd", "coral", "dann", "adda", "wdgrl", "kmeans", "teacher", "universal", "supervised"
 ]
@@ -193,6 +194,9 @@ class TrainConfig(Config):
     width: Count = Field(8, description="Fields of the first layer of d4cnn, eight channels each.")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="Fraction of features dropped before the head, in training and for --mc-dropout."
+    )
+    psf_input: PsfInput = Field(
+        "none", description="width: the network also sees how wide the PSF of each band is."
     )
     pretrained: bool = Field(False, description="Start timm networks from ImageNet weights (downloads them).")
     init: Path | None = Field(None, description="Fine-tune from this model directory, member by member.")
@@ -349,6 +353,10 @@ class TrainConfig(Config):
             raise ValueError("--target-prevalence can only be used with --adapt and --task lens")
         if self.adapt == "teacher" and not self.ema:
             raise ValueError("--adapt teacher needs the moving average: --set ema=0.98")
+        if self.adapt == "teacher" and self.psf_input != "none":
+            raise ValueError(
+                "--adapt teacher blurs images itself, so that --psf-input would be wrong of them"
+            )
         if self.adapt != "none" and self.compile:
             raise ValueError("--compile cannot be combined with --adapt")
         return self

@@ -163,10 +163,10 @@ def plan(gap: Gap, base: Path, source: Path, target: Path, seed: int) -> list[tu
 # --- what a network is worth --------------------------------------------------------------------------
 
 
-def rows_of(gap: Gap, path: Path) -> TargetSet:
-    """All rows with the split that training uses."""
+def rows_of(gap: Gap, path: Path, model: Model) -> TargetSet:
+    """All rows with the split that training uses, as the model takes them."""
     artefact = open_artefact(path, "tensors")
-    dataset = TensorDataset([artefact])
+    dataset = TensorDataset([artefact], psf_input=model.contract.psf_input)
     split = split_blocks(
         dataset.column("ra"), dataset.column("dec"), fractions=gap.fractions, seed=0, nside=NSIDE
     )
@@ -176,7 +176,7 @@ def rows_of(gap: Gap, path: Path) -> TargetSet:
 def measure(gap: Gap, directory: Path, base: Path) -> dict[str, Any]:
     """Numbers on the test sky of every data set, scores kept for paired intervals."""
     model = load_model(directory)
-    known = rows_of(gap, base / "source")
+    known = rows_of(gap, base / "source", model)
     adapted = "adaptation" in model.contract.training
     record = model.contract.training.get("adaptation", {})
     out: dict[str, Any] = {"warned": bool(record.get("warning"))}
@@ -189,7 +189,7 @@ def measure(gap: Gap, directory: Path, base: Path) -> dict[str, Any]:
             if adapted and name != "target":
                 rows = np.flatnonzero(known.split == TRAIN)
                 nets = [own_statistics(net, known.dataset, rows, CPU) for net in nets]
-            found = judged(gap, model, nets, rows_of(gap, base / name))
+            found = judged(gap, model, nets, rows_of(gap, base / name, model))
             out |= {f"{name}_{key}": value for key, value in found.items()}
     return out
 

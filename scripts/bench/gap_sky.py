@@ -60,12 +60,18 @@ def make_sky(rows: int, shares: tuple[float, ...], seed: int) -> Sky:
     return Sky(kind, rng.uniform(53, 54, rows), rng.uniform(-28.5, -27.5, rows), seed)
 
 
-def observe(sky: Sky, instrument: Instrument, *, size: int, look: int) -> NDArray[np.float32]:
-    """Images `(N, 3, size, size)` in units of flux; `look` seeds noise and defects."""
+def observe(
+    sky: Sky, instrument: Instrument, *, size: int, look: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Images `(N, 3, size, size)` in units of flux, and the FWHM `(N, 3)` of their PSFs with pixels, arcsec.
+
+    `look` seeds noise and defects.
+    """
     fine = size * 2
     step = instrument.pixel_scale / 2
     y, x = (np.mgrid[:fine, :fine] - (fine / 2 + 0.5)) * step
     out = np.empty((len(sky.kind), 3, size, size), np.float32)
+    fwhm = np.empty((len(sky.kind), 3), np.float32)
     zero = 10 ** (-0.4 * np.array(instrument.zero_point))
     frequency = np.hypot(np.fft.fftfreq(fine)[:, None], np.fft.rfftfreq(fine)[None]) / step
     for k, kind in enumerate(sky.kind):
@@ -74,13 +80,16 @@ def observe(sky: Sky, instrument: Instrument, *, size: int, look: int) -> NDArra
         for _ in range(rng.poisson(instrument.neighbours)):
             scene = scene + _blob(x, y, rng)
         for b in range(3):
-            sigma = instrument.fwhm[b] * rng.lognormal(0, instrument.fwhm_scatter) / 2.3548
+            seeing = instrument.fwhm[b] * rng.lognormal(0, instrument.fwhm_scatter)
+            # A pixel has the variance of a Gaussian of 0.68 pixels FWHM.
+            fwhm[k, b] = np.hypot(seeing, 2.3548 / np.sqrt(12) * instrument.pixel_scale)
+            sigma = seeing / 2.3548
             # Gaussian of the seeing; pixels are averages of four fine ones.
             kernel = np.exp(-2 * (np.pi * frequency * sigma) ** 2)
             seen = np.fft.irfft2(np.fft.rfft2(scene[b]) * kernel, (fine, fine))
             out[k, b] = zero[b] * seen.reshape(size, 2, size, 2).mean((1, 3))
         out[k] += _defects(instrument, size, rng)
-    return out
+    return out, fwhm
 
 
 def noise_level(instrument: Instrument) -> Float:
@@ -202,7 +211,7 @@ def write_tensors(
     if not isinstance(made, ArtefactWriter):
         return directory
     n = len(labels)
-    flux = observe(sky, instrument, size=size, look=look)
+    flux, fwhm = observe(sky, instrument, size=size, look=look)
     scale = measured_noise(flux) if noise is None else noise
     units = np.full(3, np.median(scale)) if by_row else scale
     image = np.arcsinh(flux / (3 * units[:, None, None])).astype(np.float32)
@@ -212,6 +221,7 @@ def write_tensors(
         "qc": np.zeros(n, np.uint64), "accept": np.ones(n, np.uint8),
     }  # fmt: skip
     catalog |= {f"noise_{band}": np.full(n, s, np.float32) for band, s in zip(BANDS, scale, strict=True)}
+    catalog |= {f"psf_fwhm_{band}": fwhm[:, b] for b, band in enumerate(BANDS)}
     kept: dict[str, Any] = {"scope": "row"}
     if by_row:
         catalog |= {

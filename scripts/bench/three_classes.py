@@ -40,7 +40,7 @@ def main() -> None:
     tensors, model, scores = (args.output / name for name in ("tensors", "model", "scores"))
     if not tensors.exists():
         sky = make_sky(args.rows, SHARES, 5)
-        flux = observe(sky, SEEING, size=40, look=0)
+        flux, _ = observe(sky, SEEING, size=40, look=0)
         image = np.arcsinh(flux / (3 * noise_level(SEEING)[:, None, None])).astype(np.float32)
         catalog = {
             "id": np.arange(args.rows), "ra": sky.ra, "dec": sky.dec,

@@ -127,6 +127,18 @@ class Conditions:
         out = self._stretched(light, offset, self._scale(scale, sigma, now, present, kept))
         return torch.where(kept[:, :, None, None], out, 0.0).to(image.dtype)
 
+    def widths(
+        self, width: Tensor, row: Tensor, *, seed: int, epoch: int, draw: Tensor | None = None
+    ) -> Tensor:
+        """FWHM `(n, B)` arcsec of PSFs of `width` under the conditions that `__call__` gives the same rows.
+
+        In quadrature, as widths of Gaussians add; 0 in bands that a row has not, or loses.
+        """
+        key = key_of(row, seed, epoch, draw)
+        broader = self.ranges.seeing * uniform_of(key, _SEEING)
+        dropped = _dropped(key, torch.isfinite(self.noise[row]), self.ranges.drop_band)
+        return torch.where((width > 0) & ~dropped, torch.hypot(width, broader[:, None]), 0.0)
+
     def _fluxes(self, image: Tensor, offset: Tensor, scale: Tensor) -> Tensor:
         if self.method != "asinh":
             return torch.as_tensor(invert(image, offset, scale, self.method))

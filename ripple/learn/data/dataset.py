@@ -17,7 +17,9 @@ from torch import Tensor
 
 from ripple.errors import DataError
 from ripple.imaging.batch import TensorBatch
+from ripple.learn.config import PsfInput
 from ripple.learn.data import loops
+from ripple.learn.data.psf_input import psf_widths, with_widths
 from ripple.storage import shard_reader
 from ripple.storage.artefact import Artefact, open_artefact
 from ripple.storage.labels import renumbered
@@ -65,6 +67,8 @@ class TensorDataset(torch.utils.data.Dataset[Batch]):
     class_map
         Label value -> class name to number the labels by: those of each artefact are translated by name.
         None to take them as they are.
+    psf_input
+        What batches hold beside the bands: nothing, or planes with the width of the PSF of each band.
 
     Attributes
     ----------
@@ -74,6 +78,8 @@ class TensorDataset(torch.utils.data.Dataset[Batch]):
         Number of rows in all shards.
     bands, shape
         Names of the B bands; `(B, H, W)`.
+    psf
+        `(total, B)` float32 arcsec, see `psf_widths`; None without `psf_input`.
 
     Raises
     ------
@@ -88,6 +94,7 @@ class TensorDataset(torch.utils.data.Dataset[Batch]):
         rows: ArrayLike | None = None,
         accepted: bool = True,
         class_map: Mapping[str, str] | None = None,
+        psf_input: PsfInput = "none",
     ) -> None:
         given = [artefacts] if isinstance(artefacts, Path | str | Artefact) else list(artefacts)
         self.artefacts = [a if isinstance(a, Artefact) else open_artefact(Path(a), "tensors") for a in given]
@@ -112,6 +119,18 @@ class TensorDataset(torch.utils.data.Dataset[Batch]):
         self.rows: Rows = self._select(accepted) if rows is None else np.asarray(rows, np.int64)
         if len(self.rows) and (self.rows.min() < 0 or self.rows.max() >= self.total):
             raise DataError(f"there are row numbers beyond the {self.total} rows of the shards")
+        self.psf = self._widths() if psf_input == "width" else None
+
+    def _widths(self) -> NDArray[np.float32]:
+        names = {f"{kind}_{band}" for kind in ("psf_fwhm", "psf_sharpening") for band in self.bands}
+        return psf_widths({n: self.column(n) for n in names & {*self.column_names()}}, self.bands)
+
+    def network_input(self, rows: Rows) -> NDArray[np.float32]:
+        """Images of rows as a network takes them, `(n, B, H, W)`, or `(n, 2 B, H, W)` with `psf_input`."""
+        image = torch.from_numpy(self.read(rows, np.empty((len(rows), *self.shape), np.float32)))
+        if self.psf is not None:
+            image = with_widths(image, torch.from_numpy(self.psf[rows]))
+        return image.numpy()
 
     def _reset(self) -> None:
         """What belongs to this process alone: maps, locks and addresses, all empty."""

@@ -24,6 +24,7 @@ from ripple.errors import ConfigError, DataError
 from ripple.learn.data.augment import Augment
 from ripple.learn.data.conditions import Conditions
 from ripple.learn.data.dataset import Batch, Rows, TensorDataset
+from ripple.learn.data.psf_input import with_widths
 from ripple.sky.splits import mix64
 
 __all__ = ["Batch", "Loader", "Rows", "TensorDataset"]
@@ -170,8 +171,8 @@ class Loader:
 
         Yields
         ------
-        `image` `(n, B, H, W)` float32, `label` `(n,)` int64, `row` `(n,)` int64 global row numbers, on the
-        device; `valid` and the named columns when requested.
+        `image` `(n, B, H, W)` float32, of a dataset with `psf_input` `(n, 2 B, H, W)`; `label` `(n,)` int64;
+        `row` `(n,)` int64 global row numbers; all on the device; `valid` and the named columns when requested.
         """
         host = self._host(self._drawn(epoch)[start_batch:])
         return self._on_cuda(host, epoch) if self.device.type == "cuda" else self._on_cpu(host, epoch)
@@ -219,6 +220,8 @@ class Loader:
         if self.valid:
             batch["valid"] = torch.from_numpy(self.dataset.read(rows, valid=True))
         batch |= {name: torch.from_numpy(column[rows]) for name, column in self._extra.items()}
+        if self.dataset.psf is not None:
+            batch["psf"] = torch.from_numpy(self.dataset.psf[rows])
         return {k: v.pin_memory() if pin and k != "image" else v for k, v in batch.items()}
 
     def _on_cpu(self, host: Iterator[Batch], epoch: int) -> Iterator[Batch]:
@@ -255,12 +258,17 @@ class Loader:
             yield receive(ahead)
 
     def _augmented(self, batch: Batch, epoch: int) -> Batch:
-        draw = batch.pop("draw", None)
+        draw, width = batch.pop("draw", None), batch.pop("psf", None)
+        image, row = batch["image"], batch["row"]
         for change in (self.conditions, self.augment):
             if change is not None:
-                image = change(batch["image"], batch["row"], seed=self.seed, epoch=epoch, draw=draw)
-                batch = {**batch, "image": image}
-        return batch
+                image = change(image, row, seed=self.seed, epoch=epoch, draw=draw)
+        if width is not None:
+            # Last: what other conditions make of a PSF the network is told, and no augmentation changes it.
+            if self.conditions is not None:
+                width = self.conditions.widths(width, row, seed=self.seed, epoch=epoch, draw=draw)
+            image = with_widths(image, width)
+        return {**batch, "image": image}
 
 
 class _Buffers:

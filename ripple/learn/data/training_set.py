@@ -164,7 +164,7 @@ def training_set(config: TrainConfig) -> TrainingSet:
     elif config.task == "classes" and class_map:
         ranked_class(class_map, config.lens_class, name=str(config.tensors[0]))
     # From here on, a label is a number of this map, whatever its number in the tensors.
-    dataset = TensorDataset(artefacts, class_map=class_map)
+    dataset = TensorDataset(artefacts, class_map=class_map, psf_input=config.psf_input)
     usable = np.zeros(dataset.total, bool)  # (total,)
     usable[dataset.rows] = True
     graded = _with_grades(dataset, facts, class_map, config) if config.labels else None
@@ -252,7 +252,7 @@ def with_target(source: TrainingSet, config: TrainConfig) -> TrainingSet:
             f"{', '.join(source.class_map.values())}"
         )
     # Every accepted row: labels of the target are not looked at.
-    dataset = TensorDataset(artefacts, class_map=source.class_map)
+    dataset = TensorDataset(artefacts, class_map=source.class_map, psf_input=config.psf_input)
     usable = np.zeros(dataset.total, bool)
     usable[dataset.rows] = True
     split, held, _ = _split_rows(dataset, facts, usable, config)

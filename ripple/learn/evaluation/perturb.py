@@ -19,6 +19,7 @@ from torch import Tensor
 from ripple.imaging.batch import TensorBatch
 from ripple.imaging.normalize import invert, plane_constants, transform
 from ripple.learn.data.augment import blur
+from ripple.learn.data.psf_input import psf_widths, with_widths
 from ripple.learn.model.contract import Contract, Facts
 from ripple.learn.model.weights import convert
 
@@ -41,6 +42,8 @@ class FluxCutouts:
         Of `ripple.imaging.normalize`.
     pixel_scale
         Arcsec.
+    psf
+        `(n, B)` widths of the PSFs for a network that takes them; no disturbance changes what it is told.
     """
 
     flux: Tensor
@@ -49,11 +52,12 @@ class FluxCutouts:
     scale: Tensor
     method: Any
     pixel_scale: float
+    psf: Tensor | None = None
 
     def tensor(self, flux: Tensor) -> Tensor:
         """Fluxes normalised for the network, float32."""
-        out: Tensor = transform(flux, self.offset, self.scale, self.method)
-        return out.float()
+        out: Tensor = transform(flux, self.offset, self.scale, self.method).float()
+        return out if self.psf is None else with_widths(out, self.psf)
 
     def take(self, rows: Tensor) -> FluxCutouts:
         """Some of the rows."""
@@ -63,6 +67,7 @@ class FluxCutouts:
             noise=self.noise[rows],
             offset=self.offset[rows],
             scale=self.scale[rows],
+            psf=None if self.psf is None else self.psf[rows],
         )
 
 
@@ -85,15 +90,17 @@ def flux_cutouts(
     across = (flux[..., 1:] - flux[..., :-1]).flatten(2).abs()
     # The median ignores objects; 1.4826 makes it a sigma, and a difference has twice the variance of a pixel.
     noise = across.median(2).values.mul(1.4826 / math.sqrt(2)).clamp_min(1e-9)[..., None, None]
-    return FluxCutouts(flux, noise, put[0], put[1], method, contract.pixel_scale)
+    psf = None
+    if contract.psf_input != "none":
+        psf = torch.from_numpy(psf_widths(batch.catalog, contract.bands)[rows]).to(device)
+    return FluxCutouts(flux, noise, put[0], put[1], method, contract.pixel_scale, psf)
 
 
 def joined(pieces: list[FluxCutouts]) -> FluxCutouts:
     """The rows of all pieces, which were normalised by the same method."""
-    flux, noise, offset, scale = (
-        torch.cat([getattr(p, n) for p in pieces]) for n in ("flux", "noise", "offset", "scale")
-    )
-    return replace(pieces[0], flux=flux, noise=noise, offset=offset, scale=scale)
+    names = ("flux", "noise", "offset", "scale", *(("psf",) if pieces[0].psf is not None else ()))
+    whole: dict[str, Any] = {name: torch.cat([getattr(p, name) for p in pieces]) for name in names}
+    return replace(pieces[0], **whole)
 
 
 # --- disturbances: FluxCutouts -> fluxes --------------------------------------------------------------------

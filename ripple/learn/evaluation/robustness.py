@@ -246,8 +246,8 @@ def table(found: Card) -> bytes:
         flat = {"flip_rate": rate["value"], "flip_low": rate["low"], "flip_high": rate["high"]}
         lines.append({k: v for k, v in row.items() if k != "flip_rate"} | flat)
     names = ["disturbance", "rows", "flip_rate", "flip_low", "flip_high"]
-    # The last line has every column; "none" and its flip rate stay empty where they mean nothing.
-    names += [k for k in lines[-1] if k not in names]
+    # "none" has no flip rate, and the few rows of the attack may be of one class, which has no AUROC.
+    names += dict.fromkeys(k for line in reversed(lines) for k in line if k not in names)
     out = io.StringIO()
     writer = csv.DictWriter(out, names, lineterminator="\n")
     writer.writeheader()

@@ -112,7 +112,11 @@ def explain(config: ExplainConfig) -> Summary:
     facts: dict[str, Any] = {}  # filled by `build`, which does not run when the pages are finished
 
     def build(directory: Path) -> None:
-        rows = rows_of(model, TensorDataset(artefacts, class_map=model.contract.class_map), device)
+        rows = rows_of(
+            model,
+            TensorDataset(artefacts, class_map=model.contract.class_map, psf_input=model.contract.psf_input),
+            device,
+        )
         chosen = choose(rows, config)
         links = []
         for place, at in enumerate(chosen, 1):
@@ -181,7 +185,7 @@ def candidate_page(
     # Averaged maps of several members would hide their differences: the first member stands for all.
     contract, net = model.contract, model.nets[0]
     number = rows.number[[at]]  # (1,)
-    image = torch.from_numpy(rows.dataset.read(number).astype(np.float32)).to(device)
+    image = torch.from_numpy(rows.dataset.network_input(number)).to(device)
     answer = answer_of(contract, net(image).detach())  # image: (1, B, H, W)
     parts = attribution.integrated_gradients(net, image, answer, steps=config.steps)
     pictures = [
@@ -204,7 +208,7 @@ def candidate_page(
     bands = Table(
         "Bands",
         ("band", "share of the answer", "change without it"),
-        tuple((b, f"{s:+.3f}", f"{c:+.3f}") for b, s, c in zip(contract.bands, shares, change, strict=True)),
+        tuple((b, f"{s:+.3f}", f"{c:+.3f}") for b, s, c in zip(contract.planes, shares, change, strict=True)),
         note="In units of the logit. A band is removed by setting all its pixels to its median.",
     )
     name = _text(rows.dataset.column("id")[number[0]])
@@ -349,7 +353,7 @@ def model_page(
         # In pairs, so that before and after stand side by side.
         plots = [plot for pair in zip(old, plots, strict=True) for plot in pair] if old and plots else plots
     few = rows.number[some[:256]]  # as many as go through the network in one batch
-    image = torch.from_numpy(rows.dataset.read(few).astype(np.float32)).to(device)
+    image = torch.from_numpy(rows.dataset.network_input(few)).to(device)
     net = model.nets[0]
     change = attribution.band_ablation(net, image, answer_of(model.contract, net(image).detach())).cpu()
     table = Table(
@@ -357,7 +361,7 @@ def model_page(
         ("band", "mean change without it", "mean size of the change"),
         tuple(
             (b, f"{change[:, k].mean():+.3f}", f"{change[:, k].abs().mean():.3f}")
-            for k, b in enumerate(model.contract.bands)
+            for k, b in enumerate(model.contract.planes)
         ),
         note=f"In units of the logit, over {len(few)} rows.",
     )
@@ -393,9 +397,9 @@ def model_page(
 
 def check_same(one: Contract, other: Contract) -> None:
     """Refuse to compare models that take different images."""
-    if (one.bands, one.size) != (other.bands, other.size):
+    if (one.planes, one.size) != (other.planes, other.size):
         raise ConfigError(
-            f"--before takes bands {one.bands} at {one.size} px, the model {other.bands} at {other.size} px: "
+            f"--before takes {one.planes} at {one.size} px, the model {other.planes} at {other.size} px: "
             "they cannot be compared"
         )
 

@@ -19,6 +19,7 @@ from ripple.config import canonical_json
 from ripple.errors import ConfigError, ContractError, InputError, IntegrityError
 from ripple.imaging.batch import TensorBatch
 from ripple.imaging.convolve import FILL
+from ripple.learn.config import PsfInput
 from ripple.learn.model.architecture import NAMES, TIMM_NAME, Architecture, Stem
 from ripple.learn.model.calibrate import Calibration, ClassCalibration
 from ripple.learn.model.provenance import Columns, Split, verdicts
@@ -137,7 +138,9 @@ class Contract(Strict):
     nobody says. `noise_correlation` is that of the sky of the first tensors, by band, `(L, L)` coefficients
     at lags of up to L // 2 px: what readers elsewhere need to measure a noise; None for white noise.
     `input_mean` and `input_std`, by band, are subtracted and divided by after the normalisation, as networks
-    of others want it (those of ImageNet after min-max); empty for none.
+    of others want it (those of ImageNet after min-max); empty for none. With `psf_input` width, the network
+    takes twice as many planes: after the bands, one for each of them with the FWHM of its PSF in arcsec, 0
+    for none.
     `split` says which rows were held out and what sky the others are on, None for a model from elsewhere;
     `calibration` is that of a lens finder, `class_calibration` that of several classes;
     `ancestors` the same of the models it was fine-tuned from. `judged` are the rows behind `metrics`.
@@ -156,6 +159,7 @@ class Contract(Strict):
     noise_correlation: dict[str, list[list[float]]] | None = None
     input_mean: tuple[float, ...] = ()
     input_std: tuple[_Positive, ...] = ()
+    psf_input: PsfInput = "none"
     class_map: ClassMap
     lens_class: str = ""
     output: Output
@@ -182,6 +186,11 @@ class Contract(Strict):
         Fields at their defaults do not count: a later version with a new field gives the same digest.
         """
         return digest_of(self.model_dump(mode="json", exclude_defaults=True))
+
+    @property
+    def planes(self) -> tuple[str, ...]:
+        """Names of the planes that the network takes: the bands, and the PSF of each where it sees them."""
+        return self.bands + tuple(f"PSF of {band}" for band in self.bands if self.psf_input != "none")
 
     def ranked(self) -> tuple[int, bool]:
         """The label that `score` is about, and whether it is its probability (see `ranked_class`).
@@ -212,7 +221,7 @@ class Contract(Strict):
         arch = self.architecture
         outputs = {"lens": 1, "classes": len(self.class_map), "regression": len(self.targets)}[self.output]
         for name, want, have in (
-            ("architecture.bands", len(self.bands), arch.bands),
+            ("architecture.bands", len(self.planes), arch.bands),
             ("architecture.size", self.size, arch.size),
             ("architecture.outputs", outputs, arch.outputs),
             ("target_mean", len(self.targets), len(self.target_mean)),
@@ -223,6 +232,8 @@ class Contract(Strict):
         for name in ("input_mean", "input_std"):
             if self.input_mean or self.input_std:
                 have = len(getattr(self, name))
+                if self.psf_input != "none":
+                    raise ContractError(f"{CONTRACT}: {name} cannot be used with psf_input {self.psf_input}")
                 if have != len(self.bands):
                     raise ContractError(f"{CONTRACT}: {name} has {have} numbers for {len(self.bands)} bands")
         if len(set(self.bands)) != len(self.bands):
@@ -254,6 +265,8 @@ class Facts:
         As in `TensorBatch`; `size` is `(H, W)`.
     pixels
         From `pixels_of`.
+    psf_known
+        Whether the tensors say how wide the PSFs of their rows are.
     """
 
     bands: tuple[str, ...]
@@ -264,6 +277,7 @@ class Facts:
     normalization: dict[str, Any]
     class_map: dict[str, str]
     pixels: dict[str, Any]
+    psf_known: bool = False
 
     @classmethod
     def of(cls, batch: TensorBatch, artefact: Artefact | None = None) -> Facts:
@@ -278,6 +292,7 @@ class Facts:
             dict(batch.normalization),
             dict(batch.class_map),
             pixels_of(artefact) if artefact else {},
+            all(f"psf_fwhm_{band}" in batch.catalog for band in batch.bands),
         )
 
     def agree(self, other: Facts, name: str) -> None:
@@ -294,6 +309,8 @@ class Facts:
                 continue  # unlabelled, or numbered in another order
             if key == "pixels" and not (mine and theirs):
                 continue  # nobody says how they were made
+            if key == "psf_known":
+                continue  # who needs it asks for it
             if not _same(mine, theirs):
                 raise ContractError(f"{name}: {key} is {theirs}, the tensors before it have {mine}")
 
@@ -376,6 +393,9 @@ def check(contract: Contract, facts: Facts, allowed: Conversion, name: str) -> N
     if not _same_width(facts.psf_fwhm, contract.psf_fwhm):
         hint = "preprocess with --psf set to that of the model"
         raise _broken("psf_fwhm", name, facts.psf_fwhm, contract.psf_fwhm, hint)
+    if contract.psf_input != "none" and not facts.psf_known:
+        hint = "tensors of `ripple preprocess` have psf_fwhm_<band> when their cutouts have PSFs"
+        raise _broken("psf_input", name, "not known", contract.psf_input, hint)
     if field := _first_difference(contract.normalization, facts.normalization, "normalization"):
         where, mine, theirs = field
         raise _broken(where, name, theirs, mine, "preprocess with the constants of the model")

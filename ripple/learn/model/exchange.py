@@ -522,6 +522,11 @@ class FluxToScore(nn.Module):
                 "statistics of the good pixels of each row",
                 hint="export without it, or train on tensors of --normalize asinh or --scope dataset",
             )
+        if model.contract.psf_input != "none":
+            raise ConfigError(
+                "--with-preprocess: the network also takes the widths of the PSFs, which fluxes do not tell",
+                hint="export without it: the planes with the widths come after those of the bands",
+            )
         bands = model.contract.bands
         for name, missing in (("offset", 0.0), ("scale", 1.0)):
             values = how.get(name, {}) if self.scope == "dataset" else {}
@@ -558,7 +563,7 @@ class FluxToScore(nn.Module):
 def example_inputs(model: Model, network: nn.Module) -> dict[str, Tensor]:
     """Four rows of input by name: two are traced, so that a batch size frozen into the program would show."""
     contract, generator = model.contract, torch.Generator().manual_seed(0)
-    shape = (4, len(contract.bands), contract.size, contract.size)
+    shape = (4, len(contract.planes), contract.size, contract.size)
     image = torch.randn(shape, generator=generator)
     if not isinstance(network, FluxToScore):
         return {"image": image}

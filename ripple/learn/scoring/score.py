@@ -26,6 +26,7 @@ from torch import Tensor
 from ripple.errors import ConfigError, DataError, IntegrityError
 from ripple.imaging.batch import TensorBatch
 from ripple.learn.config import ScoreConfig
+from ripple.learn.data.psf_input import psf_widths, with_widths
 from ripple.learn.evaluation.evaluate import ClassMetrics, Judgeable, JudgedRecord, Residuals, judged_words
 from ripple.learn.evaluation.intervals import Measured, printed
 from ripple.learn.evaluation.robustness import stress
@@ -487,10 +488,14 @@ def read_shards(
 def network_input(
     batch: TensorBatch, contract: Contract, facts: Facts, batch_size: int, device: torch.device
 ) -> Iterator[Tensor]:
-    """The images of a shard in batches `(n, B, size, size)` float32, in host memory, for the network."""
+    """The planes of a shard in batches `(n, P, size, size)` float32, in host memory, for the network."""
+    width = None
+    if contract.psf_input != "none":
+        width = torch.from_numpy(psf_widths(batch.catalog, contract.bands))
     for at in range(0, len(batch), batch_size):
         part = torch.from_numpy(batch.image[at : at + batch_size].astype(np.float32))
         image = convert(part, contract, facts).contiguous()
+        image = image if width is None else with_widths(image, width[at : at + batch_size])
         # Only copies from pinned memory run while the GPU computes.
         yield image.pin_memory() if device.type == "cuda" else image
 

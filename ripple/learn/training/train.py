@@ -132,7 +132,7 @@ def train(config: TrainConfig) -> Summary:
 
 
 def with_network_of_init(config: TrainConfig) -> TrainConfig:
-    """The options with network, stem and width of the model in `init`, where they were not given.
+    """The options with network, stem, width and PSF input of the model in `init`, where they were not given.
 
     Raises
     ------
@@ -144,13 +144,14 @@ def with_network_of_init(config: TrainConfig) -> TrainConfig:
     base = load_contract(config.init)
     require_weights(base, f"--init {config.init}", "which cannot be trained further")
     theirs = base.architecture
-    have = {"network": theirs.name, "stem": theirs.stem, "width": theirs.width}
+    have = {"network": theirs.name, "stem": theirs.stem, "width": theirs.width, "psf_input": base.psf_input}
     for name, value in have.items():
         used = name != "width" or theirs.name == "d4cnn"  # no other network has a width
         if used and name in config.model_fields_set and getattr(config, name) != value:
+            option = "--" + name.replace("_", "-")
             raise ConfigError(
-                f"--{name} {getattr(config, name)}, but {config.init} has {value}",
-                hint=f"leave out --{name}: --init takes it from the model",
+                f"{option} {getattr(config, name)}, but {config.init} has {value}",
+                hint=f"leave out {option}: --init takes it from the model",
             )
     return config.model_copy(update=have)
 
@@ -241,7 +242,7 @@ def architecture(config: TrainConfig, data: TrainingSet) -> Architecture:
         )
     record = ArchitectureRecord(
         name=config.network,
-        bands=len(data.facts.bands),
+        bands=len(data.facts.bands) * (1 if config.psf_input == "none" else 2),
         size=h,
         outputs=outputs,
         stem=config.stem,
@@ -338,6 +339,7 @@ def _contract(
     return Contract(
         architecture=record,
         bands=facts.bands,
+        psf_input=config.psf_input,
         size=facts.size[0],
         pixel_scale=facts.pixel_scale,
         unit=facts.unit,

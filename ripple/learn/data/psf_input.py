@@ -1,0 +1,52 @@
+"""How wide the PSF is, as planes that a network sees beside the bands (`ripple train --psf-input width`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ripple.errors import DataError
+
+
+def psf_widths(columns: Mapping[str, NDArray[Any]], bands: tuple[str, ...]) -> NDArray[np.float32]:
+    """FWHM of the PSFs that tensors have, arcsec, `(N, B)`: of a matched one, that which it was matched to.
+
+    0 in bands without a PSF, as those that a row lacks: no real PSF comes near it.
+
+    Parameters
+    ----------
+    columns
+        Of the tensors: `psf_fwhm_<band>` from before the matching, and `psf_sharpening_<band>`, the ratio of
+        the two where there was one.
+    bands
+        The B bands.
+
+    Raises
+    ------
+    DataError
+        The tensors do not say how wide their PSFs are.
+    """
+    found = []
+    for band in bands:
+        name = f"psf_fwhm_{band}"
+        if name not in columns:
+            raise DataError(
+                f"the tensors have no column {name!r}, which a network with --psf-input width takes",
+                hint="tensors of `ripple preprocess` have it when their cutouts have PSFs",
+            )
+        width = np.asarray(columns[name], np.float32)
+        if (ratio := columns.get(f"psf_sharpening_{band}")) is not None:
+            width = width / np.asarray(ratio, np.float32)
+        found.append(np.where(np.isfinite(width), width, np.float32(0)))
+    return np.stack(found, axis=1)
+
+
+def with_widths(image: Tensor, width: Tensor) -> Tensor:
+    """`(n, 2 B, H, W)`: images `(n, B, H, W)`, and planes of the widths `(n, B)` of their PSFs, arcsec."""
+    planes = width.to(image)[:, :, None, None].expand(-1, -1, *image.shape[2:])
+    return torch.cat([image, planes], 1)
