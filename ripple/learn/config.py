@@ -268,6 +268,15 @@ class TrainConfig(Config):
     subpixel: Annotated[float, Field(ge=0, le=4)] = setting(
         0.0, description="Random shifts of up to this many pixels and fractions of them, before the stretch."
     )
+    neighbours: Fraction = setting(
+        0.0, description="Share of rows that get the galaxy of another training row beside their own."
+    )
+    background: Annotated[float, Field(ge=0, le=10)] = setting(
+        0.0,
+        description="Scatter of a sky residual, a level and a slope in each band, in units of the noise of a "
+        "pixel. It is light, added before the stretch; `sky` shifts the stretched image, so that it changes "
+        "bright pixels by more flux than faint ones.",
+    )
     seed: Annotated[int, Field(ge=0)] = Field(0, description="Seed of weights, order and augmentation.")
     seeds: Annotated[int, Field(ge=1, le=100)] = Field(1, description="Number of networks in the ensemble.")
     precision: Literal["auto", "fp32", "bf16"] = Field(

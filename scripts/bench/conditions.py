@@ -25,9 +25,12 @@ from ripple.learn.model.architecture import Architecture
 from ripple.learn.model.network import build
 
 CASES = {
+    "all of them": Ranges(0.4, 0.5, 0.02, 0.1, 0.5, 0.5, 0.2),
     "seeing, depth, zero point, a lost band, parts of a pixel": Ranges(0.4, 0.5, 0.02, 0.1, 0.5),
     "depth alone": Ranges(depth=0.5),
     "zero point alone": Ranges(zero_point=0.02),
+    "neighbours alone": Ranges(neighbours=0.5),
+    "a sky residual alone": Ranges(background=0.2),
 }
 
 
@@ -60,9 +63,10 @@ def main() -> None:
     dataset = TensorDataset(Path(sys.argv[1]))
     batch = next(iter(Loader(dataset, batch_size=64).epoch(0)))
     image, row = batch["image"], batch["row"]
+    galaxies = dataset.rows[dataset.column("label")[dataset.rows] != 1]
     print(f"| 64 rows of {image.shape[1]} bands x {image.shape[-1]} px | CPU ms |\n|---|---|")
     for name, ranges in CASES.items():
-        how = conditions(ranges, dataset)
+        how = conditions(ranges, dataset, galaxies)
         print(f"| {name} | {cpu(lambda h=how: h(image, row, seed=1, epoch=0)):.0f} |")
     turns = Augment(shift=2)
     print(f"| turns and whole shifts | {cpu(lambda: turns(image, row, seed=1, epoch=0)):.0f} |")

@@ -20,6 +20,7 @@ from ripple.learn.data.augment import Augment, key_of, normal_of, uniform_of
 from ripple.learn.data.conditions import Conditions, Ranges, conditions
 from ripple.learn.data.dataset import TensorDataset
 from ripple.learn.data.loader import Loader
+from ripple.learn.data.neighbours import Neighbours
 from ripple.stages.preprocess.config import PreprocessConfig
 from ripple.stages.preprocess.preprocess import preprocess
 
@@ -30,7 +31,14 @@ RHO[LAG - 1 : LAG + 2, LAG - 1 : LAG + 2] = np.outer([0.3, 1.0, 0.3], [0.3, 1.0,
 ROW = torch.arange(N)
 
 
-def made(ranges: Ranges, *, follows: str = "row", sigma: float = 2.0, rho: np.ndarray = RHO) -> Conditions:
+def made(
+    ranges: Ranges,
+    *,
+    follows: str = "row",
+    sigma: float = 2.0,
+    rho: np.ndarray = RHO,
+    bank: Neighbours | None = None,
+) -> Conditions:
     """Of rows with a noise of `sigma` nJy, softened by it, as `preprocess` would."""
     table = torch.full((N, BANDS), sigma)
     whole = np.tile(rho, (BANDS, 1, 1))
@@ -39,7 +47,7 @@ def made(ranges: Ranges, *, follows: str = "row", sigma: float = 2.0, rho: np.nd
         torch.from_numpy(module._fields(whole)),
         torch.from_numpy(module._shares(whole, (side, side))),
     )
-    return Conditions(ranges, 0 * table, 3 * table, table, fields, power, "asinh", follows, SCALE)
+    return Conditions(ranges, 0 * table, 3 * table, table, fields, power, "asinh", follows, SCALE, bank)
 
 
 def observed(how: Conditions, light: torch.Tensor, epoch: int = 0) -> torch.Tensor:
@@ -88,6 +96,67 @@ def test_a_shift_by_parts_of_a_pixel_moves_the_centre_by_as_much() -> None:
     np.testing.assert_allclose(x, wanted[0], atol=0.01)
     np.testing.assert_allclose(y, wanted[1], atol=0.01)
     np.testing.assert_allclose(flux, 1e4, rtol=1e-3)
+
+
+def round_neighbours() -> Neighbours:
+    """Two round galaxies with a sigma of 2 px, and the same flux in all bands."""
+    light = gaussian(2.0)[:2, :, 1:, 1:].transpose(0, 1) * torch.tensor([1.0, 2.0])[None, :, None, None]
+    return Neighbours(light, torch.tensor([-1, -2]), 8.0)
+
+
+def test_neighbours_are_seen_through_the_psf_of_the_rest() -> None:
+    how = made(Ranges(seeing=0.8, neighbours=1.0), sigma=1e-4, bank=round_neighbours())
+    light = observed(how, torch.zeros(N, BANDS, SIZE, SIZE))
+    key = key_of(ROW, 5, 0)
+    bank = round_neighbours()
+    flux, x, y, width = moments(light)
+    at_y, at_x = bank._places(key, light.shape[-2:])
+    inside = ((at_y - 32).abs() < 18) & ((at_x - 32).abs() < 18)  # five sigma of the broadest
+    assert int(inside.sum()) > 20
+    drawn = 0.8 / SCALE / module.FWHM * uniform_of(key, module._SEEING).double()
+    wanted = bank.beside(key, ROW, 1.0, light.shape[-2:]).sum((2, 3)).double()
+    torch.testing.assert_close(flux[inside], wanted[inside], rtol=2e-3, atol=0)
+    place = torch.stack([x[inside, 0], y[inside, 0]])
+    torch.testing.assert_close(place, torch.stack([at_x, at_y])[:, inside].double() - 32, atol=0.03, rtol=0)
+    torch.testing.assert_close(width[inside, 0], (4.0 + drawn**2)[inside], rtol=0.03, atol=0)
+
+
+def test_a_sky_residual_has_a_level_and_slopes_of_the_scatter_asked_for() -> None:
+    how = made(Ranges(background=0.3))
+    dark = torch.zeros(N, BANDS, SIZE, SIZE)
+    light = torch.cat([observed(how, dark, epoch) for epoch in range(8)]) / 2.0  # in units of the noise
+    at = torch.linspace(-1, 1, SIZE)
+    y, x = (t.flatten() for t in torch.meshgrid(at, at, indexing="ij"))
+    planes = torch.stack([torch.ones_like(x), x, y], 1)  # (pixels, 3)
+    found = light.flatten(2) @ torch.linalg.pinv(planes).T  # (n, B, 3)
+    torch.testing.assert_close(found @ planes.T, light.flatten(2), atol=1e-4, rtol=0)  # nothing but a plane
+    # 2,304 numbers of each kind fix their scatter to 1.5 %.
+    np.testing.assert_allclose(found.std((0, 1)), 0.3, rtol=0.06)
+    np.testing.assert_allclose(found.mean((0, 1)), 0, atol=0.02)
+    # Bands, and level and slopes, have nothing to do with each other.
+    together = np.corrcoef(found.flatten(1).T.numpy()) - np.eye(3 * BANDS)
+    assert np.abs(together).max() < 0.15
+
+
+def test_a_sky_residual_is_in_units_of_the_noise_that_there_is_then() -> None:
+    deep, shallow = (
+        observed(made(Ranges(depth=d, background=9.0)), torch.zeros(N, BANDS, SIZE, SIZE)) for d in (0.0, 1.0)
+    )
+    worse = 10 ** (0.4 * module._by_band(key_of(ROW, 5, 0), module._DEPTH, BANDS))
+    level = shallow.mean((-2, -1)) / deep.mean((-2, -1))
+    bright = deep.mean((-2, -1)).abs() > 4
+    assert float((level / worse - 1)[bright].abs().max()) < 0.1
+
+
+def test_without_neighbours_and_sky_residuals_every_bit_is_as_it_was() -> None:
+    ranges = Ranges(0.5, 0.5, 0.02, 0.2, 1.0)
+    assert not Ranges(neighbours=0.0, background=0.0)
+    assert Ranges(neighbours=0.1)
+    assert Ranges(background=0.1)
+    tensor = torch.randn(N, BANDS, SIZE, SIZE)
+    plain = made(ranges)(tensor, ROW, seed=5, epoch=1)
+    none = made(replace(ranges, neighbours=0.0, background=0.0), bank=round_neighbours())
+    assert torch.equal(none(tensor, ROW, seed=5, epoch=1), plain)
 
 
 def sky(how: Conditions) -> torch.Tensor:
@@ -174,7 +243,7 @@ def test_planes_without_noise_stay_finite(follows: str) -> None:
 
 
 def test_a_row_is_the_same_in_any_batch_and_another_in_another_epoch() -> None:
-    how = made(Ranges(0.5, 0.5, 0.02, 0.2, 1.0))
+    how = made(Ranges(0.5, 0.5, 0.02, 0.2, 1.0, 0.5, 0.3), bank=round_neighbours())
     tensor = torch.randn(N, BANDS, SIZE, SIZE)
     whole, part = how(tensor, ROW, seed=5, epoch=1), how(tensor[40:50], ROW[40:50], seed=5, epoch=1)
     torch.testing.assert_close(whole[40:50], part, rtol=1e-4, atol=1e-5)

@@ -13,6 +13,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from ripple.imaging.normalize import transform
 from ripple.learn.data.augment import Augment
 from ripple.learn.data.conditions import FIELD, FIELDS, PAD, Conditions, Ranges
+from ripple.learn.data.neighbours import Neighbours
 from ripple.learn.evaluation.perturb import FluxCutouts, disturbances, one_pixel
 from ripple.learn.model.architecture import Architecture
 from ripple.learn.model.network import build
@@ -61,8 +62,10 @@ def test_other_conditions(fake: FakeTensorMode) -> None:
     row, table = torch.empty(N, dtype=torch.int64, device=GPU), on_gpu(N, BANDS)
     side = SIZE + 2 * PAD
     fields, power = on_gpu(BANDS, FIELDS, FIELD, FIELD), on_gpu(BANDS, side, side // 2 + 1)
-    ranges = Ranges(0.5, 0.5, 0.02, 0.1, 0.5)
-    how = Conditions(ranges, table, table, table, fields, power, "asinh", "row", 0.2)
+    ranges = Ranges(0.5, 0.5, 0.02, 0.1, 0.5, 0.5, 0.2)
+    bank = Neighbours(torch.empty(BANDS, 5, 9, 9), torch.empty(5, dtype=torch.int64), 8.0)
+    how = Conditions(ranges, table, table, table, fields, power, "asinh", "row", 0.2, bank)
+    how = how.to(torch.device(GPU))
     out = how(on_gpu(N, BANDS, SIZE, SIZE), row, seed=1, epoch=0, draw=row)
     assert out.device == torch.device(GPU)
 

@@ -302,6 +302,21 @@ def _keep_few(split: NDArray[np.int8], labels: NDArray[np.int64], config: TrainC
     return kept
 
 
+def galaxies(data: TrainingSet, config: TrainConfig) -> Rows:
+    """Training rows that are not labelled as lenses, so that no arc is put beside another galaxy."""
+    rows = data.rows(TRAIN)
+    label = data.labels[rows]
+    names = data.class_map or LENS_MAP
+    if config.task == "classes":
+        at, found = ranked_class(names, config.lens_class, name="neighbours")
+        lens = (label == at) if found else (label != at)
+    else:  # a regression need not name its classes
+        wanted = plain_class(config.lens_class or "lens")
+        lens = np.isin(label, [int(k) for k, name in names.items() if plain_class(name) == wanted])
+    kept: Rows = rows[~lens]
+    return kept
+
+
 def _has_truth(dataset: TensorDataset, config: TrainConfig) -> NDArray[np.bool_]:
     """`(total,)`: rows with a label, or with a value of every regressed quantity."""
     if config.task == "regression":

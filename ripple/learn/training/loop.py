@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from ripple.learn.data.conditions import Ranges, conditions
 from ripple.learn.data.dataset import Batch
 from ripple.learn.data.graded import SOFT
 from ripple.learn.data.loader import Loader
-from ripple.learn.data.training_set import TargetSet, TrainingSet
+from ripple.learn.data.training_set import TargetSet, TrainingSet, galaxies
 from ripple.learn.evaluation import metrics
 from ripple.learn.model.architecture import Architecture
 from ripple.learn.model.network import Net, build, parameter_groups
@@ -219,12 +219,13 @@ def _train_loader(
     """Batches of the training rows for this rank."""
     rows = data.rows(TRAIN)
     balanced = config.balance == "sampler" and config.task != "regression"
+    ranges = other_conditions(config)
     return Loader(
         data.dataset,
         rows=rows,
         batch_size=config.batch_size,
         seed=seed,
-        conditions=conditions(ranges, data.dataset) if (ranges := other_conditions(config)) else None,
+        conditions=conditions(ranges, data.dataset, galaxies(data, config)) if ranges else None,
         augment=augmentation(config),
         device=device,
         balance=balanced,
@@ -238,7 +239,8 @@ def _train_loader(
 
 def other_conditions(config: TrainConfig) -> Ranges:
     """How far observing conditions differ from those of the training rows."""
-    return Ranges(config.seeing, config.depth, config.zero_point, config.drop_band, config.subpixel)
+    names = [field.name for field in fields(Ranges)]
+    return Ranges(**{name: getattr(config, name) for name in names})
 
 
 def schedule(epoch: float, config: TrainConfig) -> float:
