@@ -77,7 +77,7 @@ def peer(batch: CutoutBatch, rows: int) -> float:
             {"amp": 1.0, "R_sersic": s.re * np.sqrt(s.q), "n_sersic": s.n, "e1": e1, "e2": e2,
              "center_x": s.dx, "center_y": s.dy},
             {"amp": 1.0, "R_sersic": KNOT_SIZE * s.re, "n_sersic": s.n, "e1": 0.0, "e2": 0.0,
-             "center_x": s.dx + lensed.knot_dx, "center_y": s.dy + lensed.knot_dy},
+             "center_x": s.dx + lensed.knots[0].dx, "center_y": s.dy + lensed.knots[0].dy},
         ]  # fmt: skip
         for b in range(len(NAMES)):
             data = ImageData(

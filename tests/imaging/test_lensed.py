@@ -30,7 +30,7 @@ def test_it_agrees_with_even_sampling(slope: float) -> None:
         drawn = draw_lensed(rng, float(rng.uniform(3, 12)), 0.8, 0.3, 0.2)
         turn = drawn.lens
         lens = Deflector(turn.theta_e, turn.q, turn.angle, turn.gamma1, turn.gamma2, slope)
-        shape = Lensed(lens, drawn.source, drawn.knot, drawn.knot_dx, drawn.knot_dy)
+        shape = Lensed(lens, drawn.source, drawn.knots)
         dx, dy = rng.uniform(-0.5, 0.5, 2)
         fast, even = (seen(f(shape, SIZE, dx, dy)) for f in (light, transform))
         assert fast.sum() == pytest.approx(even.sum(), rel=3e-3)
@@ -45,7 +45,7 @@ def test_it_agrees_with_even_sampling(slope: float) -> None:
 @pytest.mark.parametrize(("n", "re"), [(1.0, 0.15), (1.0, 1.5), (4.0, 1.0), (6.0, 0.5)])
 def test_flux_and_place_without_a_lens(n: float, re: float) -> None:
     """Compact, cuspy, or with wide wings: a source is itself where there is no mass."""
-    shape = Lensed(Deflector(1e-6, 0.9, 0.0), Sersic(n, re, 0.8, 0.4, 2.3, -1.7), 0.0, 0.0, 0.0)
+    shape = Lensed(Deflector(1e-6, 0.9, 0.0), Sersic(n, re, 0.8, 0.4, 2.3, -1.7))
     image = seen(light(shape, SIZE, 0.2, 0.1))
     # Wings of large index leave the stamp.
     assert image.sum() == pytest.approx(1.0, abs=3e-3 if n < 4 else 0.02)

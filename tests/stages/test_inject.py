@@ -17,7 +17,7 @@ from ripple.errors import CatalogueError, ConfigError
 from ripple.imaging.batch import MASK_PLANES, CutoutBatch
 from ripple.imaging.simulation.lensing import Deflector, einstein_radius, image_count
 from ripple.imaging.simulation.observing import BANDS, moffat, noise_sigma
-from ripple.imaging.simulation.profiles import Lensed, Sersic
+from ripple.imaging.simulation.profiles import Knot, Lensed, Sersic
 from ripple.stages.inject.config import InjectConfig
 from ripple.stages.inject.inject import inject, inject_batch
 from ripple.stages.inject.paint import draw_lensed, light_shape, profile_spectrum, through_psf
@@ -54,7 +54,7 @@ def render(lensed: Lensed, batch: CutoutBatch, k: int) -> tuple[np.ndarray[Any, 
 def test_flux_is_conserved() -> None:
     """What the PSF spreads is neither lost nor gained: the sum is the magnification."""
     batch = make_batch(1)
-    lensed = Lensed(Deflector(5.0, 0.8, 0.3), Sersic(1.0, 1.2, 0.7, 0.2, 1.0, 0.4), 0.2, 0.3, 0.1)
+    lensed = Lensed(Deflector(5.0, 0.8, 0.3), Sersic(1.0, 1.2, 0.7, 0.2, 1.0, 0.4), (Knot(0.2, 0.3, 0.1),))
     seen, magnification = render(lensed, batch, 0)
     np.testing.assert_allclose(seen.sum(axis=(1, 2)), magnification, rtol=2e-3)
     assert magnification > 2.0
@@ -62,7 +62,7 @@ def test_flux_is_conserved() -> None:
 
 @pytest.mark.parametrize(("re", "knot"), [(2.0, 0.0), (0.4, 0.35)])
 def test_without_a_deflector_the_source_is_itself(re: float, knot: float) -> None:
-    lensed = Lensed(Deflector(1e-6, 0.8, 0.3), Sersic(1.0, re, 0.7, 0.2), knot, 0.0, 0.0)
+    lensed = Lensed(Deflector(1e-6, 0.8, 0.3), Sersic(1.0, re, 0.7, 0.2), (Knot(knot),))
     batch = make_batch(1)
     seen, magnification = render(lensed, batch, 0)
     assert magnification == pytest.approx(1.0, rel=2e-3)
@@ -74,7 +74,7 @@ def test_without_a_deflector_the_source_is_itself(re: float, knot: float) -> Non
 
 def test_the_wider_psf_gives_the_wider_arc() -> None:
     batch = make_batch(1)
-    seen, _ = render(Lensed(Deflector(5.0, 0.8, 0.3), Sersic(1.0, 1.0), 0.0, 0.0, 0.0), batch, 0)
+    seen, _ = render(Lensed(Deflector(5.0, 0.8, 0.3), Sersic(1.0, 1.0)), batch, 0)
     peaks = seen.max(axis=(1, 2))
     assert peaks[0] < peaks[1] < peaks[2]  # g has the widest PSF
 
@@ -82,7 +82,7 @@ def test_the_wider_psf_gives_the_wider_arc() -> None:
 def test_einstein_ring_lies_at_the_einstein_radius() -> None:
     batch = make_batch(1)
     batch.catalog["dx"][:] = batch.catalog["dy"][:] = 0.0
-    seen, _ = render(Lensed(Deflector(8.0, 1.0, 0.0), Sersic(1.0, 1.0), 0.0, 0.0, 0.0), batch, 0)
+    seen, _ = render(Lensed(Deflector(8.0, 1.0, 0.0), Sersic(1.0, 1.0)), batch, 0)
     y, x = np.mgrid[:64, :64] - 32
     radius = np.hypot(x, y)
     profile = [seen[2][(radius >= r - 0.5) & (radius < r + 0.5)].mean() for r in range(3, 14)]

@@ -55,7 +55,7 @@ def test_a_picture_of_a_profile_is_lensed_as_the_profile() -> None:
     lens = Deflector(7.0, 0.8, 0.3, 0.03, -0.02)
     plane = disk(128, 8.0)
     picture = Picture(plane[None] / plane.sum(), 5.0, 0.6, 1.5, -0.8)
-    profile = Lensed(lens, Sersic(1.0, 1.6, 0.7, 0.6, 1.5, -0.8), 0.0, 0.0, 0.0)
+    profile = Lensed(lens, Sersic(1.0, 1.6, 0.7, 0.6, 1.5, -0.8))
     found = picture_light(lens, picture, SIZE, 0.2, -0.3)[0]
     expected = light(profile, SIZE, 0.2, -0.3)
     assert picture.half_light == pytest.approx(1.6 * np.sqrt(0.7), rel=0.05)

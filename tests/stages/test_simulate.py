@@ -27,7 +27,8 @@ from ripple.imaging.simulation.observing import (
     noise_sigma,
 )
 from ripple.imaging.simulation.population import ORDINARY, draw_deflectors, draw_scene
-from ripple.imaging.simulation.profiles import SERSIC_N, Lensed, Point, Sersic, gaussians, transform
+from ripple.imaging.simulation.profiles import SERSIC_N, Knot, Lensed, Point, Sersic, gaussians, transform
+from ripple.imaging.simulation.sources import LEAST, LIMIT
 from ripple.sky.geometry import Box
 from ripple.stages.simulate.config import SimulateConfig
 from ripple.stages.simulate.simulate import choose_block, missing_band, simulate
@@ -92,7 +93,7 @@ def test_lensed_light_agrees_with_lenstronomy() -> None:
     reference = (
         model.surface_brightness(bx, by, [kwargs]).sum() / fine**2 / model.total_flux([kwargs], norm=False)[0]
     )
-    mine = transform(Lensed(lens, source, 0.0, 0.0, 0.0), size)[0, 0].real
+    mine = transform(Lensed(lens, source), size)[0, 0].real
     assert mine == pytest.approx(reference, rel=5e-3)
     assert mine > 3.0
 
@@ -108,7 +109,7 @@ def test_magnification_of_an_isothermal_sphere(re: float, knot: float) -> None:
     rng = np.random.default_rng(1)
     for turn, dx, dy in zip(rng.uniform(0, 6.3, 12), *rng.uniform(-0.5, 0.5, (2, 12)), strict=True):
         source = Sersic(1.0, re, 1.0, 0.0, distance * np.cos(turn), distance * np.sin(turn))
-        lensed = Lensed(Deflector(theta, 1.0, 0.0), source, knot, 0.0, 0.0)
+        lensed = Lensed(Deflector(theta, 1.0, 0.0), source, (Knot(knot),))
         found = transform(lensed, 128, float(dx), float(dy))[0, 0].real
         # 3e-3: what the expansion leaves out. Sampled 4 times per pixel, the smallest knot was off by 10 %.
         assert found == pytest.approx(expected, rel=3e-3)
@@ -193,7 +194,7 @@ def test_lenses_and_look_alikes_share_one_population() -> None:
 
 
 def test_deflectors_are_red_and_sources_blue() -> None:
-    from ripple.imaging.simulation.population import blue_magnitudes
+    from ripple.imaging.simulation.colours import blue_magnitudes
 
     rng = np.random.default_rng(0)
     red = draw_deflectors(rng, 500)["lens_mags"]
@@ -503,6 +504,25 @@ def test_command_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None
     assert run(["simulate", where, "--bands", "gq"]) == 2
     assert "ugrizy" in capfd.readouterr().err
     assert run(["simulate"]) == 2
+
+
+def test_sources_of_a_survey(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    where = tmp_path / "s"
+    small = ["--patches", "1", "--bands", "gi", "--targets", "9", "--workers", "0", "--seed", "2"]
+    assert run(["simulate", str(where), *small, "--set", "sources=survey", "--set", "lens_fraction=0.6"]) == 0
+    truth = pq.read_table(where / "truth.parquet")
+    lens = truth["label"].to_numpy() == 1
+    assert lens.sum() == 5
+    # Painted, and not only foreseen: bright enough once lensed, and magnified.
+    assert (truth["arc_mag_i"].to_numpy()[lens] < LIMIT + 0.02).all()
+    assert (truth["magnification"].to_numpy()[lens] > LEAST - 0.02).all()
+    assert (truth["arc_snr"].to_numpy()[lens] > 10).all()
+    kind = np.array(truth["source_kind"].to_pylist())
+    assert set(kind[lens]) <= {"blue", "clumpy", "red"}
+    assert set(kind[~lens]) == {""}
+    capfd.readouterr()
+    assert run(["simulate", str(tmp_path / "t"), *small, "--set", "sources=all"]) == 2
+    assert "survey" in capfd.readouterr().err
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from ripple.imaging.simulation.profiles import (
     Complex,
     Lensed,
     Sersic,
+    extent,
     frequencies,
     sersic_b,
     sersic_flux,
@@ -52,20 +53,33 @@ def light(shape: Lensed, size: int, dx: float, dy: float) -> Complex:
     half_plane
         `(S, S // 2 + 1)` complex64; element [0, 0] is the magnification.
     """
+    image, over = _fine_image(shape, size, dx, dy)
+    return native(image, size, over)
+
+
+def magnification(shape: Lensed) -> float:
+    """Lensed over unlensed flux of a source, within the radius that is painted."""
+    size = 2 * int(np.ceil(extent(shape, 1.0, 1.0)))
+    image, over = _fine_image(shape, size, 0.0, 0.0)
+    return float(image.sum(dtype=np.float64)) / over**2
+
+
+def _fine_image(shape: Lensed, size: int, dx: float, dy: float) -> tuple[NDArray[np.float32], int]:
+    """Mean brightness in fine pixels, per native pixel; and the number of these along a native pixel."""
     from ripple.imaging.simulation import rays  # loads numba
 
     s = shape.source
-    parts = [_part(s, 1.0 - shape.knot)]
-    if shape.knot > 0:
-        small = Sersic(s.n, KNOT_SIZE * s.re, dx=s.dx + shape.knot_dx, dy=s.dy + shape.knot_dy)
-        parts.append(_part(small, shape.knot))
+    parts = [_part(s, shape.smooth)]
+    for knot in shape.knots:
+        small = Sersic(s.n, KNOT_SIZE * s.re, dx=s.dx + knot.dx, dy=s.dy + knot.dy)
+        parts.append(_part(small, knot.share))
     smallest = min(part[3] * part[4] for part in parts)
     over = COARSE if smallest > COMPACT else FINE
     tables = np.array([_table(s.n) / (part[3] ** 2 * part[4]) for part in parts])
     image = np.zeros((size * over, size * over), np.float32)
     lens = tuple(float(value) for value in shape.lens.numbers())
     rays.shine(lens, np.array(parts), tables, (ENTRIES - 1) / REACH, float(dx), float(dy), over, image)
-    return native(image, size, over)
+    return image, over
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ripple.imaging.simulation.colours import blue_magnitudes, from_colours, red_magnitudes
 from ripple.imaging.simulation.lensing import ARCSEC, Deflector, comoving_distance, einstein_radius
 from ripple.imaging.simulation.observing import PIXEL_SCALE, flux
-from ripple.imaging.simulation.profiles import Arms, Lensed, Point, Ring, Sersic, Shape
+from ripple.imaging.simulation.profiles import Arms, Knot, Lensed, Point, Ring, Sersic, Shape
+from ripple.imaging.simulation.sources import COUNTS, Source, draw_source, power_law
 from ripple.sky.geometry import Box
 
 Array = NDArray[np.floating[Any]]
@@ -27,30 +29,21 @@ LOOKALIKES: dict[str, float] = {
     "elliptical": 0.36, "chance": 0.20, "spiral": 0.17, "ring": 0.14, "merger": 0.13,
 }  # fmt: skip
 
+#: By how much the light around some look-alikes is fainter than arcs, mag, where sources are even: that of
+#: rings and spirals is spread over more sky, that of mergers is not all there is.
+SPREAD = {"ring": -0.8, "spiral": -1.5, "merger": 0.3}
+
 #: Classes of ordinary targets and their shares: a disk with a bulge, an early type, two of these that
 #: overlap, a star.
 ORDINARY: dict[str, float] = {"disk": 0.60, "early": 0.20, "blend": 0.12, "star": 0.08}
-#: i magnitudes of ordinary targets: as many of each as the counts `10^(0.31 i)` of galaxies say (LSST Science
-#: Book 2009, arXiv:0912.0201, section 3.7.2), down to the faintest that a search looks at.
-ORDINARY_I, COUNTS = (18.5, 23.5), 0.31
+#: i magnitudes of ordinary targets: as many of each as counts of galaxies say, down to the faintest that a
+#: search looks at.
+ORDINARY_I = (18.5, 23.5)
 
 #: Einstein radii of the survey, arcsec.
 THETA_E = (0.6, 2.5)
 #: Field galaxies and stars per square arcmin.
 FIELD_DENSITY, STAR_DENSITY = 20.0, 4.0
-
-# Colours of passively evolving galaxies by redshift, read off public early-type templates: u-g, g-r, r-i,
-# i-z, z-y.
-_RED_Z = np.arange(0.1, 1.01, 0.1)
-_RED_COLOURS = np.array(
-    [
-        [1.60, 1.75, 1.80, 1.70, 1.60, 1.60, 1.50, 1.40, 1.30, 1.20],
-        [0.95, 1.20, 1.45, 1.67, 1.77, 1.80, 1.78, 1.75, 1.70, 1.65],
-        [0.42, 0.47, 0.55, 0.67, 0.85, 1.02, 1.15, 1.22, 1.22, 1.20],
-        [0.30, 0.33, 0.36, 0.38, 0.40, 0.45, 0.53, 0.62, 0.72, 0.80],
-        [0.15, 0.18, 0.20, 0.22, 0.24, 0.26, 0.30, 0.35, 0.40, 0.45],
-    ]
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +77,8 @@ class Scene:
     targets
         Columns of the T targets: `x`, `y`, `kind` (class name), `z_lens`, `z_source`, `sigma_v` (km/s),
         `theta_E` (arcsec), `q`, `re` (arcsec), `lens_mags` (T, 6), `source_mags` (T, 6), `beta` (arcsec),
-        `shear`; NaN where it does not apply.
+        `shear`; NaN where it does not apply. With sources of a survey also `source_kind`, empty likewise, and
+        `around_i`: total i magnitude of what surrounds the deflector.
     field
         Columns of the other objects: `x`, `y`, `star` (bool), `mags` (F, 6), `re` (arcsec).
     """
@@ -102,6 +96,7 @@ def draw_scene(
     lens_fraction: float,
     seed: int,
     ordinary: float = 0.0,
+    sources: str = "even",
 ) -> Scene:
     """Draw a block of sky.
 
@@ -119,25 +114,33 @@ def draw_scene(
         Same seed, same sky.
     ordinary
         Share of `ORDINARY` among the targets that are no lenses.
+    sources
+        `even`: magnitudes evenly, all blue with one knot; `survey`: those of `sources`.
     """
-    # Streams by number: 1 targets, 2 surroundings of each, 3 field, 4 ordinary targets; a change in one
-    # leaves the others alone.
+    # Streams by number: 1 targets, 2 surroundings of each, 3 field, 4 ordinary targets, 6 sources of a
+    # survey; a change in one leaves the others alone.
     rng = np.random.default_rng([seed, 1])
     x, y = _target_positions(rng, patches, per_patch)
     targets = {"x": x, "y": y, **draw_deflectors(rng, len(x))}
     # Independent of the deflectors drawn before: nothing about them tells the class.
     targets["kind"] = _classes(rng, len(x), lens_fraction)
     targets["source_mags"] = blue_magnitudes(rng, _source_i(rng, len(x)))
+    kept = _survey_sources(targets, seed) if sources == "survey" else []
     plain = _make_ordinary(np.random.default_rng([seed, 4]), targets, ordinary)
     painted = [part for parts in plain.values() for part in parts]
     painted += [_deflector_light(targets, k) for k in range(len(x)) if k not in plain]
     for k in range(len(x)):
-        painted += _surroundings(np.random.default_rng([seed, 2, k]), targets, k)
+        if kept and targets["kind"][k] == "lens":
+            painted.append(_lensed(targets, k, kept[k].shape))
+        else:
+            painted += _surroundings(np.random.default_rng([seed, 2, k]), targets, k)
     lens = targets["kind"] == "lens"
     # Drawn for all, so that lenses and others use the same random numbers; told for lenses only.
     for key in ("theta_E", "z_source", "beta", "shear"):
         targets[key] = np.where(lens, targets[key], np.nan)
     targets["source_mags"] = np.where(lens[:, None], targets["source_mags"], np.nan)
+    if kept:
+        targets["source_kind"] = np.where(lens, targets["source_kind"], "")
     field, others = _field(np.random.default_rng([seed, 3]), outer, x, y)
     return Scene(tuple(painted) + tuple(others), targets, field)
 
@@ -219,27 +222,22 @@ def source_redshifts(rng: np.random.Generator, z_lens: Array) -> Array:
     return np.asarray(np.clip(z_lens + 0.3 + rng.gamma(3.0, 0.4, len(z_lens)), 0.6, 4.0))
 
 
-def red_magnitudes(rng: np.random.Generator, i_mag: Array, z: Array) -> NDArray[np.float64]:
-    """`(N, 6)` AB magnitudes of passive galaxies at redshift `z`, 0.05 mag scatter in colour."""
-    ug, gr, ri, iz, zy = (np.interp(z, _RED_Z, row) + rng.normal(0.0, 0.05, len(z)) for row in _RED_COLOURS)
-    return _from_colours(i_mag, ug, gr, ri, iz, zy)
+def _survey_sources(t: dict[str, NDArray[Any]], seed: int) -> list[Source]:
+    """The source of each target; fills their columns.
 
-
-def blue_magnitudes(rng: np.random.Generator, i_mag: Array) -> NDArray[np.float64]:
-    """`(N, 6)` AB magnitudes of star-forming galaxies: one number for age and dust, and scatter."""
-    count = len(i_mag)
-    redder = rng.beta(2.0, 3.0, count)
-    ug, gr, ri, iz, zy = (
-        low + span * redder + rng.normal(0.0, 0.05, count)
-        for low, span in ((0.25, 0.7), (0.0, 0.65), (0.0, 0.45), (0.0, 0.35), (0.0, 0.2))
-    )
-    return _from_colours(i_mag, ug, gr, ri, iz, zy)
-
-
-def _from_colours(i: Array, ug: Array, gr: Array, ri: Array, iz: Array, zy: Array) -> NDArray[np.float64]:
-    r, z = i + ri, i - iz
-    g = r + gr
-    return np.stack([g + ug, g, r, i, z, z - zy], axis=1)
+    Look-alikes have one as well: what surrounds them is as bright as its images would be, and as red.
+    """
+    kept = []
+    for k in range(len(t["x"])):
+        rng = np.random.default_rng([seed, 6, k])
+        found = draw_source(rng, _mass(rng, t, k), float(t["z_source"][k]), PIXEL_SCALE)
+        assert found is not None  # Einstein radii of `THETA_E` magnify one candidate in ten enough
+        kept.append(found)
+    t["source_mags"] = np.array([s.mags for s in kept])
+    t["source_kind"] = np.array([s.kind for s in kept])
+    t["around_i"] = np.array([s.lensed_i for s in kept])
+    t["beta"] = np.array([np.hypot(s.shape.source.dx, s.shape.source.dy) for s in kept]) * PIXEL_SCALE
+    return kept
 
 
 def _source_i(rng: np.random.Generator, count: int) -> Array:
@@ -256,7 +254,7 @@ def _make_ordinary(
     kinds = rng.permutation(_in_shares(ORDINARY, len(rows)))
     light: dict[int, list[Painted]] = {}
     for k, kind in zip(rows.tolist(), kinds.tolist(), strict=True):
-        f = _field_light(rng, _power_law(rng, 2, *ORDINARY_I, COUNTS), np.array([kind == "star", False]))
+        f = _field_light(rng, power_law(rng, 2, *ORDINARY_I, COUNTS), np.array([kind == "star", False]))
         blue = np.array([kind == "disk" or (kind == "blend" and rng.uniform() < 0.75), rng.uniform() < 0.75])
         f["mags"] = np.where(blue[:, None] & ~f["star"][:, None], f["blue"], f["mags"])
         distance, around = rng.uniform(0.7, 2.5) / PIXEL_SCALE, rng.uniform(0.0, 2.0 * np.pi)
@@ -293,29 +291,44 @@ def _surroundings(rng: np.random.Generator, t: dict[str, NDArray[Any]], k: int) 
     return [replace(p, row=k) for p in found]
 
 
-def _arcs(rng: np.random.Generator, t: dict[str, NDArray[Any]], k: int) -> list[Painted]:
-    lens = Deflector(
+def _mass(rng: np.random.Generator, t: dict[str, NDArray[Any]], k: int) -> Deflector:
+    """The mass of deflector k."""
+    return Deflector(
         float(t["theta_E"][k]) / PIXEL_SCALE,
         # Mass is rounder than light, and roughly aligned with it.
         float(np.clip(1.0 - 0.8 * (1.0 - t["q"][k]) + rng.normal(0.0, 0.03), 0.45, 0.99)),
         float(t["angle"][k] + rng.normal(0.0, 0.12)),
         *(float(t["shear"][k]) * np.array([np.cos(a := rng.uniform(0, 2 * np.pi)), np.sin(a)])),
     )
+
+
+def _lensed(t: dict[str, NDArray[Any]], k: int, shape: Lensed) -> Painted:
+    return Painted(float(t["x"][k]), float(t["y"][k]), ((shape, _fluxes(t["source_mags"][k])),), k)
+
+
+def _arcs(rng: np.random.Generator, t: dict[str, NDArray[Any]], k: int) -> list[Painted]:
+    lens = _mass(rng, t, k)
     around, beta = rng.uniform(0.0, 2.0 * np.pi), float(t["beta"][k]) / PIXEL_SCALE
     re = float(np.clip(rng.lognormal(np.log(0.24), 0.35), 0.08, 0.6)) / PIXEL_SCALE
     n, (q, angle) = float(rng.choice([0.7, 1.0, 1.5])), _tilt(rng, 0.4)
     source = Sersic(n, re, q, angle, beta * float(np.cos(around)), beta * float(np.sin(around)))
     knot = rng.normal(0.0, 0.5 * source.re, 2)  # a star-forming region off the centre
-    shape = Lensed(lens, source, float(rng.uniform(0.0, 0.35)), float(knot[0]), float(knot[1]))
-    return [Painted(float(t["x"][k]), float(t["y"][k]), ((shape, _fluxes(t["source_mags"][k])),))]
+    knots = (Knot(float(rng.uniform(0.0, 0.35)), float(knot[0]), float(knot[1])),)
+    return [_lensed(t, k, Lensed(lens, source, knots))]
 
 
-def _companion_i(rng: np.random.Generator) -> float:
-    """Total i magnitude of blue light around a look-alike: a source with a typical magnification."""
-    return float(_source_i(rng, 1)[0] - 2.5 * np.log10(np.clip(rng.lognormal(np.log(4.5), 0.5), 1.5, 25.0)))
+def _around_i(rng: np.random.Generator, t: dict[str, NDArray[Any]], k: int) -> float:
+    """Total i magnitude of the light around a look-alike: a source with a typical magnification."""
+    if "around_i" in t:
+        return float(t["around_i"][k])
+    typical = _source_i(rng, 1)[0] - 2.5 * np.log10(np.clip(rng.lognormal(np.log(4.5), 0.5), 1.5, 25.0))
+    return float(typical) + SPREAD.get(str(t["kind"][k]), 0.0)
 
 
-def _blue_mags(rng: np.random.Generator, i_mag: float) -> Array:
+def _around_mags(rng: np.random.Generator, t: dict[str, NDArray[Any]], k: int, i_mag: float) -> Array:
+    """Magnitudes of light around a look-alike: blue, or of the colours of its own source of a survey."""
+    if "around_i" in t:
+        return np.asarray(t["source_mags"][k] + (i_mag - t["source_mags"][k, 3]))
     return np.asarray(blue_magnitudes(rng, np.array([i_mag]))[0])
 
 
@@ -325,9 +338,9 @@ def _tilt(rng: np.random.Generator, least: float) -> tuple[float, float]:
 
 
 def _chance_alignment(rng: np.random.Generator, t: dict[str, NDArray[Any]], k: int) -> list[Painted]:
-    """One to three unrelated blue galaxies where arcs would be."""
+    """One to three unrelated galaxies where arcs would be."""
     count = int(rng.choice([1, 2, 3], p=[0.5, 0.3, 0.2]))
-    total, share = _companion_i(rng), rng.dirichlet(np.full(count, 2.0))
+    total, share = _around_i(rng, t, k), rng.dirichlet(np.full(count, 2.0))
     out = []
     for part in share:
         distance, around = rng.uniform(0.8, 3.2) / PIXEL_SCALE, rng.uniform(0.0, 2.0 * np.pi)
@@ -337,7 +350,7 @@ def _chance_alignment(rng: np.random.Generator, t: dict[str, NDArray[Any]], k: i
             float(rng.uniform(0.25, 1.0)),
             float(rng.uniform(0, np.pi)),
         )
-        mags = _blue_mags(rng, total - 2.5 * float(np.log10(max(part, 0.02))))
+        mags = _around_mags(rng, t, k, total - 2.5 * float(np.log10(max(part, 0.02))))
         x, y = t["x"][k] + distance * np.cos(around), t["y"][k] + distance * np.sin(around)
         out.append(Painted(float(x), float(y), ((shape, _fluxes(mags)),)))
     return out
@@ -349,8 +362,7 @@ def _blue_ring(rng: np.random.Generator, t: dict[str, NDArray[Any]], k: int) -> 
     shape = Ring(
         float(radius), width, q, angle, float(rng.uniform(0.0, 0.6)), float(rng.uniform(0.0, 2 * np.pi))
     )
-    # Brighter: the light is spread over the whole ring.
-    mags = _blue_mags(rng, _companion_i(rng) - 0.8)
+    mags = _around_mags(rng, t, k, _around_i(rng, t, k))
     return [Painted(float(t["x"][k]), float(t["y"][k]), ((shape, _fluxes(mags)),))]
 
 
@@ -360,7 +372,7 @@ def _spiral(rng: np.random.Generator, t: dict[str, NDArray[Any]], k: int) -> lis
     scale, hole = (float(rng.uniform(*r)) / PIXEL_SCALE for r in ((0.8, 1.5), (0.6, 1.2)))
     pitch, contrast, phase = (float(rng.uniform(*r)) for r in ((0.2, 0.5), (0.7, 0.97), (0.0, 2 * np.pi)))
     shape = Arms(scale, count, pitch, contrast, hole, *_tilt(rng, 0.55), phase)
-    mags = _blue_mags(rng, _companion_i(rng) - 1.5)
+    mags = _around_mags(rng, t, k, _around_i(rng, t, k))
     return [Painted(float(t["x"][k]), float(t["y"][k]), ((shape, _fluxes(mags)),))]
 
 
@@ -368,32 +380,31 @@ def _merger(rng: np.random.Generator, t: dict[str, NDArray[Any]], k: int) -> lis
     """A second galaxy, red or blue, close by, and a tidal tail."""
     distance, around = rng.uniform(1.0, 2.8) / PIXEL_SCALE, rng.uniform(0.0, 2.0 * np.pi)
     x, y = t["x"][k] + distance * np.cos(around), t["y"][k] + distance * np.sin(around)
-    # [3] is i: 0.7 to 3 mag fainter than the central galaxy.
-    i_mag = float(t["lens_mags"][k][3] + rng.uniform(0.7, 3.0))
-    red = rng.uniform() < 0.5
-    mags = (
-        red_magnitudes(rng, np.array([i_mag]), t["z_lens"][k : k + 1])[0]
-        if red
-        else _blue_mags(rng, i_mag + 0.7)
-    )
+    mags, red, fainter = _second_galaxy(rng, t, k)
     second = Sersic(2.0 if red else 1.0, float(rng.uniform(0.25, 0.7)) / PIXEL_SCALE, *_tilt(rng, 0.4))
     scale, hole = (float(rng.uniform(*r)) / PIXEL_SCALE for r in ((0.8, 1.6), (1.0, 1.6)))
     pitch, phase = float(rng.uniform(0.5, 1.0)), float(rng.uniform(0.0, 2 * np.pi))
     tail = Arms(scale, 1, pitch, 1.0, hole, *_tilt(rng, 0.5), phase)
+    tail_mags = _around_mags(rng, t, k, _around_i(rng, t, k) + fainter)
     return [
         Painted(float(x), float(y), ((second, _fluxes(mags)),)),
-        Painted(
-            float(t["x"][k]), float(t["y"][k]), ((tail, _fluxes(_blue_mags(rng, _companion_i(rng) + 0.3))),)
-        ),
+        Painted(float(t["x"][k]), float(t["y"][k]), ((tail, _fluxes(tail_mags)),)),
     ]
 
 
-def _power_law(rng: np.random.Generator, count: int, bright: float, faint: float, slope: float) -> Array:
-    """Magnitudes with number counts `10^(slope m)` between two limits."""
-    # Inverse of the cumulative counts.
-    u = rng.uniform(0.0, 1.0, count)
-    low, high = 10.0 ** (slope * bright), 10.0 ** (slope * faint)
-    return np.asarray(np.log10(low + u * (high - low)) / slope)
+def _second_galaxy(rng: np.random.Generator, t: dict[str, NDArray[Any]], k: int) -> tuple[Array, bool, float]:
+    """Magnitudes of the galaxy that merges, whether it is red, and by how much the tail is the fainter."""
+    if "around_i" in t:
+        # It and the tail together are as bright as arcs.
+        share = float(rng.uniform(0.5, 0.9))
+        i_mag = _around_i(rng, t, k) - 2.5 * float(np.log10(share))
+        fainter = -2.5 * float(np.log10(1.0 - share))
+        return _around_mags(rng, t, k, i_mag), t["source_kind"][k] == "red", fainter
+    # [3] is i: 0.7 to 3 mag fainter than the central galaxy.
+    i_mag = float(t["lens_mags"][k][3] + rng.uniform(0.7, 3.0))
+    if rng.uniform() < 0.5:
+        return red_magnitudes(rng, np.array([i_mag]), t["z_lens"][k : k + 1])[0], True, 0.0
+    return _around_mags(rng, t, k, i_mag + 0.7), False, 0.0
 
 
 def _field(
@@ -405,7 +416,7 @@ def _field(
     area = outer.width * outer.height * (PIXEL_SCALE / 60.0) ** 2
     galaxies, stars = int(rng.poisson(FIELD_DENSITY * area)), int(rng.poisson(STAR_DENSITY * area))
     i_mag = np.concatenate(
-        [_power_law(rng, galaxies, 20.5, 26.0, 0.3), _power_law(rng, stars, 15.8, 24.0, 0.1)]
+        [power_law(rng, galaxies, 20.5, 26.0, 0.3), power_law(rng, stars, 15.8, 24.0, 0.1)]
     )
     star = np.arange(len(i_mag)) >= galaxies
     x, y = rng.uniform(outer.x0, outer.x1, len(i_mag)), rng.uniform(outer.y0, outer.y1, len(i_mag))
@@ -433,7 +444,7 @@ def _star_magnitudes(rng: np.random.Generator, i_mag: Array) -> NDArray[np.float
     """Magnitudes along the stellar locus, after the colours of Ivezic et al. 2007, AJ 134, 973."""
     gr = rng.uniform(0.25, 1.45, len(i_mag))
     ri = np.where(gr < 1.3, 0.35 * gr, rng.uniform(0.5, 1.6, len(i_mag)))
-    return _from_colours(i_mag, 0.8 + 1.1 * gr, gr, ri, 0.55 * ri, 0.3 * ri)
+    return from_colours(i_mag, 0.8 + 1.1 * gr, gr, ri, 0.55 * ri, 0.3 * ri)
 
 
 def _field_object(

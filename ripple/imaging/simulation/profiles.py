@@ -35,7 +35,7 @@ MOST_SAMPLES = 16
 # The fluxes of 162 drawn sources are then right to 0.2 %; from the centres alone, some were off by 3 %.
 STEEP, FAINTEST = 1.5, 1e-3
 CHUNK = 2048  # fine pixels integrated at a time: at most 4 MB an array
-#: Half-light radius of the knot, which is round, in units of that of its source.
+#: Half-light radius of a knot, which is round, in units of that of its source.
 KNOT_SIZE = 0.3
 
 
@@ -87,14 +87,26 @@ class Arms:
 
 
 @dataclass(frozen=True, slots=True)
+class Knot:
+    """A star-forming region: its share of the light of the whole source, and offset from its centre."""
+
+    share: float
+    dx: float = 0.0
+    dy: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Lensed:
-    """A Sersic source with a knot, seen through a deflector; `source.dx, dy`: where it would be unlensed."""
+    """A Sersic source with knots, seen through a deflector; `source.dx, dy`: where it would be unlensed."""
 
     lens: Deflector
     source: Sersic
-    knot: float
-    knot_dx: float
-    knot_dy: float
+    knots: tuple[Knot, ...] = ()
+
+    @property
+    def smooth(self) -> float:
+        """Share of the light outside knots."""
+        return 1.0 - sum(knot.share for knot in self.knots)
 
 
 Shape = Sersic | Point | Ring | Arms | Lensed
@@ -250,7 +262,7 @@ def _integrate(
     The mean blurs by the width of a fine pixel, which widens a PSF of 4 px FWHM by less than 0.1 %.
     """
     s = shape.source
-    smallest = min(s.q, KNOT_SIZE) * s.re if shape.knot > 0 else s.q * s.re
+    smallest = min(s.q, KNOT_SIZE) * s.re if shape.knots else s.q * s.re
     count = min(int(np.ceil(1.0 / (OVERSAMPLING * FINEST * smallest))), MOST_SAMPLES)
     if count < 2:
         return
@@ -289,10 +301,11 @@ def _lensed(shape: Lensed, x: Float, y: Float) -> Float:
     # Ray tracing: surface brightness is conserved, so the source is looked up at the deflected place.
     bx, by = x - ax - shape.source.dx, y - ay - shape.source.dy
     s = shape.source
-    main = _brightness(s, bx, by)
     small = Sersic(s.n, KNOT_SIZE * s.re, 1.0)
-    knot = _brightness(small, bx - shape.knot_dx, by - shape.knot_dy)
-    return (1.0 - shape.knot) * main + shape.knot * knot
+    light = shape.smooth * _brightness(s, bx, by)
+    for knot in shape.knots:
+        light = light + knot.share * _brightness(small, bx - knot.dx, by - knot.dy)
+    return light
 
 
 def _brightness(s: Sersic, x: Float, y: Float) -> Float:

@@ -55,7 +55,8 @@ def truth_table(
         `class`, `theta_E` (arcsec), `z_lens`, `z_source`, `sigma_v` (km/s), `lens_mag_i`, `source_mag` (i,
         unlensed), `arc_mag_g`, `arc_mag_i` (lensed total), `magnification`, `arc_sb` (mag/arcsec²,
         flux-weighted mean after the PSF, in g or the bluest band there is), `arc_snr` (in the band where it
-        is best), `arc_snr_band`. NaN where there is no arc.
+        is best), `arc_snr_band`. NaN where there is no arc. With sources of a survey also `source_kind`
+        (blue, clumpy or red; empty where there is no arc).
     """
     t = scene.targets
     ra, dec = tan.pixel_to_sky(t["x"], t["y"])
@@ -92,6 +93,7 @@ def truth_table(
         "arc_sb": sb,
         "arc_snr": snr,
         "arc_snr_band": best,
+        **({"source_kind": t["source_kind"]} if "source_kind" in t else {}),
     }
 
 

@@ -113,7 +113,7 @@ class Lenses:
         lens, at, centre = self.placed(row, pixel_scale)
         n, size, q = (float(self.values[name][row]) for name in ("n_source", "R_source", "q_source"))
         source = Sersic(n, size / pixel_scale, q, self.turn(row), *at)
-        return Lensed(lens, source, 0.0, 0.0, 0.0), *centre
+        return Lensed(lens, source), *centre
 
     def turn(self, row: int) -> float:
         """Angle of the source, radians."""

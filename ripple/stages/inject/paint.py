@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from ripple.errors import CatalogueError
 from ripple.imaging.batch import CutoutBatch
 from ripple.imaging.quality.measure import usable
+from ripple.imaging.simulation.colours import blue_magnitudes
 from ripple.imaging.simulation.lensed import light, picture_light
 from ripple.imaging.simulation.lensing import Deflector, image_count
 from ripple.imaging.simulation.observing import BANDS, flux, magnitude, noise_sigma
-from ripple.imaging.simulation.population import UGRIZY, blue_magnitudes
-from ripple.imaging.simulation.profiles import Complex, Lensed, Sersic, shift
+from ripple.imaging.simulation.population import UGRIZY
+from ripple.imaging.simulation.profiles import Complex, Knot, Lensed, Sersic, shift
 from ripple.stages.inject.config import InjectConfig
 from ripple.stages.inject.lenses import REDSHIFTS, Lenses
 from ripple.stages.inject.sources import Sources
@@ -205,7 +206,7 @@ def draw_lensed(rng: np.random.Generator, theta: float, q: float, angle: float, 
     source = Sersic(index, re, *tilt, beta * float(np.cos(turn[1])), beta * float(np.sin(turn[1])))
     # Up to 35 % of the light in a knot, as in star-forming galaxies: it makes arcs clumpy.
     knot = rng.normal(0.0, 0.5 * re, 2)
-    return Lensed(lens, source, float(rng.uniform(0.0, 0.35)), float(knot[0]), float(knot[1]))
+    return Lensed(lens, source, (Knot(float(rng.uniform(0.0, 0.35)), float(knot[0]), float(knot[1])),))
 
 
 def light_shape(image: NDArray[np.float32], catalog: dict[str, NDArray[Any]], k: int) -> tuple[float, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -35,6 +35,12 @@ class SimulateConfig(Config):
         le=1.0,
         description="Share of ordinary galaxies and stars, as the field has them, among the targets that are "
         "no lenses; the others are look-alikes.",
+    )
+    sources: Literal["even", "survey"] = setting(
+        "even",
+        description="Lensed sources: even, unlensed i magnitudes from 22.2 to 27.2 evenly and all blue; or "
+        "survey, as a search limited by flux finds them, with published counts, magnification bias, red "
+        "and clumpy ones. What surrounds look-alikes follows them.",
     )
     min_arc_snr: float = setting(
         0.0,

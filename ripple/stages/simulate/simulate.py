@@ -178,6 +178,7 @@ def _make(config: SimulateConfig, block: Block) -> dict[str, NDArray[Any]]:
         lens_fraction=config.lens_fraction,
         seed=config.seed,
         ordinary=config.ordinary,
+        sources=config.sources,
     )
     conditions = draw_conditions(config.bands, block.box, config.seed)
     defects = draw_defects(len(config.bands), block.box, config.seed) if config.defects else Defects()
