@@ -20,10 +20,18 @@ from ripple.errors import ConfigError, ContractError, DataError, Interrupted
 from ripple.learn.config import TrainConfig
 from ripple.learn.data.training_set import few_rows, training_set
 from ripple.learn.model.contract import load_contract
+from ripple.learn.model.weights import load_model
 from ripple.learn.training import loop, losses
-from ripple.learn.training.adapt.adaptation import estimated_shares
+from ripple.learn.training.adapt.adaptation import (
+    at_shares,
+    estimated_shares,
+    own_statistics,
+    target_statistics,
+)
 from ripple.learn.training.adapt.methods import ramp, two_logits
+from ripple.learn.training.loop import predict
 from ripple.learn.training.train import train
+from ripple.sky.splits import TRAIN
 from ripple.storage.artefact import open_artefact
 
 METHODS = ("adabn", "mmd", "coral", "dann", "adda", "wdgrl", "kmeans", "teacher", "universal", "supervised")
@@ -147,6 +155,44 @@ def test_shares_are_found_when_only_they_differ() -> None:
     p = 1 / (1 + np.exp(-2 * z))
     found = estimated_shares(np.stack([1 - p, p], 1), np.array([0.5, 0.5]))
     assert found[1] == pytest.approx(0.1, abs=0.01)
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.1, 0.5), (0.01, 0.15), (0.5, 0.1)])
+def test_rows_drawn_again_have_the_share_of_the_source(before: float, after: float) -> None:
+    """Each best row as often as the others, give or take one, and the others from all ranks alike."""
+    drawn = at_shares(np.arange(1000)[::-1], before, after)
+    best = drawn >= 1000 - round(1000 * before)
+    assert len(drawn) == 1000
+    assert best.mean() == pytest.approx(after)
+    count = np.unique(drawn[best], return_counts=True)[1]
+    assert len(count) == min(round(1000 * before), round(1000 * after))
+    assert count.max() - count.min() <= 1
+    assert drawn[~best].mean() == pytest.approx((1000 - round(1000 * before)) / 2, rel=0.01)
+
+
+def test_statistics_of_the_target_are_those_of_the_source_when_only_shares_differ(tmp_path: Path) -> None:
+    """Half of the source are lenses, a tenth of the target; otherwise they are alike."""
+    source = write_toys(tmp_path / "source", shards=1, rows=400, lens=0.5)
+    target = write_toys(tmp_path / "target", shards=1, rows=400, lens=0.1, seed=5)
+    options = {**SMALL, "tensors": [str(source)], "target": [str(target)], "output": str(tmp_path / "m"),
+               "adapt": "adabn", "epochs": 6, "gate_rows": 100}  # fmt: skip
+    train(TrainConfig.make(options))
+    given = TrainConfig.make(options | {"target_prevalence": 0.1})
+    data = training_set(given)
+    net, cpu = load_model(tmp_path / "m").nets[0], torch.device("cpu")
+    own = own_statistics(net, data.dataset, data.rows(TRAIN), cpu)
+    lens = {}
+    for name, config in (("not given", TrainConfig.make(options)), ("given", given)):
+        there = target_statistics(net, data, config, cpu)
+        rows = data.target.rows(TRAIN)  # type: ignore[union-attr]
+        score = predict(there, data.target, rows, cpu)[:, 0]  # type: ignore[arg-type]
+        level = predict(own, data, data.rows(TRAIN), cpu)[:, 0]
+        lens[name] = float((score > np.median(level)).mean())
+    # Normalised over its own few lenses, the target seems to have nearly as many as the source.
+    assert lens["not given"] > 0.2
+    assert lens["given"] < 0.6 * lens["not given"]
+    record = load_contract(tmp_path / "m").training["adaptation"]
+    assert "--target-prevalence" in record["warning"]
 
 
 def test_small_things() -> None:

@@ -198,7 +198,7 @@ def _train(
     nets = [_net(arch, member, device) for member in members]
     adapted = nets
     if data.target is not None:
-        adapted, nets = judging.both_domains(nets, data, device)
+        adapted, nets = judging.both_domains(nets, data, config, device)
         members = [replace(m, state=n.state_dict()) for m, n in zip(members, adapted, strict=True)]
     contract = _contract(config, data, arch, members, identity)
     outputs = {k: mean_outputs(nets, data.dataset, data.rows(k), device) for k in (VALIDATION, TEST)}

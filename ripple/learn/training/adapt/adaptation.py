@@ -10,7 +10,9 @@ turn, and the network that is kept carries the statistics of the target, measure
 (`own_statistics`).
 
 What is assumed about the target is stated: its class shares are those of `target_prevalence`, by default
-those of the source. Source rows are weighted to these shares before domains are compared.
+those of the source. Source rows are weighted to these shares before domains are compared, and batch
+statistics of the target are measured at the shares of the source (`target_statistics`): a network that was
+normalised over half lenses takes half of any sky for lenses when it is normalised over that.
 """
 
 from __future__ import annotations
@@ -174,7 +176,7 @@ class Adaptation:
         """Features of all target rows, and the mean direction of each source class."""
         rows = self.target.rows(TRAIN)
         known = self.data.rows(TRAIN)
-        theirs = own_statistics(net, self.target.dataset, rows, self.device)
+        theirs = target_statistics(net, self.data, self.config, self.device)
         target = features_of(theirs, self.target.dataset, rows, self.device)
         ours = own_statistics(net, self.data.dataset, known, self.device)
         source = features_of(ours, self.data.dataset, known, self.device)
@@ -256,6 +258,37 @@ def own_statistics(net: Net, dataset: TensorDataset, rows: NDArray[np.int64], de
         if len(batch["image"]) > 1:  # one row has no variance
             net.features(batch["image"])
     return net.eval()  # the norms too: from here on they are fixed
+
+
+def target_statistics(net: Net, data: TrainingSet, config: TrainConfig, device: torch.device) -> Net:
+    """A copy of the network with the batch statistics of the target's training rows.
+
+    With `target_prevalence`, rows are drawn again until lenses are as frequent as in the source: the
+    best-scored ones, as many as there should be, count as lenses.
+    """
+    assert data.target is not None
+    dataset, rows = data.target.dataset, data.target.rows(TRAIN)
+    found = own_statistics(net, dataset, rows, device)
+    if config.target_prevalence is None:
+        return found
+    lenses = float((data.labels[data.rows(TRAIN)] == 1).mean())
+    # Which rows are the best depends on the statistics: after three rounds hardly any row changes sides.
+    for _ in range(3):
+        score = found.head(features_of(found, dataset, rows, device))[:, 0]
+        ranked = rows[score.argsort(descending=True, stable=True).cpu().numpy()]
+        drawn = at_shares(ranked, config.target_prevalence, lenses)
+        found = own_statistics(net, dataset, drawn, device)
+    return found
+
+
+def at_shares(ranked: NDArray[np.int64], before: float, after: float) -> NDArray[np.int64]:
+    """As many rows as in `ranked`, among which the first `before` of them make up a share of `after`."""
+    best = max(1, round(before * len(ranked)))
+    first = min(max(1, round(after * len(ranked))), len(ranked) - 1)
+    top, rest = ranked[:best], ranked[best:]
+    # Whole rounds over either side, so that no row counts twice more than another; the rest evenly in rank.
+    others = rest[np.linspace(0, len(rest) - 1, len(ranked) - first).round().astype(np.int64)]
+    return np.concatenate([np.resize(top, first), others])
 
 
 def estimated_shares(probability: NDArray[Any], shares: NDArray[Any], *, steps: int = 1000) -> NDArray[Any]:
