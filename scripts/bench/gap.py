@@ -200,6 +200,10 @@ def judged(gap: Gap, model: Model, nets: list[Net], part: TargetSet) -> dict[str
     label = part.labels[rows]
     outputs = mean_outputs(nets, part.dataset, rows, CPU)
     p = probabilities(model.contract, outputs)
+    if gap.target_prevalence is not None:
+        # At the share of lenses that these rows have, as `score --prevalence` gives them.
+        lens = model.contract.calibration.probability(outputs[:, 0], prevalence=float(label.mean()))
+        p = np.stack([1 - lens, lens], 1)
     known = label < p.shape[1]
     right = (p.argmax(1) == label)[known]
     out: dict[str, Any] = {"accuracy": float(right.mean()), "right": right.astype(int).tolist()}
@@ -285,11 +289,21 @@ def table_of_shares(found: dict[str, Any]) -> str:
         worst = min(r["target_auroc"] - b["target_auroc"] for r, b in zip(records, base, strict=True))
         estimated = [r["estimated"] for r in records if "estimated" in r]
         rows.append([
-            name, *cells(records, ["source_auroc", "target_auroc"]), f"{gain:+.3f} [{low:+.3f}, {high:+.3f}]", f"{worst:+.3f}",
+            name, *cells(records, ["source_auroc", "target_auroc", "target_accuracy", "target_ece"]), f"{gain:+.3f} [{low:+.3f}, {high:+.3f}]", f"{worst:+.3f}",
             f"{min(estimated):.3f} to {max(estimated):.3f}" if estimated else "",
             f"{sum(r['warned'] for r in records)} of {len(records)}" if estimated else "",
         ])  # fmt: skip
-    head = ["run", "source_auroc", "target_auroc", "gain [95 %]", "worst seed", "estimated share", "warned"]
+    head = [
+        "run",
+        "source_auroc",
+        "target_auroc",
+        "target_accuracy",
+        "target_ece",
+        "gain in auroc [95 %]",
+        "worst seed",
+        "estimated share",
+        "warned",
+    ]
     return markdown(head, rows)
 
 

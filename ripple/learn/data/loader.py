@@ -172,7 +172,7 @@ class Loader:
         Yields
         ------
         `image` `(n, B, H, W)` float32, of a dataset with `psf_input` `(n, 2 B, H, W)`; `label` `(n,)` int64;
-        `row` `(n,)` int64 global row numbers; all on the device; `valid` and the named columns when requested.
+        `row` `(n,)` int64 global row numbers; `valid` and the named columns when requested; on the device.
         """
         host = self._host(self._drawn(epoch)[start_batch:])
         return self._on_cuda(host, epoch) if self.device.type == "cuda" else self._on_cpu(host, epoch)
