@@ -3,11 +3,16 @@
 Run: python scripts/bench/train.py [--rows 4096] [--network d4cnn] [--device auto] [--large] [--part NAME]
 Prints one JSON record: rows/s, ratios (shards / memory), peak memory of scoring by rows, seconds to start. The rows
 of the memory test are 2,000 images of 16 px over and over, each time with ids of their own.
+
+`--part loop`: rates of the loop of `ripple train` as it is by default, over those of the same steps on one tensor in
+memory that is shuffled by index and not augmented. `--part ood`: rates of scoring with distances to 4,096 training
+rows over those without, by each engine. One thread, in turns, medians; by the clock, and in CPU time of all threads.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import shutil
 import statistics
@@ -15,27 +20,40 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "support"))
 
 from toys import BANDS, NORMALIZATION, ToyConfig, toy_batch, write_toys
 
+from ripple.learn.config import ScoreConfig, TrainConfig
 from ripple.learn.data.dataset import TensorDataset
 from ripple.learn.data.loader import Loader
 from ripple.learn.model.contract import ArchitectureRecord, Contract, Member
 from ripple.learn.model.device import choose_device
-from ripple.learn.model.network import Net, build
-from ripple.learn.model.weights import save_model
+from ripple.learn.model.network import Net, build, parameter_groups
+from ripple.learn.model.uncertainty import BANK, Uncertainty
+from ripple.learn.model.weights import Bank, Model, load_model, save_bank, save_model
+from ripple.learn.scoring.engine import with_onnx
+from ripple.learn.scoring.forward import member_outputs
+from ripple.learn.scoring.score import score_shard
+from ripple.learn.training.adapt.methods import augmentation
+from ripple.learn.training.loop import lens_loss, update_average
+from ripple.storage.artefact import open_artefact
+from ripple.storage.shard_reader import map_tensors
 from ripple.storage.shard_writer import pack_tensors
 from ripple.storage.writer import ArtefactWriter, create
+
+PARTS = ("speed", "start", "memory", "loop", "ood")
 
 
 def make_model(directory: Path, record: ArchitectureRecord) -> None:
@@ -99,6 +117,94 @@ def ratios(tensors: Path, record: ArchitectureRecord, device: torch.device, repe
             "ratio": round(statistics.median(b / a for a, b in pairs), 3),
         }
     return found
+
+
+def in_turns(ours: Callable[[], None], theirs: Callable[[], None], rows: int, repeat: int) -> dict[str, Any]:
+    """Rows/s of the first and its rates over those of the second, medians of pairs measured in turns."""
+    ours(), theirs()
+    pairs = [(seconds(ours), seconds(theirs)) for _ in range(repeat)]
+    return {
+        "rows_per_s": round(rows / statistics.median(a[0] for a, _ in pairs)),
+        "ratio": round(statistics.median(b[0] / a[0] for a, b in pairs), 3),
+        "ratio_cpu": round(statistics.median(b[1] / a[1] for a, b in pairs), 3),
+    }
+
+
+def seconds(work: Callable[[], None]) -> tuple[float, float]:
+    """Seconds by the clock, and of the CPUs by all threads."""
+    clock, cpu = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - clock, time.process_time() - cpu
+
+
+def whole_loop(tensors: Path, record: ArchitectureRecord, repeat: int) -> dict[str, Any]:
+    """The training loop by default: balanced batches from shards, augmented, against a plain one."""
+    torch.set_num_threads(1)
+    config = TrainConfig.make({"tensors": [str(tensors)], "output": "unused"})
+    data = TensorDataset(tensors)
+    loader = Loader(
+        data, batch_size=config.batch_size, balance=True, augment=augmentation(config), drop_last=True
+    )
+    images = torch.from_numpy(data.read(data.rows, np.empty((len(data), *data.shape), np.float32)))
+    labels = torch.from_numpy(np.asarray(data.column("label"))[data.rows])
+    net, average = (build(record.architecture()) for _ in range(2))
+    groups = parameter_groups(net, lr=1e-4, weight_decay=config.weight_decay, layer_decay=1.0, freeze="none")
+    optimizer = torch.optim.AdamW([dict(group) for group in groups])
+    weights, epochs = torch.ones(2), itertools.count()
+
+    def epoch(batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        net.train()
+        for step, (image, label) in enumerate(batches):
+            loss = lens_loss(net(image)[:, 0], label, weights, 0.0)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(net.parameters(), config.clip)
+            optimizer.step()
+            update_average(average, net, config.ema, step)
+
+    def ours() -> None:
+        epoch((batch["image"], batch["label"]) for batch in loader.epoch(next(epochs)))
+
+    def plain() -> None:
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(next(epochs)))
+        epoch((images[part], labels[part]) for part in order.split(config.batch_size)[: len(loader)])
+
+    return in_turns(ours, plain, len(loader) * config.batch_size, repeat)
+
+
+def with_ood(root: Path, tensors: Path, record: ArchitectureRecord, repeat: int) -> dict[str, Any]:
+    """Scoring with out-of-distribution distances against scoring without, shards in memory."""
+    torch.set_num_threads(1)
+    make_model(root / "plain", record)
+    plain = load_model(root / "plain")
+    artefact = open_artefact(tensors, "tensors")
+    shards = [map_tensors(artefact.verified_path(k)) for k in range(len(artefact.shards))]
+    config = ScoreConfig.make({"model": "unused", "tensors": [str(tensors)], "output": "unused"})
+    images = [list(torch.from_numpy(np.array(s.image, np.float32)).split(config.batch_size)) for s in shards]
+    found = {}
+    (root / "graphs").mkdir()
+    for name, without in (("torch", plain), ("onnx", with_onnx(plain, root / "graphs"))):
+        doubting = doubtful(root / name, without, images[0][0][:8])
+
+        def score_all(model: Model) -> None:
+            for k, (shard, parts) in enumerate(zip(shards, images, strict=True)):
+                how = (config, torch.device("cpu"), lambda _: None)
+                score_shard(model, shard, parts, *how, number=k, digest=artefact.digest)
+
+        found[name] = in_turns(
+            partial(score_all, doubting), partial(score_all, without), sum(map(len, shards)), repeat
+        )
+    return found
+
+
+def doubtful(directory: Path, model: Model, image: Tensor) -> Model:
+    """A model with features of as many training rows as `ripple train` keeps; what they are costs nothing."""
+    with torch.inference_mode():
+        size = member_outputs(model.nets, image)[1].shape[-1]
+    features = torch.randn(len(model.nets), BANK, size, generator=torch.Generator().manual_seed(0))
+    bank = Bank(features, torch.arange(BANK), torch.zeros(BANK, dtype=torch.int64))
+    known = Uncertainty(quantiles=(0.9, 0.9), **save_bank(directory, bank))
+    return replace(model, contract=model.contract.model_copy(update={"uncertainty": known}), bank=bank)
 
 
 CHILD = """
@@ -178,17 +284,17 @@ def main() -> None:
     parser.add_argument("--network", default="d4cnn")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--large", action="store_true", help="scoring memory up to 10^6 rows of 16 px")
-    parser.add_argument("--part", choices=("speed", "start", "memory"), help="one of the three; default all")
+    parser.add_argument("--part", choices=PARTS, help="one of them; default all")
     args = parser.parse_args()
-    parts = [args.part] if args.part else ["speed", "start", "memory"]
+    parts = [args.part] if args.part else list(PARTS)
     device = choose_device(args.device)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         result: dict[str, Any] = {"network": args.network, "device": str(device), "rows": args.rows}
         if parts != ["memory"]:
             tensors = write_toys(root / "tensors", shards=4, rows=args.rows // 4, size=64)
+        record = ArchitectureRecord(name=args.network, bands=3, size=64, outputs=1)
         if "speed" in parts:
-            record = ArchitectureRecord(name=args.network, bands=3, size=64, outputs=1)
             result |= ratios(tensors, record, device, args.repeat)
         if "start" in parts:
             result["start_seconds"] = start_seconds(tensors)
@@ -196,6 +302,11 @@ def main() -> None:
             result["peak_mib"] = memory(
                 root, (10_000, 100_000, 1_000_000) if args.large else (10_000, 40_000)
             )
+        # On one thread, so they come last.
+        if "loop" in parts:
+            result["loop"] = whole_loop(tensors, record, args.repeat)
+        if "ood" in parts:
+            result["ood"] = with_ood(root, tensors, record, args.repeat)
     print(json.dumps(result, indent=1))
 
 
