@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""What a network loses from one instrument to another, and what other observing conditions in training save of it.
+"""What a network loses from one instrument to another, and what saves some of it.
 
     python scripts/bench/rehearsal.py scripts/bench/configs/rehearsal.yaml -o OUT
 
-One network of each seed sees the training rows as they are, one under other conditions (`ripple train --set seeing=... --set
-depth=...`). Both are scored on the held-out sky of their own instrument and on all rows of the others, resampled to their
-pixels (`ripple score --resample --crop`). Prints Markdown; OUT/rehearsal.json has every number.
+The first of `runs` sees the training rows as they are, the others with options of `ripple train` (`seeing`, `depth`,
+`psf_input`). All are scored on the held-out sky of their own instrument and on all rows of the others, resampled to their
+pixels (`ripple score --resample --crop`). How much there is to be had at all, the last lines say: networks that were
+trained on the other instrument itself. Prints Markdown; OUT/rehearsal.json has every number; running again goes on.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from ripple.learn.scoring.score import score
 from ripple.learn.training.train import train
 
 SIZE, SCALE = 40, 0.2
+#: Networks of the other instrument: what they see there is all that can be seen.
+ITSELF = "trained on it"
 
 
 class Rehearsal(Config):
@@ -42,8 +45,10 @@ class Rehearsal(Config):
     seeds: tuple[int, ...] = Field(description="Of sky, weights and order.")
     train: Instrument = Field(description="Labelled.")
     test: dict[str, Instrument] = Field(description="The others, by name.")
-    conditions: dict[str, float] = Field(description="Options of `ripple train`.")
-    options: dict[str, Any] = Field({}, description="More options of both trainings.")
+    runs: dict[str, dict[str, Any]] = Field(
+        description="Options of `ripple train` by name; of the first, none."
+    )
+    options: dict[str, Any] = Field({}, description="Options of all trainings.")
 
 
 def tensors(plan: Rehearsal, base: Path, name: str, instrument: Instrument, seed: int, look: int) -> Path:
@@ -60,22 +65,29 @@ def tensors(plan: Rehearsal, base: Path, name: str, instrument: Instrument, seed
     return write_tensors(base / name, sky, instrument, label, classes, size=size, look=look, by_row=True)
 
 
-def judged(model: Path, given: Path, out: Path) -> dict[str, float]:
+def judged(model: Path, given: Path, out: Path, own: bool) -> dict[str, float]:
     """AUROC and TPR of rows that the network was not trained on."""
     options = {
-        "model": str(model),
-        "tensors": [str(given)],
-        "output": str(out),
-        "resample": True,
-        "crop": True,
-        "threads": 1,
-    }
-    score(ScoreConfig.make(options | {"engine": "torch"}))
+        "model": str(model), "tensors": [str(given)], "output": str(out), "resample": True, "crop": True,
+        "threads": 1, "engine": "torch",
+    }  # fmt: skip
+    score(ScoreConfig.make(options))
     table = pq.read_table(out / "scores.parquet", columns=["score", "label", "split"])
     split = np.array(table["split"].to_pylist(), str)
-    keep = (split != "train") & (split != "validation")
+    # Sky of another instrument is other sky, whatever the rule says of its positions.
+    keep = (split != "train") & (split != "validation") if own else np.ones(len(split), bool)
     curve = metrics.curve(table["label"].to_numpy()[keep], table["score"].to_numpy()[keep])
     return {"auroc": metrics.auroc(curve), "tpr": metrics.tpr_at_fpr(curve, 0.01), "rows": int(keep.sum())}
+
+
+def trained(plan: Rehearsal, given: Path, model: Path, seed: int, extra: dict[str, Any]) -> Path:
+    """A network of these tensors, if it is not there yet."""
+    common = {
+        "tensors": [str(given)], "output": str(model), "nside": NSIDE, "seed": seed, "draws": 20, "threads": 1,
+        "gate_rows": 100,
+    }  # fmt: skip
+    train(TrainConfig.make({**common, **FIRST, **plan.options, **extra}))
+    return model
 
 
 def main() -> None:
@@ -90,44 +102,42 @@ def main() -> None:
         base = given.output / f"seed-{seed}"
         own = tensors(plan, base, "own", plan.train, seed, 0)
         others = {n: tensors(plan, base, n, i, seed, k + 1) for k, (n, i) in enumerate(plan.test.items())}
-        for name, extra in (("as they are", {}), ("other conditions", plan.conditions)):
-            model = base / name.replace(" ", "-")
-            common = {
-                "tensors": [str(own)],
-                "output": str(model),
-                "nside": NSIDE,
-                "seed": seed,
-                "draws": 20,
-                "threads": 1,
-            }
-            train(TrainConfig.make({**common, "gate_rows": 100, **FIRST, **plan.options, **extra}))
+        for name, extra in plan.runs.items():
+            model = trained(plan, own, base / name.replace(" ", "-"), seed, extra)
             for sky, path in {"own": own, **others}.items():
-                numbers = judged(model, path, base / f"{model.name}-{sky}")
+                numbers = judged(model, path, base / f"{model.name}-{sky}", sky == "own")
                 found.setdefault(name, {}).setdefault(sky, []).append(numbers)
                 print(seed, name, sky, {k: round(v, 3) for k, v in numbers.items()}, flush=True)
+        for k, (name, instrument) in enumerate(plan.test.items()):
+            there = tensors(plan, base, f"{name}-train", instrument, seed, len(others) + 1 + k)
+            model = trained(plan, there, base / f"trained-on-{name}", seed, {})
+            numbers = judged(model, others[name], base / f"{model.name}-scores", False)
+            found.setdefault(ITSELF, {}).setdefault(name, []).append(numbers)
+            print(seed, ITSELF, name, {k: round(v, 3) for k, v in numbers.items()}, flush=True)
     (given.output / "rehearsal.json").write_text(json.dumps({"config": plan.canonical(), "runs": found}))
     print(table(found))
 
 
 def table(found: dict[str, dict[str, list[dict[str, float]]]]) -> str:
-    """Mean and scatter over the seeds; what is lost from the own instrument to another, and how much of that is left."""
-    rows = []
+    """Mean and scatter over the seeds; what is lost from the own instrument to another, and how much of that is left.
+
+    Lost is what the first network lacks on another instrument to one that was trained on it.
+    """
+    plain, rows = next(iter(found)), []
     for name, skies in found.items():
         for sky, records in skies.items():
             cells = [name, sky]
             for key in ("auroc", "tpr"):
-                values, home = (np.array([r[key] for r in part]) for part in (records, skies["own"]))
-                plain = np.array([r[key] for r in found["as they are"][sky]])
-                at = np.array([r[key] for r in found["as they are"]["own"]])
-                drop, first = float((home - values).mean()), float((at - plain).mean())
+                values = np.array([r[key] for r in records])
+                cells.append(f"{values.mean():.3f} ± {values.std():.3f}")
+                if sky == "own" or name == ITSELF:
+                    cells += ["", ""]
+                    continue
+                best, first = (np.array([r[key] for r in found[n][sky]]) for n in (ITSELF, plain))
+                lost, all_of_it = float((best - values).mean()), float((best - first).mean())
                 # Of a loss of nearly nothing there is no share.
-                told = sky != "own" and name != "as they are" and first > 0.005
-                left = f"{drop / first:.0%}" if told else ""
-                cells += [
-                    f"{values.mean():.3f} ± {values.std():.3f}",
-                    "" if sky == "own" else f"{drop:.3f}",
-                    left,
-                ]
+                told = name != plain and all_of_it > 0.01
+                cells += [f"{lost:.3f}", f"{lost / all_of_it:.0%}" if told else ""]
             rows.append(cells)
     head = [
         "training rows",
