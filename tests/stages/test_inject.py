@@ -18,6 +18,7 @@ from ripple.imaging.batch import MASK_PLANES, CutoutBatch
 from ripple.imaging.simulation.lensing import Deflector, einstein_radius, image_count
 from ripple.imaging.simulation.observing import BANDS, moffat, noise_sigma
 from ripple.imaging.simulation.profiles import Knot, Lensed, Sersic
+from ripple.imaging.simulation.sources import LEAST, LIMIT
 from ripple.stages.inject.config import InjectConfig
 from ripple.stages.inject.inject import inject, inject_batch
 from ripple.stages.inject.paint import draw_lensed, light_shape, profile_spectrum, through_psf
@@ -355,6 +356,39 @@ def test_depth_seam_and_bad_pixels_of_every_row() -> None:
     error = noise_sigma("r") / np.sqrt((batch.psf[1].astype(float) ** 2).sum())
     np.testing.assert_allclose(none["depth_r"], 31.4 - 2.5 * np.log10(5 * error), atol=1e-4)
     assert np.isnan(none["depth_g"]).tolist() == [False, True, False, False]
+
+
+def test_sources_of_a_survey() -> None:
+    batch = make_batch(40)
+    out = inject_batch(batch, InjectConfig(fraction=1.0, drawn_sources="survey")).catalog
+    even = inject_batch(batch, InjectConfig(fraction=1.0)).catalog
+    assert out["injected"].all()
+    # Painted, and not only foreseen.
+    assert out["arc_mag_i"].max() < LIMIT + 0.02
+    assert out["magnification"].min() > LEAST - 0.02
+    assert out["magnification"].mean() > even["magnification"].mean() + 1.0
+    brighter = out["source_mag"] - out["arc_mag_i"]
+    np.testing.assert_allclose(brighter, 2.5 * np.log10(out["magnification"]), atol=0.02)
+    # A mass so small magnifies no galaxy enough.
+    small = InjectConfig(fraction=1.0, drawn_sources="survey", theta_min=0.05, theta_max=0.05)
+    none = inject_batch(make_batch(1), small).catalog
+    assert not none["injected"].any()
+    assert none["not_injected"].tolist() == ["no source of a survey is bright enough behind it"]
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ("sources=real.fits", "drawn_sources is for drawn sources"),
+        ("lenses=mine.csv", "drawn_sources is for drawn lenses"),
+        ("source_bright=21", "source_bright is for even sources"),
+    ],
+)
+def test_sources_of_a_survey_beside_others(other: str, said: str, capfd: pytest.CaptureFixture[str]) -> None:
+    name, _, value = other.partition("=")
+    options = ["--set", other] if name == "source_bright" else [f"--{name}", value]
+    assert run(["inject", "x", "-o", "y", "--set", "drawn_sources=survey", *options]) == 2
+    assert said in capfd.readouterr().err
 
 
 def test_bad_options(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

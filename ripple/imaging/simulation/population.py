@@ -231,7 +231,7 @@ def _survey_sources(t: dict[str, NDArray[Any]], seed: int) -> list[Source]:
     for k in range(len(t["x"])):
         rng = np.random.default_rng([seed, 6, k])
         found = draw_source(rng, _mass(rng, t, k), float(t["z_source"][k]), PIXEL_SCALE)
-        assert found is not None  # Einstein radii of `THETA_E` magnify one candidate in ten enough
+        assert found is not None  # Einstein radii of `THETA_E` magnify one candidate in seven enough
         kept.append(found)
     t["source_mags"] = np.array([s.mags for s in kept])
     t["source_kind"] = np.array([s.kind for s in kept])

@@ -28,7 +28,7 @@ BRIGHT, FAINT = 20.5, 28.0
 #: Faintest total i magnitude once lensed. There the median arc has a S/N of 20 in its best band at the depth
 #: that is simulated: what Collett 2015, ApJ 811, 20 asks for, and so is the least magnification.
 LIMIT, LEAST = 24.5, 3.0
-#: Candidates that are drawn behind a deflector before it is given up: one in ten is kept behind a galaxy.
+#: Candidates that are drawn behind a deflector before it is given up: behind galaxies one in seven is kept.
 MOST = 1000
 
 #: Share of passive galaxies at these redshifts: among those of 10^10 to 10^10.5 solar masses of Kajisawa et

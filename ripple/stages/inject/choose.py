@@ -12,7 +12,7 @@ from ripple.imaging.batch import CutoutBatch
 from ripple.stages.inject.config import InjectConfig
 from ripple.stages.inject.lenses import Lenses
 from ripple.stages.inject.masses import radius_of_mass
-from ripple.stages.inject.paint import Light, drawn_light, drawn_picture, given_light, has_psf
+from ripple.stages.inject.paint import Light, drawn_light, drawn_picture, given_light, has_psf, survey_light
 from ripple.stages.inject.sources import Sources
 
 #: Share of hosts that get a source unless said otherwise; the label that it brings, and that of an arc that
@@ -121,8 +121,12 @@ def _drawn(
         if why:
             return Chosen(None, -1, -1, why)
         masses = {"z_source": z_source, "lens_sigma_v": mine}
-    if sources is None:
-        light = drawn_light(batch, k, config, theta, rng)
+    if sources is not None:
+        light: Light | None = drawn_picture(batch, k, theta, sources, row, rng)
+    elif config.drawn_sources == "survey":
+        light = survey_light(batch, k, theta, z_source, rng)
     else:
-        light = drawn_picture(batch, k, theta, sources, row, rng)
+        light = drawn_light(batch, k, config, theta, rng)
+    if light is None:
+        return Chosen(None, -1, row, "no source of a survey is bright enough behind it")
     return Chosen(Light(light.spectrum, light.fluxes, light.facts | masses), -1, row, "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -63,6 +63,11 @@ class InjectConfig(Config):
     )
     source_bright: float = setting(22.2, description="Brightest source before lensing, i magnitude.")
     source_faint: float = setting(27.2, description="Faintest source before lensing, i magnitude.")
+    drawn_sources: Literal["even", "survey"] = setting(
+        "even",
+        description="Drawn sources: even, magnitudes between these two evenly and all blue; or survey, as "
+        "those of `ripple simulate --set sources=survey`.",
+    )
     min_arc_snr: float = setting(
         0.0,
         ge=0.0,
@@ -93,7 +98,7 @@ class InjectConfig(Config):
     def _ordered(self) -> InjectConfig:
         if self.theta_min > self.theta_max or self.source_bright > self.source_faint:
             raise ValueError("theta_min and source_bright must not exceed theta_max and source_faint")
-        drawn = ("theta_min", "theta_max", "theta_from", "source_bright", "source_faint")
+        drawn = ("theta_min", "theta_max", "theta_from", "source_bright", "source_faint", "drawn_sources")
         self._masses()
         if self.lenses and (given := self.model_fields_set.intersection(drawn)):
             raise ValueError(f"{min(given)} is for drawn lenses: the file of lenses says what is painted")
@@ -101,6 +106,8 @@ class InjectConfig(Config):
             raise ValueError("source_sed is for a catalogue of sources")
         if self.sources and (given := self.model_fields_set.intersection(drawn[3:])):
             raise ValueError(f"{min(given)} is for drawn sources: the file of sources has magnitudes")
+        if self.drawn_sources == "survey" and (given := self.model_fields_set.intersection(drawn[3:5])):
+            raise ValueError(f"{min(given)} is for even sources: those of a survey have limits of their own")
         return self
 
     def _masses(self) -> None:

@@ -16,14 +16,17 @@ from ripple.imaging.simulation.colours import blue_magnitudes
 from ripple.imaging.simulation.lensed import light, picture_light
 from ripple.imaging.simulation.lensing import Deflector, image_count
 from ripple.imaging.simulation.observing import BANDS, flux, magnitude, noise_sigma
-from ripple.imaging.simulation.population import UGRIZY
+from ripple.imaging.simulation.population import UGRIZY, source_redshifts
 from ripple.imaging.simulation.profiles import Complex, Knot, Lensed, Sersic, shift
+from ripple.imaging.simulation.sources import draw_source
 from ripple.stages.inject.config import InjectConfig
 from ripple.stages.inject.lenses import REDSHIFTS, Lenses
 from ripple.stages.inject.sources import Sources
 
 #: Planes convolved at a time.
 CHUNK = 8
+#: Redshift of a deflector that has none in the catalogue: the middle of those of `ripple simulate`.
+TYPICAL_Z = 0.55
 
 
 def host_facts(batch: CutoutBatch) -> dict[str, NDArray[np.float64]]:
@@ -87,6 +90,25 @@ def drawn_light(
     q, angle = light_shape(batch.image[k], batch.catalog, k)
     lensed = draw_lensed(rng, theta / batch.pixel_scale, q, angle, batch.pixel_scale)
     return _of_profile(batch, k, lensed, fluxes, {"theta_E": theta, "source_mag": i_mag})
+
+
+def survey_light(
+    batch: CutoutBatch, k: int, theta: float, z_source: float, rng: np.random.Generator
+) -> Light | None:
+    """As `drawn_light`, with a source that a survey finds behind it, if any.
+
+    `z_source`, for its colours, may be NaN: then it is as far behind a typical deflector as those of
+    `ripple simulate`.
+    """
+    q, angle = light_shape(batch.image[k], batch.catalog, k)
+    lens = draw_mass(rng, theta / batch.pixel_scale, q, angle, float(rng.uniform(0.0, 2.0 * np.pi)))
+    z = z_source if np.isfinite(z_source) else float(source_redshifts(rng, np.array([TYPICAL_Z]))[0])
+    found = draw_source(rng, lens, z, batch.pixel_scale)
+    if found is None:
+        return None
+    fluxes = flux(found.mags)[[UGRIZY.index(b) for b in batch.bands]]
+    known = {"theta_E": theta, "source_mag": float(found.mags[3])}
+    return _of_profile(batch, k, found.shape, fluxes, known)
 
 
 def drawn_picture(
@@ -191,12 +213,8 @@ def draw_lensed(rng: np.random.Generator, theta: float, q: float, angle: float, 
     pixel_scale
         Arcsec per pixel.
     """
-    # External shear of a few per cent, in any direction.
-    turn, gamma = rng.uniform(0.0, 2.0 * np.pi, 2), float(np.clip(rng.rayleigh(0.04), 0.0, 0.15))
-    # Mass is rounder than light, with some scatter; the angles agree to about 7 deg (0.12 rad).
-    mass_q = float(np.clip(1.0 - 0.8 * (1.0 - q) + rng.normal(0.0, 0.03), 0.45, 0.99))
-    shear = gamma * float(np.cos(turn[0])), gamma * float(np.sin(turn[0]))
-    lens = Deflector(theta, mass_q, angle + float(rng.normal(0.0, 0.12)), *shear)
+    turn = rng.uniform(0.0, 2.0 * np.pi, 2)
+    lens = draw_mass(rng, theta, q, angle, float(turn[0]))
     # Uniform in area within 0.85 Einstein radii, where a source has several images.
     beta = 0.85 * theta * float(np.sqrt(rng.uniform()))
     # Half-light radius around 0.24 arcsec, to pixels.
@@ -207,6 +225,16 @@ def draw_lensed(rng: np.random.Generator, theta: float, q: float, angle: float, 
     # Up to 35 % of the light in a knot, as in star-forming galaxies: it makes arcs clumpy.
     knot = rng.normal(0.0, 0.5 * re, 2)
     return Lensed(lens, source, (Knot(float(rng.uniform(0.0, 0.35)), float(knot[0]), float(knot[1])),))
+
+
+def draw_mass(rng: np.random.Generator, theta: float, q: float, angle: float, turn: float) -> Deflector:
+    """A deflector whose mass follows the light, and a shear in the direction of `turn` / 2, radians."""
+    # External shear of a few per cent.
+    gamma = float(np.clip(rng.rayleigh(0.04), 0.0, 0.15))
+    # Mass is rounder than light, with some scatter; the angles agree to about 7 deg (0.12 rad).
+    mass_q = float(np.clip(1.0 - 0.8 * (1.0 - q) + rng.normal(0.0, 0.03), 0.45, 0.99))
+    shear = gamma * float(np.cos(turn)), gamma * float(np.sin(turn))
+    return Deflector(theta, mass_q, angle + float(rng.normal(0.0, 0.12)), *shear)
 
 
 def light_shape(image: NDArray[np.float32], catalog: dict[str, NDArray[Any]], k: int) -> tuple[float, float]:
