@@ -17,6 +17,7 @@ from ripple.learn.data.neighbours import Neighbours
 from ripple.learn.evaluation.perturb import FluxCutouts, disturbances, one_pixel
 from ripple.learn.model.architecture import Architecture
 from ripple.learn.model.network import build
+from ripple.learn.model.weights import laid_out
 from ripple.learn.scoring.forward import member_outputs
 from ripple.learn.training import losses
 from ripple.learn.training.loop import class_loss, lens_loss, update_average
@@ -89,17 +90,45 @@ def test_networks_and_turns(name: str, dropout: int) -> None:
     net = build(Architecture(name, BANDS, SIZE, 1, "small", 2, 0.1)).eval()
     net.standardise([0.1] * BANDS, [2.0] * BANDS)
     with no_data(), torch.no_grad():
-        for module in net.modules():  # what `.to("cuda")` does
-            for kept in (module._parameters, module._buffers):
-                for key, value in kept.items():
-                    kept[key] = None if value is None else _twin(value)  # type: ignore[assignment]
+        _move(net)
         values, features = member_outputs([net], on_gpu(N, BANDS, SIZE, SIZE), dropout=dropout)
         assert {values.device, features.device} == {torch.device(GPU)}
         update_average(net, net, 0.9, 3)
 
 
+@pytest.mark.parametrize(("name", "last"), [("resnet18", True), ("convnextv2_atto", True), ("d4cnn", False)])
+def test_convolutions_have_channels_last_from_the_first_to_the_last(name: str, last: bool) -> None:
+    net = build(Architecture(name, BANDS, SIZE, 1, "small", 2, 0.0)).eval()
+    image = torch.randn(N, BANDS, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before = net(image)
+        laid_out(net, torch.device("cpu"))
+        assert all(p.is_contiguous() for p in net.parameters())
+        laid_out(net, torch.device(GPU))
+        torch.testing.assert_close(net(image), before, rtol=1e-4, atol=1e-5)  # the same numbers
+    found = []
+    for module in net.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(
+                lambda _, __, out: found.append(out.is_contiguous(memory_format=torch.channels_last))
+            )
+    with no_data(), torch.no_grad():
+        _move(net)
+        member_outputs([net], on_gpu(N, BANDS, SIZE, SIZE))
+    assert all(found)
+    assert bool(found) == last
+
+
+def _move(net: torch.nn.Module) -> None:
+    """What `.to("cuda")` does."""
+    for module in net.modules():
+        for kept in (module._parameters, module._buffers):
+            for key, value in kept.items():
+                kept[key] = None if value is None else _twin(value)  # type: ignore[assignment]
+
+
 def _twin(value: torch.Tensor) -> torch.Tensor:
-    found = torch.empty(value.shape, dtype=value.dtype, device=GPU)
+    found = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=GPU)
     return torch.nn.Parameter(found) if isinstance(value, torch.nn.Parameter) else found
 
 

@@ -301,7 +301,21 @@ class Model:
 
     def to(self, device: torch.device) -> Model:
         """The model on a device."""
-        return Model(self.directory, self.contract, tuple(net.to(device) for net in self.nets), self.bank)
+        nets = tuple(laid_out(net, device).to(device) for net in self.nets)
+        return Model(self.directory, self.contract, nets, self.bank)
+
+
+def laid_out(net: Net, device: torch.device) -> Net:
+    """The network, its kernels in the memory layout that a device computes convolutions in; the same numbers.
+
+    On GPUs channels vary fastest ("channels last"), as tensor cores take them. What a convolution gives has
+    the layout of its kernel, so that all after the first one follow and nothing is copied.
+    """
+    # Kernels of d4cnn are made at every call from weights with five axes, and its norms split the channels.
+    plain = all(parameter.ndim <= 4 for parameter in net.parameters())
+    if device.type == "cuda" and plain:
+        net.to(memory_format=torch.channels_last)
+    return net
 
 
 def load_model(directory: Path) -> Model:
