@@ -52,7 +52,7 @@ def several_units() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def three(sky: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Cutouts, a model for them, tensors made for the model, and their scores."""
+    """Cutouts, a model for them that takes the widths of PSFs too, tensors made for it, and their scores."""
     root = tmp_path_factory.mktemp("three")
     shape = {"bands": ["g", "r", "i"], "size": 40, "margin": 6, "output": str(root / "cutouts")}
     fetch(FetchConfig.make(selection(sky) | shape))
@@ -61,7 +61,8 @@ def three(sky: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = open_artefact(root / "first")
     make_model(
         root / "model",
-        architecture=ArchitectureRecord(name="d4cnn", bands=3, size=40, outputs=1, width=2),
+        architecture=ArchitectureRecord(name="d4cnn", bands=6, size=40, outputs=1, width=2),
+        psf_input="width",
         size=40,
         psf_fwhm=None,
         normalization=made.attributes["normalization"],
