@@ -19,7 +19,7 @@ from ripple.learn.config import ExplainConfig, ExportModelConfig, ScoreConfig, T
 from ripple.learn.data.conditions import Ranges, conditions
 from ripple.learn.data.dataset import TensorDataset
 from ripple.learn.data.loader import Loader
-from ripple.learn.data.psf_input import psf_widths, with_widths
+from ripple.learn.data.psf_input import TOLERANCE, beyond_seen, psf_widths, seen_widths, with_widths
 from ripple.learn.embedding.config import EmbedConfig
 from ripple.learn.embedding.embed import embed
 from ripple.learn.explain.explain import explain
@@ -152,6 +152,36 @@ def test_further_training_takes_the_input_from_the_model(models: dict[str, Path]
         train(TrainConfig.make(SMALL | base | {"psf_input": "none", "width": 2}))
     train(TrainConfig.make(SMALL | base | {"epochs": 1}))
     assert contract(tensors.parent / "more").psf_input == "width"
+
+
+def test_rows_with_a_psf_that_the_network_has_not_seen_get_no_verdict(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    """A network that is told of a wider PSF than any in training answers anything."""
+    batch = blurred(40, 7)
+    wide = {
+        f"psf_fwhm_{b}": np.where(np.arange(40) < 10, np.float32(1.6), batch.catalog[f"psf_fwhm_{b}"])
+        for b in BANDS
+    }
+    other = write_batches(tmp_path / "t", [replace(batch, catalog={**batch.catalog, **wide})])
+    for (low, high), seen in zip(contract(models["width"]).psf_seen, [(0.9, 1.3)] * 3, strict=True):
+        assert low == pytest.approx(seen[0] / 1.05, abs=0.01)
+        assert high == pytest.approx(seen[1] * 1.05, abs=0.01)
+    options = {"model": str(models["width"]), "tensors": [str(other)], "output": str(tmp_path / "s")}
+    score(ScoreConfig.make(options))
+    table = pq.read_table(tmp_path / "s" / "scores.parquet").sort_by("index")
+    np.testing.assert_array_less(1.6 / 1.37, table["ood"].to_numpy()[:10])
+    assert (table["abstain"].to_numpy()[:10] == 1).all()
+    assert (table["ood"].to_numpy()[10:] < 1.1).mean() > 0.8
+
+
+def test_widths_beyond_those_that_were_seen() -> None:
+    seen = seen_widths(np.array([[0.7, 0.0], [0.9, 0.0]], np.float32), seeing=0.5)
+    assert seen[0] == pytest.approx((0.7 / TOLERANCE, np.hypot(0.9, 0.5) * TOLERANCE), abs=1e-3)
+    width = np.array([[0.7, 0.0], [2.0, 0.0], [0.3, 0.0], [0.0, 0.0]], np.float32)
+    ratio = beyond_seen(width, seen)
+    assert (ratio > 1).tolist() == [False, True, True, False]
+    assert ratio[1] == pytest.approx(2.0 / seen[0][1])
 
 
 def test_planes_are_appended_as_they_are() -> None:

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from ripple.errors import DataError
 
+#: PSFs wider or narrower than those of the training rows by up to this are still like them.
+TOLERANCE = 1.05
+
 
 def psf_widths(columns: Mapping[str, NDArray[Any]], bands: tuple[str, ...]) -> NDArray[np.float32]:
     """FWHM of the PSFs that tensors have, arcsec, `(N, B)`: of a matched one, that which it was matched to.
@@ -44,6 +47,28 @@ def psf_widths(columns: Mapping[str, NDArray[Any]], bands: tuple[str, ...]) -> N
             width = width / np.asarray(ratio, np.float32)
         found.append(np.where(np.isfinite(width), width, np.float32(0)))
     return np.stack(found, axis=1)
+
+
+def seen_widths(width: NDArray[np.float32], seeing: float = 0.0) -> tuple[tuple[float, float], ...]:
+    """The narrowest and the widest PSF of each of B bands, arcsec, that a network sees in rows of `(N, B)`.
+
+    `seeing` is that of other observing conditions. `TOLERANCE` on either side; 0, 0 in a band without a PSF.
+    """
+    found = []
+    for band in width.T:
+        known = band[band > 0].astype(np.float64)
+        low, high = (known.min(), np.hypot(known.max(), seeing)) if len(known) else (0.0, 0.0)
+        found.append((round(float(low) / TOLERANCE, 4), round(float(high) * TOLERANCE, 4)))
+    return tuple(found)
+
+
+def beyond_seen(width: NDArray[np.float32], seen: tuple[tuple[float, float], ...]) -> NDArray[np.float64]:
+    """How far PSFs `(N, B)` lie beyond those of `seen_widths`: `(N,)` ratios, above 1 if too wide or narrow."""
+    low, high = np.array(seen, np.float64).T
+    real = np.where(width > 0, width, np.nan).astype(np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):  # a band without PSFs has no range
+        ratio = np.fmax(real / high, low / real)
+    return np.asarray(np.nan_to_num(np.fmax.reduce(ratio, axis=1), nan=0.0, posinf=np.inf))
 
 
 def with_widths(image: Tensor, width: Tensor) -> Tensor:

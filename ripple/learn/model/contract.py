@@ -140,7 +140,7 @@ class Contract(Strict):
     `input_mean` and `input_std`, by band, are subtracted and divided by after the normalisation, as networks
     of others want it (those of ImageNet after min-max); empty for none. With `psf_input` width, the network
     takes twice as many planes: after the bands, one for each of them with the FWHM of its PSF in arcsec, 0
-    for none.
+    for none; `psf_seen` are the narrowest and the widest that it was trained on, by band.
     `split` says which rows were held out and what sky the others are on, None for a model from elsewhere;
     `calibration` is that of a lens finder, `class_calibration` that of several classes;
     `ancestors` the same of the models it was fine-tuned from. `judged` are the rows behind `metrics`.
@@ -160,6 +160,7 @@ class Contract(Strict):
     input_mean: tuple[float, ...] = ()
     input_std: tuple[_Positive, ...] = ()
     psf_input: PsfInput = "none"
+    psf_seen: tuple[tuple[float, float], ...] = ()
     class_map: ClassMap
     lens_class: str = ""
     output: Output
@@ -236,6 +237,10 @@ class Contract(Strict):
                     raise ContractError(f"{CONTRACT}: {name} cannot be used with psf_input {self.psf_input}")
                 if have != len(self.bands):
                     raise ContractError(f"{CONTRACT}: {name} has {have} numbers for {len(self.bands)} bands")
+        if self.psf_seen and len(self.psf_seen) != len(self.bands):
+            raise ContractError(
+                f"{CONTRACT}: psf_seen has {len(self.psf_seen)} ranges for {len(self.bands)} bands"
+            )
         if len(set(self.bands)) != len(self.bands):
             raise ContractError(f"{CONTRACT}: bands {list(self.bands)} repeat")
         try:

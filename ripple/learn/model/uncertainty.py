@@ -211,7 +211,11 @@ def class_probabilities(probability: ArrayLike) -> Float:
 
 
 def doubts(
-    known: Uncertainty, probability: Float, distance: Float, names: tuple[str, ...]
+    known: Uncertainty,
+    probability: Float,
+    distance: Float,
+    names: tuple[str, ...],
+    beyond: Float | None = None,
 ) -> dict[str, NDArray[Any]]:
     """Columns of the scores.
 
@@ -225,6 +229,8 @@ def doubts(
         `(N,)` from `neighbour_distance`.
     names
         Of the K classes.
+    beyond
+        `(N,)` other ratios that are above 1 for rows unlike the training rows, such as those of their PSFs.
 
     Returns
     -------
@@ -232,6 +238,8 @@ def doubts(
     by `|`, and `abstain` uint8, 1 when the set has not exactly one class or `ood` is above 1.
     """
     ood = (distance / known.ood_limit).astype(np.float32)
+    if beyond is not None:
+        ood = np.fmax(ood, beyond.astype(np.float32))
     if not known.quantiles:
         return {"ood": ood}
     sets = conformal_sets(probability, known.quantiles)

@@ -26,7 +26,7 @@ from torch import Tensor
 from ripple.errors import ConfigError, DataError, IntegrityError
 from ripple.imaging.batch import TensorBatch
 from ripple.learn.config import ScoreConfig
-from ripple.learn.data.psf_input import psf_widths, with_widths
+from ripple.learn.data.psf_input import beyond_seen, psf_widths, with_widths
 from ripple.learn.evaluation.evaluate import ClassMetrics, Judgeable, JudgedRecord, Residuals, judged_words
 from ripple.learn.evaluation.intervals import Measured, printed
 from ripple.learn.evaluation.robustness import stress
@@ -500,6 +500,13 @@ def network_input(
         yield image.pin_memory() if device.type == "cuda" else image
 
 
+def unseen_psf(batch: TensorBatch, contract: Contract) -> NDArray[np.float64] | None:
+    """`(N,)` above 1 for rows with a PSF that a network which is told of it has not seen; None for others."""
+    if not contract.psf_seen:
+        return None
+    return beyond_seen(psf_widths(batch.catalog, contract.bands), contract.psf_seen)
+
+
 def _mapped(unit: Unit, contract: Contract) -> TensorBatch:
     """A verified shard, its labels in the numbers of the model."""
     return relabelled(shard_reader.map_tensors(unit.artefact.verified_path(unit.shard)), contract)
@@ -621,7 +628,8 @@ def score_table(
     if model.contract.uncertainty is not None:
         # Not at `--prevalence`: the limits of the sets were fitted at that of the validation rows.
         p = probabilities(model.contract, average(values))
-        columns |= doubts(model.contract.uncertainty, p, near, class_names(model.contract))
+        beyond = unseen_psf(batch, model.contract)
+        columns |= doubts(model.contract.uncertainty, p, near, class_names(model.contract), beyond)
     columns["qc"] = catalog.pop("qc", np.zeros(n, np.uint64))  # a bit mask; 0: no flag raised
     columns["split"] = split_names(model.contract, digest, batch)
     columns["shard"] = np.full(n, number, np.int32)

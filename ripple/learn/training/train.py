@@ -32,6 +32,7 @@ from ripple.errors import (
     WriteError,
 )
 from ripple.learn.config import TrainConfig
+from ripple.learn.data.psf_input import seen_widths
 from ripple.learn.data.training_set import TrainingSet, training_set
 from ripple.learn.evaluation import evaluate, metrics, shortcuts
 from ripple.learn.evaluation.curves import training_curves
@@ -340,6 +341,7 @@ def _contract(
         architecture=record,
         bands=facts.bands,
         psf_input=config.psf_input,
+        psf_seen=_psfs_seen(config, data),
         size=facts.size[0],
         pixel_scale=facts.pixel_scale,
         unit=facts.unit,
@@ -368,6 +370,13 @@ def _contract(
             "software": software(),
         },
     )
+
+
+def _psfs_seen(config: TrainConfig, data: TrainingSet) -> tuple[tuple[float, float], ...]:
+    """The PSFs of each band that a network was shown, of both domains; empty if it is not told of them."""
+    shown = [(d.dataset.psf, d.rows(TRAIN)) for d in (data, data.target) if d is not None]
+    widths = [psf[rows] for psf, rows in shown if psf is not None]
+    return seen_widths(np.concatenate(widths), config.seeing) if widths else ()
 
 
 def judge(
