@@ -63,7 +63,7 @@ def seen_widths(width: NDArray[np.float32], seeing: float = 0.0) -> tuple[tuple[
 
 
 def beyond_seen(width: NDArray[np.float32], seen: tuple[tuple[float, float], ...]) -> NDArray[np.float64]:
-    """How far PSFs `(N, B)` lie beyond those of `seen_widths`: `(N,)` ratios, above 1 if too wide or narrow."""
+    """How far PSFs `(N, B)` lie beyond those of `seen_widths`: `(N,)`, above 1 if too wide or too narrow."""
     low, high = np.array(seen, np.float64).T
     real = np.where(width > 0, width, np.nan).astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):  # a band without PSFs has no range
