@@ -5,8 +5,8 @@
 
 The first of `runs` sees the training rows as they are, the others with options of `ripple train` (`seeing`, `depth`,
 `psf_input`). All are scored on the held-out sky of their own instrument and on all rows of the others, resampled to their
-pixels (`ripple score --resample --crop`). How much there is to be had at all, the last lines say: networks that were
-trained on the other instrument itself. Prints Markdown; OUT/rehearsal.json has every number; running again goes on.
+pixels (`ripple score --resample --crop`). The last lines are of networks that were trained on the other instrument
+itself, on other sky and without options. Prints Markdown; OUT/rehearsal.json has every number; running again goes on.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ripple.learn.scoring.score import score
 from ripple.learn.training.train import train
 
 SIZE, SCALE = 40, 0.2
-#: Networks of the other instrument: what they see there is all that can be seen.
+#: Networks of the other instrument, to compare with.
 ITSELF = "trained on it"
 
 
@@ -119,11 +119,8 @@ def main() -> None:
 
 
 def table(found: dict[str, dict[str, list[dict[str, float]]]]) -> str:
-    """Mean and scatter over the seeds; what is lost from the own instrument to another, and how much of that is left.
-
-    Lost is what the first network lacks on another instrument to one that was trained on it.
-    """
-    plain, rows = next(iter(found)), []
+    """Mean and scatter over the seeds; what is lost from the own instrument to another, and how much of that is left."""
+    plain, rows = found[next(iter(found))], []
     for name, skies in found.items():
         for sky, records in skies.items():
             cells = [name, sky]
@@ -133,11 +130,13 @@ def table(found: dict[str, dict[str, list[dict[str, float]]]]) -> str:
                 if sky == "own" or name == ITSELF:
                     cells += ["", ""]
                     continue
-                best, first = (np.array([r[key] for r in found[n][sky]]) for n in (ITSELF, plain))
-                lost, all_of_it = float((best - values).mean()), float((best - first).mean())
+                lost, first = (
+                    float(np.mean([a[key] - b[key] for a, b in zip(part["own"], part[sky], strict=True)]))
+                    for part in (skies, plain)
+                )
                 # Of a loss of nearly nothing there is no share.
-                told = name != plain and all_of_it > 0.01
-                cells += [f"{lost:.3f}", f"{lost / all_of_it:.0%}" if told else ""]
+                told = skies is not plain and first > 0.005
+                cells += [f"{lost:.3f}", f"{lost / first:.0%}" if told else ""]
             rows.append(cells)
     head = [
         "training rows",
