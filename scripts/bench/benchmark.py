@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ripple.imaging.simulation.observing import PIXEL_SCALE, magnitude, noise_sigma
 from ripple.learn.config import ScoreConfig
+from ripple.learn.data.psf_input import psf_widths, with_widths
 from ripple.learn.evaluation.evaluate import evaluate
 from ripple.learn.evaluation.intervals import Measured, printed
 from ripple.learn.model import calibrate
@@ -51,7 +52,11 @@ def rows_of(model: Model, artefact: Artefact, split: str) -> Rows:
         rows = np.flatnonzero(keep)
         began = time.perf_counter()
         for at in range(0, len(rows), 256):
-            image = torch.from_numpy(batch.image[rows[at : at + 256]].astype(np.float32))
+            some = rows[at : at + 256]
+            image = torch.from_numpy(batch.image[some].astype(np.float32))
+            if model.contract.psf_input != "none":
+                width = psf_widths(batch.catalog, model.contract.bands)[some]
+                image = with_widths(image, torch.from_numpy(width))
             values = outputs(model, image)[0][:, :, 0].astype(np.float64)
             logit.append(values.reshape(len(image), len(model.nets), -1).mean(2))
         seconds += time.perf_counter() - began
