@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,20 @@ from ripple.imaging.stitch import is_sparse
 from ripple.rubin.regions import Region, grid, parse_region, tracts_near
 from ripple.rubin.repository import Dataset, Inventory, open_repository
 from ripple.rubin.skymap import resolve_skymap
-from ripple.sky.coverage import Coverage, boxes_around, cover, packed, touched, unpacked
+from ripple.sky.coverage import Coverage, packed, unpacked
 from ripple.sky.geometry import Box
 from ripple.sky.skymap import Float, Int, ObservedSkyMap
 from ripple.stages.plan.config import Selection, check_selection, side_of
+from ripple.stages.plan.places import (
+    Place,
+    covered_bands,
+    elsewhere,
+    leaving,
+    locate,
+    patches_across,
+    patches_under,
+    pieces,
+)
 from ripple.stages.plan.plan import Plan, Unit
 from ripple.stages.plan.select import columns_of
 from ripple.stages.plan.tables import UserTable, read_table, table_digest
@@ -36,30 +46,10 @@ UNIT_ROWS, UNIT_BYTES = 2000, 400_000_000
 FILE_BYTES = 600_000_000
 #: A patch with more bytes than this is divided, and decoded once for each of its units.
 PATCH_BYTES = 1_000_000_000
-#: Rows handled together, so that temporary arrays stay small with millions of targets.
-PIECE = 1 << 19
 #: Of object tables with more columns than this, only those that are used are read.
 WIDE_TABLE = 64
 #: Bytes per pixel and band of a cutout: image, variance, mask.
 PIXEL_BYTES = 12
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where N targets lie.
-
-    Parameters
-    ----------
-    tract, patch
-        `(N,)` int32; -1 where there is none.
-    x, y
-        `(N,)` PARENT pixels; NaN where there is no tract.
-    """
-
-    tract: NDArray[np.int32]
-    patch: NDArray[np.int32]
-    x: Float
-    y: Float
 
 
 class Planner:
@@ -97,8 +87,11 @@ class Planner:
         side = side_of(self.selection.size, scale)
         size = np.full(len(targets), side, np.int32) if targets.size is None else targets.size
         reach = size + np.int32(2 * self.selection.margin)
-        place = self._place(targets.ra, targets.dec)
-        moving, other = self._elsewhere(targets, place, reach)
+        place = locate(self.skymap, targets.ra, targets.dec)
+        away = leaving(self.skymap, place, reach)
+        if self.selection.cross_tract != "whole":
+            away = away[:0]
+        moving, other = elsewhere(self.skymap, away, targets.ra, targets.dec, place, reach)
         tracts = ({int(t) for t in np.unique(place.tract)} | {int(t) for t in np.unique(other.tract)}) - {-1}
         datasets = {(d.tract, d.patch, d.band): d for d in self._datasets(tracts)}
         have = self._have(datasets)
@@ -192,7 +185,7 @@ class Planner:
         """Which positions lie in the region, tracts and patches of the selection; `(N,)`."""
         keep = np.ones(len(ra), bool) if self.region is None else self.region.contains(ra, dec)
         if self.selection.tract:
-            place = self._place(ra, dec)
+            place = locate(self.skymap, ra, dec)
             keep &= np.isin(place.tract, self.selection.tract)
             if self.selection.patch:
                 keep &= np.isin(place.patch, self.selection.patch)
@@ -239,7 +232,7 @@ class Planner:
 
     def _seen(self, ra: Float, dec: Float) -> NDArray[np.bool_]:
         """`(N,)` positions that a coadd of some band has."""
-        place = self._place(ra, dec)
+        place = locate(self.skymap, ra, dec)
         tracts = {int(t) for t in np.unique(place.tract)} - {-1}
         have = self._have({(d.tract, d.patch, d.band): d for d in self._datasets(tracts)})
         return np.asarray(self._cover(place, np.ones(len(ra), np.int32), have).centre != 0)
@@ -277,46 +270,6 @@ class Planner:
         return [n for n in there if n in names or n.lower() in known]
 
     # ---- places
-
-    def _place(self, ra: Float, dec: Float) -> Place:
-        tract, patch, x, y = self.skymap.locate(ra, dec)
-        # Inside the nearest tract's circle, but on none of its patches.
-        nowhere = patch < 0
-        tract[nowhere], x[nowhere], y[nowhere] = -1, np.nan, np.nan
-        return Place(tract.astype(np.int32), patch.astype(np.int32), x, y)
-
-    def _elsewhere(self, targets: Targets, place: Place, reach: NDArray[np.int32]) -> tuple[Int, Place]:
-        """Rows whose box leaves their tract, and their place in the first other tract that holds it all."""
-        leaving = self._leaving(place, reach)
-        if self.selection.cross_tract != "whole":
-            leaving = leaving[:0]
-        row, tract = self.skymap.all_tracts(targets.ra[leaving], targets.dec[leaving])
-        row = leaving[row]  # several times where several tracts overlap
-        x, y = self.skymap.sky_to_pixel(tract, targets.ra[row], targets.dec[row])
-        fits = (tract != place.tract[row]) & self._within(tract, boxes_around(x, y, reach[row]))
-        row, tract, x, y = row[fits], tract[fits], x[fits], y[fits]
-        # By row and tract: of several tracts that hold a box, the one with the lowest id.
-        order = np.lexsort((tract, row))
-        order = order[np.unique(row[order], return_index=True)[1]]
-        row, tract, x, y = row[order], tract[order], x[order], y[order]
-        patch = self.skymap.find_patch(tract, x, y)
-        return row, Place(tract.astype(np.int32), patch.astype(np.int32), x, y)
-
-    def _within(self, tract: Int, boxes: Int) -> NDArray[np.bool_]:
-        """Whether boxes lie within the pixels of a tract."""
-        t, p = self.skymap.table, self.skymap.patches
-        # Outer patches reach over the edge of the grid by their border, unless the sky map clips them.
-        k, grown = t.rows(tract, self.skymap.name), 0 if p.clip else p.border
-        top = np.stack([t.nx[k] * p.width, t.ny[k] * p.height], axis=1) + grown
-        return np.asarray((boxes[:, :2] >= -grown).all(axis=1) & (boxes[:, 2:] <= top).all(axis=1))
-
-    def _leaving(self, place: Place, reach: NDArray[np.int32]) -> Int:
-        """Rows whose box leaves their tract."""
-        left = [np.zeros(0, np.intp)]
-        for rows in _pieces(np.flatnonzero(place.tract >= 0)):
-            boxes = boxes_around(place.x[rows], place.y[rows], reach[rows])
-            left.append(rows[~self._within(place.tract[rows].astype(np.int64), boxes)])
-        return np.concatenate(left)
 
     def _move(
         self,
@@ -364,24 +317,7 @@ class Planner:
         return have
 
     def _cover(self, place: Place, reach: NDArray[np.int32], have: dict[tuple[int, int], int]) -> Coverage:
-        """Which bands cover the centre of each box, and which the whole box; rows without tract have none."""
-        n = len(place.tract)
-        # As few bytes as the bands need: there may be tens of millions of rows.
-        kind = np.min_scalar_type((1 << len(self.bands)) - 1)
-        covered = Coverage(np.zeros(n, kind), np.zeros(n, kind))
-        for rows in _pieces(np.flatnonzero(place.tract >= 0)):
-            x, y = place.x[rows], place.y[rows]
-            part = cover(
-                self.skymap,
-                place.tract[rows].astype(np.int64),
-                boxes_around(x, y, reach[rows]),
-                x,
-                y,
-                have,
-                (1 << len(self.bands)) - 1,
-            )
-            covered.centre[rows], covered.whole[rows] = part.centre, part.whole
-        return covered
+        return covered_bands(self.skymap, place, reach, have, len(self.bands))
 
     def _judge(self, targets: Targets, place: Place, covered: Coverage, tracts: set[int]) -> Outcomes:
         """What is already known about each row: rejected, partial or ok, with the reason."""
@@ -416,7 +352,7 @@ class Planner:
         bare = ~np.isin(place.tract[rows], sorted(tracts))
         # The registry tells tracts without coadds from tracts that do not exist; asked only when needed.
         known = self.repository.registered_tracts(self.skymap_name) if bare.any() else set()
-        for piece in _pieces(rows[bare]):
+        for piece in pieces(rows[bare]):
             for tract, some in _by_value(place.tract[piece], piece):
                 if tract in known:
                     yield (
@@ -431,7 +367,7 @@ class Planner:
         registered = self.repository.registered_patches(
             self.skymap_name, set(np.unique(place.tract[rows]).tolist())
         )
-        for piece in _pieces(rows):
+        for piece in pieces(rows):
             for key, some in _by_value(packed(place.tract[piece], place.patch[piece]), piece):
                 ((tract, patch),) = unpacked([key])
                 where = f"tract {tract} patch {patch}"
@@ -460,22 +396,8 @@ class Planner:
         """Patches of other tracts under the boxes of rows that are to be completed by resampling."""
         if self.selection.cross_tract != "resample":
             return {}
-        out: dict[int, tuple[tuple[int, int], ...]] = {}
-        for k in self._leaving(place, reach).tolist():
-            if rejected[k]:
-                continue
-            tan, own = self.skymap.tan(int(place.tract[k])), int(place.tract[k])
-            box = Box.around(place.x[k], place.y[k], int(reach[k]))
-            # A 9 x 9 lattice stands for all pixels of the box: patches are much larger than its step.
-            px, py = np.meshgrid(np.linspace(box.x0, box.x1 - 1, 9), np.linspace(box.y0, box.y1 - 1, 9))
-            ra, dec = tan.pixel_to_sky(px.ravel(), py.ravel())
-            row, tract = self.skymap.all_tracts(ra, dec)
-            x, y = self.skymap.sky_to_pixel(tract, ra[row], dec[row])
-            pixels = boxes_around(x, y, np.full(len(x), 3, np.int32))  # a pixel around for the kernel
-            at, patch = touched(self.skymap, tract, pixels)
-            pairs = set(zip(tract[at].tolist(), patch.tolist(), strict=True))
-            out[k] = tuple(sorted(p for p in pairs if p[0] != own))
-        return out
+        rows = [row for row in leaving(self.skymap, place, reach).tolist() if not rejected[row]]
+        return {row: patches_across(self.skymap, place, int(reach[row]), row) for row in rows}
 
     def _needed(
         self,
@@ -486,13 +408,7 @@ class Planner:
         cross: dict[int, tuple[tuple[int, int], ...]],
     ) -> dict[tuple[int, int, str], Dataset]:
         """The datasets that at least one box reaches into."""
-        rows = np.flatnonzero(~rejected)
-        wanted: set[tuple[int, int]] = set()
-        for some in _pieces(rows):
-            tract = place.tract[some].astype(np.int64)
-            boxes = boxes_around(place.x[some], place.y[some], reach[some])
-            row, patch = touched(self.skymap, tract, boxes)
-            wanted |= set(unpacked(np.unique(packed(tract[row], patch)).tolist()))
+        wanted = patches_under(self.skymap, place, reach, np.flatnonzero(~rejected))
         others = {pair for patches in cross.values() for pair in patches}
         # Neighbouring tracts in which no target lies have not been queried yet.
         extra = {d[0] for d in others} - {t for t, _, _ in datasets}
@@ -562,11 +478,6 @@ def _digest(targets: Targets) -> str:
     ids = targets.id if targets.id.dtype.kind in "iu" else np.strings.encode(targets.id, "utf-8")
     parts = (np.ascontiguousarray(column).tobytes() for column in (ids, targets.ra, targets.dec))
     return hashlib.sha256(b"".join(parts)).hexdigest()
-
-
-def _pieces(rows: Int) -> Iterator[Int]:
-    """Rows in pieces of `PIECE`, which bounds the memory of what is computed from them."""
-    yield from (rows[at : at + PIECE] for at in range(0, len(rows), PIECE))
 
 
 def _by_value(values: NDArray[Any], rows: Int) -> Iterator[tuple[int, Int]]:
