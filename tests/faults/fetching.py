@@ -22,7 +22,7 @@ from ripple.runtime import pool
 from ripple.stages.fetch import fetch as fetching_stage
 from ripple.stages.fetch.config import FetchConfig
 from ripple.stages.fetch.fetch import ShardTask, fetch
-from ripple.stages.plan import planner
+from ripple.stages.plan import units
 from ripple.storage.map_shards import ShardResult
 
 _make_shard = fetching_stage.make_shard
@@ -81,8 +81,8 @@ def faulty(
     marks.mkdir(exist_ok=True)
     for mark in marks.iterdir():
         mark.unlink()
-    kept = planner.PATCH_BYTES, planner.UNIT_BYTES, pool._STOPPED_SECONDS
-    planner.PATCH_BYTES = planner.UNIT_BYTES = rows * planner.PIXEL_BYTES * bands * size**2
+    kept = units.PATCH_BYTES, units.UNIT_BYTES, pool._STOPPED_SECONDS
+    units.PATCH_BYTES = units.UNIT_BYTES = rows * units.PIXEL_BYTES * bands * size**2
     pool._STOPPED_SECONDS = 2.0
     fetching_stage.make_shard = make_shard
     (directory / "fault.json").write_text(json.dumps({"marks": str(marks)} | fault))
@@ -91,7 +91,7 @@ def faulty(
     try:
         yield
     finally:
-        planner.PATCH_BYTES, planner.UNIT_BYTES, pool._STOPPED_SECONDS = kept
+        units.PATCH_BYTES, units.UNIT_BYTES, pool._STOPPED_SECONDS = kept
         fetching_stage.make_shard = _make_shard
         del os.environ["FAULT"]
         if outer is not None:

@@ -264,9 +264,9 @@ def _run(function: Callable[[dict[str, Any], list[int]], None], *args: Any) -> i
 def _command(request: dict[str, Any], handles: list[int]) -> None:
     from ripple.cli import main
     from ripple.runtime import pool
-    from ripple.stages.plan import planner
+    from ripple.stages.plan import units
 
-    planner.PATCH_BYTES = request["patch_bytes"]
+    units.PATCH_BYTES = request["patch_bytes"]
     if request["fork_workers"]:
         pool._spawn = _server_of_this_process().worker  # type: ignore[assignment]
     sys.argv = ["ripple", *request["args"]]

@@ -34,7 +34,7 @@ CANARY = "CANARY-6f1d-secret-token"
 PATCH_BYTES = 16 * 12 * 3 * 48 * 48
 RIPPLE = faultlib.python(
     "-c",
-    f"from ripple.stages.plan import planner; planner.PATCH_BYTES = {PATCH_BYTES}; "
+    f"from ripple.stages.plan import units; units.PATCH_BYTES = {PATCH_BYTES}; "
     "from ripple.cli import main; main()",
 )
 Make = Callable[[Path, int], list[str]]

@@ -31,7 +31,7 @@ from ripple.sky.geometry import Box
 from ripple.sky.skymap import known
 from ripple.stages.fetch.open_unit import open_unit
 from ripple.stages.fetch.task import unit_task
-from ripple.stages.plan import planner
+from ripple.stages.plan import units
 from ripple.stages.plan.config import Selection, side_of
 from ripple.stages.plan.estimate import facts
 from ripple.stages.plan.plan import Plan
@@ -323,13 +323,13 @@ def test_neighbours_are_planned_with_the_margin(repo: Path, tmp_path: Path) -> N
 
 
 def test_units_are_whole_patches_up_to_the_limit(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planner, "UNIT_ROWS", 260)
+    monkeypatch.setattr(units, "UNIT_ROWS", 260)
     found = plan(repo)
     check(found)
     assert len(found.units) == 2
     assert max(len(u.rows) for u in found.units) <= 260
-    monkeypatch.setattr(planner, "PATCH_BYTES", 50 * 3 * 64 * 64 * planner.PIXEL_BYTES)
-    monkeypatch.setattr(planner, "UNIT_ROWS", 50)
+    monkeypatch.setattr(units, "PATCH_BYTES", 50 * 3 * 64 * 64 * units.PIXEL_BYTES)
+    monkeypatch.setattr(units, "UNIT_ROWS", 50)
     small = plan(repo)
     check(small)
     assert max(len(u.rows) for u in small.units) <= 50

@@ -26,7 +26,7 @@ from ripple.learn.model.contract import ArchitectureRecord, pixels_of
 from ripple.learn.scoring.score import score
 from ripple.stages.fetch.config import FetchConfig
 from ripple.stages.fetch.fetch import fetch
-from ripple.stages.plan import planner
+from ripple.stages.plan import units
 from ripple.stages.preprocess import batch
 from ripple.stages.preprocess.config import PreprocessConfig
 from ripple.stages.preprocess.preprocess import preprocess
@@ -46,7 +46,7 @@ def selection(sky: Path) -> dict[str, Any]:
 def several_units() -> Iterator[None]:
     """Units of few rows, so that there are some."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planner, "UNIT_ROWS", 12)
+        patch.setattr(units, "UNIT_ROWS", 12)
         yield
 
 
@@ -119,10 +119,10 @@ def table(scores: Path) -> pa.Table:
 KILLED = """
 import os, signal, sys
 from ripple.cli import run
-from ripple.stages.plan import planner
+from ripple.stages.plan import units
 from ripple.stages.search import search
 
-planner.UNIT_ROWS = 12
+units.UNIT_ROWS = 12
 make, calls = search.make_shard, []
 
 def dying(task):

@@ -10,10 +10,9 @@ import numpy as np
 
 from ripple.runtime.summary import plain, screen, size
 from ripple.stages.plan.plan import Plan
+from ripple.stages.plan.units import PIXEL_BYTES
 from ripple.storage.outcomes import Status
 
-#: Bytes per pixel and band of a cutout: image, variance, mask; and of a decoded coadd.
-PIXEL_BYTES = 12
 #: Bytes of a PSF kernel as it is stored (41 x 41 float32), the usual size in coadds, and the pixels along a
 #: cell, within which rows share it.
 PSF_BYTES, CELL = 41 * 41 * 4, 150

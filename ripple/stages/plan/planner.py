@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from ripple.config import Json, suggest
 from ripple.errors import InputError, Reason, RegionError
-from ripple.imaging.stitch import is_sparse
 from ripple.rubin.regions import Region, grid, parse_region, tracts_near
 from ripple.rubin.repository import Dataset, Inventory, open_repository
 from ripple.rubin.skymap import resolve_skymap
@@ -33,23 +32,16 @@ from ripple.stages.plan.places import (
     patches_under,
     pieces,
 )
-from ripple.stages.plan.plan import Plan, Unit
+from ripple.stages.plan.plan import Plan
 from ripple.stages.plan.select import columns_of
 from ripple.stages.plan.tables import UserTable, read_table, table_digest
 from ripple.stages.plan.targets import DEC_NAMES, LABEL_NAMES, RA_NAMES, Columns, Targets, from_table
+from ripple.stages.plan.units import divide
 from ripple.storage.outcomes import Outcome, Outcomes, Status
 from ripple.storage.python_tables import ID_NAMES
 
-#: Patches share a unit (one shard) up to this many rows and bytes of image, variance and mask.
-UNIT_ROWS, UNIT_BYTES = 2000, 400_000_000
-#: Patches share a unit up to this many bytes of files that are read whole, for a worker holds them all.
-FILE_BYTES = 600_000_000
-#: A patch with more bytes than this is divided, and decoded once for each of its units.
-PATCH_BYTES = 1_000_000_000
 #: Of object tables with more columns than this, only those that are used are read.
 WIDE_TABLE = 64
-#: Bytes per pixel and band of a cutout: image, variance, mask.
-PIXEL_BYTES = 12
 
 
 class Planner:
@@ -107,6 +99,8 @@ class Planner:
         projections = sorted(
             {t for t, _, _ in datasets} | set(np.unique(place.tract[place.tract >= 0]).tolist())
         )
+        wanted = np.flatnonzero(~rejected)
+        units = divide(self.skymap, place, size, reach, wanted, self._file_bytes(), len(self.bands))
         return Plan(
             bands=self.bands,
             skymap=self.skymap_name,
@@ -122,7 +116,7 @@ class Planner:
             projections={int(t): self.skymap.tan(int(t)) for t in projections},
             patch_boxes={(t, p): self.skymap.patch_outer(t, p) for t, p, _ in datasets},
             datasets=datasets,
-            units=self._units(place, size, reach, rejected),
+            units=units,
             outcomes=outcomes,
             margin=self.selection.margin,
             cross=cross,
@@ -416,50 +410,6 @@ class Planner:
         wanted |= others
         return {k: v for k, v in sorted((datasets | more).items()) if k[:2] in wanted}
 
-    # ---- units
-
-    def _units(
-        self, place: Place, size: NDArray[np.int32], reach: NDArray[np.int32], rejected: NDArray[np.bool_]
-    ) -> tuple[Unit, ...]:
-        """Units of whole patches, of one tract and size, up to the limits; a patch too large is divided."""
-        rows = np.flatnonzero(~rejected)
-        if not len(rows):
-            return ()
-        rows = rows[np.lexsort((rows, place.patch[rows], size[rows], place.tract[rows]))]
-        tract, patch, side = place.tract[rows], place.patch[rows], reach[rows]
-        # Sorted, so each (tract, size, patch) is one run of rows.
-        change = np.flatnonzero((np.diff(tract) != 0) | (np.diff(patch) != 0) | (np.diff(side) != 0)) + 1
-        groups = np.split(rows, change)
-        units: list[Unit] = []
-        held: list[Int] = []  # groups of the unit that is being filled
-        files = self._file_bytes()
-        weight = 0  # bytes of its files
-        for group in groups:
-            box = self.skymap.patch_outer(int(place.tract[group[0]]), int(place.patch[group[0]]))
-            # Of patches with few targets only some tiles are read, so their files do not weigh.
-            few = is_sparse(len(group), int(reach[group[0]]), box)
-            load = 0 if few else files.get((int(place.tract[group[0]]), int(place.patch[group[0]])), 0)
-            limit = self._limit(int(reach[group[0]]), UNIT_BYTES, UNIT_ROWS)
-            whole = self._limit(int(reach[group[0]]), PATCH_BYTES, len(group))
-            same = (
-                held
-                and place.tract[held[0][0]] == place.tract[group[0]]
-                and size[held[0][0]] == size[group[0]]
-            )
-            rows_now = sum(map(len, held)) + len(group)
-            if held and (not same or rows_now > limit or weight + load > FILE_BYTES):
-                units.append(_unit(len(units), held, place))
-                held, weight = [], 0
-            held.append(group)
-            weight += load
-            # Only a patch that is alone in its unit can be that large.
-            while len(held) == 1 and len(held[0]) > whole:
-                units.append(_unit(len(units), [held[0][:whole]], place))
-                held = [held[0][whole:]]
-        if held:
-            units.append(_unit(len(units), held, place))
-        return tuple(units)
-
     def _file_bytes(self) -> dict[tuple[int, int], int]:
         """Bytes of the files of all bands of each patch."""
         total: Counter[tuple[int, int]] = Counter()
@@ -467,10 +417,6 @@ class Planner:
             for d in datasets:
                 total[d.tract, d.patch] += max(0, d.size)  # -1: unknown
         return total
-
-    def _limit(self, side: int, size: int, rows: int) -> int:
-        """How many cutouts of `side` pixels make `size` bytes, at most `rows` and at least 1."""
-        return max(1, min(rows, size // (PIXEL_BYTES * len(self.bands) * side * side)))
 
 
 def _digest(targets: Targets) -> str:
@@ -485,12 +431,6 @@ def _by_value(values: NDArray[Any], rows: Int) -> Iterator[tuple[int, Int]]:
     order = np.argsort(values, kind="stable")
     known, start = np.unique(values[order], return_index=True)
     yield from zip(known.tolist(), np.split(rows[order], start[1:]) if len(known) else [], strict=True)
-
-
-def _unit(number: int, groups: list[Int], place: Place) -> Unit:
-    rows = np.concatenate(groups)
-    patches = tuple(sorted({int(p) for p in place.patch[rows]}))
-    return Unit(number, int(place.tract[rows[0]]), patches, rows)
 
 
 def _say_what_completes(
