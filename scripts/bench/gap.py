@@ -72,6 +72,9 @@ class Gap(Config):
     weights: dict[str, float] = Field({}, description="--adapt-weight by method.")
     train: dict[str, Any] = Field({}, description="Options of `ripple train` for the first training.")
     adapt: dict[str, Any] = Field({}, description="Options for what starts from it.")
+    conditions: dict[str, Any] = Field(
+        {}, description="Those of one more run, without target rows and without `adapt`."
+    )
 
 
 FIRST = {"width": 3, "epochs": 16, "batch_size": 64, "lr": 0.01, "patience": 20}
@@ -138,6 +141,8 @@ def plan(gap: Gap, base: Path, source: Path, target: Path, seed: int) -> list[tu
     if gap.adapt.keys() & {"noise", "blur", "sky"}:
         # What the methods owe to disturbed images alone.
         jobs.append(options("augmented", source, after))
+    if gap.conditions:
+        jobs.append(options("conditions", source, AFTER | first | gap.conditions))
     for method in gap.methods:
         weight = {"adapt_weight": gap.weights.get(method, 1.0)}
         how = {"adapt": method, "target": [str(target)]}
