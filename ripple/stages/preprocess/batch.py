@@ -19,6 +19,7 @@ from ripple.imaging.half import to_half
 from ripple.imaging.psf import kernels as psf_kernels
 from ripple.imaging.psf import match
 from ripple.imaging.psf import shape as psf
+from ripple.imaging.psf.cells import Parts
 from ripple.imaging.quality import judge, measure
 from ripple.imaging.quality.flags import Flag
 from ripple.imaging.quality.sky import sky_pixels, white_noise
@@ -179,68 +180,87 @@ def prepare(
     if min(h, w) <= 2 * constants.margin:
         raise DataError(f"stamps of {w} x {h} px have a margin of {constants.margin} px: nothing is left")
     batch, margin = on_grid(calibrated(batch, config.zero_point), config, constants.margin)
-    n, b, h, w = batch.image.shape
     with profile.time("kernels"):
         plan = match.plan_matching(
             batch, config.target, config.psf_profile, config.psf_beta, config.psf_tolerance
         )
-        frame = match.make_frame(plan.kernels, (h, w), margin, variance=config.variance)
+        shape = batch.image.shape[2], batch.image.shape[3]
+        frame = match.make_frame(plan.kernels, shape, margin, variance=config.variance)
     rho = _rho(batch, config, constants)
+    done = _matched(batch, config, plan, frame, rho, profile, release)
+    absent = ~done.quality.present
+    done.image[absent] = 0
+    done.valid[absent] = False
+    gain, factor = match.gains(plan, rho)
+    if done.variance is not None:
+        done.variance[...] *= factor[..., None, None]  # K² * variance is right for white noise only
+        done.variance[absent] = np.nan
+    after = (done.noise * gain).astype(np.float32)
+    extra = _psf_measures(batch, config, plan, gain, margin, rho) | done.extra
+    prepared = replace(done, noise=after, extra=extra)
+    return prepared if config.size is None else _padded(prepared, config.size)
+
+
+def _matched(
+    batch: CutoutBatch,
+    config: PreprocessConfig,
+    plan: match.Matching,
+    frame: match.Frame,
+    rho: NDArray[np.float64] | None,
+    profile: Profile,
+    release: Callable[[int], None],
+) -> Prepared:
+    """All rows measured, filled, matched and trimmed, some at a time; `noise` is that before matching."""
+    (n, b, h, w), margin = batch.image.shape, frame.trim
+    device = _device(config.device)
+    parts, frame = _kernels_on(device, plan.parts, frame)
     damping = None if rho is None else noise.damping(rho)
     spread = match.variance_of_parts(batch, plan, rho) if config.variance else None
-    parts, device = plan.parts, _device(config.device)
-    if device is not None:
-        spectra = {"image": frame.image, "variance": frame.variance}
-        frame = replace(frame, **{k: device.put(v) for k, v in spectra.items() if v is not None})
-        kernels = {name: device.put(getattr(parts, name)) for name in ("kernel", "backward")}
-        parts = replace(parts, **kernels)
     image = np.empty((n, b, h - 2 * margin, w - 2 * margin), np.float32)
     valid = np.empty(image.shape, bool)
     variance = np.empty(image.shape, np.float32) if config.variance else None
     judged: list[measure.Quality] = []
-    looked: list[NDArray[np.bool_]] = []
     agreement: list[Float] = []
+    inner = (..., slice(margin, h - margin), slice(margin, w - margin))
     step = convolve.CHUNK if device is None else 64 * convolve.CHUNK
-    for start in range(0, max(n, 1), step):  # once for an empty batch: it has columns too
-        rows = slice(start, start + step)
-        piece = _rows(batch, rows, 0)
-        with profile.time("quality"):
-            good = measure.usable(piece)
-            inner = (..., slice(margin, h - margin), slice(margin, w - margin))
-            trimmed = _rows(batch, rows, margin)
-            judged.append(measure.measure(trimmed, good[inner], sky_pixels(trimmed, good[inner]), damping))
-        planes = piece.image if good.all() else np.where(good, piece.image, np.float32(0))
-        how = (plan.number[rows], parts.of(rows), frame)
-        given = [planes, good, None if spread is None else spread[rows]]
-        if device is not None:
-            given = [None if array is None else device.put(array) for array in given]
-        done = match.apply(given[0], given[1], *how, given[2], profile)
-        image[rows], valid[rows] = convolve.to_numpy(done[0]), convolve.to_numpy(done[1])
-        if variance is not None:
-            variance[rows] = convolve.to_numpy(done[2])
-        looked.append(good[inner])
-        if (start // step + 1) % TOGETHER and start + step < n:
-            continue
+    end = max(n, 1)  # one piece for an empty batch: it has columns too
+    for first in range(0, end, TOGETHER * step):
+        several = slice(first, min(first + TOGETHER * step, end))
+        looked: list[NDArray[np.bool_]] = []
+        for start in range(several.start, several.stop, step):
+            rows = slice(start, start + step)
+            piece, trimmed = _rows(batch, rows, 0), _rows(batch, rows, margin)
+            with profile.time("quality"):
+                good = measure.usable(piece)
+                looked.append(good[inner])
+                judged.append(measure.measure(trimmed, looked[-1], sky_pixels(trimmed, looked[-1]), damping))
+            planes = piece.image if good.all() else np.where(good, piece.image, np.float32(0))
+            given = [planes, good, None if spread is None else spread[rows]]
+            if device is not None:
+                given = [None if array is None else device.put(array) for array in given]
+            how = (plan.number[rows], parts.of(rows), frame)
+            done = match.apply(given[0], given[1], *how, given[2], profile)
+            image[rows], valid[rows] = convolve.to_numpy(done[0]), convolve.to_numpy(done[1])
+            if variance is not None:
+                variance[rows] = convolve.to_numpy(done[2])
         if config.registration and b > 1 and n:
             with profile.time("registration"):
-                rows = slice(start + step - len(looked) * step, start + step)
                 sky = np.concatenate([q.noise for q in judged[-len(looked) :]])
-                agreement.append(_registration(_rows(batch, rows, margin), np.concatenate(looked), sky))
-        looked = []
-        release(min(start + step, n))
+                agreement.append(_registration(_rows(batch, several, margin), np.concatenate(looked), sky))
+        release(min(several.stop, n))
     measured = _joined(judged)
-    image[~measured.present] = 0
-    valid[~measured.present] = False
-    gain, factor = match.gains(plan, rho)
-    if variance is not None:
-        variance *= factor[..., None, None]  # K² * variance is right for white noise only
-        variance[~measured.present] = np.nan
-    after = (measured.noise * gain).astype(np.float32)
-    extra = _psf_measures(batch, config, plan, gain, margin, rho)
-    if agreement:
-        extra["registration"] = np.concatenate(agreement)
-    prepared = Prepared(batch, image, valid, after, measured, extra, variance)
-    return prepared if config.size is None else _padded(prepared, config.size)
+    extra = {"registration": np.concatenate(agreement)} if agreement else {}
+    return Prepared(batch, image, valid, measured.noise, measured, extra, variance)
+
+
+def _kernels_on(device: Any, parts: Parts, frame: match.Frame) -> tuple[Parts, match.Frame]:
+    """The kernels of cells and the spectra of those of planes, where they are applied; None is numpy."""
+    if device is None:
+        return parts, frame
+    spectra = {"image": frame.image, "variance": frame.variance}
+    frame = replace(frame, **{k: device.put(v) for k, v in spectra.items() if v is not None})
+    kernels = {name: device.put(getattr(parts, name)) for name in ("kernel", "backward")}
+    return replace(parts, **kernels), frame
 
 
 def on_grid(batch: CutoutBatch, config: PreprocessConfig, margin: int) -> tuple[CutoutBatch, int]:
