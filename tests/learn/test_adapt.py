@@ -23,6 +23,7 @@ from ripple.learn.model.contract import load_contract
 from ripple.learn.model.weights import load_model
 from ripple.learn.training import loop, losses
 from ripple.learn.training.adapt.adaptation import (
+    assumed_shares,
     at_shares,
     estimated_shares,
     own_statistics,
@@ -144,8 +145,10 @@ def test_weights_give_the_assumed_shares() -> None:
     weight = losses.class_weight(label, torch.tensor([0.9, 0.1]))
     assert float(weight[label == 1].sum() / weight.sum()) == pytest.approx(0.1)
     assert float(weight.mean()) == pytest.approx(1)
-    with pytest.raises(DataError, match="shares for 2 classes"):
-        losses.class_weight(torch.tensor([2]), torch.tensor([0.9, 0.1]))
+    # A class that the batch lacks cannot have its share; a batch of such classes alone stays as it is.
+    both = torch.tensor([0.0, 0.5, 0.5])
+    assert losses.class_weight(torch.tensor([1, 1, 0]), both).tolist() == [1.5, 1.5, 0.0]
+    assert losses.class_weight(torch.tensor([0, 0]), both).tolist() == [1.0, 1.0]
 
 
 def test_shares_are_found_when_only_they_differ() -> None:
@@ -299,6 +302,19 @@ def test_a_target_that_does_not_fit_is_refused(pair: tuple[Path, Path], tmp_path
     other = write_toys(tmp_path / "other", shards=1, rows=40, class_map={"0": "star", "1": "lens"})
     with pytest.raises(ContractError, match="classes are star, lens, but those of the source"):
         train(config((pair[0], other), tmp_path / "m", adapt="mmd"))
+
+
+def test_a_label_without_a_share_is_refused_before_the_first_batch(
+    pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    how = config(pair, tmp_path, adapt="mmd")
+    data = training_set(how)
+    assert assumed_shares(data, how).sum() == pytest.approx(1)
+    label = data.labels.copy()
+    label[data.rows(TRAIN)[0]] = 2
+    data.dataset.replace_column("label", label)
+    with pytest.raises(DataError, match="labels 0 to 2, but 2 classes"):
+        assumed_shares(data, how)
 
 
 @pytest.mark.parametrize(

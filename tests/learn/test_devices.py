@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ripple.imaging.normalize import transform
+from ripple.learn.config import TrainConfig
 from ripple.learn.data.augment import Augment
 from ripple.learn.data.conditions import FIELD, FIELDS, PAD, Conditions, Ranges
 from ripple.learn.data.neighbours import Neighbours
+from ripple.learn.data.psf_input import with_widths
 from ripple.learn.evaluation.perturb import FluxCutouts, disturbances, one_pixel
 from ripple.learn.model.architecture import Architecture
-from ripple.learn.model.network import build
+from ripple.learn.model.network import Net, build
 from ripple.learn.model.weights import laid_out
 from ripple.learn.scoring.forward import member_outputs
 from ripple.learn.training import losses
+from ripple.learn.training.adapt.methods import Latent, Step, make_method, two_logits
 from ripple.learn.training.loop import class_loss, lens_loss, update_average
 
 GPU = "cuda:0"
@@ -30,6 +36,28 @@ def no_data() -> FakeTensorMode:
     """Tensors with shape, type and device, and nothing in them: mixing devices raises as on a GPU."""
     # Rows that a mask picks are as many as nobody knows: the environment gives their number a symbol.
     return FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
+
+
+class Copies(TorchDispatchMode):
+    """Counts copies from the host to the GPU that the host waits for."""
+
+    waited = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default):
+            devices = {one.device.type for one in (out, *args) if isinstance(one, torch.Tensor)}
+            self.waited += len(devices) > 1 and not (kwargs or {}).get("non_blocking", False)
+        return out
+
+
+@contextmanager
+def nothing_waits() -> Iterator[None]:
+    """Fails where the host asks a GPU for a number, or sends it one and waits until it is there."""
+    # Without the environment of `no_data`, asking for a number raises.
+    with FakeTensorMode(allow_non_fake_inputs=True), Copies() as copies:
+        yield
+    assert copies.waited == 0
 
 
 @pytest.fixture
@@ -52,23 +80,51 @@ def test_mixing_is_noticed(fake: FakeTensorMode) -> None:
         on_gpu(3) + torch.empty(3)
 
 
+def test_waiting_is_noticed() -> None:
+    with pytest.raises(DataDependentOutputException), nothing_waits():
+        bool(on_gpu(3).sum() > 0)
+    with pytest.raises(AssertionError), nothing_waits():
+        torch.tensor([1.0, 2.0], device=GPU)
+
+
 @pytest.mark.parametrize("options", [{}, {"shift": 2, "noise": 0.1, "blur": 0.5, "sky": 0.1}])
-def test_augmentation(fake: FakeTensorMode, options: dict[str, Any]) -> None:
-    row = torch.empty(N, dtype=torch.int64, device=GPU)
-    out = Augment(**options)(on_gpu(N, BANDS, SIZE, SIZE), row, seed=1, epoch=0, draw=row)
-    assert out.device == torch.device(GPU)
+@pytest.mark.parametrize("width", [SIZE, SIZE - 2])
+def test_augmentation(options: dict[str, Any], width: int) -> None:
+    with nothing_waits():
+        row = torch.empty(N, dtype=torch.int64, device=GPU)
+        out = Augment(**options)(on_gpu(N, BANDS, SIZE, width), row, seed=1, epoch=0, draw=row)
+        assert out.device == torch.device(GPU)
 
 
-def test_other_conditions(fake: FakeTensorMode) -> None:
-    row, table = torch.empty(N, dtype=torch.int64, device=GPU), on_gpu(N, BANDS)
+@pytest.mark.parametrize("method", ["asinh", "log"])
+@pytest.mark.parametrize("follows", ["row", "band", ""])
+def test_other_conditions(method: str, follows: str) -> None:
+    with nothing_waits():
+        row = torch.empty(N, dtype=torch.int64, device=GPU)
+        how = _conditions(method, follows, GPU)
+        out = how(on_gpu(N, BANDS, SIZE, SIZE), row, seed=1, epoch=0, draw=row)
+        width = how.widths(on_gpu(N, BANDS), row, seed=1, epoch=0, draw=row)
+        out = with_widths(out, width)
+        assert out.device == torch.device(GPU)
+        assert out.shape == (N, 2 * BANDS, SIZE, SIZE)
+
+
+def test_tables_of_other_conditions_are_moved(fake: FakeTensorMode) -> None:
+    how, row = _conditions("asinh", "row").to(torch.device(GPU)), torch.arange(N, device=GPU)
+    out = how(on_gpu(N, BANDS, SIZE, SIZE), row, seed=1, epoch=0)
+    assert {out.device, how.widths(on_gpu(N, BANDS), row, seed=1, epoch=0).device} == {torch.device(GPU)}
+
+
+def _conditions(method: str, follows: str, device: str = "cpu") -> Conditions:
+    """With each of its ranges."""
+    table = torch.empty(N, BANDS, device=device)
     side = SIZE + 2 * PAD
-    fields, power = on_gpu(BANDS, FIELDS, FIELD, FIELD), on_gpu(BANDS, side, side // 2 + 1)
+    fields = torch.empty(BANDS, FIELDS, FIELD, FIELD, device=device)
+    power = torch.empty(BANDS, side, side // 2 + 1, device=device)
+    light = torch.empty(BANDS, 5, 9, 9, device=device)
+    bank = Neighbours(light, torch.empty(5, dtype=torch.int64, device=device), 8.0)
     ranges = Ranges(0.5, 0.5, 0.02, 0.1, 0.5, 0.5, 0.2)
-    bank = Neighbours(torch.empty(BANDS, 5, 9, 9), torch.empty(5, dtype=torch.int64), 8.0)
-    how = Conditions(ranges, table, table, table, fields, power, "asinh", "row", 0.2, bank)
-    how = how.to(torch.device(GPU))
-    out = how(on_gpu(N, BANDS, SIZE, SIZE), row, seed=1, epoch=0, draw=row)
-    assert out.device == torch.device(GPU)
+    return Conditions(ranges, table, table, table, fields, power, method, follows, 0.2, bank)
 
 
 @pytest.mark.parametrize("name", list(disturbances(("g", "r", "i"))))
@@ -142,3 +198,46 @@ def test_losses(fake: FakeTensorMode) -> None:
         class_loss(x, label, on_gpu(5), 0.0), transform(planes, x[:, :BANDS], x[:, :BANDS], "lupton"),
     ]  # fmt: skip
     assert {one.device for one in found} == {torch.device(GPU)}
+
+
+METHODS = ("adabn", "mmd", "coral", "dann", "adda", "wdgrl", "kmeans", "teacher", "universal", "supervised")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_step_of_adaptation_waits_for_nothing(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks, and losses of task and method; the start of an epoch may wait."""
+    # The way back needs the streams of a GPU: what it would give has the shape of what it is asked for.
+    monkeypatch.setattr(torch.Tensor, "backward", lambda self: None)
+    monkeypatch.setattr(torch.autograd, "grad", lambda of, by, create_graph: (torch.empty_like(by),))
+    rows, features = 9, 16
+    net = build(Architecture("d4cnn", BANDS, SIZE, 1, "small", 2, 0.1))
+    given = {"tensors": ["-"], "target": ["-"], "output": "-", "adapt": method}
+    how = TrainConfig.make(given | ({"target_labels": 4} if method == "supervised" else {}))
+    chosen = make_method(how, net, torch.tensor([0.7, 0.3]), 0)
+    latent = Latent(np.arange(rows), torch.randn(rows, features), torch.randn(2, features))
+    chosen.begin(net, latent, 0.5)
+    if chosen.optimizer is not None:  # Adam counts its steps in numbers that have no value here
+        chosen.optimizer = torch.optim.SGD(chosen.parameters(), lr=0.1)
+    with nothing_waits():
+        _move(net)
+        _move(chosen)
+        for name, value in vars(chosen).items():
+            if isinstance(value, torch.Tensor):
+                setattr(chosen, name, _twin(value))
+        step = _step(net)
+        loss = chosen.loss(step) + lens_loss(step.source_logits[:, 1], step.label, on_gpu(2), 0.0)
+        assert loss.device == torch.device(GPU)
+        assert loss.dtype == torch.float32
+        loss.backward()
+        chosen.after_step()
+
+
+def _step(net: Net) -> Step:
+    """As `Adaptation.step` gives it."""
+    row, label = (torch.empty(N, dtype=torch.int64, device=GPU) for _ in range(2))
+    images = [on_gpu(N, BANDS, SIZE, SIZE) for _ in range(2)]
+    source, target = (net.features(image) for image in images)
+    batch = {"image": images[1], "source_image": images[0], "row": row, "label": label}
+    weight = losses.class_weight(label, on_gpu(2))
+    logits = [two_logits(net.head(one)) for one in (source, target)]
+    return Step(net, net, source, target, *logits, label, weight, batch, 0.5, nullcontext)

@@ -168,10 +168,10 @@ def _d4_element(key: Tensor, square: bool) -> Tensor:
     if square:
         return integer_of(key, _D4, 0, 7)
     # Half turns and flips only: a quarter turn would swap H and W.
-    return torch.tensor([0, 2, 4, 6], device=key.device)[integer_of(key, _D4, 0, 3)]
+    return 2 * integer_of(key, _D4, 0, 3)
 
 
-def _mix(x: Tensor) -> Tensor:
+def _mix[Number: (int, Tensor)](x: Number) -> Number:
     """32-bit hash in int64 (Ellis, "lowbias32")."""
     # torch has no uint32 arithmetic; the product overflows, but its low 32 bits are exact.
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK
@@ -181,10 +181,9 @@ def _mix(x: Tensor) -> Tensor:
 
 def key_of(row: Tensor, seed: int, epoch: int, draw: Tensor | None = None) -> Tensor:
     """`(n,)` int64 below 2^32 from (seed, epoch, row, draw), from which the numbers of a row are made."""
-    base = torch.tensor([seed & _MASK, (seed >> 32) & _MASK, epoch & _MASK], device=row.device)
-    # Seeds and rows may exceed 32 bits: both halves count.
-    key = _mix(_mix(_mix(base[0]) ^ base[1]) ^ base[2])
-    key = _mix(_mix(key ^ (row & _MASK)) ^ ((row >> 32) & _MASK) ^ 0x5BD1E995)
+    # Seeds and rows may exceed 32 bits: both halves count. Numbers, not tensors, which a GPU would wait for.
+    base = _mix(_mix(_mix(seed & _MASK) ^ ((seed >> 32) & _MASK)) ^ (epoch & _MASK))
+    key = _mix(_mix(base ^ (row & _MASK)) ^ ((row >> 32) & _MASK) ^ 0x5BD1E995)
     if draw is None:
         return key
     # Other numbers for every repeat: twice the same picture would teach nothing.

@@ -111,17 +111,17 @@ def fit(
     rates = [float(group["lr"]) for group in groups]  # the peak; the schedule multiplies these
     train = _train_loader(data, config, seed, device, ranks)
     objective = make_objective(data, config, device)
+    cast = autocast(config.precision, device)
     adaptation = None
     if config.adapt != "none":
         if ranks.world > 1:
             raise ConfigError("--adapt trains in one process only", hint="start it without torchrun")
-        adaptation = Adaptation(data, config, net, average, seed=seed, device=device)
+        adaptation = Adaptation(data, config, net, average, seed=seed, device=device, cast=cast)
     store = Store(directory, seed)
     # Before DDP wraps the network: it then sends the weights of rank 0 to all ranks.
     progress = store.load(net, average, optimizer, adaptation)
     model: nn.Module = nn.parallel.DistributedDataParallel(net) if ranks.world > 1 else net
     run: Any = torch.compile(model) if config.compile else model
-    cast = autocast(config.precision, device)
     while not progress.finished:
         epoch = progress.epoch
         torch.manual_seed(epoch_seed(seed, epoch))  # dropout and the like repeat after a resume
@@ -135,11 +135,11 @@ def fit(
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * schedule(at, config) * (adaptation.rate if adaptation else 1.0)
             extra: Tensor | float = 0.0
-            with cast():
-                if adaptation is None:
+            if adaptation is None:
+                with cast():
                     outputs = run(batch["image"])
-                else:
-                    outputs, extra = adaptation.step(batch, at)
+            else:
+                outputs, extra = adaptation.step(batch, at)
             loss = objective(outputs.float(), batch) + extra  # in fp32, whatever the network ran in
             if device.type == "cpu":  # a GPU would wait for the host at every step
                 _require_finite(loss, epoch)

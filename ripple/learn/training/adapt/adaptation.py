@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Any
 
@@ -62,6 +62,8 @@ class Adaptation:
         Of the member.
     device
         Where it runs.
+    cast
+        Context in which the networks run, of mixed precision or of none.
     """
 
     def __init__(
@@ -73,10 +75,12 @@ class Adaptation:
         *,
         seed: int,
         device: torch.device,
+        cast: Callable[[], Any],
     ) -> None:
         if data.target is None:
             raise ConfigError(f"--adapt {config.adapt} needs a target data set", hint="give --target TENSORS")
         self.data, self.config, self.net, self.average, self.device = data, config, net, average, device
+        self.cast = cast
         self.target: TargetSet = data.target
         self.shares = assumed_shares(data, config).to(device)
         self.method = make_method(config, net, self.shares, seed).to(device)
@@ -134,10 +138,13 @@ class Adaptation:
             Epochs done, with a fraction.
         """
         if not self.active:
-            return self.net(batch["image"]), torch.zeros((), device=self.device)
+            with self.cast():
+                return self.net(batch["image"]), torch.zeros((), device=self.device)
         other = next(self._stream)
         # In turn, not together: each domain is normalised by its own batch statistics (Chang et al. 2019).
-        source, target = (self.net.features(b["image"]).float() for b in (batch, other))
+        with self.cast():
+            source, target = (self.net.features(b["image"]).float() for b in (batch, other))
+        # From here on in fp32: distances of two clouds are small differences of large sums.
         # (n, F) and (m, F) -> (n, outputs) and (m, outputs)
         outputs, theirs = (self.net.head(self.net.dropout(f)) for f in (source, target))
         progress = self._progress(at)
@@ -153,6 +160,7 @@ class Adaptation:
                 weight=self._weight(batch),
                 target_batch=other | {"source_image": batch["image"]},
                 progress=progress,
+                cast=self.cast,
             )
         )
         # Detached, so that the task loss is still printed but does not train the network.
@@ -224,10 +232,13 @@ def assumed_shares(data: TrainingSet, config: TrainConfig) -> Tensor:
     """Class shares `(K,)` assumed for the target: `target_prevalence`, else those of the source rows."""
     if config.task == "regression":
         return torch.ones(1)  # no classes: one share of everything
+    kinds = 2 if config.task == "lens" else len(data.class_map)
+    # Once, and not in every batch, where a GPU would wait for the host.
+    label = data.labels[data.rows(TRAIN)]
+    if int(label.max()) >= kinds or int(label.min()) < 0:
+        raise DataError(f"labels {int(label.min())} to {int(label.max())}, but {kinds} classes")
     if config.target_prevalence is not None:
         return torch.tensor([1 - config.target_prevalence, config.target_prevalence])
-    label = data.labels[data.rows(TRAIN)]
-    kinds = 2 if config.task == "lens" else len(data.class_map)
     found = np.bincount(label, minlength=kinds)
     return torch.from_numpy(found / found.sum()).float()
 

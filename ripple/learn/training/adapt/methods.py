@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +41,8 @@ class Step:
         Images, row numbers and labels of the target rows; `source_image` are the images of the source rows.
     progress
         From 0 to 1 over the epochs with adaptation.
+    cast
+        Context in which networks run; losses are in float32, as are all the numbers here.
     """
 
     net: Net
@@ -51,6 +55,12 @@ class Step:
     weight: Tensor
     target_batch: Batch
     progress: float
+    cast: Callable[[], Any]
+
+    def answer(self, net: Net, image: Tensor) -> Tensor:
+        """Logits `(n, K)` float32 of images `(n, B, H, W)`."""
+        with self.cast():
+            return two_logits(net(image).float())
 
 
 @dataclass(frozen=True)
@@ -188,8 +198,8 @@ class Adda(Method):
     def loss(self, step: Step) -> Tensor:
         """One step of the discriminator, then how well the target passes for the source."""
         assert self.optimizer is not None
-        with torch.no_grad():
-            source = self.reference.eval().features(step.target_batch["source_image"])
+        with torch.no_grad(), step.cast():
+            source = self.reference.eval().features(step.target_batch["source_image"]).float()
         known = self.discriminator(source)  # (n,)
         self.optimizer.zero_grad(set_to_none=True)
         losses.domain_loss(known, self.discriminator(step.target.detach()), step.weight).backward()
@@ -249,9 +259,8 @@ class KMeans(Method):
     def loss(self, step: Step) -> Tensor:
         """Cross-entropy of the target rows that have a pseudo-label."""
         label = self.label[step.target_batch["row"]]
-        if not bool((label >= 0).any()):  # cross_entropy would give NaN
-            return step.target_logits.sum() * 0
-        return nn.functional.cross_entropy(step.target_logits, label, ignore_index=-1)
+        total = nn.functional.cross_entropy(step.target_logits, label, ignore_index=-1, reduction="sum")
+        return total / (label >= 0).sum().clamp_min(1)  # 0 and not NaN where none has one
 
 
 class Teacher(Method):
@@ -277,7 +286,7 @@ class Teacher(Method):
         image = step.target_batch["image"]
         with torch.no_grad():
             teacher = step.average.train()  # normalised by this batch, as the pupil is
-            p = torch.softmax(two_logits(teacher(image).float()), 1)
+            p = torch.softmax(step.answer(teacher, image), 1)
             teacher.eval()
             # The teacher's answers, on average, must have the class shares assumed for the target.
             self.mean.lerp_(p.mean(0), 0.05)
@@ -286,16 +295,21 @@ class Teacher(Method):
             # How certain the network is on source rows: a fixed limit would pass all rows, or none.
             limit = 0.9 * torch.softmax(step.source_logits, 1).amax(1).mean()
             # Scatter of the pixels, from their median deviation: the noise added below is drawn up to this.
-            width = float((image - image.median()).abs().median()) * 1.4826
-        strong = Augment(d4=True, shift=3, blur=1.5, noise=width, sky=self.sky)
+            width = (image - image.median()).abs().median() * 1.4826
         turn = int(step.progress * 1e6)  # a new augmentation in every step
-        other = strong(image, step.target_batch["row"], seed=self.seed + 1, epoch=turn)
-        each = nn.functional.cross_entropy(two_logits(step.net(other).float()), label, reduction="none")
+        other = self._disturbed(image, step.target_batch["row"], width, seed=self.seed + 1, epoch=turn)
+        each = nn.functional.cross_entropy(step.answer(step.net, other), label, reduction="none")
         # The source is augmented as well: what blur and noise leave of an arc is learnt from true labels.
         known, number = step.target_batch["source_image"], torch.arange(len(step.label), device=image.device)
-        other = strong(known, number, seed=self.seed + 2, epoch=turn)
-        ours = nn.functional.cross_entropy(two_logits(step.net(other).float()), step.label)
+        other = self._disturbed(known, number, width, seed=self.seed + 2, epoch=turn)
+        ours = nn.functional.cross_entropy(step.answer(step.net, other), step.label)
         return (each * (sure >= limit)).mean() + ours
+
+    def _disturbed(self, image: Tensor, row: Tensor, width: Tensor, *, seed: int, epoch: int) -> Tensor:
+        """Images strongly augmented, with noise of up to `width` `()`, which stays on the device."""
+        strong = Augment(d4=True, shift=3, blur=1.5, sky=self.sky)
+        noise = Augment(d4=False, noise=1.0)(torch.zeros_like(image), row, seed=seed, epoch=epoch)
+        return strong(image, row, seed=seed, epoch=epoch) + width * noise
 
 
 class Universal(Method):
