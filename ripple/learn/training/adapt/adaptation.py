@@ -184,7 +184,8 @@ class Adaptation:
         """Features of all target rows, and the mean direction of each source class."""
         rows = self.target.rows(TRAIN)
         known = self.data.rows(TRAIN)
-        theirs = target_statistics(net, self.data, self.config, self.device)
+        # As in training steps, whatever shares are given: clusters of other statistics are not theirs.
+        theirs = own_statistics(net, self.target.dataset, rows, self.device)
         target = features_of(theirs, self.target.dataset, rows, self.device)
         ours = own_statistics(net, self.data.dataset, known, self.device)
         source = features_of(ours, self.data.dataset, known, self.device)
