@@ -78,6 +78,13 @@ class ExplainConfig(Config):
 OpenFraction = Annotated[float, Field(gt=0, lt=1)]
 
 
+# What may be done to tensors that a model does not take as they are, in score and embed alike.
+Crop = Annotated[bool, Field(description="Crop larger images to the size the model takes.")]
+ReorderBands = Annotated[bool, Field(description="Select and order the bands of the model by name.")]
+Resample = Annotated[
+    bool, Field(description="Interpolate images of another pixel scale to that of the model.")
+]
+
 #: Neutral, because the engine that was used is among the inputs of the scores.
 ENGINE = (
     "What computes the network: torch, or onnx (ONNX Runtime, on CPUs); auto takes onnx for 20,000 rows and "
@@ -94,11 +101,9 @@ class ScoreConfig(Config):
     tensors: tuple[Path, ...] = Field(min_length=1, description="Tensor artefacts to score.")
     output: Path = neutral(description="Directory for the scores.")
 
-    crop: bool = Field(False, description="Crop larger images to the size the model takes.")
-    reorder_bands: bool = Field(False, description="Select and order the bands of the model by name.")
-    resample: bool = Field(
-        False, description="Interpolate images of another pixel scale to that of the model."
-    )
+    crop: Crop = False
+    reorder_bands: ReorderBands = False
+    resample: Resample = False
     tta: bool = Field(
         True, description="Average over the 8 quarter turns and flips, unless the network is invariant."
     )

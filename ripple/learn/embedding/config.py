@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from ripple.config import Config, neutral, setting
-from ripple.learn.config import ENGINE, ScoreConfig
+from ripple.learn.config import ENGINE, Crop, ReorderBands, Resample, ScoreConfig
 
 
 class EmbedConfig(Config):
@@ -21,11 +21,9 @@ class EmbedConfig(Config):
     tensors: tuple[Path, ...] = neutral(min_length=1, description="Tensor artefacts to embed.")
     output: Path = neutral(description="Directory for the embeddings.")
 
-    crop: bool = Field(False, description="Crop larger images to the size the model takes.")
-    reorder_bands: bool = Field(False, description="Select and order the bands of the model by name.")
-    resample: bool = Field(
-        False, description="Interpolate images of another pixel scale to that of the model."
-    )
+    crop: Crop = False
+    reorder_bands: ReorderBands = False
+    resample: Resample = False
     tta: bool = Field(
         True,
         description="Average the scores beside the embeddings over the 8 quarter turns and flips, unless the "
