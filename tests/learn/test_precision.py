@@ -34,8 +34,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def config(pair: tuple[Path, Path], output: Path, method: str, **changes: Any) -> TrainConfig:
     fields: dict[str, Any] = {
         "tensors": [str(pair[0])], "target": [str(pair[1])], "output": str(output), "adapt": method,
-        "width": 2, "epochs": 2, "batch_size": 32, "nside": 512, "draws": 20, "threads": 1, "adapt_start": 0.5,
-        "gate_rows": 100, "target_labels": 20 if method == "supervised" else 0,
+        "width": 2, "epochs": 2, "batch_size": 32, "nside": 512, "draws": 20, "threads": 1,
+        "adapt_start": 0.5, "gate_rows": 100, "target_labels": 20 if method == "supervised" else 0,
     }  # fmt: skip
     return TrainConfig.make(fields | changes)
 

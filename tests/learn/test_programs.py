@@ -10,18 +10,20 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from models import make_contract
+from models import make_contract, make_model
 from torch import nn
 from toys import write_toys
 
 from ripple.cli import run
 from ripple.errors import ConfigError, ContractError, IntegrityError
-from ripple.learn.config import ImportModelConfig, ScoreConfig
+from ripple.learn.config import ExportModelConfig, ImportModelConfig, ScoreConfig
 from ripple.learn.data.dataset import TensorDataset
-from ripple.learn.model.architecture import Architecture
-from ripple.learn.model.exchange import import_model
+from ripple.learn.model.architecture import NAMES, Architecture
+from ripple.learn.model.contract import ArchitectureRecord
+from ripple.learn.model.exchange import export_model, import_model
 from ripple.learn.model.network import build
 from ripple.learn.model.weights import load_model
+from ripple.learn.scoring.forward import member_outputs
 from ripple.learn.scoring.score import score
 from ripple.storage.artefact import verify
 
@@ -196,6 +198,83 @@ def test_networks_of_timm_are_built_and_imported(tmp_path: Path, name: str) -> N
     with torch.inference_mode():
         want = theirs(IMAGE).softmax(1)[:, 1]
     torch.testing.assert_close(scores(tmp_path / "m"), want, atol=1e-5, rtol=0)
+
+
+class Joined(nn.Module):
+    """A backbone of timm and a head of its own: as Zoobot saves it, or sequential."""
+
+    def __init__(self, name: str, head: str) -> None:
+        super().__init__()
+        import timm
+
+        torch.manual_seed(0)
+        self.encoder = timm.create_model(name, num_classes=0)
+        linear = nn.Linear(self.encoder.num_features, 2)
+        layers = {"dropout": nn.Dropout(0.5), "linear": linear}
+        self.head = nn.Sequential(*layers.values()) if head == "sequential" else nn.ModuleDict(layers)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Two logits."""
+        out: torch.Tensor = self.encoder(image)
+        for layer in self.head.children():
+            out = layer(out)
+        return out
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    ("name", "head", "suffix"),
+    [
+        ("convnext_nano", "zoobot", ".pth"),
+        ("convnext_nano", "zoobot", ".pt"),
+        ("resnet18", "sequential", ".pth"),
+    ],
+)
+def test_a_backbone_with_a_head_of_its_own(tmp_path: Path, name: str, head: str, suffix: str) -> None:
+    net, source = Joined(name, head).eval(), tmp_path / f"net{suffix}"
+    if suffix == ".pt":
+        torch.jit.save(torch.jit.trace(net, torch.zeros(1, 3, 32, 32)), source)
+    else:
+        torch.save({"state_dict": net.state_dict(), "epoch": 3}, source)
+    side = sidecar(tmp_path / "side.json", name=name, stem="standard")
+    import_model(ImportModelConfig(source=source, sidecar=side, output=tmp_path / "m"))
+    with torch.inference_mode():
+        want = net(IMAGE).softmax(1)[:, 1]
+    torch.testing.assert_close(scores(tmp_path / "m"), want, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "densenet121"])
+def test_networks_of_torchvision_are_imported(tmp_path: Path, name: str) -> None:
+    import torchvision
+
+    torch.manual_seed(0)
+    theirs = getattr(torchvision.models, name)(num_classes=2).eval()
+    torch.save(theirs.state_dict(), tmp_path / "net.pth")
+    side = sidecar(tmp_path / "side.json", name=name, stem="standard")
+    import_model(ImportModelConfig(source=tmp_path / "net.pth", sidecar=side, output=tmp_path / "m"))
+    with torch.inference_mode():
+        want = theirs(IMAGE).softmax(1)[:, 1]
+    torch.testing.assert_close(scores(tmp_path / "m"), want, atol=1e-5, rtol=0)
+
+
+# Each export takes some 5 s: by default one of them.
+@pytest.mark.parametrize("name", ["d4cnn", *(pytest.param(n, marks=pytest.mark.slow) for n in NAMES[1:])])
+def test_our_own_exports_come_back_as_weights_and_as_programs(tmp_path: Path, name: str) -> None:
+    record = ArchitectureRecord(name=name, bands=3, size=32, outputs=1, width=2)
+    own = load_model(make_model(tmp_path / "own", architecture=record))
+    export_model(ExportModelConfig(model=tmp_path / "own", output=tmp_path / "out" / "net.onnx"))
+    contract = json.loads((tmp_path / "out" / "net.json").read_text())
+    del contract["members"]
+    program = {"name": "onnx", "bands": 3, "size": 32, "outputs": 1}
+    with torch.inference_mode():
+        # The program has the eight orientations in it.
+        want = {"w": own.nets[0](IMAGE)[:, 0], "p": member_outputs(own.nets, IMAGE)[0].mean(1)[:, 0]}
+    for kind, architecture in (("w", contract["architecture"]), ("p", program)):
+        side = tmp_path / f"{kind}.json"
+        side.write_text(json.dumps(contract | {"architecture": architecture}))
+        source = tmp_path / "out" / "net.onnx"
+        import_model(ImportModelConfig(source=source, sidecar=side, output=tmp_path / kind))
+        torch.testing.assert_close(scores(tmp_path / kind), want[kind].sigmoid(), atol=1e-5, rtol=0)
 
 
 def test_unknown_networks_are_named_with_near_ones() -> None:

@@ -49,7 +49,7 @@ from ripple.storage.labels import lens_label, lens_map
 from ripple.storage.lock import LOCK, lock, unlock
 from ripple.storage.manifest import MANIFEST
 
-#: Largest difference of outputs between a model and its export.
+#: Largest difference of outputs between a model and its export; of outputs above 1, relative to them.
 PARITY = 1e-5
 #: Keys under which checkpoints of training scripts keep the weights, beside optimiser and epoch.
 NESTED_KEYS = ("state_dict", "model_state_dict", "model", "net", "ema", "weights")
@@ -384,6 +384,7 @@ def rename_weights(
     # Wrappers nest ("module.model."): one prefix at a time, until the names fit or none is left.
     while not set(own) <= set(state) and (p := next((p for p in PREFIXES if _all_start(state, p)), "")):
         state = {k.removeprefix(p): v for k, v in state.items()}
+    state = _joined(state, net)
     # Exports of ours have our names already, even where a folded norm is missing.
     ours = any(key.startswith("backbone.") for key in state)
     if not set(own) <= set(state) and not ours and arch.name != "d4cnn":
@@ -403,6 +404,30 @@ def rename_weights(
             elif key in kept and lens == 0:
                 kept[key] = -kept[key]
     return kept
+
+
+def _joined(state: dict[str, Tensor], net: Net) -> dict[str, Tensor]:
+    """Weights of a network that was put together from a backbone and one linear layer, under our names.
+
+    Those of Zoobot: `encoder.*` and `head.linear.weight`; of sequential heads: `backbone.*`, `fc.1.weight`.
+    Other weights are returned as they are.
+    """
+    body = {f"backbone.{name}" for name in net.backbone.state_dict()}
+    counters = {name for name in body if name.endswith("num_batches_tracked")}
+    for prefix in PREFIXES:
+        named = {_renamed(key, prefix): value for key, value in state.items()}
+        rest = sorted(named.keys() - body)
+        stem = rest[0].rpartition(".")[0] if rest else ""
+        # What is left is one layer, and its weights are a matrix.
+        linear = rest == [f"{stem}.bias", f"{stem}.weight"] and named[rest[1]].ndim == 2
+        if linear and body - counters <= named.keys():
+            bias, weight = (named.pop(key) for key in rest)
+            return named | {"head.weight": weight, "head.bias": bias}
+    return state
+
+
+def _renamed(key: str, prefix: str) -> str:
+    return "backbone." + key.removeprefix(prefix) if key.startswith(prefix) else key
 
 
 def _all_start(state: dict[str, Tensor], prefix: str) -> bool:
@@ -592,7 +617,8 @@ def export_model(config: ExportModelConfig) -> Summary:
     with torch.inference_mode():
         expected = network(*inputs.values()).numpy()
     data, got = (_to_onnx if config.format == "onnx" else _to_program)(network, inputs)
-    gap = float(np.abs(got - expected).max())
+    # float32 has seven digits: a logit of 15 is not known to 1e-6.
+    gap = float((np.abs(got - expected) / np.maximum(np.abs(expected), 1)).max())
     if not gap <= PARITY:  # written so that NaN fails too
         raise WriteError(
             f"{config.output} was not written: the outputs of the export differ from those of the model by "
