@@ -17,6 +17,7 @@ from ripple.learn.model.calibrate import one_in
 from ripple.sky.neighbours import separation
 from ripple.stages.report.figures import numbers
 from ripple.storage.artefact import Artefact, open_artefact
+from ripple.storage.ids import check_distinct
 from ripple.storage.labels import plain_class
 
 Float = NDArray[np.float64]
@@ -149,14 +150,7 @@ def _table(artefact: Artefact) -> pa.Table:
     if not any(part.num_rows for part in parts):
         raise DataError(f"{artefact.directory} has no rows", hint="score tensors with rows")
     table = pa.concat_tables(parts, promote_options="default")
-    counts = pc.value_counts(table["id"])
-    twice = counts.filter(pc.greater(counts.field("counts"), 1))
-    if len(twice):
-        raise DataError(
-            f"{artefact.directory}: {twice[0]['counts'].as_py()} rows have the id "
-            f"{twice[0]['values'].as_py()!r}, and rows of several members are found by their ids",
-            hint="give the rows ids of their own when they are fetched or imported",
-        )
+    check_distinct(table["id"], artefact.directory)
     return table
 
 

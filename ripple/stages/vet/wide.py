@@ -15,6 +15,7 @@ from ripple.report.cutout_pictures import RowFluxes, fluxes_of_rows
 from ripple.sky.neighbours import separation
 from ripple.stages.report.figures import numbers
 from ripple.storage.artefact import Artefact
+from ripple.storage.ids import check_distinct
 
 #: A cutout and an object with one id lie within this, arcsec, or the ids are those of other objects.
 SAME_PLACE = 1.0
@@ -92,14 +93,8 @@ def _places(context: Artefact, objects: pa.Table) -> tuple[NDArray[np.int64], ND
     index = context.index()
     index = index.filter(pc.greater_equal(index["shard"], 0))
     ids = pc.cast(index["id"], pa.string()).combine_chunks()
-    counts = pc.value_counts(ids.filter(pc.is_in(ids, value_set=objects["id"].combine_chunks())))
-    twice = counts.filter(pc.greater(counts.field("counts"), 1))
-    if len(twice):
-        raise DataError(
-            f"{context.directory}: {twice[0]['counts'].as_py()} cutouts have the id "
-            f"{twice[0]['values'].as_py()!r}",
-            hint="give cutouts with one row for each object",
-        )
+    wanted = pc.is_in(ids, value_set=objects["id"].combine_chunks())
+    check_distinct(ids.filter(wanted), context.directory, "cutouts")
     at = np.asarray(pc.fill_null(pc.index_in(objects["id"], value_set=ids), -1).to_numpy(), np.int64)
     some = np.flatnonzero(at >= 0)
     if not len(some):
