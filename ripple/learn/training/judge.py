@@ -30,7 +30,8 @@ from ripple.learn.training.adapt.adaptation import (
 from ripple.sky.splits import TEST, TRAIN, VALIDATION, sky_cells
 
 Float = NDArray[np.float64]
-#: Methods that ranked worse than no adaptation on a sky of docs/explanation/adaptation.md, the right shares given.
+#: Methods that, with the right shares given, ranked worse than no adaptation on one of the skies of
+#: docs/explanation/adaptation.md.
 UNSAFE = ("teacher", "wdgrl", "adda")
 
 
@@ -176,7 +177,7 @@ def _class_shares(contract: Contract, data: TrainingSet, config: TrainConfig, p:
 
 
 def _doubts(config: TrainConfig, assumed: NDArray[np.float64]) -> list[str]:
-    """What to say of an adapted network that nobody has checked with labels, after docs/explanation/adaptation.md."""
+    """What to say of an adapted network that nobody has checked with labels."""
     found = []
     if config.task == "lens" and config.target_prevalence is None:
         # No comparison with the estimate: it follows what was assumed, right or wrong.
