@@ -43,12 +43,13 @@ def main() -> None:
         save("cutouts.png", drawn(cutouts.plot(n=12)))
         save("flags.png", drawn(examples(cutouts, flagged(tensors))))
         save("reasons.png", drawn(examples(cutouts, reasons(cutouts))))
-        save("report.png", page(Path("report/index.html").resolve()))
+        # Of a page the colours are few, and it is by far the largest picture.
+        save("report.png", page(Path("report/index.html").resolve()), colours=64)
 
 
-def save(name: str, picture: Image.Image) -> None:
-    """As PNG with 64 colours and without times, so that pictures stay small."""
-    picture.convert("RGB").quantize(64, dither=Image.Dither.NONE).save(FOLDER / name, optimize=True)
+def save(name: str, picture: Image.Image, colours: int = 128) -> None:
+    """As PNG with few colours and without times, so that pictures stay small."""
+    picture.convert("RGB").quantize(colours, dither=Image.Dither.NONE).save(FOLDER / name, optimize=True)
 
 
 def drawn(figure: Figure) -> Image.Image:
@@ -81,7 +82,8 @@ def flagged(tensors: Any) -> Iterator[tuple[str, int, str]]:
     table = tensors.table()
     table = table[table["shard"] >= 0]
     bits = {band: np.asarray(table[f"qc_flags_{band}"]).astype(np.int64) for band in tensors.bands}
-    for flag in Flag:
+    # No band of the simulated survey is shifted: a row with that flag is a false alarm, and no example.
+    for flag in (flag for flag in Flag if flag is not Flag.REGISTRATION):
         found = [
             (bin(int(row)).count("1"), k, band)
             for band, values in bits.items()
