@@ -38,11 +38,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
+from embeddings import read_embeddings
 from sklearn.linear_model import LogisticRegression
-
-from ripple.storage.artefact import open_artefact
-from ripple.storage.embeddings import mapped
 
 ROUND, LOOKED = 200, (200, 400, 1000, 2000)
 #: Strength of the ridge on the weights of the embeddings: chosen on the training sky, by its held-out loss.
@@ -76,18 +73,13 @@ def embedded(model: Path, tensors: Path, work: Path, visible: float) -> Sky:
             [sys.executable, "-m", "ripple", "embed", str(model), str(tensors), "-o", str(out), "-q"],
             check=True,
         )
-    artefact, tables, vectors = open_artefact(out), [], []
-    for k in range(len(artefact.shards)):
-        with mapped(artefact, k, ("score", "label", "accept", "arc_sb")) as rows:
-            tables.append(rows.table.take(np.arange(rows.table.num_rows)))
-            vectors.append(rows.vector.astype(np.float32))
-    table, vector = pa.concat_tables(tables), np.concatenate(vectors)
-    score, label, accept, sb = (
-        np.asarray(table[n].to_numpy(), float) for n in ("score", "label", "accept", "arc_sb")
-    )
+    columns = ("score", "label", "accept", "arc_sb")
+    table, vector = read_embeddings(out, columns)
+    score, label, accept, sb = (np.asarray(table[n].to_numpy(), float) for n in columns)
     keep = (accept != 0) & ((label == 0) | ((label == 1) & (sb < visible)))
     p = np.clip(score[keep], 1e-7, 1 - 1e-7)
-    vector = vector[keep] / np.linalg.norm(vector[keep], axis=1, keepdims=True)
+    vector = vector[keep].astype(np.float32)
+    vector /= np.linalg.norm(vector, axis=1, keepdims=True)
     return Sky(vector, np.log(p / (1 - p)), label[keep] == 1)
 
 

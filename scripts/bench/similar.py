@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from embeddings import read_embeddings
 
 from ripple.config import Config
 from ripple.stages.similar.config import SimilarConfig
@@ -187,20 +188,12 @@ def lenses(root: Path, patches: int, epochs: int) -> None:
 def compared(out: Path, visible: bool) -> dict[str, object]:
     """Recall of the lenses, or of those with arcs brighter than 26 mag/arcsec^2, among the best 50 and 100:
     random, by rank, and by likeness to one and to five of them."""
-    from ripple.storage.artefact import open_artefact
-    from ripple.storage.embeddings import mapped
-
-    artefact, tables, vectors = open_artefact(out), [], []
-    for k in range(len(artefact.shards)):
-        with mapped(artefact, k, ("id", "score", "label", "accept", "arc_sb")) as rows:
-            tables.append(rows.table.take(np.arange(rows.table.num_rows)))
-            vectors.append(rows.vector.copy())
-    table = pa.concat_tables(tables)
+    table, vector = read_embeddings(out, ("id", "score", "label", "accept", "arc_sb"))
     keep = table["accept"].to_numpy() != 0
     lens = table["label"].to_numpy() == 1
     if visible:
         lens &= table["arc_sb"].to_numpy() < 26
-    lens, vector = lens[keep], np.concatenate(vectors)[keep]
+    lens, vector = lens[keep], vector[keep]
     score, ids = table["score"].to_numpy()[keep], np.array(table["id"].to_pylist(), str)[keep]
     wanted = set(ids[lens])
     rng = np.random.default_rng(0)
