@@ -138,8 +138,10 @@ def test_stamps_without_variance_and_psf() -> None:
     assert tensors.valid.all()
 
 
-def test_empty_batch() -> None:
-    tensors = preprocess_batch(make_batch(2, "gi", 32).take(slice(0, 0)), QUIET, DataConstants())
+@pytest.mark.parametrize("variance", [False, True])
+def test_empty_batch(variance: bool) -> None:
+    how = QUIET.model_copy(update={"variance": variance})
+    tensors = preprocess_batch(make_batch(2, "gi", 32).take(slice(0, 0)), how, DataConstants())
     assert tensors.image.shape == (0, 2, 32, 32)
 
 

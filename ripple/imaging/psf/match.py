@@ -288,7 +288,7 @@ def _matched(
 
 def _filled(planes: Any, good: Any) -> Any:
     """`convolve.fill` for the planes with bad pixels; the others are only copied."""
-    holes = ~good.reshape(*good.shape[:2], -1).all(-1)
+    holes = ~good.all(-1).all(-1)  # also of no rows, which have no shape to divide
     out = convolve.contiguous(planes)
     out[holes] = convolve.fill(planes[holes], good[holes])
     return out
