@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import csv
 import json
+import multiprocessing
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -33,6 +35,7 @@ from ripple.learn.model.network import build
 from ripple.learn.model.weights import load_model
 from ripple.learn.training import loop
 from ripple.learn.training.train import train
+from ripple.runtime.signals import Stop
 
 #: For tests that start programs or compilers, which take minutes on a busy machine.
 PATIENT = pytest.mark.timeout(1200)
@@ -346,6 +349,46 @@ def test_a_compiled_network_learns_the_same(toys: Path, tmp_path: Path) -> None:
     assert len(answers[0]) == 1 + len(list(net.parameters()))
     for plain, compiled in zip(*answers, strict=True):
         torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-4)
+
+
+def _fit_together(how: TrainConfig, rank: int, told: dict[str, str]) -> None:
+    os.environ |= told | {"RANK": str(rank)}
+    fit_alone(how, rank)
+
+
+def fit_alone(how: TrainConfig, rank: int = 0) -> None:
+    """Train a network; the first rank writes its history."""
+    torch.set_num_threads(1)
+    arch, cpu = Architecture(how.network, 3, 32, 1), torch.device("cpu")
+    with loop.process_group(cpu) as ranks:
+        fitted = loop.fit(
+            training_set(how), how, arch, Path(how.output), seed=0, device=cpu, ranks=ranks, stop=Stop()
+        )
+        assert ranks.rank == rank
+    if ranks.first:
+        (Path(how.output) / "history.json").write_text(json.dumps(fitted.progress.history))
+
+
+@PATIENT
+def test_two_ranks_learn_what_one_learns_from_batches_twice_as_large(tmp_path: Path) -> None:
+    """They share each batch and average their gradients by gloo; without batch norms that is the same."""
+    toys, told = write_toys(tmp_path / "toys", shards=2, rows=50), {"WORLD_SIZE": "2"}
+    options = {"network": "convnextv2_atto", "epochs": 1}
+    fit_alone(config(toys, tmp_path / "one", batch_size=32, **options))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    how = config(toys, tmp_path / "two", batch_size=16, **options)
+    fresh = multiprocessing.get_context("spawn")
+    ranks = [fresh.Process(target=_fit_together, args=(how, k, told)) for k in (0, 1)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+    assert [rank.exitcode for rank in ranks] == [0, 0]
+    one, two = (json.loads((tmp_path / name / "history.json").read_text()) for name in ("one", "two"))
+    assert two[0]["val_loss"] == pytest.approx(one[0]["val_loss"], rel=1e-5)
+    assert two[0]["val_auroc"] == one[0]["val_auroc"]
 
 
 @pytest.mark.slow
