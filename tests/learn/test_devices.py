@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from models import make_contract, make_model
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
+from toys import toy_batch
 
 from ripple.imaging.normalize import transform
 from ripple.learn.config import TrainConfig
@@ -19,10 +23,13 @@ from ripple.learn.data.augment import Augment
 from ripple.learn.data.conditions import FIELD, FIELDS, PAD, Conditions, Ranges
 from ripple.learn.data.neighbours import Neighbours
 from ripple.learn.data.psf_input import with_widths
-from ripple.learn.evaluation.perturb import FluxCutouts, disturbances, one_pixel
+from ripple.learn.evaluation import robustness
+from ripple.learn.evaluation.perturb import FluxCutouts, disturbances, flux_cutouts, joined, one_pixel
+from ripple.learn.explain import attribution
 from ripple.learn.model.architecture import Architecture
+from ripple.learn.model.contract import ArchitectureRecord
 from ripple.learn.model.network import Net, build
-from ripple.learn.model.weights import laid_out
+from ripple.learn.model.weights import Model, laid_out, load_model
 from ripple.learn.scoring.forward import member_outputs
 from ripple.learn.training import losses
 from ripple.learn.training.adapt.methods import Latent, Step, make_method, two_logits
@@ -132,6 +139,58 @@ def test_disturbances(fake: FakeTensorMode, name: str) -> None:
     out = disturbances(("g", "r", "i"))[name](cutouts(), torch.Generator().manual_seed(0))
     assert out.device == torch.device(GPU)
     assert out.shape == (N, BANDS, SIZE, SIZE)
+
+
+def test_fluxes_come_onto_the_device_with_their_constants(fake: FakeTensorMode) -> None:
+    """Of tensors with other bands, larger stamps and wider pixels, for a network that sees the PSFs."""
+    widths = {f"psf_fwhm_{band}": np.full(N, 0.8) for band in "gri"}
+    batch = toy_batch(N, 3, size=SIZE + 8, pixel_scale=0.21, catalog_extra=widths)
+    names = ("norm_offset", "norm_scale")
+    constants = {f"{name}_{band}": np.ones(N) for name in names for band in "gri"}
+    batch = replace(batch, catalog=batch.catalog | constants)
+    record = ArchitectureRecord(name="d4cnn", bands=4, size=SIZE, outputs=1)
+    contract = make_contract(architecture=record, bands=("i", "g"), psf_input="width")
+    found = joined([flux_cutouts(batch, np.arange(N), contract, torch.device(GPU))] * 2)
+    for name in ("flux", "noise", "offset", "scale", "psf"):
+        assert getattr(found, name).device == torch.device(GPU), name
+    assert found.take(torch.arange(3, device=GPU)).tensor(found.flux[:3]).shape == (3, 4, SIZE, SIZE)
+
+
+def test_the_robustness_card_is_made_on_the_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`score --stress`: all of it but the answers, which are numbers on the host."""
+
+    def answer(model: Model, image: torch.Tensor, label: Any) -> robustness.Answers:
+        assert image.device == torch.device(GPU)
+        n = len(image)
+        return robustness.Answers(np.full((n, 2), 0.5), np.zeros(n, np.int64), np.zeros(n), np.ones(n))
+
+    monkeypatch.setattr(robustness, "answer", answer)
+    model, label = load_model(make_model(tmp_path / "model")), np.array([0, 1, 0, 1])
+    with no_data():
+        card = robustness.card(model, cutouts(), label, seed=0, attacked=2, device=torch.device(GPU))
+    assert len(card["card"]) == 1 + len(disturbances(model.contract.bands))
+
+
+@pytest.mark.parametrize("name", ["d4cnn", "resnet18"])
+def test_explanations(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.autograd, "grad", lambda of, by: (torch.empty_like(by),))  # as below
+    net = build(Architecture(name, BANDS, SIZE, 1, "small", 2, 0.1)).eval()
+    with no_data():
+        _move(net)
+        image = on_gpu(N, BANDS, SIZE, SIZE)
+        given = (net, image, lambda outputs: outputs[:, 0])
+        maps = [attribution.saliency(*given), attribution.integrated_gradients(*given, steps=2)]
+        maps += [attribution.grad_cam(*given), attribution.activation(net, image)]
+        maps += [attribution.band_ablation(*given)]
+        assert {one.device for one in maps if one is not None} == {torch.device(GPU)}
+
+
+def test_clusters_of_the_target(monkeypatch: pytest.MonkeyPatch, fake: FakeTensorMode) -> None:
+    monkeypatch.setattr(
+        torch, "equal", lambda a, b: False
+    )  # asked once in each round, at the start of an epoch
+    chosen, centres = losses.spherical_kmeans(on_gpu(20, 5), on_gpu(2, 5), iterations=2)
+    assert {chosen.device, centres.device} == {torch.device(GPU)}
 
 
 def test_one_pixel_attack_judged_on_the_cpu(fake: FakeTensorMode) -> None:

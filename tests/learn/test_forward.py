@@ -17,7 +17,7 @@ from ripple.learn.data.augment import orient
 from ripple.learn.data.dataset import TensorDataset
 from ripple.learn.evaluation.robustness import answer
 from ripple.learn.explain.explain import rows_of
-from ripple.learn.model.architecture import Architecture
+from ripple.learn.model.architecture import NAMES, Architecture
 from ripple.learn.model.calibrate import ClassCalibration, fit_classes, logit, shares_at, sigmoid, softmax
 from ripple.learn.model.exchange import export_model
 from ripple.learn.model.network import build
@@ -107,7 +107,7 @@ def test_eight_orientations_in_one_batch_give_the_same_numbers() -> None:
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["d4cnn", "resnet18", "convnextv2_atto", "vit_small", "efficientnet_b0"])
+@pytest.mark.parametrize("name", NAMES)
 def test_bf16_answers_as_fp32_does(name: str) -> None:
     torch.manual_seed(0)
     net = build(Architecture(name, 3, 64, 1, "small", 2, 0.0)).eval()
