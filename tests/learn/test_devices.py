@@ -28,6 +28,7 @@ from ripple.learn.evaluation.perturb import FluxCutouts, disturbances, flux_cuto
 from ripple.learn.explain import attribution
 from ripple.learn.model.architecture import Architecture
 from ripple.learn.model.contract import ArchitectureRecord
+from ripple.learn.model.device import choose_device
 from ripple.learn.model.network import Net, build
 from ripple.learn.model.weights import Model, laid_out, load_model
 from ripple.learn.scoring.forward import member_outputs
@@ -80,6 +81,15 @@ def on_gpu(*shape: int) -> torch.Tensor:
 def cutouts() -> FluxCutouts:
     planes, numbers = on_gpu(N, BANDS, SIZE, SIZE).double(), on_gpu(N, BANDS).double()
     return FluxCutouts(planes, numbers[..., None, None], numbers, numbers, "asinh", 0.2)
+
+
+def test_float32_is_float32_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    assert choose_device("auto") == torch.device(GPU)
+    assert not torch.backends.cudnn.allow_tf32
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_mixing_is_noticed(fake: FakeTensorMode) -> None:

@@ -41,6 +41,8 @@ class Device:
 def choose_device(name: str) -> torch.device:
     """The device of a name; `auto` is a GPU if there is one, otherwise the CPU.
 
+    On a GPU float32 is float32: a row has the same score as on a CPU.
+
     Raises
     ------
     ConfigError
@@ -57,6 +59,8 @@ def choose_device(name: str) -> torch.device:
         if ":" not in name:  # torchrun starts one process per GPU and numbers them
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
+        # By default convolutions round to the 10 bits of TF32, a thousandth, whatever type they are asked for.
+        torch.backends.cudnn.allow_tf32 = False
     return device
 
 
