@@ -59,7 +59,7 @@ def choose_device(name: str) -> torch.device:
         if ":" not in name:  # torchrun starts one process per GPU and numbers them
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
-        # By default convolutions round to the 10 bits of TF32, a thousandth, whatever type they are asked for.
+        # By default convolutions round to the 10 bits of TF32, a thousandth, whatever the type asked for.
         torch.backends.cudnn.allow_tf32 = False
     return device
 
