@@ -11,9 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from models import make_contract, make_model
+from numpy.typing import NDArray
 from torch import nn
 from toys import write_toys
 
+from ripple import write_cutouts
 from ripple.cli import run
 from ripple.errors import ConfigError, ContractError, IntegrityError
 from ripple.learn.config import ExportModelConfig, ImportModelConfig, ScoreConfig
@@ -115,6 +117,70 @@ def test_a_sigmoid_and_the_means_of_imagenet(tmp_path: Path) -> None:
     with torch.inference_mode():
         want = net((IMAGE - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None])[:, 0]
     torch.testing.assert_close(scores(model), want, atol=1e-5, rtol=0)
+
+
+#: Ways to make numbers of fluxes `(n, 3, S, S)` nJy that networks of others want, as a sidecar says them.
+CONSTANTS: dict[str, Any] = {
+    "method": "asinh", "scope": "dataset", "offset": {"g": 1.0, "r": 2.0, "i": 3.0},
+    "scale": {"g": 5.0, "r": 10.0, "i": 20.0},
+}  # fmt: skip
+WAYS: dict[str, dict[str, Any]] = {
+    "imagenet": {
+        "normalization": {"method": "minmax", "scope": "row"},
+        "input_mean": [0.485, 0.456, 0.406], "input_std": [0.229, 0.224, 0.225],
+    },
+    "each image and band": {
+        "normalization": {"method": "minmax", "scope": "band"},
+        "input_mean": [0.5, 0.4, 0.3], "input_std": [0.25, 0.2, 0.1],
+    },
+    "constants": {"normalization": CONSTANTS},
+    "constants and means": {
+        "normalization": CONSTANTS, "input_mean": [0.1, 0.2, 0.3], "input_std": [1.0, 2.0, 3.0],
+    },
+}  # fmt: skip
+
+
+def numbers_of(flux: NDArray[np.float64], way: dict[str, Any]) -> NDArray[np.float64]:
+    """The same by hand."""
+    how = way["normalization"]
+    if how["method"] == "minmax":
+        axes = (1, 2, 3) if how["scope"] == "row" else (2, 3)
+        low, high = (f(flux, axis=axes, keepdims=True) for f in (np.min, np.max))
+        out = (flux - low) / (high - low)
+    else:
+        offset, scale = (
+            np.array([how[name][b] for b in "gri"])[:, None, None] for name in ("offset", "scale")
+        )
+        out = np.arcsinh((flux - offset) / scale)
+    mean, std = (np.array(way.get(f"input_{n}", [d] * 3)) for n, d in (("mean", 0.0), ("std", 1.0)))
+    return (out - mean[:, None, None]) / std[:, None, None]
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_fluxes_become_what_the_network_of_others_wants(tmp_path: Path, name: str) -> None:
+    """From cutouts to scores by `preprocess --model`, with a sidecar that says what matters and no more."""
+    rng, net = np.random.default_rng(0), Finder(1, "sigmoid")
+    light = np.exp(-((np.mgrid[:32, :32] - 16) ** 2).sum(0) / 20) * rng.uniform(18, 120, (12, 3, 1, 1))
+    flux = (rng.normal(0, 3, light.shape) + light).astype(np.float32)
+    catalog = {"id": np.arange(12), "ra": 53 + 0.01 * np.arange(12), "dec": np.full(12, -27.0)}
+    write_cutouts(tmp_path / "c", flux, "gri", catalog, variance=np.full_like(flux, 9), pixel_scale=0.2)
+    record = {
+        "architecture": {"name": "onnx", "bands": 3, "size": 32, "outputs": 1, "gives": "probabilities"},
+        "bands": ["g", "r", "i"], "size": 32, "pixel_scale": 0.2, "unit": "nJy", "psf_fwhm": None,
+        "pixels": {"psf": "none"}, "class_map": {"0": "nonlens", "1": "lens"}, "output": "lens",
+    }  # fmt: skip
+    (tmp_path / "s.json").write_text(json.dumps(record | WAYS[name]))
+    source, base = write_program(tmp_path / "net.onnx", net), str(tmp_path)
+    for arguments in (
+        ["import-model", str(source), "--sidecar", f"{base}/s.json", "-o", f"{base}/m"],
+        ["preprocess", f"{base}/c", "--model", f"{base}/m", "-o", f"{base}/t", "--dtype", "float32"],
+        ["score", f"{base}/m", f"{base}/t", "-o", f"{base}/s", "--no-tta"],
+    ):
+        assert run([*arguments, "-q"]) == 0, arguments
+    table = pq.read_table(tmp_path / "s" / "scores.parquet").sort_by("index")
+    with torch.inference_mode():
+        want = net(torch.from_numpy(numbers_of(flux.astype(np.float64), WAYS[name])).float())[:, 0].numpy()
+    np.testing.assert_allclose(table["score"].to_numpy(), want, atol=1e-5)
 
 
 def test_it_is_scored_through_the_command_line_and_can_be_verified(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from ripple.config import canonical_json
 from ripple.errors import ConfigError, ContractError, InputError, IntegrityError
 from ripple.imaging.batch import TensorBatch
 from ripple.imaging.convolve import FILL
+from ripple.imaging.normalize import SOFTENED
 from ripple.learn.config import PsfInput
 from ripple.learn.model.architecture import NAMES, TIMM_NAME, Architecture, Stem
 from ripple.learn.model.calibrate import Calibration, ClassCalibration
@@ -401,19 +402,32 @@ def check(contract: Contract, facts: Facts, allowed: Conversion, name: str) -> N
     if contract.psf_input != "none" and not facts.psf_known:
         hint = "tensors of `ripple preprocess` have psf_fwhm_<band> when their cutouts have PSFs"
         raise _broken("psf_input", name, "not known", contract.psf_input, hint)
-    if field := _first_difference(contract.normalization, facts.normalization, "normalization"):
+    ours, other = (effective(n, contract.unit) for n in (contract.normalization, facts.normalization))
+    if field := _first_difference(ours, other, "normalization"):
         where, mine, theirs = field
         raise _broken(where, name, theirs, mine, "preprocess with the constants of the model")
     # Tensors from elsewhere say nothing about this; `unsaid` tells the user.
     want, have = contract.pixels, facts.pixels
     if want and have and want.get("psf") != have.get("psf"):
         want, have = ({"psf": p.get("psf")} for p in (want, have))  # all else follows from it
-    if want and have and (field := _first_difference(want, have, "pixels")):
+    have = {key: have.get(key) for key in want} if have else {}  # a sidecar may say no more than psf: none
+    if have and (field := _first_difference(want, have, "pixels")):
         where, mine, theirs = field
         hint = "preprocess as the tensors of the model were: " + said(contract.pixels)
         raise _broken(where, name, theirs, mine, hint)
     if contract.output != "regression" and not _known_classes(facts.class_map, contract.class_map):
         raise _broken("class_map", name, facts.class_map, contract.class_map, "labels mean something else")
+
+
+def effective(normalization: Mapping[str, Any], unit: str) -> dict[str, Any]:
+    """What of a normalisation decides about pixel values: a sidecar need not say more.
+
+    A softening belongs to methods whose scale is a noise, and `unit` is that of the data anyway.
+    """
+    idle = {"unit"} if normalization.get("unit") == unit else set()
+    if normalization.get("method") not in SOFTENED or normalization.get("scope") == "dataset":
+        idle.add("softening")
+    return {key: value for key, value in normalization.items() if key not in idle}
 
 
 def said(pixels: Mapping[str, Any]) -> str:
