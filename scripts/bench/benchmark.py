@@ -57,7 +57,7 @@ def rows_of(model: Model, artefact: Artefact, split: str) -> Rows:
             if model.contract.psf_input != "none":
                 width = psf_widths(batch.catalog, model.contract.bands)[some]
                 image = with_widths(image, torch.from_numpy(width))
-            values = outputs(model, image)[0][:, :, 0].astype(np.float64)
+            values = outputs(model, image)[0][:, :, 0].numpy().astype(np.float64)
             logit.append(values.reshape(len(image), len(model.nets), -1).mean(2))
         seconds += time.perf_counter() - began
         label.append(np.asarray(batch.catalog["label"])[rows].astype(np.int64))

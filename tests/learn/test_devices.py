@@ -30,8 +30,10 @@ from ripple.learn.model.architecture import Architecture
 from ripple.learn.model.contract import ArchitectureRecord
 from ripple.learn.model.device import choose_device
 from ripple.learn.model.network import Net, build
-from ripple.learn.model.weights import Model, laid_out, load_model
+from ripple.learn.model.uncertainty import Uncertainty
+from ripple.learn.model.weights import Bank, Model, laid_out, load_model
 from ripple.learn.scoring.forward import member_outputs
+from ripple.learn.scoring.score import distances
 from ripple.learn.training import losses
 from ripple.learn.training.adapt.methods import Latent, Step, make_method, two_logits
 from ripple.learn.training.loop import class_loss, lens_loss, update_average
@@ -142,6 +144,20 @@ def _conditions(method: str, follows: str, device: str = "cpu") -> Conditions:
     bank = Neighbours(light, torch.empty(5, dtype=torch.int64, device=device), 8.0)
     ranges = Ranges(0.5, 0.5, 0.02, 0.1, 0.5, 0.5, 0.2)
     return Conditions(ranges, table, table, table, fields, power, method, follows, 0.2, bank)
+
+
+def test_distances_are_measured_where_the_features_are(tmp_path: Path) -> None:
+    """With a bank on the device as `Model.to` has it there, and nothing of it but `(n,)` numbers to fetch."""
+    model, known = load_model(make_model(tmp_path / "model", members=2)), Uncertainty(neighbour=3)
+    contract = model.contract.model_copy(update={"uncertainty": known})
+    row = torch.arange(40)
+    bank = Bank(torch.randn(2, 40, 6), row, row).to(torch.device(GPU))
+    with no_data():
+        assert bank.places.device == torch.device(GPU)
+    with nothing_waits():
+        there = replace(bank, features=on_gpu(2, 40, 6))
+        found = distances(replace(model, contract=contract, bank=there), on_gpu(2, N, 6))
+        assert (found.device, found.shape, found.dtype) == (torch.device(GPU), (N,), torch.float32)
 
 
 @pytest.mark.parametrize("name", list(disturbances(("g", "r", "i"))))

@@ -15,6 +15,7 @@ from ripple.errors import IntegrityError
 from ripple.learn.config import ScoreConfig, TrainConfig
 from ripple.learn.model import uncertainty
 from ripple.learn.model.contract import load_contract
+from ripple.learn.model.distance import nearest, placed
 from ripple.learn.model.weights import load_model
 from ripple.learn.scoring.score import score
 from ripple.learn.training.train import train
@@ -46,6 +47,13 @@ def test_few_rows_take_every_class() -> None:
     assert uncertainty.conformal_sets(p, (1.0, 1.0)).all()
 
 
+def chords(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Distances `(N, M)` in double precision, of directions and of 0.2 times the logarithm of lengths."""
+    size = [np.maximum(np.linalg.norm(v, axis=-1, keepdims=True), 1e-12) for v in (x, y)]
+    a, b = (np.concatenate([v / s, 0.2 * np.log(s)], -1) for v, s in zip((x, y), size, strict=True))
+    return np.stack([np.linalg.norm(one - b, axis=-1) for one in a])
+
+
 def test_distance_to_the_tenth_neighbour() -> None:
     rng = np.random.default_rng(0)
     bank = rng.uniform(0.1, 5.0, (4000, 3))
@@ -53,21 +61,49 @@ def test_distance_to_the_tenth_neighbour() -> None:
     there = uncertainty.neighbour_distance(bank[None], x[None], 10)
     for k in range(2):
         cosine = bank @ x[k] / np.linalg.norm(bank, axis=1) / np.linalg.norm(x[k])
-        ratio = uncertainty.LENGTH * np.log(np.linalg.norm(bank, axis=1) / np.linalg.norm(x[k]))
+        ratio = 0.2 * np.log(np.linalg.norm(bank, axis=1) / np.linalg.norm(x[k]))
         each = np.sqrt(2 - 2 * cosine + ratio**2)
-        assert there[k] == pytest.approx(np.sort(each)[9])
+        assert there[k] == pytest.approx(np.sort(each)[9], abs=1e-6)
     # Ten times as long is as far as 27 degrees, whatever the scale of the features.
-    assert uncertainty.latent_distance(x[:1], 10 * x[:1])[0, 0] == pytest.approx(0.2 * np.log(10))
-    assert uncertainty.latent_distance(7 * x, 7 * bank) == pytest.approx(uncertainty.latent_distance(x, bank))
-    assert np.isfinite(uncertainty.latent_distance(np.zeros((1, 3)), bank)).all()
+    far = uncertainty.neighbour_distance(10 * x[None, :1], x[None, :1])
+    assert far == pytest.approx(0.2 * np.log(10))
+    assert uncertainty.neighbour_distance(7 * bank[None], 7 * x[None], 10) == pytest.approx(there, abs=1e-6)
+    assert np.isfinite(uncertainty.neighbour_distance(bank[None], np.zeros((1, 1, 3)))).all()
     assert uncertainty.neighbour_distance(bank[None], np.zeros((1, 0, 3))).shape == (0,)
+    # Of a bank of five rows the tenth is the farthest.
+    assert uncertainty.neighbour_distance(bank[None, :5], x[None], 10) == pytest.approx(
+        chords(x, bank[:5]).max(1), abs=1e-6
+    )
+
+
+@pytest.mark.parametrize("size", [64, 768])
+def test_distances_are_those_of_double_precision_also_where_they_are_small(size: int) -> None:
+    rng = np.random.default_rng(2)
+    bank = np.abs(rng.normal(size=(1024, size))).astype(np.float32)
+    # Twins of the first rows, 1e-5 away: differences of squares in float32 cannot tell them apart.
+    bank[3:6] = bank[:3] * (1 + 1e-5 * rng.normal(size=(3, size)))
+    x = np.abs(rng.normal(size=(300, size))).astype(np.float32)
+    x[:3], x[3:40] = bank[:3], bank[6:43] * (1 + 1e-4 * rng.normal(size=(37, size)))
+    want = np.sort(chords(x.astype(np.float64), bank.astype(np.float64)), axis=1)
+    assert want[:3, 0].tolist() == [0, 0, 0]
+    for k in (1, 2, 10):
+        found = uncertainty.neighbour_distance(bank[None], x[None], k)
+        np.testing.assert_allclose(found, want[:, k - 1], rtol=0, atol=1e-6)
+
+
+def test_the_nearest_rows_are_named_in_order() -> None:
+    bank = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+    distance, row = nearest(placed(bank), torch.tensor([[2.0, 0.0]]), 9)
+    assert row.tolist() == [[0, 2, 3, 1]]  # of equal ones the first
+    square = 0.04 * np.log([2, 2, 2**0.5, 2]) ** 2 + np.array([0, 0, 2 - 2**0.5, 2])
+    np.testing.assert_allclose(distance[0], np.sqrt(square), atol=1e-6)
 
 
 def test_the_distance_of_an_ensemble_is_the_mean_over_its_members() -> None:
     rng = np.random.default_rng(1)
     bank, x = rng.normal(size=(3, 50, 4)), rng.normal(size=(3, 300, 4))
-    each = [uncertainty.latent_distance(a, b).min(1) for a, b in zip(x, bank, strict=True)]
-    assert uncertainty.neighbour_distance(bank, x, 1) == pytest.approx(np.mean(each, axis=0))
+    each = [chords(a, b).min(1) for a, b in zip(x, bank, strict=True)]
+    assert uncertainty.neighbour_distance(bank, x, 1) == pytest.approx(np.mean(each, axis=0), abs=1e-6)
 
 
 def test_energy_is_minus_log_sum_exp() -> None:

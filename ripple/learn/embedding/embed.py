@@ -170,7 +170,7 @@ def embedded(
         The features are not finite.
     """
     found = [
-        (values, latent, distances(model, latent))
+        (values, latent.cpu().numpy(), distances(model, latent).cpu().numpy())
         for values, latent in passes(model, images, config, device, advance)
     ]
     pairs = [(values, near) for values, _, near in found]

@@ -12,7 +12,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from ripple.learn.evaluation import metrics
 from ripple.learn.evaluation.evaluate import Judgeable, judged_words
 from ripple.learn.evaluation.intervals import Measure, clopper_pearson
 from ripple.learn.evaluation.perturb import FluxCutouts, disturbances, flux_cutouts, joined, one_pixel
-from ripple.learn.model import uncertainty
+from ripple.learn.model.distance import nearest
 from ripple.learn.model.weights import Bank, Model
 from ripple.learn.scoring.forward import average, member_outputs, probabilities
 from ripple.report.plots import figure_png
@@ -78,7 +78,7 @@ def answer(model: Model, image: Tensor, label: NDArray[np.int64]) -> Answers:
     for part in image.split(256):
         outs, latent = member_outputs(model.nets, part)
         values.append(outs.cpu().numpy())
-        features.append(latent[0].double().cpu().numpy())  # of the first member
+        features.append(latent[0])  # of the first member
     mean = average(np.concatenate(values))  # (n, outputs)
     p = probabilities(model.contract, mean)
     if model.contract.output == "lens":
@@ -89,19 +89,21 @@ def answer(model: Model, image: Tensor, label: NDArray[np.int64]) -> Answers:
         decision = p.argmax(1)
     wrong = np.full(len(mean), np.nan)
     if model.bank is not None:
-        wrong = wrong_class_distance(model.bank, np.concatenate(features), label)
+        wrong = wrong_class_distance(model.bank, torch.cat(features), label)
     return Answers(p, decision, mean[:, 0], wrong)
 
 
-def wrong_class_distance(bank: Bank, features: NDArray[Any], label: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Distance `(n,)` to the nearest training row of another class, as the first member sees it."""
+def wrong_class_distance(bank: Bank, features: Tensor, label: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Distance `(n,)` of features `(n, F)` to the nearest training row of another class, as the first member
+    sees it.
+    """
     # One member is enough: the card compares distances before and after, not between models.
-    known, theirs = bank.features[0].numpy(), bank.label.numpy()
+    places, theirs = bank.places[0], bank.label.numpy()
     out = np.full(len(features), np.nan)
     for value in np.unique(label):
-        mine = label == value
-        if (theirs != value).any():
-            out[mine] = uncertainty.latent_distance(features[mine], known[theirs != value]).min(1)
+        mine, others = np.flatnonzero(label == value), np.flatnonzero(theirs != value)
+        if len(others):
+            out[mine] = nearest(places[others], features[mine], 1)[0][:, 0].cpu().numpy()
     return out
 
 

@@ -25,9 +25,16 @@ from ripple.learn.explain import attribution
 from ripple.learn.model import uncertainty
 from ripple.learn.model.contract import Contract, Conversion, Facts, check, require_weights
 from ripple.learn.model.device import choose_device
+from ripple.learn.model.distance import nearest
 from ripple.learn.model.weights import Model, load_model
 from ripple.learn.scoring.forward import answered
-from ripple.learn.scoring.score import TRAINING_PROBABILITY, answers, class_names, training_prevalence
+from ripple.learn.scoring.score import (
+    TRAINING_PROBABILITY,
+    answers,
+    class_names,
+    distances,
+    training_prevalence,
+)
 from ripple.report.cards import Table, Tile, data_uri, render
 from ripple.report.cutout_pictures import colour_pictures
 from ripple.report.plots import scatter_plot
@@ -250,10 +257,8 @@ def _facts(model: Model, rows: Rows, at: int) -> list[Tile]:
         )
     doubt = contract.uncertainty
     if doubt is not None and model.bank is not None:
-        there = uncertainty.neighbour_distance(
-            model.bank.features.numpy(), rows.features[:, [at]], doubt.neighbour
-        )
-        ood = float(there[0]) / doubt.ood_limit
+        latent = torch.from_numpy(rows.features[:, [at]]).to(model.bank.device)
+        ood = float(distances(model, latent)) / doubt.ood_limit
         facts.append(Tile("ood", f"{ood:.2f}", "above 1: unlike any training row"))
     label = int(rows.dataset.column("label")[number])
     names = class_names(contract)
@@ -276,10 +281,10 @@ def neighbours(
     """The nearest training rows in the latent space, with pictures when their tensors can still be read."""
     if model.bank is None:
         return [], ""
-    bank = model.bank.features[0].numpy()  # (m, F), of the first member
-    distance = uncertainty.latent_distance(features[None], bank)[0]  # (m,)
-    nearest = np.argsort(distance, kind="stable")[: config.neighbours]
-    number, label = model.bank.row.numpy()[nearest], model.bank.label.numpy()[nearest]
+    there = torch.from_numpy(features[None]).to(model.bank.device)
+    found = nearest(model.bank.places[0], there, config.neighbours)  # as the first member sees them
+    distance, place = (one[0].cpu().numpy() for one in found)
+    number, label = model.bank.row.numpy()[place], model.bank.label.numpy()[place]
     names = class_names(model.contract)
     try:
         sources = [open_artefact(Path(p), "tensors") for p in _training(model, config)]
@@ -295,11 +300,11 @@ def neighbours(
         )
     except (DataError, InputError, IntegrityError) as err:
         # The page is still worth having: distances and labels are in the model itself.
-        colour, ids = [""] * len(nearest), [f"row {k}" for k in number]
+        colour, ids = [""] * len(place), [f"row {k}" for k in number]
         note = f"There are no pictures: {err}. Give the training tensors with --training."
     pictures = [
-        Picture(name, source, f"{names[k] if 0 <= k < len(names) else k}, distance {distance[j]:.2f}")
-        for name, source, k, j in zip(ids, colour, label.tolist(), nearest.tolist(), strict=True)
+        Picture(name, source, f"{names[k] if 0 <= k < len(names) else k}, distance {away:.2f}")
+        for name, source, k, away in zip(ids, colour, label.tolist(), distance.tolist(), strict=True)
     ]
     return pictures, note
 

@@ -1,7 +1,7 @@
 """How sure is a score: conformal sets, distance from what was learnt, abstention, risk and coverage.
 
-Numpy only. Fitted on validation sky like the calibration, and stored in the contract; the features that
-distances are measured to lie beside the weights in `latent.safetensors`.
+Fitted on validation sky like the calibration, and stored in the contract; the features that distances are
+measured to lie beside the weights in `latent.safetensors`. PyTorch is loaded only to measure them.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ ALPHA = 0.1
 #: Neighbour whose distance counts (with banks of a thousand rows the nearest finds unknown classes best,
 #: `scripts/bench/configs/gap-unknown.yaml`), and the share of validation rows allowed beyond `ood` = 1.
 NEIGHBOUR, OUTSIDE = 1, 0.01
-#: Weight of the lengths of feature vectors beside their directions, in `latent_distance`.
-LENGTH = 0.2
 #: Training rows whose features are kept.
 BANK = 4096
 
@@ -109,10 +107,7 @@ def set_coverage(sets: NDArray[np.bool_], label: ArrayLike) -> Coverage:
 
 
 def neighbour_distance(bank: ArrayLike, features: ArrayLike, neighbour: int = NEIGHBOUR) -> Float:
-    """Distance `(N,)` to the `neighbour`-th nearest row of the bank (Sun et al. 2022, ICML 162, 20827).
-
-    The mean over the members: a network may see an unknown class as one that it knows, and others, trained
-    from other weights, do so with other rows (`scripts/bench/configs/gap-unknown.yaml`).
+    """`distance.to_neighbour`, `(N,)`, of arrays on the host.
 
     Parameters
     ----------
@@ -121,39 +116,14 @@ def neighbour_distance(bank: ArrayLike, features: ArrayLike, neighbour: int = NE
     features
         `(E, N, F)`.
     neighbour
-        Counts from 1; the farthest row when the bank is smaller.
+        Counts from 1.
     """
-    known, there = np.asarray(bank), np.asarray(features)
-    k = min(neighbour, known.shape[1]) - 1
-    out = np.zeros(there.shape[1])
-    for ours, theirs in zip(known, there, strict=True):
-        x, y = _placed(theirs), _placed(ours)
-        # |x - y|² but for |x|², which does not change the order, as one product: in float32, half the time.
-        left = np.concatenate([-2 * x, np.ones((len(x), 1))], 1).astype(np.float32)
-        right = np.concatenate([y, (y**2).sum(1, keepdims=True)], 1).astype(np.float32).T
-        for at in range(0, len(x), 256):
-            apart = left[at : at + 256] @ right
-            place = np.argpartition(apart, k, axis=1)[:, k] if k else apart.argmin(axis=1)
-            # That row's distance in double precision: differences of squares lose it where it is small.
-            out[at : at + 256] += np.linalg.norm(x[at : at + 256] - y[place], axis=1) / len(known)
-    return out
+    import torch
 
+    from ripple.learn.model.distance import placed, to_neighbour
 
-def latent_distance(features: ArrayLike, others: ArrayLike) -> Float:
-    """Distances `(N, K)` of features `(N, F)` to others `(K, F)`: the chord of their directions on the unit
-    sphere, and `LENGTH` times the logarithm of the ratio of their lengths, in quadrature.
-
-    Directions tell classes apart, also unknown ones; lengths tell what is no galaxy at all.
-    """
-    x, y = _placed(features), _placed(others)
-    square = (x**2).sum(1)[:, None] + (y**2).sum(1) - 2 * x @ y.T
-    return np.asarray(np.sqrt(np.maximum(square, 0)))
-
-
-def _placed(features: ArrayLike) -> Float:
-    x = np.asarray(features, np.float64)
-    length = np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-    return np.concatenate([x / length, LENGTH * np.log(length)], 1)
+    known, there = (torch.from_numpy(np.array(value, np.float32)) for value in (bank, features))
+    return np.asarray(to_neighbour(placed(known), there, neighbour).numpy(), np.float64)
 
 
 def scaled(bank: ArrayLike, features: ArrayLike) -> Float:

@@ -19,7 +19,8 @@ import json
 import math
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TypedDict
 
@@ -37,6 +38,7 @@ from ripple.learn.model.contract import (
     read_limited,
     scaled_side,
 )
+from ripple.learn.model.distance import placed
 from ripple.learn.model.network import Net, build
 from ripple.learn.model.program import program_net
 from ripple.storage.checksums import listed
@@ -47,6 +49,7 @@ MAX_HEADER_BYTES = 16 << 20
 MAX_WEIGHT_BYTES = 4 << 30
 MAX_BANK_BYTES = 1 << 30
 BANK_FILE = "latent.safetensors"
+HOST = torch.device("cpu")
 #: What lies beside the weights when it was made.
 BESIDE = (BANK_FILE, "history.csv", "evaluation.json", "curves.png")
 
@@ -224,14 +227,26 @@ class Bank:
     Parameters
     ----------
     features
-        `(E, m, F)` float32, of each of E members.
+        `(E, m, F)` float32, of each of E members, on the host.
     row, label
-        `(m,)` int64 global row number over the training tensors, and label.
+        `(m,)` int64 global row number over the training tensors, and label, on the host.
+    device
+        Where distances are computed.
     """
 
     features: Tensor
     row: Tensor
     label: Tensor
+    device: torch.device = HOST
+
+    @cached_property
+    def places(self) -> Tensor:
+        """`(E, m, F + 1)` as `distance` takes them, on the device: computed once for all batches."""
+        return placed(self.features.to(self.device))
+
+    def to(self, device: torch.device) -> Bank:
+        """The bank with distances computed on a device."""
+        return replace(self, device=device)
 
 
 class Sealed(TypedDict):
@@ -302,7 +317,8 @@ class Model:
     def to(self, device: torch.device) -> Model:
         """The model on a device."""
         nets = tuple(laid_out(net, device).to(device) for net in self.nets)
-        return Model(self.directory, self.contract, nets, self.bank)
+        bank = None if self.bank is None else self.bank.to(device)
+        return replace(self, nets=nets, bank=bank)
 
 
 def laid_out(net: Net, device: torch.device) -> Net:

@@ -33,8 +33,9 @@ from ripple.learn.evaluation.robustness import stress
 from ripple.learn.model.calibrate import one_in, shares_at, sigmoid, softmax
 from ripple.learn.model.contract import Contract, Conversion, Facts, Output, check, unsaid
 from ripple.learn.model.device import choose_device
+from ripple.learn.model.distance import to_neighbour
 from ripple.learn.model.provenance import VERDICTS
-from ripple.learn.model.uncertainty import doubts, neighbour_distance
+from ripple.learn.model.uncertainty import doubts
 from ripple.learn.model.weights import Model, convert, load_model
 from ripple.learn.scoring.engine import chosen, graph_paths, with_graphs, with_onnx
 from ripple.learn.scoring.evaluation import Visible, evaluation_report
@@ -576,7 +577,7 @@ def score_shard(
     costs, pairs = Profile() if profile is None else profile, []
     for found, latent in costs.each("network", passes(model, images, config, device, advance)):
         with costs.time("distances"):
-            pairs.append((found, distances(model, latent)))
+            pairs.append((found, distances(model, latent).cpu().numpy()))
     with costs.time("table"):
         return score_table(model, batch, pairs, config, number=number, digest=digest)
 
@@ -587,17 +588,22 @@ def passes(
     config: ScoreConfig,
     device: torch.device,
     advance: Callable[[int], None],
-) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-    """`outputs` of each batch of images `(n, B, size, size)`; parameters as for `score_shard`."""
+) -> Iterator[tuple[NDArray[np.float32], Tensor]]:
+    """`outputs` of each batch of images `(n, B, size, size)`; parameters as for `score_shard`.
+
+    The values come as an array; the features, of which there are many more, stay on the device.
+    """
     for image in images:
-        yield outputs(model, image.to(device, non_blocking=True), tta=config.tta, dropout=config.mc_dropout)
+        there = image.to(device, non_blocking=True)
+        values, latent = outputs(model, there, tta=config.tta, dropout=config.mc_dropout)
+        yield values.cpu().numpy(), latent
         advance(len(image))
 
 
 def score_table(
     model: Model,
     batch: TensorBatch,
-    pairs: Sequence[tuple[NDArray[np.float32], NDArray[np.float64]]],
+    pairs: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]],
     config: ScoreConfig,
     *,
     number: int,
@@ -650,19 +656,20 @@ def named_prevalence(scores: float | None, training: float | None) -> dict[str, 
 
 
 @torch.inference_mode()
-def outputs(
-    model: Model, image: Tensor, *, tta: bool = True, dropout: int = 0
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """`forward.sliced_outputs` as arrays, `(n, V, outputs)` and `(E, n, F)`."""
-    found, latent = sliced_outputs(model.nets, image, tta=tta, dropout=dropout)
-    return found.cpu().numpy(), latent.cpu().numpy()
+def outputs(model: Model, image: Tensor, *, tta: bool = True, dropout: int = 0) -> tuple[Tensor, Tensor]:
+    """`forward.sliced_outputs`, `(n, V, outputs)` and `(E, n, F)`, on the device of the model."""
+    return sliced_outputs(model.nets, image, tta=tta, dropout=dropout)
 
 
-def distances(model: Model, latent: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Distance `(n,)` of features `(E, n, F)` to the training rows; NaN for a model that carries none."""
+@torch.inference_mode()
+def distances(model: Model, latent: Tensor) -> Tensor:
+    """Distance `(n,)` of features `(E, n, F)` to the training rows, on the device of the model.
+
+    NaN for a model that carries none.
+    """
     if model.bank is None or model.contract.uncertainty is None:
-        return np.full(latent.shape[1], np.nan)
-    return neighbour_distance(model.bank.features.numpy(), latent, model.contract.uncertainty.neighbour)
+        return latent.new_full((latent.shape[1],), torch.nan)
+    return to_neighbour(model.bank.places, latent, model.contract.uncertainty.neighbour)
 
 
 def class_names(contract: Contract) -> tuple[str, ...]:
