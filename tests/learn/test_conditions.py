@@ -277,6 +277,22 @@ def test_tensors_know_what_is_needed(tensors: Path) -> None:
     assert torch.isfinite(seen[0]).all()
 
 
+def test_noise_is_as_smooth_as_that_of_matched_psfs(tensors: Path, tmp_path: Path) -> None:
+    """Noise that was brought to the PSF of g varies together as it does where there is nothing but noise."""
+    fields = conditions(Ranges(depth=0.5), TensorDataset(tensors, accepted=False)).fields
+    empty = write(tmp_path / "cutouts", make_batch(40, "gri", 48, 4, flux=1e-3), 4, 20)
+    options = {"cutouts": str(empty), "output": str(tmp_path / "tensors"), "workers": 0, "normalize": "none"}
+    preprocess(PreprocessConfig.make(options))
+    dataset = TensorDataset(tmp_path / "tensors", accepted=False)
+    light = torch.from_numpy(dataset.read(dataset.rows).astype(np.float32)).transpose(0, 1)
+    found, wanted = (
+        (x[..., 1:] * x[..., :-1]).mean((1, 2, 3)) / x.square().mean((1, 2, 3)) for x in (fields, light)
+    )
+    assert abs(float(found[0])) < 0.05
+    # What still varies together at the largest lags counts as light, which takes a few hundredths of this.
+    np.testing.assert_allclose(found, wanted, atol=0.05)
+
+
 def test_a_stretch_by_the_brightest_pixels_is_refused(tensors: Path, tmp_path: Path) -> None:
     cutouts = str(tensors.parent / "cutouts")
     options = {"cutouts": cutouts, "output": str(tmp_path / "t"), "normalize": "minmax", "workers": 0}

@@ -47,16 +47,21 @@ def sky_pixels(batch: CutoutBatch, good: Bool) -> Bool:
     return sky
 
 
-def detect_sources(image: Float, good: Bool) -> Bool:
-    """Pixels with light of a source, `(N, H, W)`, from all bands of `image` `(N, B, H, W)` together."""
-    summed = _sum_of_bands(image, good)
+def detect_sources(image: Float, good: Bool, noise: Float | None = None) -> Bool:
+    """Pixels with light of a source, `(N, H, W)`, from all bands of `image` `(N, B, H, W)` together.
+
+    `noise` `(N, B)` is that of the pixels where it is known, as in images of matched PSFs, whose noise varies
+    so smoothly that it would be taken for light; without it, it is measured as if it were white.
+    """
+    summed = _sum_of_bands(image, good, white_noise(image, good) if noise is None else noise)
     # Near the edge the image is continued by its last pixels.
     smooth = scipy.ndimage.gaussian_filter(summed, (0, SMOOTH, SMOOTH), mode="nearest")
-    white = 1 / (2 * np.sqrt(np.pi) * SMOOTH)  # noise of white noise of 1 after the smoothing
+    # The smoothing leaves this of white noise of 1, and at most all of noise that varies together.
+    most = CROWDED / (2 * np.sqrt(np.pi) * SMOOTH) if noise is None else 1.0
     out = np.zeros(smooth.shape, bool)
     for k, plane in enumerate(smooth):
         level, spread = _faint_half(plane.ravel())
-        out[k] = True if spread > CROWDED * white else plane > level + SIGMAS * spread
+        out[k] = True if spread > most else plane > level + SIGMAS * spread
     return np.asarray(scipy.ndimage.maximum_filter(out, (1, GROW, GROW)))
 
 
@@ -70,11 +75,10 @@ def white_noise(image: Float, pixels: Bool) -> Float:
     return noise
 
 
-def _sum_of_bands(image: Float, good: Bool) -> Float:
+def _sum_of_bands(image: Float, good: Bool, noise: Float) -> Float:
     """`(N, H, W)` sum of the bands, each over its noise, of noise about 1; bad pixels at the median."""
     n, b = image.shape[:2]
     image = np.ascontiguousarray(image, np.float32)
-    noise = white_noise(image, good)
     total = np.zeros((n, *image.shape[2:]), np.float32)
     for k in range(n):
         bands = [j for j in range(b) if noise[k, j] > 0]

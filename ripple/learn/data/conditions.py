@@ -254,7 +254,7 @@ def conditions(ranges: Ranges, dataset: TensorDataset, galaxies: Rows | None = N
     if ranges.neighbours:
         chosen = np.empty(0, np.int64) if galaxies is None else galaxies
         chosen = chosen[np.isfinite(sigma[chosen]).all(axis=1)]
-        bank = neighbours(dataset, chosen, offset, scale, method, sample.pixel_scale)
+        bank = neighbours(dataset, chosen, offset, scale, sigma, method, sample.pixel_scale)
     return Conditions(
         ranges,
         torch.from_numpy(np.array(offset, np.float32)),
@@ -285,7 +285,7 @@ def _correlation(
     image = dataset.read(rows).astype(np.float32)
     light = invert(image, offset[rows], scale[rows], method)
     good = dataset.read(rows, valid=True) > 0
-    sky = good & ~detect_sources(light, good)[:, None]
+    sky = good & ~detect_sources(light, good, sigma[rows])[:, None]
     variance = np.broadcast_to((sigma[rows] ** 2)[..., None, None], light.shape)
     return noise.correlation(light, variance, sky).rho()
 

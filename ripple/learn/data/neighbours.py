@@ -112,7 +112,13 @@ class Neighbours:
 
 
 def neighbours(
-    dataset: TensorDataset, rows: Rows, offset: Float, scale: Float, method: Any, pixel_scale: float
+    dataset: TensorDataset,
+    rows: Rows,
+    offset: Float,
+    scale: Float,
+    noise: Float,
+    method: Any,
+    pixel_scale: float,
 ) -> Neighbours:
     """Galaxies at the centres of some rows; always the same ones for the same rows.
 
@@ -122,7 +128,7 @@ def neighbours(
         Where they are read.
     rows
         Global row numbers to choose from: with all bands, and no lenses, whose arcs would come along.
-    offset, scale, method
+    offset, scale, noise, method
         `(total, B)` nJy of all rows, and the stretch.
     pixel_scale
         Arcsec.
@@ -138,7 +144,7 @@ def neighbours(
     inner = least_distance(dataset.shape[1:], pixel_scale)
     light = invert(dataset.read(rows).astype(np.float32), offset[rows], scale[rows], method)
     good = dataset.read(rows, valid=True) > 0
-    found = detect_sources(light, good) if len(rows) else np.zeros((0, *dataset.shape[1:]), bool)
+    found = detect_sources(light, good, noise[rows]) if len(rows) else np.zeros((0, *dataset.shape[1:]), bool)
     cut = [central_source(light[k], good[k], found[k], REACH * inner) for k in range(len(rows))]
     usable = [k for k, one in enumerate(cut) if one is not None]
     if len(usable) < 2:
