@@ -169,6 +169,7 @@ _SHARED = (
     "zero_point",
     "registration",
     "tta",
+    "precision",
     "rank_by",
     "prevalence",
     "lenses_per_deg2",
@@ -224,6 +225,7 @@ class LensSearchConfig(PipelineTaskConfig, pipelineConnections=LensSearchConnect
     zero_point = _list("zero_point")
     registration = _field("registration", bool)
     tta = _field("tta", bool)
+    precision = _choice("precision", "fp32", "bf16")
     rank_by = _field("rank_by", str)
     prevalence = _field("prevalence", float)
     lenses_per_deg2 = _field("lenses_per_deg2", float)

@@ -5,10 +5,10 @@
     .venv/bin/python scripts/bench/engines.py --model benchmark/model --tensors benchmark/tensors
 
 The first prints the speed of networks with random weights on 256 images of 64 px in 3 bands, in turns: PyTorch in one
-batch and in slices of 32 images (what `ripple score` does), ONNX Runtime, the same quantised to int8 (static, per
-channel, calibrated on the images), and OpenVINO in float32, bfloat16 and int8 where it is installed (`pip install
-openvino`). The second calibrates on 512 rows drawn by --seed, scores all others, and prints how the scores change, and
-how many of the best 1e-3 stay among them.
+batch and in slices of 32 images (what `ripple score` does), the latter also in bfloat16 (`--precision bf16`), ONNX
+Runtime, the same quantised to int8 (static, per channel, calibrated on the images), and OpenVINO in float32, bfloat16 and
+int8 where it is installed (`pip install openvino`). The second calibrates on 512 rows drawn by --seed, scores all others,
+and prints how the scores change, and how many of the best 1e-3 stay among them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ripple.learn.model.architecture import Architecture
 from ripple.learn.model.network import build
 from ripple.learn.model.program import OnnxProgram
 from ripple.learn.model.weights import load_model
-from ripple.learn.scoring.engine import graph_of
+from ripple.learn.scoring.engine import InBf16, graph_of
 from ripple.learn.scoring.forward import SLICE
 from ripple.storage.artefact import open_artefact
 from ripple.storage.shard_reader import map_tensors
@@ -81,11 +81,12 @@ def engines_of(
     backbone: nn.Module, shape: tuple[int, int], images: Tensor
 ) -> dict[str, Callable[[Tensor], Tensor]]:
     """Name -> features of images."""
-    graph = graph_of(backbone, shape)
+    graph, short = graph_of(backbone, shape), InBf16(backbone)
     small = int8(graph, images)
     found: dict[str, Callable[[Tensor], Tensor]] = {
         "PyTorch, one batch": backbone,
         "PyTorch": lambda image: torch.cat([backbone(part) for part in image.split(SLICE)]),
+        "PyTorch bfloat16": lambda image: torch.cat([short(part) for part in image.split(SLICE)]),
         "ONNX Runtime": OnnxProgram(graph),
         "ONNX Runtime int8": OnnxProgram(small),
     }

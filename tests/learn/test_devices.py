@@ -32,8 +32,9 @@ from ripple.learn.model.device import choose_device
 from ripple.learn.model.network import Net, build
 from ripple.learn.model.uncertainty import Uncertainty
 from ripple.learn.model.weights import Bank, Model, laid_out, load_model
+from ripple.learn.scoring.engine import with_precision
 from ripple.learn.scoring.forward import member_outputs
-from ripple.learn.scoring.score import distances
+from ripple.learn.scoring.score import distances, outputs
 from ripple.learn.training import losses
 from ripple.learn.training.adapt.methods import Latent, Step, make_method, two_logits
 from ripple.learn.training.loop import class_loss, lens_loss, update_average
@@ -235,6 +236,28 @@ def test_networks_and_turns(name: str, dropout: int) -> None:
         values, features = member_outputs([net], on_gpu(N, BANDS, SIZE, SIZE), dropout=dropout)
         assert {values.device, features.device} == {torch.device(GPU)}
         update_average(net, net, 0.9, 3)
+
+
+@pytest.mark.parametrize("name", ["d4cnn", "resnet18", "vit_small"])
+def test_scores_in_bf16(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers of the network compute in bf16, its head and all after it in float32."""
+    # Without a GPU torch would leave its mixed precision out.
+    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
+    plain = load_model(make_model(tmp_path / "model", name=name, members=2))
+    layers, heads = set(), set()
+    for net in plain.nets:
+        for module in net.backbone.modules():
+            module.register_forward_hook(lambda _, __, out: layers.add(out.dtype))
+        net.head.register_forward_hook(lambda _, __, out: heads.add(out.dtype))
+    with no_data():
+        for net in plain.nets:
+            _move(net)
+        model = with_precision(plain, "bf16")
+        for kept in outputs(model, on_gpu(N, BANDS, SIZE, SIZE)):
+            assert (kept.device, kept.dtype) == (torch.device(GPU), torch.float32)
+    assert torch.bfloat16 in layers
+    assert heads == {torch.float32}
 
 
 @pytest.mark.parametrize(("name", "last"), [("resnet18", True), ("convnextv2_atto", True), ("d4cnn", False)])

@@ -13,6 +13,7 @@ from toys import write_toys
 from ripple.learn.config import TrainConfig
 from ripple.learn.data.training_set import training_set
 from ripple.learn.model.architecture import Architecture
+from ripple.learn.model.device import autocast
 from ripple.learn.model.network import build
 from ripple.learn.training import loop
 from ripple.learn.training.adapt.adaptation import Adaptation
@@ -42,7 +43,7 @@ def config(pair: tuple[Path, Path], output: Path, method: str, **changes: Any) -
 
 def two_steps(how: TrainConfig, precision: str) -> list[tuple[float, float, torch.Tensor]]:
     """Loss of the task, that of the method, and the gradient of both, in two steps of the same start."""
-    data, cast = training_set(how), loop.autocast(precision, CPU)
+    data, cast = training_set(how), autocast(precision, CPU)
     torch.manual_seed(0)
     net = build(Architecture("d4cnn", 3, 32, 1, "small", 2, 0.0))
     torch.nn.init.normal_(net.head.weight, std=0.3)

@@ -210,6 +210,7 @@ def test_what_a_program_cannot_do_is_refused_by_name(
         ["export-model", model, "-o", str(tmp_path / "again.onnx")],
         ["explain", model, tensors, "-o", out],
         ["embed", model, tensors, "-o", out],
+        ["score", model, tensors, "-o", out, "--precision", "bf16"],
     ):
         assert run(arguments) == 2, arguments
         assert "is an ONNX program" in capsys.readouterr().err

@@ -111,6 +111,20 @@ def test_the_scores_are_those_of_the_three_verbs(
     assert run(["show", str(output)]) == 0
 
 
+def test_in_bf16_the_scores_are_those_of_score_in_bf16(
+    sky: Path, three: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    how = ("--workers", "0", "--precision", "bf16")
+    assert run(found(sky, three, tmp_path / "s", *how, "--engine", "onnx")) == 2
+    assert "--engine onnx computes in fp32" in capsys.readouterr().err
+    assert run(found(sky, three, tmp_path / "s", *how)) == 0
+    tensors, again = str(three / "tensors"), str(tmp_path / "again")
+    assert run(["score", str(three / "model"), tensors, "-o", again, "--precision", "bf16"]) == 0
+    both = [(path / "scores.parquet").read_bytes() for path in (tmp_path / "s", tmp_path / "again")]
+    assert both[0] == both[1]
+    assert not table(tmp_path / "s")["score"].equals(table(three / "scores")["score"])
+
+
 def table(scores: Path) -> pa.Table:
     return pq.read_table(scores / "scores.parquet")
 

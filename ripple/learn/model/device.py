@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,15 @@ def choose_device(name: str) -> torch.device:
         # By default convolutions round to the 10 bits of TF32, a thousandth, whatever the type asked for.
         torch.backends.cudnn.allow_tf32 = False
     return device
+
+
+def autocast(precision: str, device: torch.device) -> Callable[[], Any]:
+    """Context factory for mixed precision; "auto" is bf16 on GPUs that have it and fp32 elsewhere."""
+    # bf16 and not fp16: it has the range of fp32, so that the loss needs no scaling.
+    use = precision == "bf16" or (
+        precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
+    )
+    return lambda: torch.autocast(device.type, torch.bfloat16, enabled=use)
 
 
 def visible_gpus() -> tuple[str, list[str]]:

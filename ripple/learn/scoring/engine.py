@@ -1,7 +1,7 @@
 """Networks computed by ONNX Runtime: the same numbers to 1e-5, on CPUs several times as fast as PyTorch.
 
 Only the backbones change; heads, orientations and everything after them are as before. The graphs are written
-once and read by every worker.
+once and read by every worker. With `--precision bf16` PyTorch computes the backbones in bfloat16.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ripple.errors import ConfigError, ContractError
+from ripple.learn.model.contract import Contract, require_weights
+from ripple.learn.model.device import autocast
 from ripple.learn.model.program import OnnxProgram
 from ripple.learn.model.weights import Model
 from ripple.learn.scoring.forward import member_outputs
@@ -24,6 +26,7 @@ from ripple.runtime import extras
 from ripple.storage.files import TEMPORARY, write_atomic
 
 Engine = Literal["auto", "torch", "onnx"]
+Precision = Literal["fp32", "bf16"]
 #: Rows from which on `auto` takes ONNX Runtime: writing a graph takes some 4 s, a row saves at least 0.2 ms.
 ENOUGH = 20_000
 #: Largest difference of scores on the images of the check.
@@ -31,14 +34,23 @@ TOLERANCE = 1e-5
 PROBES = 64
 
 
-def chosen(engine: Engine, rows: int, device: torch.device) -> Literal["torch", "onnx"]:
+def chosen(
+    engine: Engine, rows: int, device: torch.device, precision: Precision = "fp32"
+) -> Literal["torch", "onnx"]:
     """The engine that is used: `auto` takes ONNX Runtime for many rows on a CPU where it is installed.
 
     Raises
     ------
     ConfigError
-        ONNX Runtime is asked for and not installed, or for a GPU.
+        ONNX Runtime is asked for and not installed, or for a GPU, or for another precision than fp32.
     """
+    if precision != "fp32":
+        if engine == "onnx":
+            raise ConfigError(
+                f"--engine onnx computes in fp32, not in {precision}",
+                hint="--engine torch, or leave out --precision",
+            )
+        return "torch"
     if engine == "onnx" and device.type != "cpu":
         raise ConfigError("--engine onnx computes on the CPU", hint="--device cpu, or --engine torch")
     if engine == "onnx":
@@ -71,12 +83,49 @@ def with_graphs(model: Model, paths: Sequence[Path]) -> Model:
     """The model with its backbones computed by ONNX Runtime; a program of others is that already."""
     if model.contract.architecture.is_program:
         return model
+    return with_backbones(model, [OnnxProgram(path.read_bytes()) for path in paths])
+
+
+def with_backbones(model: Model, backbones: Sequence[nn.Module]) -> Model:
+    """The model with other backbones; heads and all else are shared."""
     nets = []
-    for net, path in zip(model.nets, paths, strict=True):
+    for net, backbone in zip(model.nets, backbones, strict=True):
         other = copy(net)
-        other._modules = {**net._modules, "backbone": OnnxProgram(path.read_bytes())}
+        other._modules = {**net._modules, "backbone": backbone}
         nets.append(other)
     return replace(model, nets=tuple(nets))
+
+
+class InBf16(nn.Module):
+    """A backbone computed in bfloat16, its features float32 again.
+
+    The head is not among it: logits of 8 bits would tie the best candidates.
+    """
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Features `(n, F)` float32 of images `(n, B, H, W)`."""
+        with autocast("bf16", image.device)():
+            features: Tensor = self.backbone(image)
+        return features.float()
+
+
+def with_precision(model: Model, precision: Precision) -> Model:
+    """The model with its backbones computed in this precision."""
+    if precision == "fp32":
+        return model
+    return with_backbones(model, [InBf16(net.backbone) for net in model.nets])
+
+
+def check_precision(contract: Contract, name: str, precision: Precision) -> None:
+    """Refuse another precision than fp32 for an ONNX program, which has its own; `ConfigError` names it."""
+    if precision != "fp32":
+        require_weights(
+            contract, name, f"which has a precision of its own: leave out --precision {precision}"
+        )
 
 
 @torch.inference_mode()

@@ -70,7 +70,8 @@ def ready(
 ) -> Ready:
     """The model of this worker, and the rows as it takes them; all else as for `score_tensors`."""
     device = choose_device(config.device)
-    model = model_of_worker(config.model, digest, config.rank_by, config.device, graphs)
+    how = (config.rank_by, config.device, config.precision)
+    model = model_of_worker(config.model, digest, *how, graphs)
     contract, facts = model.contract, Facts.of(tensors)
     check(contract, facts, Conversion(), f"unit {number}")
     images = network_input(tensors, contract, facts, config.batch_size, device)
@@ -103,4 +104,4 @@ def network_seconds(config: ScoreConfig) -> float:
 
 def engine_of(config: ScoreConfig, rows: int) -> str:
     """The engine that scores so many rows; errors as for `chosen`."""
-    return chosen(config.engine, rows, choose_device(config.device))
+    return chosen(config.engine, rows, choose_device(config.device), config.precision)

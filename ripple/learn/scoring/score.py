@@ -37,7 +37,15 @@ from ripple.learn.model.distance import to_neighbour
 from ripple.learn.model.provenance import VERDICTS
 from ripple.learn.model.uncertainty import doubts
 from ripple.learn.model.weights import Model, convert, load_model
-from ripple.learn.scoring.engine import chosen, graph_paths, with_graphs, with_onnx
+from ripple.learn.scoring.engine import (
+    Precision,
+    check_precision,
+    chosen,
+    graph_paths,
+    with_graphs,
+    with_onnx,
+    with_precision,
+)
 from ripple.learn.scoring.evaluation import Visible, evaluation_report
 from ripple.learn.scoring.forward import average, orientations, probabilities, sliced_outputs, varies
 from ripple.learn.scoring.ranking import SCORE_COLUMNS, SORTED, joined_index, top_csv, write_sorted
@@ -139,7 +147,8 @@ def score(config: ScoreConfig) -> Summary:
     device = choose_device(config.device)
     model = load_model(config.model).to(device)
     digest = model.contract.digest()  # of the model as it is, whatever it is ranked by
-    model = ranked_by(model, config)
+    check_precision(model.contract, str(config.model), config.precision)
+    model = with_precision(ranked_by(model, config), config.precision)
     if config.mc_dropout and not model.contract.architecture.dropout:
         raise ConfigError(
             "--mc-dropout needs a model trained with dropout; this one was trained without",
@@ -153,7 +162,9 @@ def score(config: ScoreConfig) -> Summary:
         notes.append("without --tta: threshold and calibration of the model are those of eight orientations")
     # Before the output directory is created: tensors that do not fit must leave nothing behind.
     judged = check_every_shard(model.contract, units, config)
-    engine = chosen(config.engine, sum(a.manifest["counts"]["asked"] for a in artefacts), device)
+    engine = chosen(
+        config.engine, sum(a.manifest["counts"]["asked"] for a in artefacts), device, config.precision
+    )
     # Digests, not paths: a model that was moved is the same model, one that was retrained is not.
     inputs = {"model": digest, "tensors": [a.digest for a in artefacts], "engine": engine}
     writer = create(
@@ -238,7 +249,8 @@ def make_shard(task: ShardTask) -> ShardResult:
     profile, config = Profile(), task.config
     if config.threads:
         torch.set_num_threads(config.threads)
-    model = model_of_worker(config.model, task.model, config.rank_by, config.device, task.graphs)
+    how = (config.rank_by, config.device, config.precision)
+    model = model_of_worker(config.model, task.model, *how, task.graphs)
     artefact = open_artefact(Path(task.tensors), "tensors")
     if artefact.digest != task.tensor_digest:
         raise IntegrityError(f"{task.tensors} was changed while it was used", hint="run again")
@@ -265,9 +277,9 @@ def make_shard(task: ShardTask) -> ShardResult:
 
 @lru_cache(maxsize=1)
 def model_of_worker(
-    directory: Path, digest: str, rank_by: str, device: str, graphs: tuple[Path, ...]
+    directory: Path, digest: str, rank_by: str, device: str, precision: Precision, graphs: tuple[Path, ...]
 ) -> Model:
-    """The model, read once by each worker, with the class in place by which it ranks.
+    """The model, read once by each worker, in its precision, with the class in place by which it ranks.
 
     Raises
     ------
@@ -280,7 +292,8 @@ def model_of_worker(
     if graphs:
         model = with_graphs(model, graphs)
     how = {"model": directory, "tensors": ["-"], "output": "-", "rank_by": rank_by}
-    return ranked_by(model.to(choose_device(device)), ScoreConfig.make(how))
+    model = with_precision(model.to(choose_device(device)), precision)
+    return ranked_by(model, ScoreConfig.make(how))
 
 
 def _map_shards(

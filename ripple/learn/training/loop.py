@@ -33,6 +33,7 @@ from ripple.learn.data.loader import Loader
 from ripple.learn.data.training_set import TargetSet, TrainingSet, galaxies
 from ripple.learn.evaluation import metrics
 from ripple.learn.model.architecture import Architecture
+from ripple.learn.model.device import autocast
 from ripple.learn.model.network import Net, build, parameter_groups
 from ripple.learn.model.weights import fit_state, load_model
 from ripple.learn.training.adapt.adaptation import Adaptation
@@ -254,15 +255,6 @@ def schedule(epoch: float, config: TrainConfig) -> float:
 def epoch_seed(seed: int, epoch: int) -> int:
     """Seed of torch's generator in one epoch."""
     return (seed * 1_000_003 + epoch * 7919 + 1) % 2**63  # primes: no two (seed, epoch) of a run coincide
-
-
-def autocast(precision: str, device: torch.device) -> Callable[[], Any]:
-    """Context factory for mixed precision; "auto" is bf16 on GPUs that have it and fp32 elsewhere."""
-    # bf16 and not fp16: it has the range of fp32, so that the loss needs no scaling.
-    use = precision == "bf16" or (
-        precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
-    )
-    return lambda: torch.autocast(device.type, torch.bfloat16, enabled=use)
 
 
 def _frozen_copy(net: Net) -> Net:

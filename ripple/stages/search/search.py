@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from ripple.errors import ConfigError, ContractError
 from ripple.learn.config import ScoreConfig
 from ripple.learn.model.contract import Contract, load_contract, require_weights
+from ripple.learn.scoring.engine import check_precision
 from ripple.learn.scoring.in_memory import engine_of, prepare_engine
 from ripple.learn.scoring.ranking import INDEX_COLUMNS, SORTED
 from ripple.learn.scoring.score import (
@@ -252,7 +253,9 @@ def stages_of(config: SearchConfig) -> Stages:
         quality["quality"] = config.quality.model_copy(update={"min_separation": 0.0})
     preprocess = for_model(PreprocessConfig.make({**quality, **given}), contract, contract.bands)
     score = only(ScoreConfig, config, tensors=("-",), output=config.output)
-    stated_prevalence(contract, score)  # refused before anything is read
+    # Refused before anything is read.
+    stated_prevalence(contract, score)
+    check_precision(contract, str(config.model), score.precision)
     return Stages(fetch, preprocess, score, contract)
 
 
