@@ -222,7 +222,10 @@ class TrainConfig(Config):
         "none", description="Domain adaptation to the rows of --target, which need no labels."
     )
     target: tuple[Path, ...] = Field((), description="Tensor artefacts of the data set to adapt to.")
-    adapt_weight: Positive = setting(1.0, description="Weight of the adaptation loss at the end of training.")
+    adapt_weight: Positive | None = setting(
+        None,
+        description="Weight of the adaptation loss at the end of training; default: 0.1 for coral, else 1.",
+    )
     adapt_start: Annotated[float, Field(ge=0, lt=1)] = setting(
         0.3, description="Fraction of the epochs, at the start, that learn from the source only."
     )

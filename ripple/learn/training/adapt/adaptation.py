@@ -84,6 +84,7 @@ class Adaptation:
         self.target: TargetSet = data.target
         self.shares = assumed_shares(data, config).to(device)
         self.method = make_method(config, net, self.shares, seed).to(device)
+        self.weight = self.method.weight if config.adapt_weight is None else config.adapt_weight
         # At least the last epoch adapts.
         self.start = min(math.ceil(config.adapt_start * config.epochs), config.epochs - 1)
         self.loader = self._loader(seed)
@@ -166,7 +167,7 @@ class Adaptation:
         # Detached, so that the task loss is still printed but does not train the network.
         if not self.method.learns_task:
             outputs = outputs.detach()
-        return outputs, self.config.adapt_weight * ramp(progress) * loss
+        return outputs, self.weight * ramp(progress) * loss
 
     def after_step(self) -> None:
         """Called after the optimiser of the network has taken its step."""
