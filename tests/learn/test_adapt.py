@@ -173,6 +173,14 @@ def test_rows_drawn_again_have_the_share_of_the_source(before: float, after: flo
     assert drawn[~best].mean() == pytest.approx((1000 - round(1000 * before)) / 2, rel=0.01)
 
 
+@pytest.mark.parametrize("rows", [0, 1, 2, 5])
+@pytest.mark.parametrize(("before", "after"), [(0.001, 0.999), (0.999, 0.5), (0.5, 0.0), (0.1, 1.0)])
+def test_few_rows_are_drawn_again_with_extreme_shares(rows: int, before: float, after: float) -> None:
+    drawn = at_shares(np.arange(rows), before, after)
+    assert len(drawn) == rows
+    assert set(drawn) <= set(range(rows))
+
+
 def test_statistics_of_the_target_are_those_of_the_source_when_only_shares_differ(tmp_path: Path) -> None:
     """Half of the source are lenses, a tenth of the target; otherwise they are alike."""
     source = write_toys(tmp_path / "source", shards=1, rows=400, lens=0.5)

@@ -295,9 +295,11 @@ def target_statistics(net: Net, data: TrainingSet, config: TrainConfig, device: 
 
 
 def at_shares(ranked: NDArray[np.int64], before: float, after: float) -> NDArray[np.int64]:
-    """As many rows as in `ranked`, among which the first `before` of them make up a share of `after`."""
-    best = max(1, round(before * len(ranked)))
-    first = min(max(1, round(after * len(ranked))), len(ranked) - 1)
+    """Rows `(n,)` drawn from `ranked` `(n,)`: its first share `before` makes up a share `after` of them."""
+    if len(ranked) < 2:
+        return ranked
+    # At least one row on either side, however few there are and whatever is said of them.
+    best, first = (min(max(1, round(share * len(ranked))), len(ranked) - 1) for share in (before, after))
     top, rest = ranked[:best], ranked[best:]
     # Whole rounds over either side, so that no row counts twice more than another; the rest evenly in rank.
     others = rest[np.linspace(0, len(rest) - 1, len(ranked) - first).round().astype(np.int64)]
