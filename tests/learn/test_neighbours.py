@@ -191,6 +191,19 @@ def test_no_lens_and_no_row_outside_training_is_put_beside_another(tensors: Path
     assert conditions(Ranges(depth=0.5), data.dataset, allowed).bank is None
 
 
+def test_rows_without_a_label_may_be_lenses(tensors: Path) -> None:
+    config = TrainConfig.make(
+        {"tensors": [str(tensors)], "output": "unused", "task": "regression", "targets": ["mag_i"]}
+    )
+    data = training_set(config)
+    label = data.labels.copy()
+    label[::2] = -1
+    data.dataset.replace_column("label", label)
+    allowed = galaxies(data, config)
+    assert len(allowed)
+    assert (label[allowed] == 1).all()
+
+
 def test_without_galaxies_neighbours_are_refused(tensors: Path) -> None:
     config = TrainConfig.make({"tensors": [str(tensors)], "output": "unused"})
     with pytest.raises(DataError, match="neighbours: of 0 training rows"):

@@ -303,7 +303,7 @@ def _keep_few(split: NDArray[np.int8], labels: NDArray[np.int64], config: TrainC
 
 
 def galaxies(data: TrainingSet, config: TrainConfig) -> Rows:
-    """Training rows that are not labelled as lenses, so that no arc is put beside another galaxy."""
+    """Training rows with a label that is not the lens, so that no arc is put beside another galaxy."""
     rows = data.rows(TRAIN)
     label = data.labels[rows]
     names = data.class_map or LENS_MAP
@@ -313,7 +313,8 @@ def galaxies(data: TrainingSet, config: TrainConfig) -> Rows:
     else:  # a regression need not name its classes
         wanted = plain_class(config.lens_class or "lens")
         lens = np.isin(label, [int(k) for k, name in names.items() if plain_class(name) == wanted])
-    kept: Rows = rows[~lens]
+    # A regression needs no labels, and a row without one may be a lens.
+    kept: Rows = rows[~lens & (label >= 0)]
     return kept
 
 
