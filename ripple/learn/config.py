@@ -380,7 +380,11 @@ class TrainConfig(Config):
             raise ValueError("--adapt teacher needs the moving average: --set ema=0.98")
         if self.adapt == "teacher" and self.psf_input != "none":
             raise ValueError(
-                "--adapt teacher blurs images itself, so that --psf-input would be wrong of them"
+                "--adapt teacher blurs images itself, so that --psf-input width would be wrong for them"
+            )
+        if self.blur and self.psf_input != "none":
+            raise ValueError(
+                "blur broadens images, of which --psf-input would not know: use --set seeing= instead"
             )
         if self.adapt != "none" and self.compile:
             raise ValueError("--compile cannot be combined with --adapt")

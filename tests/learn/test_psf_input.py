@@ -19,7 +19,14 @@ from ripple.learn.config import ExplainConfig, ExportModelConfig, ScoreConfig, T
 from ripple.learn.data.conditions import Ranges, conditions
 from ripple.learn.data.dataset import TensorDataset
 from ripple.learn.data.loader import Loader
-from ripple.learn.data.psf_input import TOLERANCE, beyond_seen, psf_widths, seen_widths, with_widths
+from ripple.learn.data.psf_input import (
+    TOLERANCE,
+    beyond_seen,
+    broadened,
+    psf_widths,
+    seen_widths,
+    with_widths,
+)
 from ripple.learn.embedding.config import EmbedConfig
 from ripple.learn.embedding.embed import embed
 from ripple.learn.explain.explain import explain
@@ -144,6 +151,12 @@ def test_tensors_that_do_not_tell_are_refused(models: dict[str, Path], tmp_path:
     given = {"tensors": [str(other)], "output": str(tmp_path / "m"), "psf_input": "width"}
     with pytest.raises(DataError, match="psf_fwhm_g"):
         train(TrainConfig.make(SMALL | given))
+    unknown = {f"psf_fwhm_{b}": np.full(40, np.nan, np.float32) for b in BANDS}
+    none = write_batches(tmp_path / "n", [replace(batch, catalog={**batch.catalog, **unknown})])
+    with pytest.raises(DataError, match="no row has a PSF"):
+        train(TrainConfig.make(SMALL | given | {"tensors": [str(none)]}))
+    with pytest.raises(ConfigError, match="blur broadens images"):
+        TrainConfig.make(SMALL | given | {"blur": 1.0})
 
 
 def test_further_training_takes_the_input_from_the_model(models: dict[str, Path], tensors: Path) -> None:
@@ -176,12 +189,15 @@ def test_rows_with_a_psf_that_the_network_has_not_seen_get_no_verdict(
 
 
 def test_widths_beyond_those_that_were_seen() -> None:
-    seen = seen_widths(np.array([[0.7, 0.0], [0.9, 0.0]], np.float32), seeing=0.5)
+    shown = np.array([[0.7, 0.0], [0.9, 0.0]], np.float32)
+    seen = seen_widths(np.concatenate([shown, broadened(shown, 0.5)]))
     assert seen[0] == pytest.approx((0.7 / TOLERANCE, np.hypot(0.9, 0.5) * TOLERANCE), abs=1e-3)
     width = np.array([[0.7, 0.0], [2.0, 0.0], [0.3, 0.0], [0.0, 0.0]], np.float32)
     ratio = beyond_seen(width, seen)
-    assert (ratio > 1).tolist() == [False, True, True, False]
+    assert (ratio > 1).tolist() == [False, True, True, True]
     assert ratio[1] == pytest.approx(2.0 / seen[0][1])
+    assert seen[1] == (0.0, 0.0)
+    assert np.isinf(beyond_seen(np.array([[0.8, 0.9]], np.float32), seen)).all()
 
 
 def test_planes_are_appended_as_they_are() -> None:

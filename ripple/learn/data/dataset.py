@@ -123,7 +123,13 @@ class TensorDataset(torch.utils.data.Dataset[Batch]):
 
     def _widths(self) -> NDArray[np.float32]:
         names = {f"{kind}_{band}" for kind in ("psf_fwhm", "psf_sharpening") for band in self.bands}
-        return psf_widths({n: self.column(n) for n in names & {*self.column_names()}}, self.bands)
+        found = psf_widths({n: self.column(n) for n in names & {*self.column_names()}}, self.bands)
+        if len(self.rows) and not (found[self.rows] > 0).any():
+            raise DataError(
+                "no row has a PSF, and a network with --psf-input width takes its width",
+                hint="fetch or import cutouts with PSFs",
+            )
+        return found
 
     def network_input(self, rows: Rows) -> NDArray[np.float32]:
         """Images of rows as a network takes them, `(n, B, H, W)`, or `(n, 2 B, H, W)` with `psf_input`."""

@@ -264,7 +264,7 @@ class Loader:
             if change is not None:
                 image = change(image, row, seed=self.seed, epoch=epoch, draw=draw)
         if width is not None:
-            # Last: what other conditions make of a PSF the network is told, and no augmentation changes it.
+            # After the augmentation, which would disturb these planes as well.
             if self.conditions is not None:
                 width = self.conditions.widths(width, row, seed=self.seed, epoch=epoch, draw=draw)
             image = with_widths(image, width)

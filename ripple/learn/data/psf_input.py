@@ -49,26 +49,34 @@ def psf_widths(columns: Mapping[str, NDArray[Any]], bands: tuple[str, ...]) -> N
     return np.stack(found, axis=1)
 
 
-def seen_widths(width: NDArray[np.float32], seeing: float = 0.0) -> tuple[tuple[float, float], ...]:
-    """The narrowest and the widest PSF of each of B bands, arcsec, that a network sees in rows of `(N, B)`.
+def seen_widths(width: NDArray[np.float32]) -> tuple[tuple[float, float], ...]:
+    """The narrowest and the widest PSF of each of B bands, arcsec, among those shown to a network, `(N, B)`.
 
-    `seeing` is that of other observing conditions. `TOLERANCE` on either side; 0, 0 in a band without a PSF.
+    `TOLERANCE` on either side; 0, 0 in a band without a PSF.
     """
     found = []
     for band in width.T:
         known = band[band > 0].astype(np.float64)
-        low, high = (known.min(), np.hypot(known.max(), seeing)) if len(known) else (0.0, 0.0)
+        low, high = (known.min(), known.max()) if len(known) else (0.0, 0.0)
         found.append((round(float(low) / TOLERANCE, 4), round(float(high) * TOLERANCE, 4)))
     return tuple(found)
 
 
+def broadened(width: NDArray[np.float32], seeing: float) -> NDArray[np.float32]:
+    """FWHM `(N, B)` arcsec of PSFs of `width` under another `seeing`, arcsec, as widths of Gaussians add."""
+    return np.where(width > 0, np.hypot(width, np.float32(seeing)), np.float32(0))
+
+
 def beyond_seen(width: NDArray[np.float32], seen: tuple[tuple[float, float], ...]) -> NDArray[np.float64]:
-    """How far PSFs `(N, B)` lie beyond those of `seen_widths`: `(N,)`, above 1 if too wide or too narrow."""
+    """How far PSFs `(N, B)` arcsec lie beyond those of `seen_widths`: `(N,)`, above 1 if too wide or narrow.
+
+    Infinite for a row without any PSF, and for a PSF in a band where no training row had one.
+    """
     low, high = np.array(seen, np.float64).T
     real = np.where(width > 0, width, np.nan).astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):  # a band without PSFs has no range
         ratio = np.fmax(real / high, low / real)
-    return np.asarray(np.nan_to_num(np.fmax.reduce(ratio, axis=1), nan=0.0, posinf=np.inf))
+    return np.asarray(np.nan_to_num(np.fmax.reduce(ratio, axis=1), nan=np.inf, posinf=np.inf))
 
 
 def with_widths(image: Tensor, width: Tensor) -> Tensor:

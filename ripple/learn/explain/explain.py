@@ -21,6 +21,7 @@ from torch import Tensor
 from ripple.errors import ConfigError, DataError, InputError, IntegrityError
 from ripple.learn.config import ExplainConfig
 from ripple.learn.data.dataset import TensorDataset
+from ripple.learn.data.psf_input import beyond_seen
 from ripple.learn.explain import attribution
 from ripple.learn.model import uncertainty
 from ripple.learn.model.contract import Contract, Conversion, Facts, check, require_weights
@@ -259,6 +260,8 @@ def _facts(model: Model, rows: Rows, at: int) -> list[Tile]:
     if doubt is not None and model.bank is not None:
         latent = torch.from_numpy(rows.features[:, [at]]).to(model.bank.device)
         ood = float(distances(model, latent)) / doubt.ood_limit
+        if rows.dataset.psf is not None and contract.psf_seen:  # as in the scores
+            ood = max(ood, float(beyond_seen(rows.dataset.psf[[number]], contract.psf_seen)[0]))
         facts.append(Tile("ood", f"{ood:.2f}", "above 1: unlike any training row"))
     label = int(rows.dataset.column("label")[number])
     names = class_names(contract)

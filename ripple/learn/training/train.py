@@ -32,7 +32,7 @@ from ripple.errors import (
     WriteError,
 )
 from ripple.learn.config import TrainConfig
-from ripple.learn.data.psf_input import seen_widths
+from ripple.learn.data.psf_input import broadened, seen_widths
 from ripple.learn.data.training_set import TrainingSet, training_set
 from ripple.learn.evaluation import evaluate, metrics, shortcuts
 from ripple.learn.evaluation.curves import training_curves
@@ -376,7 +376,10 @@ def _psfs_seen(config: TrainConfig, data: TrainingSet) -> tuple[tuple[float, flo
     """The PSFs of each band that a network was shown, of both domains; empty if it is not told of them."""
     shown = [(d.dataset.psf, d.rows(TRAIN)) for d in (data, data.target) if d is not None]
     widths = [psf[rows] for psf, rows in shown if psf is not None]
-    return seen_widths(np.concatenate(widths), config.seeing) if widths else ()
+    if not widths:
+        return ()
+    # Only rows of the source are observed under other conditions, not those of the target.
+    return seen_widths(np.concatenate([*widths, broadened(widths[0], config.seeing)]))
 
 
 def judge(
