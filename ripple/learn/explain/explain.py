@@ -211,12 +211,14 @@ def candidate_page(
     ):
         if found is not None:  # a vision transformer has no such map
             pictures.append(Picture(name, heat(found[0]), note))
-    change = attribution.band_ablation(net, image, answer)[0].tolist()
-    shares = parts.sum((2, 3))[0].tolist()  # one number per band; together the answer above an empty sky
+    # Of the bands alone: an empty sky has the same PSF, so that planes of its width have no share.
+    count = len(contract.bands)
+    change = attribution.band_ablation(net, image, answer)[0, :count].tolist()
+    shares = parts.sum((2, 3))[0, :count].tolist()  # together the answer above an empty sky
     bands = Table(
         "Bands",
         ("band", "share of the answer", "change without it"),
-        tuple((b, f"{s:+.3f}", f"{c:+.3f}") for b, s, c in zip(contract.planes, shares, change, strict=True)),
+        tuple((b, f"{s:+.3f}", f"{c:+.3f}") for b, s, c in zip(contract.bands, shares, change, strict=True)),
         note="In units of the logit. A band is removed by setting all its pixels to its median.",
     )
     name = _text(rows.dataset.column("id")[number[0]])
@@ -369,7 +371,7 @@ def model_page(
         ("band", "mean change without it", "mean size of the change"),
         tuple(
             (b, f"{change[:, k].mean():+.3f}", f"{change[:, k].abs().mean():.3f}")
-            for k, b in enumerate(model.contract.planes)
+            for k, b in enumerate(model.contract.bands)
         ),
         note=f"In units of the logit, over {len(few)} rows.",
     )
