@@ -69,7 +69,9 @@ class Gap(Config):
     )
     size: int = Field(40, description="Pixels.")
     labels: tuple[int, ...] = Field((50, 200, 1000), description="Target labels for fine-tuning.")
-    weights: dict[str, float] = Field({}, description="--adapt-weight by method.")
+    weights: dict[str, float] = Field(
+        {}, description="Of the adaptation loss (adapt_weight), by method; 1 for the others."
+    )
     train: dict[str, Any] = Field({}, description="Options of `ripple train` for the first training.")
     adapt: dict[str, Any] = Field({}, description="Options for what starts from it.")
     conditions: dict[str, Any] = Field(

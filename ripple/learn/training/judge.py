@@ -31,7 +31,7 @@ from ripple.sky.splits import TEST, TRAIN, VALIDATION, sky_cells
 
 Float = NDArray[np.float64]
 #: Methods that, with the right shares given, ranked worse than no adaptation on one of the skies of
-#: docs/explanation/adaptation.md.
+#: docs/explanation/adaptation.md, (d), in the mean of the seeds.
 UNSAFE = ("teacher", "wdgrl", "adda")
 
 
@@ -279,5 +279,5 @@ def target_facts(contract: Contract) -> dict[str, str]:
         if name in record:
             facts[f"{name} (target)"] = printed(record[name])
     if record.get("warning"):
-        facts["class shares"] = record["warning"]
+        facts["warning"] = record["warning"]
     return facts
