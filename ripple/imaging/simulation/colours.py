@@ -62,6 +62,7 @@ def blue_magnitudes(rng: np.random.Generator, i_mag: Array) -> NDArray[np.float6
 
 
 def from_colours(i: Array, ug: Array, gr: Array, ri: Array, iz: Array, zy: Array) -> NDArray[np.float64]:
+    """`(N, 6)` magnitudes in ugrizy from that in i and five colours, each `(N,)`."""
     r, z = i + ri, i - iz
     g = r + gr
     return np.stack([g + ug, g, r, i, z, z - zy], axis=1)

@@ -196,7 +196,7 @@ def doubts(
     probability
         `(N, K)`, K = 0 for regression.
     distance
-        `(N,)` from `neighbour_distance`.
+        `(N,)` from `distance.to_neighbour`.
     names
         Of the K classes.
     beyond

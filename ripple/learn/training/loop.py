@@ -9,6 +9,7 @@ framework would hide. Rank 0 validates, decides and writes.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -258,8 +259,6 @@ def epoch_seed(seed: int, epoch: int) -> int:
 
 
 def _frozen_copy(net: Net) -> Net:
-    import copy
-
     return copy.deepcopy(net).eval().requires_grad_(False)
 
 
