@@ -50,6 +50,16 @@ def _written(tmp_path: Path, image: np.ndarray, **more: object) -> Path:
     return tmp_path / "c"
 
 
+def test_a_band_without_good_pixels_hides_no_source() -> None:
+    image = np.random.default_rng(3).standard_normal((1, 2, 48, 48)).astype(np.float32)
+    image[0, 0, 20:28, 20:28] += 30
+    good = np.ones(image.shape, bool)
+    good[0, 1] = False
+    found = detect_sources(image, good, np.ones((1, 2), np.float32))[0]
+    assert found[20:28, 20:28].all()
+    assert found.mean() < 0.3
+
+
 def test_shifts_are_found_without_variance(tmp_path: Path) -> None:
     batch = stamps(16, 64, 100, 0.0, 5, mask=False, variance=False)
     image = batch.image.copy()

@@ -81,7 +81,8 @@ def _sum_of_bands(image: Float, good: Bool, noise: Float) -> Float:
     image = np.ascontiguousarray(image, np.float32)
     total = np.zeros((n, *image.shape[2:]), np.float32)
     for k in range(n):
-        bands = [j for j in range(b) if noise[k, j] > 0]
+        # A noise from elsewhere may be that of a band without any good pixel here.
+        bands = [j for j in range(b) if noise[k, j] > 0 and good[k, j].any()]
         for j in bands:
             plane, use = image[k, j], good[k, j]
             total[k] += np.where(use, plane, np.median(plane[use])) / (noise[k, j] * np.sqrt(len(bands)))
