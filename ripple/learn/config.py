@@ -92,11 +92,14 @@ ENGINE = (
 )
 
 
-#: Not neutral, because it changes scores.
-PRECISION = (
-    "bf16: PyTorch computes all but the last layer of the network in bfloat16, which is meant for GPUs; "
-    "scores change by about 1e-2, ood by a few per cent."
-)
+# Not neutral, because it changes scores.
+Precision = Annotated[
+    Literal["fp32", "bf16"],
+    Field(
+        description="bf16: PyTorch computes all but the last layer of the network in bfloat16, which is "
+        "meant for GPUs; scores change by about 1e-2, ood by a few per cent."
+    ),
+]
 
 
 class ScoreConfig(Config):
@@ -117,7 +120,7 @@ class ScoreConfig(Config):
     mc_dropout: Annotated[int, Field(ge=0, le=1000)] = Field(
         0, description="Passes with dropout per member, for `spread`; needs a model trained with dropout."
     )
-    precision: Literal["fp32", "bf16"] = Field("fp32", description=PRECISION)
+    precision: Precision = "fp32"
     rank_by: str = Field(
         "", description="Class to rank by, for a model of several classes; default: the lens class."
     )

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ripple.errors import ConfigError, ContractError
+from ripple.learn.config import Precision
 from ripple.learn.model.contract import Contract, require_weights
 from ripple.learn.model.device import autocast
 from ripple.learn.model.program import OnnxProgram
@@ -26,7 +27,6 @@ from ripple.runtime import extras
 from ripple.storage.files import TEMPORARY, write_atomic
 
 Engine = Literal["auto", "torch", "onnx"]
-Precision = Literal["fp32", "bf16"]
 #: Rows from which on `auto` takes ONNX Runtime: writing a graph takes some 4 s, a row saves at least 0.2 ms.
 ENOUGH = 20_000
 #: Largest difference of scores on the images of the check.

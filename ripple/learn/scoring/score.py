@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ripple.errors import ConfigError, DataError, IntegrityError
 from ripple.imaging.batch import TensorBatch
-from ripple.learn.config import ScoreConfig
+from ripple.learn.config import Precision, ScoreConfig
 from ripple.learn.data.psf_input import beyond_seen, psf_widths, with_widths
 from ripple.learn.evaluation.evaluate import ClassMetrics, Judgeable, JudgedRecord, Residuals, judged_words
 from ripple.learn.evaluation.intervals import Measured, printed
@@ -38,7 +38,6 @@ from ripple.learn.model.provenance import VERDICTS
 from ripple.learn.model.uncertainty import doubts
 from ripple.learn.model.weights import Model, convert, load_model
 from ripple.learn.scoring.engine import (
-    Precision,
     check_precision,
     chosen,
     graph_paths,

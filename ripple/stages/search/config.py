@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ripple.config import Config, neutral, setting
 from ripple.imaging.quality.judge import Thresholds
-from ripple.learn.config import ENGINE, PRECISION, OpenFraction
+from ripple.learn.config import ENGINE, OpenFraction, Precision
 from ripple.stages.fetch.config import FetchConfig
 
 #: Options of a selection that the model decides.
@@ -62,7 +62,7 @@ class SearchConfig(FetchConfig):
     tta: bool = Field(
         True, description="Average over the 8 quarter turns and flips, unless the network is invariant."
     )
-    precision: Literal["fp32", "bf16"] = Field("fp32", description=PRECISION)
+    precision: Precision = "fp32"
     rank_by: str = Field("", description="Class to rank by; default: the lens class.")
     prevalence: OpenFraction | None = Field(
         None,
