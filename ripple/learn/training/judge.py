@@ -47,11 +47,10 @@ class UnknownClasses(TypedDict):
 
 
 class ClassShares(TypedDict, total=False):
-    """Class shares of the target, assumed and estimated; `warning` is empty when there is nothing to say."""
+    """Class shares of the target, assumed and estimated."""
 
     assumed_shares: list[float]
     estimated_shares: list[float]
-    warning: str
 
 
 class LabelledRecord(TypedDict, total=False):
@@ -67,10 +66,14 @@ class LabelledRecord(TypedDict, total=False):
 
 
 class TargetRecord(ClassShares, LabelledRecord):
-    """What is known of the target: how the network was adapted, and to how many rows."""
+    """What is known of the target: how the network was adapted, and to how many rows.
+
+    `warning` is empty when there is nothing to say.
+    """
 
     method: str
     rows: int
+    warning: str
 
 
 def both_domains(
@@ -141,7 +144,11 @@ def judge_target(
     """
     assert data.target is not None
     target = data.target
-    record: TargetRecord = {"method": config.adapt, "rows": int((target.split == TRAIN).sum())}
+    record: TargetRecord = {
+        "method": config.adapt,
+        "rows": int((target.split == TRAIN).sum()),
+        "warning": "; ".join(_doubts(config, data)),
+    }
     rows = target.rows(TEST)  # never those whose features were aligned
     if len(rows):
         outputs = mean_outputs(nets, target.dataset, rows, device)
@@ -169,20 +176,17 @@ def _class_shares(contract: Contract, data: TrainingSet, config: TrainConfig, p:
     before = np.bincount(label, minlength=p.shape[1]) / len(label)
     estimated = estimated_shares(p, np.maximum(before, 1e-6))
     assumed = assumed_shares(data, config).double().numpy()
-    return {
-        "assumed_shares": assumed.tolist(),
-        "estimated_shares": estimated.tolist(),
-        "warning": "; ".join(_doubts(config, assumed)),
-    }
+    return {"assumed_shares": assumed.tolist(), "estimated_shares": estimated.tolist()}
 
 
-def _doubts(config: TrainConfig, assumed: NDArray[np.float64]) -> list[str]:
+def _doubts(config: TrainConfig, data: TrainingSet) -> list[str]:
     """What to say of an adapted network that nobody has checked with labels."""
     found = []
     if config.task == "lens" and config.target_prevalence is None:
         # No comparison with the estimate: it follows what was assumed, right or wrong.
+        share = float(assumed_shares(data, config)[1])
         found.append(
-            f"{assumed[1]:.0%} of the target are taken for lenses, as of the training rows, and without "
+            f"{share:.0%} of the target are taken for lenses, as of the training rows, and without "
             "labels nothing can tell: --target-prevalence says how many there are"
         )
     if config.adapt in UNSAFE:
