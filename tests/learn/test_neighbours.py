@@ -35,7 +35,7 @@ def chosen(one: Neighbours) -> torch.Tensor:
     return integer_of(KEY, module._WHICH, 0, len(one.row) - 1)
 
 
-def test_light_inside_the_stamp_is_that_of_the_galaxy_between_its_own_and_three_tenths() -> None:
+def test_light_inside_the_cutout_is_that_of_the_galaxy_between_its_own_and_three_tenths() -> None:
     one = bank()
     light = one.beside(KEY, ROW, 1.0, SHAPE)
     y, x = one._places(KEY, SHAPE)
@@ -79,7 +79,7 @@ def test_the_middle_of_a_row_gets_no_light_and_all_directions_do() -> None:
         torch.arange(SHAPE[0])[:, None] - centre[0] + 0.0, torch.arange(SHAPE[1]) - centre[1] + 0.0
     )
     assert float(light[:, :, radius < 20 - 6 - 1].abs().max()) == 0
-    # Evenly distributed: no quarter of the stamp has more of the centres than another.
+    # Evenly distributed: no quarter of the cutout has more of the centres than another.
     y, x = one._places(KEY, SHAPE)
     up, right = (y > centre[0]).float().mean(), (x > centre[1]).float().mean()
     assert abs(float(up) - 0.5) < 0.05
@@ -135,7 +135,7 @@ def test_a_source_is_taken_alone_and_without_its_sky() -> None:
     assert not found[:, edge].any()
     # Of a hundred pixels of noise 1, and a sky known to 1 / 50.
     np.testing.assert_allclose(found.sum((1, 2)), [flux, 2 * flux], rtol=0.03)
-    # Hardly any noise comes along: six pixels in seven of a stamp get nothing.
+    # Hardly any noise comes along: six pixels in seven of a cutout get nothing.
     assert np.count_nonzero(found[0]) < light[0].size / 7
 
 

@@ -25,7 +25,7 @@ Float = NDArray[np.float32]
 #: Galaxies that are kept at most, and rows that are looked at for them.
 KEPT, SEEN = 256, 512
 #: Arcsec between the centres of target and neighbour at least: Einstein radii of galaxies end at about 3, and
-#: an arc there has still 1 to the core of the neighbour. In small stamps it is this share of half their side.
+#: an arc there has still 1 to the core of the neighbour. In small cutouts it is this share of half the side.
 INNER, SHARE = 4.0, 0.625
 #: Largest radius of a neighbour over the least distance: the innermost 0.3 of that get no light of it at all.
 REACH = 0.7
@@ -92,7 +92,7 @@ class Neighbours:
         return found * factor[:, None, None, None]
 
     def _places(self, key: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
-        """Pixels `(n,)` of the neighbour's centre: any direction, from `inner` to the edge of the stamp."""
+        """Pixels `(n,)` of the neighbour's centre: any direction, from `inner` to the edge of the cutout."""
         angle = 2 * torch.pi * uniform_of(key, _ANGLE)
         sine, cosine = torch.sin(angle), torch.cos(angle)
         edge = 0.5 * torch.minimum(
