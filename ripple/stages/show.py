@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ripple.config import Json
 from ripple.errors import ConfigError, InputError
 from ripple.imaging.batch import CutoutBatch
+from ripple.learn.model.contract import load_contract
 from ripple.report.band_colours import Channels, channels, measured_noise, pictures
 from ripple.runtime.summary import Summary, plain, size
 from ripple.stages.rows import rows_of
@@ -53,10 +54,30 @@ def describe(directory: Path) -> Summary:
         facts |= {k: _plain(v) for k, v in list(attributes.items())[:_SHOWN_ATTRIBUTES]}
         counts = rejections(artefact)
     else:
-        facts["files"] = len(files)
+        facts |= _model_facts(directory) if manifest["kind"] == "model" else {"files": len(files)}
     written = f"ripple {manifest['verb']} {manifest['software'].get('ripple', '?')}"
     facts |= {"on disk": on_disk, "written by": written, "digest": manifest["digest"]}
     return Summary("show", str(directory), facts, counts)
+
+
+def _model_facts(directory: Path) -> Json:
+    """What data a model takes, and what it gives, as its contract has them."""
+    known = load_contract(directory)
+    psf = f"{known.psf_fwhm:g} arcsec" if known.psf_fwhm else str(known.pixels.get("psf", "as they are"))
+    how = known.normalization
+    facts: Json = {
+        "network": f"{known.architecture.name}, {len(known.members)} member{'s' * (len(known.members) > 1)}",
+        "finds": ", ".join(known.targets or known.class_map.values()),
+        "bands": ", ".join(known.bands),
+        "pixels": f"{known.size} x {known.size} of {known.pixel_scale:g} arcsec, {known.unit}",
+        "PSF": psf + (", whose width it is told" if known.psf_input != "none" else ""),
+        "normalisation": " ".join(
+            f"{name} {how[name]}" for name in ("method", "scope", "softening") if name in how
+        ),
+    }
+    if known.output == "lens":
+        facts["threshold"] = f"{known.threshold:.4g}"
+    return facts | {"made by": known.origin}
 
 
 def rejections(artefact: Artefact) -> dict[str, int]:

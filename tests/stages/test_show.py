@@ -49,6 +49,19 @@ def test_show_for_people(cutouts: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "no such directory" in capsys.readouterr().err
 
 
+def test_a_model_says_what_data_it_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What docs/howto/other-surveys.md sends people here for."""
+    model = make_model(tmp_path / "model", members=2, threshold=0.25)
+    assert run(["show", str(model), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)["facts"]
+    assert facts["network"] == "d4cnn, 2 members"
+    assert facts["bands"] == "g, r, i"
+    assert facts["pixels"] == "32 x 32 of 0.2 arcsec, nJy"
+    assert facts["PSF"] == "1.2 arcsec"
+    assert facts["normalisation"] == "method asinh softening 3.0"
+    assert facts["threshold"] == "0.25"
+
+
 def test_metrics_table(cutouts: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["show", str(cutouts), "--metrics"]) == 3
     operations = {"decode": {"calls": 3, "seconds": 1.25, "bytes": 10}, "cut": {"calls": 1, "seconds": 2.0}}

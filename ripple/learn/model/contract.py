@@ -35,6 +35,8 @@ from ripple.storage.schema import ClassMap
 Output = Literal["lens", "classes", "regression"]
 CONTRACT = "model.json"
 MAX_CONTRACT_BYTES = 16 << 20
+#: Origin of a model that was trained here.
+TRAINED = "ripple train"
 
 
 class Strict(BaseModel):
@@ -180,7 +182,7 @@ class Contract(Strict):
     metrics: dict[str, Any] = {}
     judged: Judged | None = None
     licence: str = ""
-    origin: str = "ripple train"
+    origin: str = TRAINED
 
     def digest(self) -> str:
         """SHA-256 that identifies the model in what is made with it.
@@ -410,8 +412,9 @@ def check(contract: Contract, facts: Facts, allowed: Conversion, name: str) -> N
     want, have = contract.pixels, facts.pixels
     if want and have and want.get("psf") != have.get("psf"):
         want, have = ({"psf": p.get("psf")} for p in (want, have))  # all else follows from it
-    have = {key: have.get(key) for key in want} if have else {}  # a sidecar may say no more than psf: none
-    if have and (field := _first_difference(want, have, "pixels")):
+    if contract.origin != TRAINED:  # a sidecar may say no more than psf: none
+        have = {key: have[key] for key in want if key in have}
+    if want and have and (field := _first_difference(want, have, "pixels")):
         where, mine, theirs = field
         hint = "preprocess as the tensors of the model were: " + said(contract.pixels)
         raise _broken(where, name, theirs, mine, hint)

@@ -182,12 +182,13 @@ def _class_shares(contract: Contract, data: TrainingSet, config: TrainConfig, p:
 def _doubts(config: TrainConfig, data: TrainingSet) -> list[str]:
     """What to say of an adapted network that nobody has checked with labels."""
     found = []
+    # A few labels of the target, which `supervised` has, do not say how many lenses there are either.
     if config.task == "lens" and config.target_prevalence is None:
         # No comparison with the estimate: it follows what was assumed, right or wrong.
         share = float(assumed_shares(data, config)[1])
         found.append(
-            f"{share:.0%} of the target are taken for lenses, as of the training rows, and without "
-            "labels nothing can tell: --target-prevalence says how many there are"
+            f"{share:.0%} of the target are taken for lenses, as of the training rows, and nothing here "
+            "can tell: --target-prevalence says how many there are"
         )
     if config.adapt in UNSAFE:
         found.append(
