@@ -29,6 +29,7 @@ from ripple.learn.data.psf_input import (
 )
 from ripple.learn.embedding.config import EmbedConfig
 from ripple.learn.embedding.embed import embed
+from ripple.learn.evaluation.perturb import SEEING, disturbances, flux_cutouts, told
 from ripple.learn.explain.explain import explain
 from ripple.learn.model.contract import Contract
 from ripple.learn.model.exchange import export_model
@@ -139,6 +140,18 @@ def test_scores_see_the_widths_of_the_rows(models: dict[str, Path], tensors: Pat
         export_model(
             ExportModelConfig(model=models["width"], output=tmp_path / "n.pt2", with_preprocess=True)
         )
+
+
+def test_disturbances_tell_of_the_psf_what_a_pipeline_would(models: dict[str, Path]) -> None:
+    batch, cpu = blurred(6, 3), torch.device("cpu")
+    s = flux_cutouts(batch, np.arange(6), contract(models["width"]), cpu)
+    assert s.psf is not None
+    names = disturbances(BANDS)
+    wider, lost, same = (told(s, name, BANDS).psf for name in (SEEING, "r missing", "noise x 2"))
+    assert {SEEING, "r missing", "noise x 2"} <= set(names)
+    torch.testing.assert_close(wider, (s.psf**2 + 0.25).sqrt())
+    torch.testing.assert_close(lost, s.psf * torch.tensor([1.0, 0.0, 1.0]))
+    torch.testing.assert_close(same, s.psf)
 
 
 def test_tensors_that_do_not_tell_are_refused(models: dict[str, Path], tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ from ripple.learn.model.contract import Contract, Facts
 from ripple.learn.model.weights import convert
 
 Disturbance = Callable[["FluxCutouts", torch.Generator], Tensor]
+#: FWHM of the seeing that is added, arcsec, and what the disturbance is called.
+WORSE, SEEING = 0.5, "seeing + 0.5 arcsec"
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class FluxCutouts:
     pixel_scale
         Arcsec.
     psf
-        `(n, B)` widths of the PSFs for a network that takes them; no disturbance changes what it is told.
+        `(n, B)` widths of the PSFs for a network that takes them.
     """
 
     flux: Tensor
@@ -126,8 +128,8 @@ def shallower(s: FluxCutouts, g: torch.Generator) -> Tensor:
 
 
 def worse_seeing(s: FluxCutouts, g: torch.Generator) -> Tensor:
-    """A blur of 0.5 arcsec FWHM, in quadrature with the PSF."""
-    sigma = 0.5 / 2.3548 / s.pixel_scale  # 2.3548 sigma is the FWHM of a Gaussian
+    """A blur of `WORSE` arcsec FWHM, in quadrature with the PSF."""
+    sigma = WORSE / 2.3548 / s.pixel_scale  # 2.3548 sigma is the FWHM of a Gaussian
     return blur(s.flux, torch.full((len(s.flux),), sigma, device=s.flux.device), sigma)
 
 
@@ -230,7 +232,7 @@ def disturbances(bands: tuple[str, ...]) -> dict[str, Disturbance]:
     every: dict[str, Disturbance] = {
         "noise x 2": more_noise,
         "depth - 0.5 mag": shallower,
-        "seeing + 0.5 arcsec": worse_seeing,
+        SEEING: worse_seeing,
         "sky offset 1 noise": sky_offset,
         "gain + 10 %": gain,
         "zero points 0.1 mag": zero_points,
@@ -250,6 +252,17 @@ def disturbances(bands: tuple[str, ...]) -> dict[str, Disturbance]:
     every[f"{bands[middle]} shifted by a pixel"] = _band(middle, lambda f: shifted(f, 1.0, 0.0))
     every[f"{bands[middle]} turned by 90 deg"] = _band(middle, lambda f: torch.rot90(f, 1, (-2, -1)))
     return every
+
+
+def told(s: FluxCutouts, name: str, bands: tuple[str, ...]) -> FluxCutouts:
+    """The rows with the widths of PSFs that a pipeline would know after a disturbance: wider, or none."""
+    if s.psf is None:
+        return s
+    known = s.psf > 0
+    if name == SEEING:
+        return replace(s, psf=torch.where(known, torch.hypot(s.psf, torch.full_like(s.psf, WORSE)), 0.0))
+    lost = torch.tensor([name == f"{band} missing" for band in bands], device=s.psf.device)
+    return replace(s, psf=torch.where(lost, 0.0, s.psf))
 
 
 # --- the one-pixel attack -----------------------------------------------------------------------------------
