@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ripple.imaging.simulation.observing import PIXEL_SCALE, magnitude, noise_sigma
 from ripple.learn.config import ScoreConfig
-from ripple.learn.data.psf_input import psf_widths, with_widths
+from ripple.learn.data.psf_input import widths_told, with_widths
 from ripple.learn.evaluation.evaluate import evaluate
 from ripple.learn.evaluation.intervals import Measured, printed
 from ripple.learn.model import calibrate
@@ -50,14 +50,16 @@ def rows_of(model: Model, artefact: Artefact, split: str) -> Rows:
         keep = (np.asarray(batch.catalog["label"]) >= 0) & (np.asarray(batch.catalog["accept"]) != 0)
         keep &= split_names(model.contract, artefact.digest, batch) == split
         rows = np.flatnonzero(keep)
+        width = widths_told(batch.catalog, model.contract.bands, model.contract.psf_input)
         began = time.perf_counter()
         for at in range(0, len(rows), 256):
             some = rows[at : at + 256]
             image = torch.from_numpy(batch.image[some].astype(np.float32))
-            if model.contract.psf_input != "none":
-                width = psf_widths(batch.catalog, model.contract.bands)[some]
-                image = with_widths(image, torch.from_numpy(width))
-            values = outputs(model, image)[0][:, :, 0].numpy().astype(np.float64)
+            values = (
+                outputs(model, with_widths(image, None if width is None else width[some]))[0][:, :, 0]
+                .numpy()
+                .astype(np.float64)
+            )
             logit.append(values.reshape(len(image), len(model.nets), -1).mean(2))
         seconds += time.perf_counter() - began
         label.append(np.asarray(batch.catalog["label"])[rows].astype(np.int64))

@@ -22,6 +22,7 @@ from ripple.imaging.quality.sky import detect_sources
 from ripple.learn.data.augment import key_of, normal_of, uniform_of
 from ripple.learn.data.dataset import Rows, TensorDataset
 from ripple.learn.data.neighbours import Neighbours, neighbours
+from ripple.learn.data.psf_input import broadened
 
 FWHM = 2.3548  # of a Gaussian, in sigma
 #: Pixels mirrored around a cutout, so that its edges do not see the opposite ones.
@@ -148,12 +149,12 @@ class Conditions:
     ) -> Tensor:
         """FWHM `(n, B)` arcsec of PSFs of `width` under the conditions that `__call__` gives the same rows.
 
-        In quadrature, as widths of Gaussians add; 0 in bands that a row has not, or loses.
+        0 in bands that a row has not, or loses.
         """
         key = key_of(row, seed, epoch, draw)
-        broader = self.ranges.seeing * uniform_of(key, _SEEING)
+        broader = self.ranges.seeing * uniform_of(key, _SEEING)[:, None]
         dropped = _dropped(key, torch.isfinite(self.noise[row]), self.ranges.drop_band)
-        return torch.where((width > 0) & ~dropped, torch.hypot(width, broader[:, None]), 0.0)
+        return torch.where(dropped, 0.0, broadened(width, broader))
 
     def _fluxes(self, image: Tensor, offset: Tensor, scale: Tensor) -> Tensor:
         if self.method != "asinh":

@@ -131,12 +131,10 @@ class TensorDataset(torch.utils.data.Dataset[Batch]):
             )
         return found
 
-    def network_input(self, rows: Rows) -> NDArray[np.float32]:
+    def network_input(self, rows: Rows) -> Tensor:
         """Images of rows as a network takes them, `(n, B, H, W)`, or `(n, 2 B, H, W)` with `psf_input`."""
         image = torch.from_numpy(self.read(rows, np.empty((len(rows), *self.shape), np.float32)))
-        if self.psf is not None:
-            image = with_widths(image, torch.from_numpy(self.psf[rows]))
-        return image.numpy()
+        return with_widths(image, None if self.psf is None else torch.from_numpy(self.psf[rows]))
 
     def _reset(self) -> None:
         """What belongs to this process alone: maps, locks and addresses, all empty."""

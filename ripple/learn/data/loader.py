@@ -263,12 +263,10 @@ class Loader:
         for change in (self.conditions, self.augment):
             if change is not None:
                 image = change(image, row, seed=self.seed, epoch=epoch, draw=draw)
-        if width is not None:
-            # After the augmentation, which would disturb these planes as well.
-            if self.conditions is not None:
-                width = self.conditions.widths(width, row, seed=self.seed, epoch=epoch, draw=draw)
-            image = with_widths(image, width)
-        return {**batch, "image": image}
+        if width is not None and self.conditions is not None:
+            width = self.conditions.widths(width, row, seed=self.seed, epoch=epoch, draw=draw)
+        # After the augmentation, which would disturb these planes as well.
+        return {**batch, "image": with_widths(image, width)}
 
 
 class _Buffers:

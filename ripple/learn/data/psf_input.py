@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ripple.errors import DataError
+from ripple.learn.config import PsfInput
 
 #: PSFs wider or narrower than those of the training rows by up to this are still like them.
 TOLERANCE = 1.05
@@ -62,9 +63,19 @@ def seen_widths(width: NDArray[np.float32]) -> tuple[tuple[float, float], ...]:
     return tuple(found)
 
 
-def broadened(width: NDArray[np.float32], seeing: float) -> NDArray[np.float32]:
-    """FWHM `(N, B)` arcsec of PSFs of `width` under another `seeing`, arcsec, as widths of Gaussians add."""
-    return np.where(width > 0, np.hypot(width, np.float32(seeing)), np.float32(0))
+def widths_told(
+    columns: Mapping[str, NDArray[Any]], bands: tuple[str, ...], psf_input: PsfInput
+) -> Tensor | None:
+    """`psf_widths` for a network that is told of them; None for others."""
+    return None if psf_input == "none" else torch.from_numpy(psf_widths(columns, bands))
+
+
+def broadened(width: Tensor, seeing: Tensor | float) -> Tensor:
+    """FWHM `(n, B)` arcsec of PSFs of `width` broadened by `seeing`, arcsec, as widths of Gaussians add.
+
+    `seeing` is a number, or `(n, 1)`; where there is no PSF the width stays 0.
+    """
+    return torch.where(width > 0, torch.hypot(width, torch.as_tensor(seeing).to(width)), 0.0)
 
 
 def beyond_seen(width: NDArray[np.float32], seen: tuple[tuple[float, float], ...]) -> NDArray[np.float64]:
@@ -79,7 +90,12 @@ def beyond_seen(width: NDArray[np.float32], seen: tuple[tuple[float, float], ...
     return np.asarray(np.nan_to_num(np.fmax.reduce(ratio, axis=1), nan=np.inf, posinf=np.inf))
 
 
-def with_widths(image: Tensor, width: Tensor) -> Tensor:
-    """`(n, 2 B, H, W)`: images `(n, B, H, W)`, and planes of the widths `(n, B)` of their PSFs, arcsec."""
+def with_widths(image: Tensor, width: Tensor | None) -> Tensor:
+    """`(n, 2 B, H, W)`: images `(n, B, H, W)`, and planes of the widths `(n, B)` of their PSFs, arcsec.
+
+    The images alone for a network that is not told of them.
+    """
+    if width is None:
+        return image
     planes = width.to(image)[:, :, None, None].expand(-1, -1, *image.shape[2:])
     return torch.cat([image, planes], 1)

@@ -19,13 +19,13 @@ from torch import Tensor
 from ripple.imaging.batch import TensorBatch
 from ripple.imaging.normalize import invert, plane_constants, transform
 from ripple.learn.data.augment import blur
-from ripple.learn.data.psf_input import psf_widths, with_widths
+from ripple.learn.data.psf_input import broadened, widths_told, with_widths
 from ripple.learn.model.contract import Contract, Facts
 from ripple.learn.model.weights import convert
 
-Disturbance = Callable[["FluxCutouts", torch.Generator], Tensor]
-#: FWHM of the seeing that is added, arcsec, and what the disturbance is called.
-WORSE, SEEING = 0.5, "seeing + 0.5 arcsec"
+Fluxes = Callable[["FluxCutouts", torch.Generator], Tensor]
+#: FWHM of the seeing that is added, arcsec.
+WORSE = 0.5
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,7 @@ class FluxCutouts:
 
     def tensor(self, flux: Tensor) -> Tensor:
         """Fluxes normalised for the network, float32."""
-        out: Tensor = transform(flux, self.offset, self.scale, self.method).float()
-        return out if self.psf is None else with_widths(out, self.psf)
+        return with_widths(transform(flux, self.offset, self.scale, self.method).float(), self.psf)
 
     def take(self, rows: Tensor) -> FluxCutouts:
         """Some of the rows."""
@@ -92,9 +91,8 @@ def flux_cutouts(
     across = (flux[..., 1:] - flux[..., :-1]).flatten(2).abs()
     # The median ignores objects; 1.4826 makes it a sigma, and a difference has twice the variance of a pixel.
     noise = across.median(2).values.mul(1.4826 / math.sqrt(2)).clamp_min(1e-9)[..., None, None]
-    psf = None
-    if contract.psf_input != "none":
-        psf = torch.from_numpy(psf_widths(batch.catalog, contract.bands)[rows]).to(device)
+    psf = widths_told(batch.catalog, contract.bands, contract.psf_input)
+    psf = None if psf is None else psf[torch.from_numpy(rows)].to(device)
     return FluxCutouts(flux, noise, put[0], put[1], method, contract.pixel_scale, psf)
 
 
@@ -103,6 +101,30 @@ def joined(pieces: list[FluxCutouts]) -> FluxCutouts:
     names = ("flux", "noise", "offset", "scale", *(("psf",) if pieces[0].psf is not None else ()))
     whole: dict[str, Any] = {name: torch.cat([getattr(p, name) for p in pieces]) for name in names}
     return replace(pieces[0], **whole)
+
+
+@dataclass(frozen=True)
+class Disturbance:
+    """What becomes of fluxes, and of what a pipeline knows of their PSFs.
+
+    Parameters
+    ----------
+    flux
+        Rows -> disturbed fluxes `(n, B, H, W)`.
+    psf
+        Widths of the PSFs `(n, B)` -> those that would be known afterwards.
+    """
+
+    flux: Fluxes
+    psf: Callable[[Tensor], Tensor] = lambda width: width
+
+    def __call__(self, s: FluxCutouts, g: torch.Generator) -> Tensor:
+        return self.flux(s, g)
+
+    def tensor(self, s: FluxCutouts, g: torch.Generator) -> Tensor:
+        """Disturbed rows as the network takes them."""
+        known = s if s.psf is None else replace(s, psf=self.psf(s.psf))
+        return known.tensor(self.flux(s, g))
 
 
 # --- disturbances: FluxCutouts -> fluxes --------------------------------------------------------------------
@@ -170,13 +192,20 @@ def eight_bits(s: FluxCutouts, g: torch.Generator) -> Tensor:
     return out
 
 
-def _band(b: int, change: Callable[[Tensor], Tensor]) -> Disturbance:
+def _band(b: int, change: Callable[[Tensor], Tensor]) -> Fluxes:
     def apply(s: FluxCutouts, g: torch.Generator) -> Tensor:
         out = s.flux.clone()
         out[:, b] = change(out[:, b : b + 1])[:, 0]
         return out
 
     return apply
+
+
+def _without(b: int) -> Callable[[Tensor], Tensor]:
+    """Widths of PSFs without that of one band."""
+    return lambda width: torch.cat(
+        [width[:, :b], torch.zeros_like(width[:, b : b + 1]), width[:, b + 1 :]], 1
+    )
 
 
 def shifted(flux: Tensor, dy: float, dx: float) -> Tensor:
@@ -230,39 +259,30 @@ def _streak(s: FluxCutouts, g: torch.Generator, *, height: float, reach: float, 
 def disturbances(bands: tuple[str, ...]) -> dict[str, Disturbance]:
     """Name -> disturbance, in the order of the card."""
     every: dict[str, Disturbance] = {
-        "noise x 2": more_noise,
-        "depth - 0.5 mag": shallower,
-        SEEING: worse_seeing,
-        "sky offset 1 noise": sky_offset,
-        "gain + 10 %": gain,
-        "zero points 0.1 mag": zero_points,
-        "quantised, 1 noise": quantised,
-        "lossy compression": lossy,
-        "8-bit picture": eight_bits,
-        "shift by half a pixel": lambda s, g: shifted(s.flux, 0.5, 0.5),
-        "turn by 90 deg": lambda s, g: torch.rot90(s.flux, 1, (-2, -1)),
-        "turn by 45 deg": lambda s, g: turned(s.flux, 45.0),
-        "mirror": lambda s, g: s.flux.flip(-1),
-        "cosmic ray": cosmic_ray,
-        "satellite trail": satellite,
+        "noise x 2": Disturbance(more_noise),
+        "depth - 0.5 mag": Disturbance(shallower),
+        "seeing + 0.5 arcsec": Disturbance(worse_seeing, lambda width: broadened(width, WORSE)),
+        "sky offset 1 noise": Disturbance(sky_offset),
+        "gain + 10 %": Disturbance(gain),
+        "zero points 0.1 mag": Disturbance(zero_points),
+        "quantised, 1 noise": Disturbance(quantised),
+        "lossy compression": Disturbance(lossy),
+        "8-bit picture": Disturbance(eight_bits),
+        "shift by half a pixel": Disturbance(lambda s, g: shifted(s.flux, 0.5, 0.5)),
+        "turn by 90 deg": Disturbance(lambda s, g: torch.rot90(s.flux, 1, (-2, -1))),
+        "turn by 45 deg": Disturbance(lambda s, g: turned(s.flux, 45.0)),
+        "mirror": Disturbance(lambda s, g: s.flux.flip(-1)),
+        "cosmic ray": Disturbance(cosmic_ray),
+        "satellite trail": Disturbance(satellite),
     }
     for b, band in enumerate(bands):
-        every[f"{band} missing"] = _band(b, torch.zeros_like)
+        every[f"{band} missing"] = Disturbance(_band(b, torch.zeros_like), _without(b))
     middle = len(bands) // 2  # a single band out of register
-    every[f"{bands[middle]} shifted by a pixel"] = _band(middle, lambda f: shifted(f, 1.0, 0.0))
-    every[f"{bands[middle]} turned by 90 deg"] = _band(middle, lambda f: torch.rot90(f, 1, (-2, -1)))
+    every[f"{bands[middle]} shifted by a pixel"] = Disturbance(_band(middle, lambda f: shifted(f, 1.0, 0.0)))
+    every[f"{bands[middle]} turned by 90 deg"] = Disturbance(
+        _band(middle, lambda f: torch.rot90(f, 1, (-2, -1)))
+    )
     return every
-
-
-def told(s: FluxCutouts, name: str, bands: tuple[str, ...]) -> FluxCutouts:
-    """The rows with the widths of PSFs that a pipeline would know after a disturbance: wider, or none."""
-    if s.psf is None:
-        return s
-    known = s.psf > 0
-    if name == SEEING:
-        return replace(s, psf=torch.where(known, torch.hypot(s.psf, torch.full_like(s.psf, WORSE)), 0.0))
-    lost = torch.tensor([name == f"{band} missing" for band in bands], device=s.psf.device)
-    return replace(s, psf=torch.where(lost, 0.0, s.psf))
 
 
 # --- the one-pixel attack -----------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from ripple.imaging.batch import TensorBatch
 from ripple.learn.evaluation import metrics
 from ripple.learn.evaluation.evaluate import Judgeable, judged_words
 from ripple.learn.evaluation.intervals import Measure, clopper_pearson
-from ripple.learn.evaluation.perturb import FluxCutouts, disturbances, flux_cutouts, joined, one_pixel, told
+from ripple.learn.evaluation.perturb import FluxCutouts, disturbances, flux_cutouts, joined, one_pixel
 from ripple.learn.model.distance import nearest
 from ripple.learn.model.weights import Bank, Model
 from ripple.learn.scoring.forward import average, member_outputs, probabilities
@@ -141,7 +141,7 @@ def card(
     for k, (name, disturb) in enumerate(disturbances(model.contract.bands).items()):
         # A generator for each: a disturbance added at the end does not change those before it.
         g = torch.Generator().manual_seed(seed * 1000 + k)
-        after = answer(model, told(s, name, model.contract.bands).tensor(disturb(s, g)), label)
+        after = answer(model, disturb.tensor(s, g), label)
         rows.append(_card_row(name, before, after, label, model))
     some = torch.arange(min(attacked, len(label)), device=device)
     few, part = s.take(some), label[: len(some)]

@@ -193,7 +193,7 @@ def candidate_page(
     # Averaged maps of several members would hide their differences: the first member stands for all.
     contract, net = model.contract, model.nets[0]
     number = rows.number[[at]]  # (1,)
-    image = torch.from_numpy(rows.dataset.network_input(number)).to(device)
+    image = rows.dataset.network_input(number).to(device)
     answer = answer_of(contract, net(image).detach())  # image: (1, B, H, W)
     parts = attribution.integrated_gradients(net, image, answer, steps=config.steps)
     pictures = [
@@ -363,7 +363,7 @@ def model_page(
         # In pairs, so that before and after stand side by side.
         plots = [plot for pair in zip(old, plots, strict=True) for plot in pair] if old and plots else plots
     few = rows.number[some[:256]]  # as many as go through the network in one batch
-    image = torch.from_numpy(rows.dataset.network_input(few)).to(device)
+    image = rows.dataset.network_input(few).to(device)
     net = model.nets[0]
     change = attribution.band_ablation(net, image, answer_of(model.contract, net(image).detach())).cpu()
     table = Table(

@@ -26,7 +26,7 @@ from torch import Tensor
 from ripple.errors import ConfigError, DataError, IntegrityError
 from ripple.imaging.batch import TensorBatch
 from ripple.learn.config import Precision, ScoreConfig
-from ripple.learn.data.psf_input import beyond_seen, psf_widths, with_widths
+from ripple.learn.data.psf_input import beyond_seen, psf_widths, widths_told, with_widths
 from ripple.learn.evaluation.evaluate import ClassMetrics, Judgeable, JudgedRecord, Residuals, judged_words
 from ripple.learn.evaluation.intervals import Measured, printed
 from ripple.learn.evaluation.robustness import stress
@@ -502,13 +502,11 @@ def network_input(
     batch: TensorBatch, contract: Contract, facts: Facts, batch_size: int, device: torch.device
 ) -> Iterator[Tensor]:
     """The planes of a shard in batches `(n, P, size, size)` float32, in host memory, for the network."""
-    width = None
-    if contract.psf_input != "none":
-        width = torch.from_numpy(psf_widths(batch.catalog, contract.bands))
+    width = widths_told(batch.catalog, contract.bands, contract.psf_input)
     for at in range(0, len(batch), batch_size):
         part = torch.from_numpy(batch.image[at : at + batch_size].astype(np.float32))
-        image = convert(part, contract, facts).contiguous()
-        image = image if width is None else with_widths(image, width[at : at + batch_size])
+        known = None if width is None else width[at : at + batch_size]
+        image = with_widths(convert(part, contract, facts).contiguous(), known)
         # Only copies from pinned memory run while the GPU computes.
         yield image.pin_memory() if device.type == "cuda" else image
 

@@ -379,7 +379,8 @@ def _psfs_seen(config: TrainConfig, data: TrainingSet) -> tuple[tuple[float, flo
     if not widths:
         return ()
     # Only rows of the source are observed under other conditions, not those of the target.
-    return seen_widths(np.concatenate([*widths, broadened(widths[0], config.seeing)]))
+    other = broadened(torch.from_numpy(widths[0]), config.seeing).numpy()
+    return seen_widths(np.concatenate([*widths, other]))
 
 
 def judge(
