@@ -38,15 +38,18 @@ _PASSIVE_COLOURS = np.array(
 
 def red_magnitudes(rng: np.random.Generator, i_mag: Array, z: Array) -> NDArray[np.float64]:
     """`(N, 6)` AB magnitudes of passive galaxies at redshift `z`, 0.05 mag scatter in colour."""
-    ug, gr, ri, iz, zy = (np.interp(z, _RED_Z, row) + rng.normal(0.0, 0.05, len(z)) for row in _RED_COLOURS)
-    return from_colours(i_mag, ug, gr, ri, iz, zy)
+    return _by_redshift(rng, i_mag, z, _RED_Z, _RED_COLOURS)
 
 
 def passive_magnitudes(rng: np.random.Generator, i_mag: Array, z: Array) -> NDArray[np.float64]:
     """`(N, 6)` AB magnitudes of passive galaxies behind deflectors, 0.05 mag scatter in colour."""
-    ug, gr, ri, iz, zy = (
-        np.interp(z, _PASSIVE_Z, row) + rng.normal(0.0, 0.05, len(z)) for row in _PASSIVE_COLOURS
-    )
+    return _by_redshift(rng, i_mag, z, _PASSIVE_Z, _PASSIVE_COLOURS)
+
+
+def _by_redshift(
+    rng: np.random.Generator, i_mag: Array, z: Array, known: Array, colours: Array
+) -> NDArray[np.float64]:
+    ug, gr, ri, iz, zy = (np.interp(z, known, row) + rng.normal(0.0, 0.05, len(z)) for row in colours)
     return from_colours(i_mag, ug, gr, ri, iz, zy)
 
 

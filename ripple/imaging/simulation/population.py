@@ -18,7 +18,14 @@ from ripple.imaging.simulation.colours import blue_magnitudes, from_colours, red
 from ripple.imaging.simulation.lensing import ARCSEC, Deflector, comoving_distance, einstein_radius
 from ripple.imaging.simulation.observing import PIXEL_SCALE, flux
 from ripple.imaging.simulation.profiles import Arms, Knot, Lensed, Point, Ring, Sersic, Shape
-from ripple.imaging.simulation.sources import COUNTS, Source, draw_source, power_law
+from ripple.imaging.simulation.sources import (
+    COUNTS,
+    Source,
+    draw_source,
+    half_light_radius,
+    mass_of_light,
+    power_law,
+)
 from ripple.sky.geometry import Box
 
 Array = NDArray[np.floating[Any]]
@@ -295,9 +302,7 @@ def _mass(rng: np.random.Generator, t: dict[str, NDArray[Any]], k: int) -> Defle
     """The mass of deflector k."""
     return Deflector(
         float(t["theta_E"][k]) / PIXEL_SCALE,
-        # Mass is rounder than light, and roughly aligned with it.
-        float(np.clip(1.0 - 0.8 * (1.0 - t["q"][k]) + rng.normal(0.0, 0.03), 0.45, 0.99)),
-        float(t["angle"][k] + rng.normal(0.0, 0.12)),
+        *mass_of_light(rng, float(t["q"][k]), float(t["angle"][k])),
         *(float(t["shear"][k]) * np.array([np.cos(a := rng.uniform(0, 2 * np.pi)), np.sin(a)])),
     )
 
@@ -309,7 +314,7 @@ def _lensed(t: dict[str, NDArray[Any]], k: int, shape: Lensed) -> Painted:
 def _arcs(rng: np.random.Generator, t: dict[str, NDArray[Any]], k: int) -> list[Painted]:
     lens = _mass(rng, t, k)
     around, beta = rng.uniform(0.0, 2.0 * np.pi), float(t["beta"][k]) / PIXEL_SCALE
-    re = float(np.clip(rng.lognormal(np.log(0.24), 0.35), 0.08, 0.6)) / PIXEL_SCALE
+    re = half_light_radius(rng) / PIXEL_SCALE
     n, (q, angle) = float(rng.choice([0.7, 1.0, 1.5])), _tilt(rng, 0.4)
     source = Sersic(n, re, q, angle, beta * float(np.cos(around)), beta * float(np.sin(around)))
     knot = rng.normal(0.0, 0.5 * source.re, 2)  # a star-forming region off the centre

@@ -50,6 +50,14 @@ os.register_at_fork(
 )
 
 
+def evenly(rows: Rows, count: int) -> Rows:
+    """At most `count` of some rows, spread evenly over them."""
+    if not len(rows):
+        return rows
+    chosen: Rows = rows[np.unique(np.linspace(0, len(rows) - 1, count).astype(np.int64))]
+    return chosen
+
+
 class TensorDataset(torch.utils.data.Dataset[Batch]):
     """Rows of tensor artefacts, as a PyTorch dataset.
 

@@ -261,9 +261,9 @@ def _facts(model: Model, rows: Rows, at: int) -> list[Tile]:
     doubt = contract.uncertainty
     if doubt is not None and model.bank is not None:
         latent = torch.from_numpy(rows.features[:, [at]]).to(model.bank.device)
-        ood = float(distances(model, latent)) / doubt.ood_limit
-        if rows.dataset.psf is not None and contract.psf_seen:  # as in the scores
-            ood = max(ood, float(beyond_seen(rows.dataset.psf[[number]], contract.psf_seen)[0]))
+        psf, seen = rows.dataset.psf, contract.psf_seen
+        beyond = beyond_seen(psf[[number]], seen) if psf is not None and seen else None
+        ood = float(uncertainty.strangeness(doubt, distances(model, latent).cpu().numpy(), beyond)[0])
         facts.append(Tile("ood", f"{ood:.2f}", "above 1: unlike any training row"))
     label = int(rows.dataset.column("label")[number])
     names = class_names(contract)

@@ -180,6 +180,12 @@ def class_probabilities(probability: ArrayLike) -> Float:
     return np.stack([1 - p, p], 1) if p.ndim == 1 else p
 
 
+def strangeness(known: Uncertainty, distance: Float, beyond: Float | None = None) -> NDArray[np.float32]:
+    """`ood` `(N,)`, above 1 for rows unlike the training rows; parameters as for `doubts`."""
+    ood = (distance / known.ood_limit).astype(np.float32)
+    return ood if beyond is None else np.fmax(ood, beyond.astype(np.float32))
+
+
 def doubts(
     known: Uncertainty,
     probability: Float,
@@ -207,9 +213,7 @@ def doubts(
     `ood` `(N,)` float32, above 1 for rows unlike the training rows; for classes also `set`, the names joined
     by `|`, and `abstain` uint8, 1 when the set has not exactly one class or `ood` is above 1.
     """
-    ood = (distance / known.ood_limit).astype(np.float32)
-    if beyond is not None:
-        ood = np.fmax(ood, beyond.astype(np.float32))
+    ood = strangeness(known, distance, beyond)
     if not known.quantiles:
         return {"ood": ood}
     sets = conformal_sets(probability, known.quantiles)

@@ -18,7 +18,7 @@ from ripple.imaging.simulation.lensing import Deflector, image_count
 from ripple.imaging.simulation.observing import BANDS, flux, magnitude, noise_sigma
 from ripple.imaging.simulation.population import UGRIZY, source_redshifts
 from ripple.imaging.simulation.profiles import Complex, Knot, Lensed, Sersic, shift
-from ripple.imaging.simulation.sources import draw_source
+from ripple.imaging.simulation.sources import draw_source, half_light_radius, mass_of_light
 from ripple.stages.inject.config import InjectConfig
 from ripple.stages.inject.lenses import REDSHIFTS, Lenses
 from ripple.stages.inject.sources import Sources
@@ -217,8 +217,7 @@ def draw_lensed(rng: np.random.Generator, theta: float, q: float, angle: float, 
     lens = draw_mass(rng, theta, q, angle, float(turn[0]))
     # Uniform in area within 0.85 Einstein radii, where a source has several images.
     beta = 0.85 * theta * float(np.sqrt(rng.uniform()))
-    # Half-light radius around 0.24 arcsec, to pixels.
-    re = float(np.clip(rng.lognormal(np.log(0.24), 0.35), 0.08, 0.6)) / pixel_scale
+    re = half_light_radius(rng) / pixel_scale
     tilt = float(rng.uniform(0.4, 1.0)), float(rng.uniform(0.0, np.pi))
     index = float(rng.choice([0.7, 1.0, 1.5]))
     source = Sersic(index, re, *tilt, beta * float(np.cos(turn[1])), beta * float(np.sin(turn[1])))
@@ -231,10 +230,8 @@ def draw_mass(rng: np.random.Generator, theta: float, q: float, angle: float, tu
     """A deflector whose mass follows the light, and a shear in the direction of `turn` / 2, radians."""
     # External shear of a few per cent.
     gamma = float(np.clip(rng.rayleigh(0.04), 0.0, 0.15))
-    # Mass is rounder than light, with some scatter; the angles agree to about 7 deg (0.12 rad).
-    mass_q = float(np.clip(1.0 - 0.8 * (1.0 - q) + rng.normal(0.0, 0.03), 0.45, 0.99))
     shear = gamma * float(np.cos(turn)), gamma * float(np.sin(turn))
-    return Deflector(theta, mass_q, angle + float(rng.normal(0.0, 0.12)), *shear)
+    return Deflector(theta, *mass_of_light(rng, q, angle), *shear)
 
 
 def light_shape(image: NDArray[np.float32], catalog: dict[str, NDArray[Any]], k: int) -> tuple[float, float]:
