@@ -79,6 +79,8 @@ class Gap(Config):
     )
 
 
+#: Options of every training, here and in rehearsal.py.
+COMMON: dict[str, Any] = {"nside": NSIDE, "draws": 20, "gate_rows": 100, "threads": 1}
 FIRST = {"width": 3, "epochs": 16, "batch_size": 64, "lr": 0.01, "patience": 20}
 AFTER = {"epochs": 8, "lr": 0.003, "adapt_start": 0.0, "warmup": 0.5, "patience": 10}
 
@@ -126,10 +128,7 @@ def data(gap: Gap, base: Path, seed: int) -> tuple[Path, Path]:
 
 def plan(gap: Gap, base: Path, source: Path, target: Path, seed: int) -> list[tuple[str, dict[str, Any]]]:
     """Name and options of every training, in order."""
-    common = {
-        "task": gap.task, "nside": NSIDE, "fractions": gap.fractions, "seed": seed, "draws": 20,
-        "gate_rows": 100, "threads": 1,
-    }  # fmt: skip
+    common = COMMON | {"task": gap.task, "fractions": gap.fractions, "seed": seed}
 
     def options(name: str, tensors: Path, *more: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         made: dict[str, Any] = {**common, **FIRST, **gap.train}

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 import yaml
-from gap import FIRST, NSIDE, markdown
+from gap import COMMON, FIRST, markdown
 from gap_sky import KINDS, Instrument, make_sky, write_tensors
 from pydantic import Field
 
@@ -82,11 +82,8 @@ def judged(model: Path, given: Path, out: Path, own: bool) -> dict[str, float]:
 
 def trained(plan: Rehearsal, given: Path, model: Path, seed: int, extra: dict[str, Any]) -> Path:
     """A network of these tensors, if it is not there yet."""
-    common = {
-        "tensors": [str(given)], "output": str(model), "nside": NSIDE, "seed": seed, "draws": 20, "threads": 1,
-        "gate_rows": 100,
-    }  # fmt: skip
-    train(TrainConfig.make({**common, **FIRST, **plan.options, **extra}))
+    where = {"tensors": [str(given)], "output": str(model), "seed": seed}
+    train(TrainConfig.make({**COMMON, **where, **FIRST, **plan.options, **extra}))
     return model
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from toys import write_toys
+from toys import METHODS, write_pair, write_toys
 
 from ripple.errors import ConfigError, ContractError, DataError, Interrupted
 from ripple.learn.config import TrainConfig
@@ -34,8 +34,6 @@ from ripple.learn.training.loop import predict
 from ripple.learn.training.train import train
 from ripple.sky.splits import TRAIN
 from ripple.storage.artefact import open_artefact
-
-METHODS = ("adabn", "mmd", "coral", "dann", "adda", "wdgrl", "kmeans", "teacher", "universal", "supervised")
 
 
 def gaussians(n: int, shift: float, width: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -228,11 +226,7 @@ SMALL: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    base = tmp_path_factory.mktemp("pair")
-    return (
-        write_toys(base / "source", shards=2, rows=70),
-        write_toys(base / "target", shards=2, rows=60, seed=5, psf_fwhm=0.9),
-    )
+    return write_pair(tmp_path_factory.mktemp("pair"))
 
 
 def config(pair: tuple[Path, Path], output: Path, **changes: Any) -> TrainConfig:

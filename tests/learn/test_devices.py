@@ -15,7 +15,7 @@ from models import make_contract, make_model
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import TorchDispatchMode
-from toys import toy_batch
+from toys import METHODS, toy_batch
 
 from ripple.imaging.normalize import transform
 from ripple.learn.config import TrainConfig
@@ -306,9 +306,6 @@ def test_losses(fake: FakeTensorMode) -> None:
         class_loss(x, label, on_gpu(5), 0.0), transform(planes, x[:, :BANDS], x[:, :BANDS], "lupton"),
     ]  # fmt: skip
     assert {one.device for one in found} == {torch.device(GPU)}
-
-
-METHODS = ("adabn", "mmd", "coral", "dann", "adda", "wdgrl", "kmeans", "teacher", "universal", "supervised")
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from toys import write_toys
+from toys import METHODS, write_pair
 
 from ripple.learn.config import TrainConfig
 from ripple.learn.data.training_set import training_set
@@ -20,16 +20,11 @@ from ripple.learn.training.adapt.adaptation import Adaptation
 from ripple.learn.training.train import train
 
 CPU = torch.device("cpu")
-METHODS = ("adabn", "mmd", "coral", "dann", "adda", "wdgrl", "kmeans", "teacher", "universal", "supervised")
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    base = tmp_path_factory.mktemp("pair")
-    return (
-        write_toys(base / "source", shards=2, rows=70),
-        write_toys(base / "target", shards=2, rows=60, seed=5, psf_fwhm=0.9),
-    )
+    return write_pair(tmp_path_factory.mktemp("pair"))
 
 
 def config(pair: tuple[Path, Path], output: Path, method: str, **changes: Any) -> TrainConfig:

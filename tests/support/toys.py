@@ -14,6 +14,8 @@ from ripple.storage.shard_writer import pack_tensors
 from ripple.storage.writer import ArtefactWriter, create
 
 BANDS = ("g", "r", "i")
+#: All methods of adaptation.
+METHODS = ("adabn", "mmd", "coral", "dann", "adda", "wdgrl", "kmeans", "teacher", "universal", "supervised")
 NORMALIZATION: dict[str, object] = {
     "method": "asinh",
     "softening": 3.0,
@@ -77,6 +79,14 @@ def write_toys(directory: Path, *, shards: int = 3, rows: int = 120, seed: int =
     """A finished tensor artefact of toys."""
     batches = [toy_batch(rows, 100 * seed + k, first=k * rows, **kwargs) for k in range(shards)]
     return write_batches(directory, batches, seed=seed)
+
+
+def write_pair(base: Path) -> tuple[Path, Path]:
+    """Two data sets with other PSFs, to adapt from the first to the second."""
+    return (
+        write_toys(base / "source", shards=2, rows=70),
+        write_toys(base / "target", shards=2, rows=60, seed=5, psf_fwhm=0.9),
+    )
 
 
 def write_batches(directory: Path, batches: list[TensorBatch], *, seed: int = 0) -> Path:
